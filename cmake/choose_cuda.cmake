@@ -1,0 +1,94 @@
+# Decides whether the CUDA backend is built, by MDSSD_CUDA and by the nvcc found (no GPU is needed).
+#
+# Sets MDSSD_WITH_CUDA, and NVCC and MDSSD_CUDA_ARCHS_BUILT or else MDSSD_CUDA_OFF_REASON. An nvcc
+# that does not work is a reason under `auto` and an error under `on`.
+
+if(NOT MDSSD_CUDA MATCHES "^(auto|on|off)$")
+  message(FATAL_ERROR "MDSSD_CUDA is '${MDSSD_CUDA}'; it must be auto, on or off")
+endif()
+
+set(MDSSD_WITH_CUDA OFF)
+set(MDSSD_CUDA_OFF_REASON "")
+set(MDSSD_CUDA_ARCHS_BUILT "")
+
+function(find_nvcc path_out)
+  if(DEFINED ENV{CUDACXX})
+    find_program(nvcc NAMES "$ENV{CUDACXX}" NO_CACHE)
+  else()
+    find_program(nvcc NAMES nvcc NO_CACHE
+      HINTS "$ENV{CUDA_HOME}/bin" "$ENV{CUDA_PATH}/bin" PATHS /usr/local/cuda/bin /opt/cuda/bin)
+  endif()
+  set(${path_out} "${nvcc}" PARENT_SCOPE)
+endfunction()
+
+# Compiles and links one kernel, as the build will: the reason is empty where that works.
+function(try_nvcc nvcc reason_out)
+  set(folder "${CMAKE_BINARY_DIR}/try_nvcc")
+  file(WRITE "${folder}/try.cu" "__global__ void k() {}\nint main() { k<<<1, 1>>>(); }\n")
+  set(host "")
+  if(DEFINED ENV{CUDAHOSTCXX})
+    set(host -ccbin "$ENV{CUDAHOSTCXX}")
+  endif()
+  execute_process(
+    COMMAND "${nvcc}" -std=c++17 -cudart static ${host} -o "${folder}/try" "${folder}/try.cu"
+    RESULT_VARIABLE status OUTPUT_VARIABLE said ERROR_VARIABLE said)
+  set(reason "")
+  if(NOT status STREQUAL "0")
+    string(REGEX MATCH "[^\n]*(error|fatal|cannot|not found)[^\n]*" line "${said}")
+    string(STRIP "${line}" line)
+    set(reason "${nvcc} does not work (status ${status}): ${line}")
+  endif()
+  set(${reason_out} "${reason}" PARENT_SCOPE)
+endfunction()
+
+# The architectures to build: those asked for, or those of ours that this nvcc knows and PTX of the
+# newest, which later GPUs compile for themselves.
+function(choose_archs nvcc archs_out)
+  execute_process(COMMAND "${nvcc}" --list-gpu-code OUTPUT_VARIABLE listed ERROR_QUIET)
+  string(REGEX MATCHALL "sm_[0-9]+" known "${listed}")
+  list(TRANSFORM known REPLACE "sm_" "")
+  set(archs "")
+  if(MDSSD_CUDA_ARCHS)
+    string(REGEX REPLACE "[ ,;]+" ";" archs "${MDSSD_CUDA_ARCHS}")
+    foreach(arch IN LISTS archs)
+      if(NOT arch MATCHES "^([0-9]+)[af]?(-real|-virtual)?$" OR NOT CMAKE_MATCH_1 IN_LIST known)
+        message(FATAL_ERROR "MDSSD_CUDA_ARCHS: '${arch}' is not an architecture that ${nvcc} "
+          "builds; it builds ${known} (each may end in -real or -virtual)")
+      endif()
+    endforeach()
+  else()
+    foreach(arch 70 75 80 86 89 90 100 120)
+      if(arch IN_LIST known)
+        list(APPEND archs ${arch}-real)
+        set(newest ${arch})
+      endif()
+    endforeach()
+    list(APPEND archs ${newest}-virtual)
+  endif()
+  set(${archs_out} "${archs}" PARENT_SCOPE)
+endfunction()
+
+if(MDSSD_CUDA STREQUAL "off")
+  set(MDSSD_CUDA_OFF_REASON "MDSSD_CUDA=off")
+else()
+  find_nvcc(NVCC)
+  if(NVCC)
+    try_nvcc("${NVCC}" MDSSD_CUDA_OFF_REASON)
+  elseif(DEFINED ENV{CUDACXX})
+    set(MDSSD_CUDA_OFF_REASON "CUDACXX names '$ENV{CUDACXX}', which does not exist")
+  else()
+    set(MDSSD_CUDA_OFF_REASON "no nvcc on PATH, in CUDA_HOME or in /usr/local/cuda")
+  endif()
+  if(NOT MDSSD_CUDA_OFF_REASON)
+    set(MDSSD_WITH_CUDA ON)
+  elseif(MDSSD_CUDA STREQUAL "on")
+    message(FATAL_ERROR "MDSSD_CUDA=on, but ${MDSSD_CUDA_OFF_REASON}.\n"
+      "Install the CUDA toolkit 11.8 or later (its compiler nvcc and the static runtime; "
+      "Debian, Ubuntu: apt install nvidia-cuda-toolkit, or NVIDIA's own packages), put nvcc on "
+      "PATH or name it by CUDACXX, or build without it by MDSSD_CUDA=off.")
+  endif()
+endif()
+
+if(MDSSD_WITH_CUDA)
+  choose_archs("${NVCC}" MDSSD_CUDA_ARCHS_BUILT)
+endif()

@@ -1,0 +1,106 @@
+"""Builds the native module `mdssd._C` with CMake; everything else is in pyproject.toml.
+
+Environment: MDSSD_CUDA=auto|on|off (default auto: with CUDA where nvcc is found),
+MDSSD_CUDA_ARCHS="90;100" (default: what the nvcc found supports), CXX, CUDACXX, CUDAHOSTCXX.
+"""
+
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+ROOT = Path(__file__).resolve().parent
+
+
+def find_tool(name):
+    """Path of cmake or ninja: of the Python package, which pip installs for a build, else PATH."""
+    try:
+        module = __import__(name)
+        folder = module.CMAKE_BIN_DIR if name == "cmake" else module.BIN_DIR
+        tool = shutil.which(name, path=folder)
+    except (ImportError, AttributeError):
+        tool = None
+    tool = tool or shutil.which(name)
+    if tool is None:
+        raise CompileError(f"mdssd needs {name} to build its native module: pip install {name}")
+    return tool
+
+
+def check_compiler():
+    """Fails with the packages to install where there is no C++ compiler or no Python.h."""
+    named = shlex.split(os.environ.get("CXX", ""))[:1]
+    if not any(shutil.which(name) for name in named or ["c++", "g++", "clang++"]):
+        what = f"CXX names {named[0]!r}, which does not exist" if named else "none was found"
+        raise CompileError(
+            f"mdssd needs a C++17 compiler to build its native module, and {what}.\n"
+            "Install one and run the same command again:\n"
+            "  Debian, Ubuntu: apt install g++ python3-dev   (or build-essential python3-dev)\n"
+            "  Fedora:         dnf install gcc-c++ python3-devel"
+        )
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not header.exists():
+        raise CompileError(
+            f"mdssd needs the Python headers to build its native module: {header} does not exist.\n"
+            "Install them and run the same command again:\n"
+            "  Debian, Ubuntu: apt install python3-dev\n"
+            "  Fedora:         dnf install python3-devel"
+        )
+
+
+def toolchain_key():
+    """What a CMake cache cannot change its mind about: a new key needs a fresh cache."""
+    parts = [str(ROOT), sys.base_prefix, sys.version, shutil.which("c++"), shutil.which("nvcc")]
+    names = ("CXX", "CXXFLAGS", "LDFLAGS", "CUDACXX", "CUDAHOSTCXX", "CUDAFLAGS", "CUDA_HOME")
+    parts += [os.environ.get(name) for name in names]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def run(command):
+    try:
+        subprocess.run([str(part) for part in command], check=True)
+    except subprocess.CalledProcessError as error:
+        raise CompileError("the native build of mdssd failed: see the messages above") from error
+
+
+class CMakeBuild(build_ext):
+    """Configures and builds in build/<python tag>, which stays: the next install is incremental."""
+
+    def build_extension(self, ext):
+        import pybind11
+
+        check_compiler()
+        cmake = find_tool("cmake")
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        build = ROOT / "build" / f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
+        build.mkdir(parents=True, exist_ok=True)
+        key, stamp = toolchain_key(), build / "toolchain"
+        fresh = not stamp.exists() or stamp.read_text() != key
+        configure = [
+            *([cmake, "--fresh"] if fresh else [cmake]),
+            *("-S", ROOT, "-B", build, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"),
+            f"-DCMAKE_MAKE_PROGRAM={find_tool('ninja')}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DMDSSD_CUDA={os.environ.get('MDSSD_CUDA') or 'auto'}",
+            f"-DMDSSD_CUDA_ARCHS={os.environ.get('MDSSD_CUDA_ARCHS', '')}",
+        ]
+        run(configure)
+        stamp.write_text(key)
+        run([cmake, "--build", build])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # A process that has the old module mapped keeps it: never write into the file itself.
+        target.unlink(missing_ok=True)
+        shutil.copy2(build / target.name, target)
+        print((build / "backends.txt").read_text(), flush=True)
+
+
+if __name__ == "__main__":
+    setup(ext_modules=[Extension("mdssd._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
