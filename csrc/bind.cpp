@@ -1,0 +1,62 @@
+// The Python module mdssd._C: the entry points of ops.h, taking addresses as integers.
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "ops.h"
+
+namespace py = pybind11;
+
+void bind_build_info(py::module_& module);
+
+namespace {
+
+// Python passes an address for a pointer and a number for a DType.
+template <class T>
+using FromPython =
+    std::conditional_t<std::is_pointer_v<T>, uintptr_t,
+                       std::conditional_t<std::is_same_v<T, mdssd::DType>, int, T>>;
+
+template <class T>
+T to_native(FromPython<T> value) {
+  if constexpr (std::is_pointer_v<T>) {
+    return reinterpret_cast<T>(value);
+  } else {
+    return static_cast<T>(value);
+  }
+}
+
+template <class Result, class... Arguments>
+void bind(py::module_& module, const char* name, Result (*function)(Arguments...)) {
+  module.def(
+      name,
+      [function](FromPython<Arguments>... arguments) {
+        return function(to_native<Arguments>(arguments)...);
+      },
+      py::call_guard<py::gil_scoped_release>());
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+  bind_build_info(module);
+#define MDSSD_BIND(name) bind(module, #name, mdssd::name)
+  MDSSD_BIND(box_iou_cpu);
+  MDSSD_BIND(box_iou_backward_cpu);
+  MDSSD_BIND(encode_boxes_cpu);
+  MDSSD_BIND(encode_boxes_backward_cpu);
+  MDSSD_BIND(decode_boxes_cpu);
+  MDSSD_BIND(decode_boxes_backward_cpu);
+  MDSSD_BIND(match_priors_cpu);
+  MDSSD_BIND(encode_targets_cpu);
+  MDSSD_BIND(nms_cpu);
+  MDSSD_BIND(detection_output_cpu);
+  MDSSD_BIND(l2norm_cpu);
+  MDSSD_BIND(l2norm_backward_cpu);
+  MDSSD_BIND(l2norm_add_relu_cpu);
+  MDSSD_BIND(l2norm_add_relu_backward_cpu);
+  MDSSD_BIND(multibox_loss_cpu);
+  MDSSD_BIND(multibox_loss_backward_cpu);
+#undef MDSSD_BIND
+}

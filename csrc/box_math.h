@@ -1,0 +1,70 @@
+// The box maths of every native backend, on host and device.
+//
+// Each operation rounds as PyTorch's does: compiled without fused multiply-add, IoUs agree with the
+// reference to the last bit. Comparisons are written so that a NaN lands on the stated side.
+#pragma once
+
+#ifdef __CUDACC__
+#define MDSSD_HD __host__ __device__ __forceinline__
+#else
+#define MDSSD_HD inline __attribute__((always_inline))
+#endif
+
+namespace mdssd {
+
+template <class T>
+struct Box {  // corners
+  T x1, y1, x2, y2;
+};
+
+template <class T>
+struct CentreBox {  // a prior: centre and size
+  T cx, cy, w, h;
+};
+
+template <class T>
+struct Offsets {  // a box coded against a prior
+  T x, y, w, h;
+};
+
+template <class T>
+MDSSD_HD T area(Box<T> b) {
+  return (b.x2 - b.x1) * (b.y2 - b.y1);
+}
+
+template <class T>
+MDSSD_HD Box<T> to_corners(CentreBox<T> p) {
+  const T half_w = p.w * T(0.5), half_h = p.h * T(0.5);
+  return {p.cx - half_w, p.cy - half_h, p.cx + half_w, p.cy + half_h};
+}
+
+// 0 where the boxes do not overlap, where one is degenerate, and where one holds a NaN: its area is
+// then NaN, so the quotient is, and compares false.
+template <class T>
+MDSSD_HD T iou(Box<T> a, T area_a, Box<T> b, T area_b) {
+  const T left = a.x1 > b.x1 ? a.x1 : b.x1;
+  const T top = a.y1 > b.y1 ? a.y1 : b.y1;
+  const T right = a.x2 < b.x2 ? a.x2 : b.x2;
+  const T bottom = a.y2 < b.y2 ? a.y2 : b.y2;
+  const T width = right - left > T(0) ? right - left : T(0);
+  const T height = bottom - top > T(0) ? bottom - top : T(0);
+  const T intersection = width * height;
+  const T quotient = intersection / (area_a + area_b - intersection);
+  return quotient > T(0) ? quotient : T(0);
+}
+
+// `log` and `exp` are arguments, so that each backend brings its own.
+template <class T, class Log>
+MDSSD_HD Offsets<T> encode(Box<T> b, CentreBox<T> p, T v0, T v1, Log log) {
+  return {((b.x1 + b.x2) * T(0.5) - p.cx) / (p.w * v0), ((b.y1 + b.y2) * T(0.5) - p.cy) / (p.h * v0),
+          log((b.x2 - b.x1) / p.w) / v1, log((b.y2 - b.y1) / p.h) / v1};
+}
+
+template <class T, class Exp>
+MDSSD_HD Box<T> decode(Offsets<T> o, CentreBox<T> p, T v0, T v1, Exp exp) {
+  const T half_w = p.w * exp(o.w * v1) * T(0.5), half_h = p.h * exp(o.h * v1) * T(0.5);
+  const T cx = p.cx + o.x * v0 * p.w, cy = p.cy + o.y * v0 * p.h;
+  return {cx - half_w, cy - half_h, cx + half_w, cy + half_h};
+}
+
+}  // namespace mdssd

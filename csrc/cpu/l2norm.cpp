@@ -1,0 +1,278 @@
+// l2norm and l2norm_add_relu, forward and backward, in both memory formats.
+//
+// One code for both ops: kMaps is 1 or 2. A task takes a tile of pixels of one image with all their
+// channels, small enough that its second pass finds the tile in cache. In NCHW a pixel's sum runs
+// down the rows of the tile, in channels-last along a row.
+#include <cmath>
+#include <vector>
+
+#include "../ops.h"
+#include "parallel.h"
+#include "vector_math.h"
+
+namespace mdssd {
+namespace {
+
+struct Shape {
+  int64_t images, channels, pixels;
+  bool channels_last;
+
+  // About 128 KiB of float32 a map; at least a cache line of each channel's row.
+  int64_t tile() const {
+    return std::max<int64_t>(16, std::min<int64_t>(256, 32768 / std::max<int64_t>(1, channels)));
+  }
+  int64_t tiles() const { return (pixels + tile() - 1) / tile(); }
+};
+
+constexpr int64_t kTile = 256;  // the most that Shape::tile gives
+
+template <class S, int kMaps>
+struct Forward {
+  const S* maps[kMaps];
+  const Wide<S>* scales[kMaps];
+  Wide<S>* rnorms[kMaps];
+  S* y;
+};
+
+template <class S, int kMaps>
+struct Backward {
+  const S* grad;
+  const S* y;  // with two maps only
+  const S* maps[kMaps];
+  const Wide<S>* scales[kMaps];
+  const Wide<S>* rnorms[kMaps];
+  S* grad_maps[kMaps];
+  Wide<S>* grad_scales[kMaps];
+};
+
+template <class T>
+MDSSD_INLINE T relu(T x) {
+  return x < T(0) ? T(0) : x;  // NaN passes
+}
+
+// The gradient that reaches the sum of the two maps.
+template <class S, int kMaps>
+MDSSD_INLINE Wide<S> gradient_at(const Backward<S, kMaps>& p, int64_t i) {
+  if constexpr (kMaps == 1) return widen(p.grad[i]);
+  return widen(p.y[i]) > Wide<S>(0) ? widen(p.grad[i]) : Wide<S>(0);
+}
+
+// `first` is the tile's first element in the maps, `pixel` in the rnorms, n its number of pixels.
+template <class S, int kMaps>
+MDSSD_SIMD void forward_nchw(const Forward<S, kMaps>& p, int64_t first, int64_t pixel, int64_t n,
+                             int64_t channels, int64_t pixels, Wide<S> eps) {
+  using T = Wide<S>;
+  T rnorm[kMaps][kTile] = {};
+  for (int m = 0; m < kMaps; ++m) {
+    for (int64_t c = 0; c < channels; ++c) {
+      const S* x = p.maps[m] + first + c * pixels;
+      for (int64_t i = 0; i < n; ++i) rnorm[m][i] += widen(x[i]) * widen(x[i]);
+    }
+    for (int64_t i = 0; i < n; ++i) {
+      rnorm[m][i] = T(1) / std::sqrt(rnorm[m][i] + eps);
+      p.rnorms[m][pixel + i] = rnorm[m][i];
+    }
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    const int64_t row = first + c * pixels;
+    for (int64_t i = 0; i < n; ++i) {
+      T sum = widen(p.maps[0][row + i]) * rnorm[0][i] * p.scales[0][c];
+      if constexpr (kMaps == 2)
+        sum = relu(sum + widen(p.maps[1][row + i]) * rnorm[1][i] * p.scales[1][c]);
+      p.y[row + i] = narrow<S>(sum);
+    }
+  }
+}
+
+template <class S, int kMaps>
+MDSSD_SIMD void forward_nhwc(const Forward<S, kMaps>& p, int64_t first, int64_t pixel, int64_t n,
+                             int64_t channels, Wide<S> eps) {
+  using T = Wide<S>;
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t row = first + i * channels;
+    T rnorm[kMaps];
+    for (int m = 0; m < kMaps; ++m) {
+      const S* x = p.maps[m] + row;
+      const T sum = lane_sum<T>(channels, [=](int64_t c) { return widen(x[c]) * widen(x[c]); });
+      rnorm[m] = T(1) / std::sqrt(sum + eps);
+      p.rnorms[m][pixel + i] = rnorm[m];
+    }
+    for (int64_t c = 0; c < channels; ++c) {
+      T sum = widen(p.maps[0][row + c]) * rnorm[0] * p.scales[0][c];
+      if constexpr (kMaps == 2)
+        sum = relu(sum + widen(p.maps[1][row + c]) * rnorm[1] * p.scales[1][c]);
+      p.y[row + c] = narrow<S>(sum);
+    }
+  }
+}
+
+// d x = r (g s - x r^2 <g s, x>), and the tile's part of d s = sum of g x r.
+template <class S, int kMaps>
+MDSSD_SIMD void backward_nchw(const Backward<S, kMaps>& p, int64_t first, int64_t pixel, int64_t n,
+                              int64_t channels, int64_t pixels, Wide<S>* const* scale_parts) {
+  using T = Wide<S>;
+  T dot[kMaps][kTile] = {};
+  for (int64_t c = 0; c < channels; ++c) {
+    const int64_t row = first + c * pixels;
+    for (int m = 0; m < kMaps; ++m) {
+      const T scale = p.scales[m][c];
+      for (int64_t i = 0; i < n; ++i)
+        dot[m][i] += gradient_at(p, row + i) * scale * widen(p.maps[m][row + i]);
+    }
+  }
+  for (int m = 0; m < kMaps; ++m)
+    for (int64_t i = 0; i < n; ++i) {
+      const T r = p.rnorms[m][pixel + i];
+      dot[m][i] *= r * r;
+    }
+  for (int64_t c = 0; c < channels; ++c) {
+    const int64_t row = first + c * pixels;
+    for (int m = 0; m < kMaps; ++m) {
+      const S* x = p.maps[m] + row;
+      const T* r = p.rnorms[m] + pixel;
+      const T scale = p.scales[m][c];
+      for (int64_t i = 0; i < n; ++i)
+        p.grad_maps[m][row + i] =
+            narrow<S>(r[i] * (gradient_at(p, row + i) * scale - widen(x[i]) * dot[m][i]));
+      scale_parts[m][c] = lane_sum<T>(
+          n, [&](int64_t i) { return gradient_at(p, row + i) * widen(x[i]) * r[i]; });
+    }
+  }
+}
+
+template <class S, int kMaps>
+MDSSD_SIMD void backward_nhwc(const Backward<S, kMaps>& p, int64_t first, int64_t pixel, int64_t n,
+                              int64_t channels, Wide<S>* const* scale_parts) {
+  using T = Wide<S>;
+  for (int m = 0; m < kMaps; ++m) {
+    T* parts = scale_parts[m];
+    const T* scales = p.scales[m];
+    std::fill_n(parts, channels, T(0));
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t row = first + i * channels;
+      const S* x = p.maps[m] + row;
+      const T r = p.rnorms[m][pixel + i];
+      const T dot = r * r * lane_sum<T>(channels, [&](int64_t c) {
+        return gradient_at(p, row + c) * scales[c] * widen(x[c]);
+      });
+      for (int64_t c = 0; c < channels; ++c) {
+        const T g = gradient_at(p, row + c), value = widen(x[c]);
+        p.grad_maps[m][row + c] = narrow<S>(r * (g * scales[c] - value * dot));
+        parts[c] += g * value * r;
+      }
+    }
+  }
+}
+
+// Calls body(task, first element, first pixel, pixels of the tile) for every tile of the batch.
+template <class Body>
+void for_tiles(const Shape& shape, int threads, const Body& body) {
+  parallel_for(threads, shape.images * shape.tiles(), [&](int64_t task) {
+    const int64_t image = task / shape.tiles(), start = task % shape.tiles() * shape.tile();
+    const int64_t first = image * shape.channels * shape.pixels +
+                          start * (shape.channels_last ? shape.channels : 1);
+    body(task, first, image * shape.pixels + start,
+         std::min(shape.tile(), shape.pixels - start));
+  });
+}
+
+template <class S, int kMaps>
+void forward(const Forward<S, kMaps>& p, const Shape& shape, Wide<S> eps, int threads) {
+  for_tiles(shape, threads, [&](int64_t, int64_t first, int64_t pixel, int64_t n) {
+    shape.channels_last
+        ? forward_nhwc<S, kMaps>(p, first, pixel, n, shape.channels, eps)
+        : forward_nchw<S, kMaps>(p, first, pixel, n, shape.channels, shape.pixels, eps);
+  });
+}
+
+template <class S, int kMaps>
+void backward(const Backward<S, kMaps>& p, const Shape& shape, int threads) {
+  using T = Wide<S>;
+  const int64_t tasks = shape.images * shape.tiles();
+  std::vector<T> parts(tasks * kMaps * shape.channels);
+  for_tiles(shape, threads, [&](int64_t task, int64_t first, int64_t pixel, int64_t n) {
+    T* scale_parts[kMaps];
+    for (int m = 0; m < kMaps; ++m)
+      scale_parts[m] = parts.data() + (task * kMaps + m) * shape.channels;
+    shape.channels_last
+        ? backward_nhwc<S, kMaps>(p, first, pixel, n, shape.channels, scale_parts)
+        : backward_nchw<S, kMaps>(p, first, pixel, n, shape.channels, shape.pixels, scale_parts);
+  });
+  // In the order of the tiles, whichever thread made them.
+  for (int m = 0; m < kMaps; ++m) {
+    std::fill_n(p.grad_scales[m], shape.channels, T(0));
+    for (int64_t task = 0; task < tasks; ++task)
+      for (int64_t c = 0; c < shape.channels; ++c)
+        p.grad_scales[m][c] += parts[(task * kMaps + m) * shape.channels + c];
+  }
+}
+
+}  // namespace
+
+void l2norm_cpu(const void* x, const void* scale, double eps, int64_t images, int64_t channels,
+                int64_t pixels, bool channels_last, void* y, void* rnorm, DType dtype,
+                int threads) {
+  with_storage(dtype, [&](auto storage) {
+    using S = typename decltype(storage)::type;
+    using T = Wide<S>;
+    forward<S, 1>({{static_cast<const S*>(x)},
+                   {static_cast<const T*>(scale)},
+                   {static_cast<T*>(rnorm)},
+                   static_cast<S*>(y)},
+                  {images, channels, pixels, channels_last}, T(eps), threads);
+  });
+}
+
+void l2norm_backward_cpu(const void* grad, const void* x, const void* scale, const void* rnorm,
+                         int64_t images, int64_t channels, int64_t pixels, bool channels_last,
+                         void* grad_x, void* grad_scale, DType dtype, int threads) {
+  with_storage(dtype, [&](auto storage) {
+    using S = typename decltype(storage)::type;
+    using T = Wide<S>;
+    backward<S, 1>({static_cast<const S*>(grad),
+                    nullptr,
+                    {static_cast<const S*>(x)},
+                    {static_cast<const T*>(scale)},
+                    {static_cast<const T*>(rnorm)},
+                    {static_cast<S*>(grad_x)},
+                    {static_cast<T*>(grad_scale)}},
+                   {images, channels, pixels, channels_last}, threads);
+  });
+}
+
+void l2norm_add_relu_cpu(const void* a, const void* b, const void* scale_a, const void* scale_b,
+                         double eps, int64_t images, int64_t channels, int64_t pixels,
+                         bool channels_last, void* y, void* rnorm_a, void* rnorm_b, DType dtype,
+                         int threads) {
+  with_storage(dtype, [&](auto storage) {
+    using S = typename decltype(storage)::type;
+    using T = Wide<S>;
+    forward<S, 2>({{static_cast<const S*>(a), static_cast<const S*>(b)},
+                   {static_cast<const T*>(scale_a), static_cast<const T*>(scale_b)},
+                   {static_cast<T*>(rnorm_a), static_cast<T*>(rnorm_b)},
+                   static_cast<S*>(y)},
+                  {images, channels, pixels, channels_last}, T(eps), threads);
+  });
+}
+
+void l2norm_add_relu_backward_cpu(const void* grad, const void* y, const void* a, const void* b,
+                                  const void* scale_a, const void* scale_b, const void* rnorm_a,
+                                  const void* rnorm_b, int64_t images, int64_t channels,
+                                  int64_t pixels, bool channels_last, void* grad_a, void* grad_b,
+                                  void* grad_scale_a, void* grad_scale_b, DType dtype,
+                                  int threads) {
+  with_storage(dtype, [&](auto storage) {
+    using S = typename decltype(storage)::type;
+    using T = Wide<S>;
+    backward<S, 2>({static_cast<const S*>(grad),
+                    static_cast<const S*>(y),
+                    {static_cast<const S*>(a), static_cast<const S*>(b)},
+                    {static_cast<const T*>(scale_a), static_cast<const T*>(scale_b)},
+                    {static_cast<const T*>(rnorm_a), static_cast<const T*>(rnorm_b)},
+                    {static_cast<S*>(grad_a), static_cast<S*>(grad_b)},
+                    {static_cast<T*>(grad_scale_a), static_cast<T*>(grad_scale_b)}},
+                   {images, channels, pixels, channels_last}, threads);
+  });
+}
+
+}  // namespace mdssd

@@ -1,0 +1,186 @@
+// multibox_loss and its gradient.
+//
+// Forward: one pass over the logits gives every background prior its loss; a selection per image,
+// not a sort, finds the hardest. Backward touches the logits of selected rows only.
+#include <cmath>
+#include <vector>
+
+#include "../ops.h"
+#include "candidates.h"
+#include "parallel.h"
+#include "vector_math.h"
+
+namespace mdssd {
+namespace {
+
+constexpr int64_t kRows = 512;  // priors of one task, and of one partial sum
+
+template <class S>
+MDSSD_INLINE Wide<S> row_max(const S* x, int64_t classes) {
+  return lane_max<Wide<S>>(classes, -std::numeric_limits<Wide<S>>::infinity(),
+                           [=](int64_t c) { return widen(x[c]); });
+}
+
+// losses[i] = -log softmax(row i)[labels[i]], for n rows.
+template <class S>
+MDSSD_SIMD void cross_entropies(const S* logits, const int64_t* labels, int64_t n, int64_t classes,
+                                Wide<S>* losses) {
+  using T = Wide<S>;
+  for (int64_t i = 0; i < n; ++i) {
+    const S* x = logits + i * classes;
+    const T top = row_max(x, classes);
+    const T sum = lane_sum<T>(classes, [=](int64_t c) { return vector_exp(widen(x[c]) - top); });
+    losses[i] = std::log(sum) + top - widen(x[labels[i]]);
+  }
+}
+
+template <class S>
+MDSSD_SIMD void softmax_error(const S* x, int64_t label, int64_t classes, Wide<S> scale,
+                              Wide<S>* wide, S* out) {
+  using T = Wide<S>;
+  const T top = row_max(x, classes);
+  for (int64_t c = 0; c < classes; ++c) wide[c] = vector_exp(widen(x[c]) - top);
+  const T sum = lane_sum<T>(classes, [=](int64_t c) { return wide[c]; });
+  for (int64_t c = 0; c < classes; ++c) wide[c] /= sum;
+  wide[label] -= T(1);
+  for (int64_t c = 0; c < classes; ++c) out[c] = narrow<S>(wide[c] * scale);
+}
+
+template <class T>
+T smooth_l1(T difference) {
+  const T size = std::abs(difference);
+  return size < T(1) ? T(0.5) * difference * difference : size - T(0.5);
+}
+
+struct Sums {
+  double localisation = 0, confidence = 0;
+  int64_t positives = 0;
+};
+
+template <class S>
+bool multibox_loss(const S* loc, const S* logits, const Wide<S>* loc_targets,
+                   const int64_t* labels, int64_t images, int64_t count, int64_t classes,
+                   double neg_pos_ratio, Wide<S>* losses, bool* selected, int64_t* normaliser,
+                   int threads) {
+  using T = Wide<S>;
+  check_index("multibox_loss", count);
+  for (int64_t row = 0; row < images * count; ++row)
+    if (labels[row] < 0 || labels[row] >= classes) return false;
+
+  // Partial sums by image and piece, added up in that order below.
+  const int64_t pieces = (count + kRows - 1) / kRows;
+  std::vector<Sums> piece_sums(images * pieces);
+  std::vector<T> cross_entropy(images * count);
+  parallel_for(threads, images * pieces, [&](int64_t task) {
+    const int64_t first = task % pieces * kRows;
+    const int64_t begin = task / pieces * count + first;
+    const int64_t end = begin + std::min(kRows, count - first);
+    cross_entropies(logits + begin * classes, labels + begin, end - begin, classes,
+                    cross_entropy.data() + begin);
+    Sums& sums = piece_sums[task];
+    for (int64_t row = begin; row < end; ++row) {
+      selected[row] = labels[row] > 0;
+      if (!selected[row]) continue;
+      ++sums.positives;
+      sums.confidence += cross_entropy[row];
+      for (int64_t k = 4 * row; k < 4 * row + 4; ++k)
+        sums.localisation += smooth_l1(widen(loc[k]) - loc_targets[k]);
+    }
+  });
+
+  std::vector<Sums> image_sums(images);
+  parallel_for(threads, images, [&](int64_t image) {
+    Sums& sums = image_sums[image];
+    for (int64_t piece = 0; piece < pieces; ++piece) {
+      const Sums& part = piece_sums[image * pieces + piece];
+      sums.localisation += part.localisation;
+      sums.confidence += part.confidence;
+      sums.positives += part.positives;
+    }
+    const double ratio_count = std::floor(neg_pos_ratio * double(sums.positives));
+    const int64_t background = count - sums.positives;
+    const int64_t negatives =
+        ratio_count < double(background) ? int64_t(ratio_count) : sums.positives ? background : 0;
+    if (negatives == 0) return;
+    std::vector<Candidate<T>> hardest;
+    hardest.reserve(background);
+    for (int64_t i = 0; i < count; ++i)
+      if (labels[image * count + i] == 0)
+        hardest.push_back({cross_entropy[image * count + i], int32_t(i)});
+    keep_best(hardest, negatives);
+    for (const auto& candidate : hardest) selected[image * count + candidate.index] = true;
+    for (int64_t row = image * count; row < (image + 1) * count; ++row)
+      if (selected[row] && labels[row] == 0) sums.confidence += cross_entropy[row];
+  });
+
+  Sums total;
+  for (const Sums& sums : image_sums) {
+    total.localisation += sums.localisation;
+    total.confidence += sums.confidence;
+    total.positives += sums.positives;
+  }
+  *normaliser = std::max<int64_t>(1, total.positives);
+  losses[0] = T(total.localisation / double(*normaliser));
+  losses[1] = T(total.confidence / double(*normaliser));
+  return true;
+}
+
+template <class S>
+void multibox_loss_backward(Wide<S> grad_loc_loss, Wide<S> grad_conf_loss, const S* loc,
+                            const S* logits, const Wide<S>* loc_targets, const int64_t* labels,
+                            const bool* selected, int64_t rows, int64_t classes, S* grad_loc,
+                            S* grad_logits, int threads) {
+  using T = Wide<S>;
+  parallel_ranges(threads, rows, kRows, [&](int64_t begin, int64_t end) {
+    // All bits 0 is the number 0 in every storage type.
+    std::memset(static_cast<void*>(grad_loc + 4 * begin), 0, (end - begin) * 4 * sizeof(S));
+    std::memset(static_cast<void*>(grad_logits + begin * classes), 0,
+                (end - begin) * classes * sizeof(S));
+    std::vector<T> wide(classes);
+    for (int64_t row = begin; row < end; ++row) {
+      if (!selected[row]) continue;
+      softmax_error(logits + row * classes, labels[row], classes, grad_conf_loss, wide.data(),
+                    grad_logits + row * classes);
+      if (labels[row] == 0) continue;
+      for (int64_t k = 4 * row; k < 4 * row + 4; ++k) {
+        const T difference = widen(loc[k]) - loc_targets[k];
+        const T slope = difference < T(-1) ? T(-1) : difference > T(1) ? T(1) : difference;
+        grad_loc[k] = narrow<S>(slope * grad_loc_loss);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+bool multibox_loss_cpu(const void* loc, const void* logits, const void* loc_targets,
+                       const int64_t* labels, int64_t images, int64_t count, int64_t classes,
+                       double neg_pos_ratio, void* losses, bool* selected, int64_t* normaliser,
+                       DType dtype, int threads) {
+  bool labels_fit = false;
+  with_storage(dtype, [&](auto storage) {
+    using S = typename decltype(storage)::type;
+    using T = Wide<S>;
+    labels_fit = multibox_loss(static_cast<const S*>(loc), static_cast<const S*>(logits),
+                               static_cast<const T*>(loc_targets), labels, images, count, classes,
+                               neg_pos_ratio, static_cast<T*>(losses), selected, normaliser,
+                               threads);
+  });
+  return labels_fit;
+}
+
+void multibox_loss_backward_cpu(double grad_loc_loss, double grad_conf_loss, const void* loc,
+                                const void* logits, const void* loc_targets, const int64_t* labels,
+                                const bool* selected, int64_t rows, int64_t classes,
+                                void* grad_loc, void* grad_logits, DType dtype, int threads) {
+  with_storage(dtype, [&](auto storage) {
+    using S = typename decltype(storage)::type;
+    using T = Wide<S>;
+    multibox_loss_backward(T(grad_loc_loss), T(grad_conf_loss), static_cast<const S*>(loc),
+                           static_cast<const S*>(logits), static_cast<const T*>(loc_targets),
+                           labels, selected, rows, classes, static_cast<S*>(grad_loc),
+                           static_cast<S*>(grad_logits), threads);
+  });
+}
+
+}  // namespace mdssd

@@ -1,0 +1,91 @@
+// Every native entry point, declared once: raw pointers, int64_t sizes, for the GPU a stream.
+//
+// All arrays are dense and row-major unless a parameter says otherwise; S is the storage type named
+// by `dtype`, W the type of the computation (float, or double where S is double). Pointers may be
+// null where the array is empty. Results do not depend on `threads`.
+#pragma once
+
+#include <cstdint>
+
+namespace mdssd {
+
+// The order is that of FLOATS in mdssd/ops/_dispatch.py.
+enum class DType : int { kFloat32, kFloat16, kBFloat16, kFloat64 };
+
+// a [n, 4], b [m, 4] -> iou [n, m], all S.
+void box_iou_cpu(const void* a, int64_t n, const void* b, int64_t m, void* iou, DType dtype,
+                 int threads);
+// grad [n, m] -> grad_a [n, 4], grad_b [m, 4], all S.
+void box_iou_backward_cpu(const void* grad, const void* a, int64_t n, const void* b, int64_t m,
+                          void* grad_a, void* grad_b, DType dtype, int threads);
+
+// boxes or loc [rows, 4] S, priors [period, 4] W: row i belongs to prior i % period.
+void encode_boxes_cpu(const void* boxes, const void* priors, int64_t rows, int64_t period,
+                      double v0, double v1, void* loc, DType dtype, int threads);
+void encode_boxes_backward_cpu(const void* grad, const void* boxes, const void* priors,
+                               int64_t rows, int64_t period, double v0, double v1,
+                               void* grad_boxes, DType dtype, int threads);
+void decode_boxes_cpu(const void* loc, const void* priors, int64_t rows, int64_t period, double v0,
+                      double v1, void* boxes, DType dtype, int threads);
+void decode_boxes_backward_cpu(const void* grad, const void* loc, const void* priors, int64_t rows,
+                               int64_t period, double v0, double v1, void* grad_loc, DType dtype,
+                               int threads);
+
+// gt [offsets[images], 4], priors [count, 4], both float32 or float64 by `dtype`;
+// offsets [images + 1]; index [images, count], iou [images, count] float32.
+void match_priors_cpu(const void* gt, const int64_t* offsets, int64_t images, const void* priors,
+                      int64_t count, double iou_threshold, int64_t* index, float* iou, DType dtype,
+                      int threads);
+// The same match, then loc [images, count, 4] as `gt` and labels [images, count].
+void encode_targets_cpu(const void* gt, const int64_t* gt_labels, const int64_t* offsets,
+                        int64_t images, const void* priors, int64_t count, double iou_threshold,
+                        double v0, double v1, void* loc, int64_t* labels, DType dtype,
+                        int threads);
+
+// boxes [count, 4], scores [count], float32 or float64; idxs [count] or null; keep [count].
+// Returns how many entries of keep are set.
+int64_t nms_cpu(const void* boxes, const void* scores, const int64_t* idxs, int64_t count,
+                double iou_threshold, int64_t* keep, DType dtype, int threads);
+
+// loc [images, count, 4] S, logits [images, count, classes] S, priors [count, 4] W ->
+// boxes [images, max_detections, 4] W, scores W, labels, found [images]. The results hold zeros.
+void detection_output_cpu(const void* loc, const void* logits, const void* priors, int64_t images,
+                          int64_t count, int64_t classes, double score_threshold,
+                          double nms_threshold, int64_t top_k, int64_t max_detections, double v0,
+                          double v1, void* boxes, void* scores, int64_t* labels, int64_t* found,
+                          DType dtype, int threads);
+
+// x, y [images, channels, pixels] S, or [images, pixels, channels] if channels_last;
+// scale [channels] W; rnorm [images, pixels] W, the reciprocal of each pixel's norm.
+void l2norm_cpu(const void* x, const void* scale, double eps, int64_t images, int64_t channels,
+                int64_t pixels, bool channels_last, void* y, void* rnorm, DType dtype,
+                int threads);
+void l2norm_backward_cpu(const void* grad, const void* x, const void* scale, const void* rnorm,
+                         int64_t images, int64_t channels, int64_t pixels, bool channels_last,
+                         void* grad_x, void* grad_scale, DType dtype, int threads);
+void l2norm_add_relu_cpu(const void* a, const void* b, const void* scale_a, const void* scale_b,
+                         double eps, int64_t images, int64_t channels, int64_t pixels,
+                         bool channels_last, void* y, void* rnorm_a, void* rnorm_b, DType dtype,
+                         int threads);
+void l2norm_add_relu_backward_cpu(const void* grad, const void* y, const void* a, const void* b,
+                                  const void* scale_a, const void* scale_b, const void* rnorm_a,
+                                  const void* rnorm_b, int64_t images, int64_t channels,
+                                  int64_t pixels, bool channels_last, void* grad_a, void* grad_b,
+                                  void* grad_scale_a, void* grad_scale_b, DType dtype,
+                                  int threads);
+
+// loc [images, count, 4] S, logits [images, count, classes] S, loc_targets as loc in W,
+// labels [images, count] -> losses [2] W (localisation, confidence), selected [images, count],
+// normaliser [1] (max(1, positives)). Returns false, with nothing written, if a label is not in
+// [0, classes).
+bool multibox_loss_cpu(const void* loc, const void* logits, const void* loc_targets,
+                       const int64_t* labels, int64_t images, int64_t count, int64_t classes,
+                       double neg_pos_ratio, void* losses, bool* selected, int64_t* normaliser,
+                       DType dtype, int threads);
+// Gradients of the two losses, already over the normaliser -> grad_loc, grad_logits S.
+void multibox_loss_backward_cpu(double grad_loc_loss, double grad_conf_loss, const void* loc,
+                                const void* logits, const void* loc_targets, const int64_t* labels,
+                                const bool* selected, int64_t rows, int64_t classes,
+                                void* grad_loc, void* grad_logits, DType dtype, int threads);
+
+}  // namespace mdssd

@@ -1,0 +1,28 @@
+"""The operators of SSD-type detectors, each with several backends behind one function."""
+
+from mdssd.ops._dispatch import backend, backends
+from mdssd.ops.boxes import box_iou, decode_boxes, encode_boxes
+from mdssd.ops.detection_output import Detections, detection_output
+from mdssd.ops.l2norm import l2norm, l2norm_add_relu
+from mdssd.ops.matching import Match, Targets, encode_targets, match_priors
+from mdssd.ops.multibox_loss import multibox_loss
+from mdssd.ops.nms import batched_nms, nms
+
+__all__ = [
+    "Detections",
+    "Match",
+    "Targets",
+    "backend",
+    "backends",
+    "batched_nms",
+    "box_iou",
+    "decode_boxes",
+    "detection_output",
+    "encode_boxes",
+    "encode_targets",
+    "l2norm",
+    "l2norm_add_relu",
+    "match_priors",
+    "multibox_loss",
+    "nms",
+]

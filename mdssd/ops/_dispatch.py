@@ -1,0 +1,203 @@
+"""Definition of the torch ops and choice of the backend: the only file that talks to torch.library.
+
+A public function checks its arguments and calls one torch op. The dispatcher keys on the device
+alone, so the op itself picks the backend (`_choose`): the forced one, else the first of
+`_PREFERENCE` that the op has and that this machine can run.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BACKENDS = ("reference", "cpp", "cuda", "triton")
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+_PREFERENCE = {
+    "cpu": ("cpp", "reference"),
+    "cuda": ("cuda", "triton", "reference"),
+    "xpu": ("triton", "reference"),
+}
+# The order is that of `enum class DType` in csrc/ops.h.
+_DTYPE_CODES = {dtype: code for code, dtype in enumerate(FLOATS)}
+
+_library = torch.library.Library("mdssd", "DEF")
+_implementations: dict[str, dict[str, Callable[..., Any]]] = {}
+# A module global rather than a thread-local: backward runs on autograd's own threads.
+_forced: str | None = None
+
+try:
+    native: Any = importlib.import_module("mdssd._C")
+    native_error = ""
+except ImportError as error:  # an install without the native module still has the reference
+    native = None
+    native_error = str(error)
+
+
+def define(
+    schema: str,
+    *,
+    reference: Callable[..., Any],
+    fake: Callable[..., Any],
+    cpp: Callable[..., Any] | None = None,
+    backward: Callable[..., Any] | None = None,
+    setup_context: Callable[..., Any] | None = None,
+) -> Callable[..., Any]:
+    """Define the torch op `mdssd::<schema>` with its backends, fake and gradient; return it."""
+    name = schema.split("(", 1)[0]
+    table = {"reference": reference}
+    if cpp is not None and native is not None:
+        table["cpp"] = cpp
+    _implementations[name] = table
+
+    def run(*args: Any) -> Any:
+        return table[_choose(name, _device_type(args))](*args)
+
+    _library.define(schema)
+    for key in ("CPU", "CUDA", "XPU"):
+        _library.impl(name, run, key)
+    torch.library.register_fake(f"mdssd::{name}", fake, lib=_library)
+    if backward is not None:
+        torch.library.register_autograd(
+            f"mdssd::{name}", backward, setup_context=setup_context, lib=_library
+        )
+    return getattr(torch.ops.mdssd, name).default
+
+
+def _device_type(args: tuple[Any, ...]) -> str:
+    return next(arg.device.type for arg in args if isinstance(arg, Tensor))
+
+
+def _runnable(name: str, device_type: str) -> list[str]:
+    """The op's backends for tensors on this device, the default first."""
+    return [b for b in _PREFERENCE.get(device_type, ("reference",)) if b in _implementations[name]]
+
+
+def _choose(name: str, device_type: str) -> str:
+    runnable = _runnable(name, device_type)
+    if _forced is None:
+        return runnable[0]
+    if _forced not in runnable:
+        raise RuntimeError(
+            f"{name}: backend {_forced!r} cannot run on a {device_type} tensor here; "
+            f"available: {', '.join(runnable)}"
+        )
+    return _forced
+
+
+def backends() -> dict[str, list[str]]:
+    """The backends of each op that can run on this machine, the default for its devices first.
+
+    Backward ops are listed under their own names (`l2norm_backward`).
+    """
+    devices = ["cpu"] + [d for d in ("cuda", "xpu") if getattr(torch, d).is_available()]
+    return {
+        name: list(dict.fromkeys(b for d in reversed(devices) for b in _runnable(name, d)))
+        for name in sorted(_implementations)
+    }
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Force every op onto one backend: "reference", "cpp", "cuda" or "triton".
+
+    Holds for the whole process, other threads included, since autograd runs backward on threads
+    of its own. Can be nested; the previous choice returns at the end.
+
+    Raises:
+        ValueError: no such backend.
+        RuntimeError: the backend cannot run on this machine; the message lists those that can.
+            Raised here if no op has it, else by the first op that lacks it.
+    """
+    global _forced
+    if name not in BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}; got {name!r}")
+    available = sorted({b for row in backends().values() for b in row})
+    if name not in available:
+        why = f" (mdssd._C did not load: {native_error})" if name == "cpp" else ""
+        raise RuntimeError(
+            f"backend: {name!r} is not available here{why}; available: {', '.join(available)}"
+        )
+    previous, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = previous
+
+
+def dtype_code(tensor: Tensor) -> int:
+    """The number by which the native module knows the tensor's dtype."""
+    return _DTYPE_CODES[tensor.dtype]
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which every backend computes: float64 for float64, float32 for the rest."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def check_tensor(
+    op: str,
+    argument: str,
+    tensor: object,
+    shape: tuple[int | str | None, ...],
+    *,
+    dtypes: tuple[torch.dtype, ...] = FLOATS,
+    like: Tensor | None = None,
+) -> None:
+    """Check one argument's type, shape, dtype and, against `like`, its device.
+
+    A number in `shape` must match, a string names a free size, a leading None stands for any
+    number of leading sizes.
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{op}: {argument}: expected a Tensor, got {type(tensor).__name__}")
+    trailing = shape[1:] if shape and shape[0] is None else shape
+    got = tensor.shape
+    fits = len(got) >= len(trailing) if len(trailing) < len(shape) else len(got) == len(shape)
+    if not fits or any(
+        isinstance(want, int) and want != have
+        for want, have in zip(reversed(trailing), reversed(got), strict=False)
+    ):
+        names = ", ".join("..." if size is None else str(size) for size in shape)
+        raise ValueError(f"{op}: {argument}: expected shape [{names}], got {list(got)}")
+    if tensor.dtype not in dtypes:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(f"{op}: {argument}: expected dtype {names}; got {tensor.dtype}")
+    if like is not None and tensor.device != like.device:
+        raise ValueError(
+            f"{op}: {argument}: expected device {like.device} as of the first argument, "
+            f"got {tensor.device}"
+        )
+
+
+def check_same_dtype(op: str, argument: str, tensor: Tensor, like: Tensor) -> None:
+    """Check that two arguments have one dtype."""
+    if tensor.dtype != like.dtype:
+        raise TypeError(
+            f"{op}: {argument}: expected dtype {like.dtype} as of the first argument, "
+            f"got {tensor.dtype}"
+        )
+
+
+def check_number(op: str, argument: str, value: object, low: float, high: float) -> float:
+    """Check that an argument is a number in [low, high]; return it as a float."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{op}: {argument}: expected a number, got {type(value).__name__}")
+    if not low <= value <= high:
+        raise ValueError(f"{op}: {argument}: expected {low} to {high}, got {value}")
+    return float(value)
+
+
+def check_variances(op: str, variances: object) -> tuple[float, float]:
+    """Check the pair of variances of centre and size; return it as floats."""
+    if not isinstance(variances, tuple | list) or len(variances) != 2:
+        raise ValueError(f"{op}: variances: expected a pair of numbers, got {variances!r}")
+    for value in variances:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise ValueError(f"{op}: variances: expected two numbers above 0, got {variances!r}")
+    return float(variances[0]), float(variances[1])

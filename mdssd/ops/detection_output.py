@@ -1,0 +1,201 @@
+"""From the network's two outputs to detections: softmax, threshold, decode, NMS, best 200."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mdssd.ops._dispatch import (
+    accumulation_dtype,
+    check_number,
+    check_tensor,
+    check_variances,
+    define,
+    dtype_code,
+    native,
+)
+from mdssd.ops.boxes import VARIANCES, decode
+from mdssd.ops.nms import greedy
+
+
+class Detections(NamedTuple):
+    """Result of `detection_output` for B images and K = `max_detections`."""
+
+    boxes: Tensor  # [B, K, 4] xyxy, not clipped
+    scores: Tensor  # [B, K], falling
+    labels: Tensor  # [B, K] int64, from 1
+    count: Tensor  # type: ignore[assignment]  # [B] int64; rows from `count` on are 0
+
+
+def detection_output(
+    loc: Tensor,
+    logits: Tensor,
+    priors_cxcywh: Tensor,
+    *,
+    score_threshold: float = 0.01,
+    nms_threshold: float = 0.45,
+    top_k: int = 400,
+    max_detections: int = 200,
+    variances: tuple[float, float] = VARIANCES,
+) -> Detections:
+    """Detections of a batch of images, in tensors of fixed size.
+
+    Softmax over the classes; per class but background: scores above `score_threshold`, the best
+    `top_k` of them, boxes decoded, greedy NMS that keeps an IoU of at most `nms_threshold`; then
+    the best `max_detections` of all classes together.
+
+    Args:
+        loc: [B, N, 4] offsets as of `encode_boxes`; float32, float16, bfloat16, float64.
+        logits: [B, N, C], class 0 is background; any of these dtypes, same device.
+        priors_cxcywh: [N, 4] centre and size, any float dtype, same device.
+        score_threshold: 0 to 1; a score must be above it.
+        nms_threshold: 0 to 1.
+        top_k: candidates of a class that enter NMS, at least 1.
+        max_detections: rows of the result, at least 1.
+        variances: of centre and size, as in `decode_boxes`.
+
+    Returns:
+        Detections, computed in float32 (float64 if `loc` or `logits` is) and returned in it; boxes
+        in the priors' unit (0-1). Ties: higher score, then lower prior, then lower class. A prior
+        with a NaN among its logits gives nothing. B and N may be 0. Carries no gradient.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range.
+
+    Source: SSD, section 2.2 and 3.7; numbers of its DetectionOutput layer.
+    """
+    op = "detection_output"
+    check_tensor(op, "loc", loc, ("B", "N", 4))
+    check_tensor(op, "logits", logits, (loc.shape[0], loc.shape[1], "C"), like=loc)
+    check_tensor(op, "priors_cxcywh", priors_cxcywh, (loc.shape[1], 4), like=loc)
+    if logits.shape[2] < 2:
+        raise ValueError(f"{op}: logits: expected 2 classes or more, got {logits.shape[2]}")
+    return Detections(
+        *_detection_output(
+            loc.detach(),
+            logits.detach(),
+            priors_cxcywh,
+            check_number(op, "score_threshold", score_threshold, 0.0, 1.0),
+            check_number(op, "nms_threshold", nms_threshold, 0.0, 1.0),
+            _check_count(op, "top_k", top_k),
+            _check_count(op, "max_detections", max_detections),
+            *check_variances(op, variances),
+        )
+    )
+
+
+def _check_count(op: str, argument: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{op}: {argument}: expected an int, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{op}: {argument}: expected 1 or more, got {value}")
+    return value
+
+
+# --- reference ---------------------------------------------------------------------------------
+
+
+def _empty_detections(loc: Tensor, logits: Tensor, max_detections: int) -> tuple[Tensor, ...]:
+    dtype = torch.promote_types(accumulation_dtype(loc.dtype), accumulation_dtype(logits.dtype))
+    images = loc.shape[0]
+    return (
+        loc.new_zeros(images, max_detections, 4, dtype=dtype),
+        loc.new_zeros(images, max_detections, dtype=dtype),
+        loc.new_zeros(images, max_detections, dtype=torch.int64),
+        loc.new_zeros(images, dtype=torch.int64),
+    )
+
+
+def _detection_output_reference(
+    loc: Tensor,
+    logits: Tensor,
+    priors: Tensor,
+    score_threshold: float,
+    nms_threshold: float,
+    top_k: int,
+    max_detections: int,
+    v0: float,
+    v1: float,
+) -> tuple[Tensor, ...]:
+    result = _empty_detections(loc, logits, max_detections)
+    dtype = result[0].dtype
+    all_boxes = decode(loc.to(dtype), priors.to(dtype), v0, v1)
+    all_scores = logits.to(dtype).softmax(-1)
+    for image, (boxes, scores) in enumerate(zip(all_boxes, all_scores, strict=True)):
+        found_priors, found_labels = [], []
+        for label in range(1, scores.shape[1]):
+            candidates = (scores[:, label] > score_threshold).nonzero()[:, 0]
+            order = scores[candidates, label].argsort(descending=True, stable=True)[:top_k]
+            candidates = candidates[order]
+            kept = candidates[greedy(boxes[candidates], nms_threshold)]
+            found_priors.append(kept)
+            found_labels.append(torch.full_like(kept, label))
+        prior, label = torch.cat(found_priors), torch.cat(found_labels)
+        by_prior = prior.argsort(stable=True)  # classes rise within a prior
+        prior, label = prior[by_prior], label[by_prior]
+        best = scores[prior, label].argsort(descending=True, stable=True)[:max_detections]
+        prior, label = prior[best], label[best]
+        rows = (boxes[prior], scores[prior, label], label, torch.tensor(len(best)))
+        for out, row in zip(result[:3], rows[:3], strict=True):
+            out[image, : len(best)] = row
+        result[3][image] = rows[3]
+    return result
+
+
+# --- cpp ---------------------------------------------------------------------------------------
+
+
+def _detection_output_cpp(
+    loc: Tensor,
+    logits: Tensor,
+    priors: Tensor,
+    score_threshold: float,
+    nms_threshold: float,
+    top_k: int,
+    max_detections: int,
+    v0: float,
+    v1: float,
+) -> tuple[Tensor, ...]:
+    result = _empty_detections(loc, logits, max_detections)
+    boxes, scores, labels, count = result
+    if loc.dtype != logits.dtype:
+        loc, logits = loc.to(boxes.dtype), logits.to(boxes.dtype)
+    loc, logits = loc.contiguous(), logits.contiguous()
+    priors = priors.to(boxes.dtype).contiguous()
+    native.detection_output_cpu(
+        loc.data_ptr(),
+        logits.data_ptr(),
+        priors.data_ptr(),
+        loc.shape[0],
+        loc.shape[1],
+        logits.shape[2],
+        score_threshold,
+        nms_threshold,
+        top_k,
+        max_detections,
+        v0,
+        v1,
+        boxes.data_ptr(),
+        scores.data_ptr(),
+        labels.data_ptr(),
+        count.data_ptr(),
+        dtype_code(loc),
+        torch.get_num_threads(),
+    )
+    return result
+
+
+# --- definitions -------------------------------------------------------------------------------
+
+_detection_output = define(
+    "detection_output(Tensor loc, Tensor logits, Tensor priors_cxcywh, float score_threshold,"
+    " float nms_threshold, int top_k, int max_detections, float v0, float v1)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    reference=_detection_output_reference,
+    cpp=_detection_output_cpp,
+    fake=lambda loc, logits, priors, score, nms, top_k, max_detections, v0, v1: (
+        _empty_detections(loc, logits, max_detections)
+    ),
+)

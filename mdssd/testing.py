@@ -1,0 +1,472 @@
+"""CASES: what every operator is tested and measured on, one row per operator.
+
+`conftest.py` expands the rows over backends, devices and dtypes; tests and benchmarks share them.
+Inputs come from a seeded generator on the CPU, so that every machine sees the same numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from mdssd import ops
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+# Both sides compute in float32 (or float64) and round once: an ulp of the storage type, and for
+# float32 the few ulps by which exp, log and the order of sums may differ.
+TOLERANCE = {
+    torch.float32: (1e-5, 1e-6),
+    torch.float16: (1e-3, 1e-5),
+    torch.bfloat16: (8e-3, 1e-5),
+    torch.float64: (1e-10, 1e-12),
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """One input of a case.
+
+    Attributes:
+        arguments: what the case's `make` is called with.
+        dtypes: those it is tested in; large inputs in one only.
+        gradcheck: small and smooth enough for numerical differentiation.
+        benchmark: also a row of the benchmarks.
+    """
+
+    arguments: dict[str, Any]
+    dtypes: tuple[torch.dtype, ...] = FLOATS
+    gradcheck: bool = False
+    benchmark: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operator.
+
+    Attributes:
+        op: name in `mdssd.ops`.
+        make: (generator, dtype, **arguments) -> positional and keyword arguments of the operator.
+        sizes: inputs by name.
+        exact: positions of the results that are compared bit for bit.
+        gradients: positions of the differentiable arguments.
+        tolerance: (rtol, atol) of the other results and the gradients by dtype of the input.
+    """
+
+    op: str
+    make: Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]
+    sizes: dict[str, Size]
+    exact: tuple[int, ...] = ()
+    gradients: tuple[int, ...] = ()
+    tolerance: dict[torch.dtype, tuple[float, float]] = field(default_factory=lambda: TOLERANCE)
+
+    def inputs(
+        self, size: str, dtype: torch.dtype, device: str = "cpu", seed: int = 0
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments of one call, on the device."""
+        generator = torch.Generator().manual_seed(seed)
+        args, kwargs = self.make(generator, dtype, **self.sizes[size].arguments)
+        return tuple(to_device(arg, device) for arg in args), kwargs
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        """Call the operator; the result as a tuple."""
+        result = getattr(ops, self.op)(*args, **kwargs)
+        return result if isinstance(result, tuple) else (result,)
+
+
+def to_device(value: Any, device: str) -> Any:
+    """Move a tensor, or a list of them."""
+    if isinstance(value, list):
+        return [to_device(item, device) for item in value]
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def random_boxes(generator: Generator, count: int, kind: str = "random") -> Tensor:
+    """[count, 4] xyxy in 0-1, float64: "random", "ties", "degenerate", "nan" or "inf"."""
+    centre = torch.rand(count, 2, generator=generator, dtype=torch.float64)
+    half = 0.02 + 0.2 * torch.rand(count, 2, generator=generator, dtype=torch.float64)
+    boxes = torch.cat([centre - half, centre + half], 1)
+    if kind == "ties":  # few distinct boxes, on a grid that every dtype holds exactly
+        boxes = (boxes * 8).round() / 8
+        boxes = boxes[torch.randint(max(1, count // 4), (count,), generator=generator)]
+    elif kind == "degenerate":
+        boxes[0::4, 2] = boxes[0::4, 0]  # zero width
+        boxes[1::4] = boxes[1::4, [2, 3, 0, 1]]  # both sides negative
+        boxes[2::4, 3] = boxes[2::4, 1] - 0.1  # one side negative
+    elif kind == "nan":
+        boxes[::3, 1] = math.nan
+    elif kind == "inf":
+        boxes[::3, 2] = math.inf
+        boxes[1::3, 0] = -math.inf
+    return boxes
+
+
+def random_priors(generator: Generator, count: int, kind: str = "random") -> Tensor:
+    """[count, 4] cxcywh in 0-1, float32, all sizes above 0; "ties" repeats a quarter of them."""
+    centre = torch.rand(count, 2, generator=generator)
+    size = 0.05 + 0.4 * torch.rand(count, 2, generator=generator)
+    priors = torch.cat([centre, size], 1)
+    if kind == "ties":
+        priors = (priors * 8).round().clamp(min=1) / 8
+        priors = priors[torch.randint(max(1, count // 4), (count,), generator=generator)]
+    return priors
+
+
+def _box_iou(generator: Generator, dtype: torch.dtype, n: int, m: int, kind: str = "random") -> Any:
+    a, b = random_boxes(generator, n, kind), random_boxes(generator, m, kind)
+    return (a.to(dtype), b.to(dtype)), {}
+
+
+def _encode(generator: Generator, dtype: torch.dtype, n: int, batch: tuple[int, ...] = ()) -> Any:
+    boxes = random_boxes(generator, math.prod(batch) * n).reshape(*batch, n, 4)
+    return (boxes.to(dtype), random_priors(generator, n).to(dtype)), {}
+
+
+def _decode(generator: Generator, dtype: torch.dtype, n: int, batch: tuple[int, ...] = ()) -> Any:
+    loc = torch.randn(*batch, n, 4, generator=generator, dtype=torch.float64)
+    return (loc.to(dtype), random_priors(generator, n)), {}
+
+
+def _match(
+    generator: Generator,
+    dtype: torch.dtype,
+    priors: int,
+    boxes: tuple[int, ...],
+    kind: str = "random",
+    iou_threshold: float = 0.5,
+) -> Any:
+    gt = [random_boxes(generator, count, kind).to(dtype) for count in boxes]
+    return (gt, random_priors(generator, priors, kind)), {"iou_threshold": iou_threshold}
+
+
+def _targets(
+    generator: Generator,
+    dtype: torch.dtype,
+    priors: int,
+    boxes: tuple[int, ...],
+    kind: str = "random",
+    iou_threshold: float = 0.5,
+) -> Any:
+    (gt, priors_cxcywh), kwargs = _match(generator, dtype, priors, boxes, kind, iou_threshold)
+    labels = [torch.randint(1, 21, (count,), generator=generator) for count in boxes]
+    return (gt, labels, priors_cxcywh), kwargs
+
+
+def _nms(generator: Generator, dtype: torch.dtype, n: int, kind: str = "random") -> Any:
+    boxes = random_boxes(generator, n, kind)
+    scores = torch.rand(n, generator=generator, dtype=torch.float64)
+    if kind == "ties":
+        scores = (scores * 8).round() / 8
+    elif kind == "nan":
+        scores[::5] = math.nan
+    return (boxes.to(dtype), scores.to(dtype), 0.45), {}
+
+
+def _batched_nms(
+    generator: Generator, dtype: torch.dtype, n: int, classes: int, kind: str = "random"
+) -> Any:
+    (boxes, scores, threshold), _ = _nms(generator, dtype, n, kind)
+    idxs = torch.randint(-1, classes, (n,), generator=generator) * 10_000_000_000
+    return (boxes, scores, idxs, threshold), {}
+
+
+def detection_inputs(
+    generator: Generator,
+    dtype: torch.dtype,
+    images: int,
+    priors: int,
+    classes: int,
+    kind: str = "trained",
+    **options: Any,
+) -> Any:
+    """Outputs of a network: "trained" (few priors pass), "untrained" (all do), or a special kind."""
+    loc = torch.randn(images, priors, 4, generator=generator, dtype=torch.float64)
+    logits = torch.randn(images, priors, classes, generator=generator, dtype=torch.float64)
+    if kind != "untrained":
+        logits[..., 0] += 9.0
+        hit = torch.rand(images, priors, generator=generator) < 0.05
+        label = torch.randint(1, classes, (images, priors, 1), generator=generator)
+        logits.scatter_add_(-1, label, 9.0 * hit[..., None].double())
+    if kind == "ties":  # whole rows alike, so that scores are equal to the bit
+        row = torch.randint(max(1, priors // 4), (priors,), generator=generator)
+        loc, logits = loc[:, row], logits[:, row]
+    elif kind == "nan":
+        logits[:, ::3, 1] = math.nan
+        loc[:, ::4, 0] = math.nan
+    elif kind == "inf":
+        logits[:, ::3, 1] = math.inf
+        logits[:, 1::3, 1] = -math.inf
+        loc[:, ::4, 2] = math.inf
+    priors_cxcywh = random_priors(generator, priors)
+    return (loc.to(dtype), logits.to(dtype), priors_cxcywh), options
+
+
+def _l2norm(
+    generator: Generator,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    channels_last: bool = False,
+    zeros: bool = False,
+) -> Any:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    if zeros:
+        x[..., 0] = 0
+    scale = 1 + torch.rand(shape[1], generator=generator, dtype=torch.float64)
+    return (x.to(dtype).contiguous(memory_format=layout), scale.to(dtype)), {}
+
+
+def _l2norm_add_relu(generator: Generator, dtype: torch.dtype, **arguments: Any) -> Any:
+    (a, scale_a), _ = _l2norm(generator, dtype, **arguments)
+    (b, scale_b), _ = _l2norm(generator, dtype, **arguments)
+    return (a, b, scale_a, scale_b), {}
+
+
+def _multibox_loss(
+    generator: Generator,
+    dtype: torch.dtype,
+    images: int,
+    priors: int,
+    classes: int,
+    positives: float = 0.05,
+    kind: str = "random",
+) -> Any:
+    loc = 2 * torch.randn(images, priors, 4, generator=generator, dtype=torch.float64)
+    logits = 2 * torch.randn(images, priors, classes, generator=generator, dtype=torch.float64)
+    targets = torch.randn(images, priors, 4, generator=generator, dtype=torch.float64)
+    labels = torch.randint(1, classes, (images, priors), generator=generator)
+    labels[torch.rand(images, priors, generator=generator) >= positives] = 0
+    labels[1::2] = 0  # every second image without an object
+    if kind == "ties":
+        logits = torch.zeros_like(logits)
+    elif kind == "nan":
+        logits[:, ::7, 0] = math.nan
+    elif kind == "inf":
+        logits[:, ::7, 0] = -math.inf
+        loc[:, 1::7] = math.inf
+    return (loc.to(dtype), logits.to(dtype), targets.to(dtype), labels), {}
+
+
+_SINGLE = (torch.float32,)
+_SUMS = TOLERANCE | {torch.float32: (2e-5, 2e-6)}
+
+CASES = [
+    Case(
+        "box_iou",
+        _box_iou,
+        {
+            "both_empty": Size({"n": 0, "m": 0}),
+            "empty": Size({"n": 0, "m": 3}),
+            "one": Size({"n": 1, "m": 1}),
+            "small": Size({"n": 5, "m": 7}, gradcheck=True),
+            "odd": Size({"n": 257, "m": 33}),
+            "ties": Size({"n": 65, "m": 33, "kind": "ties"}),
+            "degenerate": Size({"n": 65, "m": 33, "kind": "degenerate"}),
+            "nan": Size({"n": 65, "m": 33, "kind": "nan"}),
+            "inf": Size({"n": 65, "m": 33, "kind": "inf"}),
+            "large": Size({"n": 8732, "m": 50}, _SINGLE, benchmark=True),
+        },
+        exact=(0,),
+        gradients=(0, 1),
+    ),
+    Case(
+        "encode_boxes",
+        _encode,
+        {
+            "empty": Size({"n": 0}),
+            "no_image": Size({"n": 3, "batch": (0,)}),
+            "one": Size({"n": 1}),
+            "small": Size({"n": 5, "batch": (2,)}, gradcheck=True),
+            "odd": Size({"n": 257, "batch": (3, 2)}),
+            "large": Size({"n": 31232, "batch": (2,)}, _SINGLE, benchmark=True),
+        },
+        gradients=(0,),
+    ),
+    Case(
+        "decode_boxes",
+        _decode,
+        {
+            "empty": Size({"n": 0}),
+            "no_image": Size({"n": 3, "batch": (0,)}),
+            "one": Size({"n": 1}),
+            "small": Size({"n": 5, "batch": (2,)}, gradcheck=True),
+            "odd": Size({"n": 257, "batch": (3, 2)}),
+            "large": Size({"n": 31232, "batch": (2,)}, _SINGLE, benchmark=True),
+        },
+        gradients=(0,),
+    ),
+    Case(
+        "match_priors",
+        _match,
+        {
+            "no_prior": Size({"priors": 0, "boxes": (2, 0)}),
+            "no_image": Size({"priors": 9, "boxes": ()}),
+            "no_box": Size({"priors": 9, "boxes": (0, 0)}),
+            "one": Size({"priors": 1, "boxes": (1,)}),
+            "more_boxes_than_priors": Size({"priors": 3, "boxes": (20, 0, 1)}),
+            "ragged": Size({"priors": 257, "boxes": (3, 0, 1, 50)}),
+            "threshold_0": Size({"priors": 257, "boxes": (3, 0), "iou_threshold": 0.0}),
+            "ties": Size({"priors": 1025, "boxes": (40, 7), "kind": "ties"}),
+            "degenerate": Size({"priors": 513, "boxes": (9, 40), "kind": "degenerate"}),
+            "nan": Size({"priors": 513, "boxes": (9, 40), "kind": "nan"}),
+            "inf": Size({"priors": 513, "boxes": (9, 40), "kind": "inf"}),
+            "mdssd300": Size(
+                {"priors": 31232, "boxes": (10, 0, 50, 1, 3, 9, 0, 12)}, _SINGLE, benchmark=True
+            ),
+            "mdssd512": Size({"priors": 90100, "boxes": (300, 50)}, _SINGLE, benchmark=True),
+        },
+        exact=(0, 1),
+    ),
+    Case(
+        "encode_targets",
+        _targets,
+        {
+            "no_prior": Size({"priors": 0, "boxes": (2, 0)}),
+            "no_image": Size({"priors": 9, "boxes": ()}),
+            "no_box": Size({"priors": 9, "boxes": (0, 0)}),
+            "one": Size({"priors": 1, "boxes": (1,)}),
+            "more_boxes_than_priors": Size({"priors": 3, "boxes": (20, 0, 1)}),
+            "ragged": Size({"priors": 257, "boxes": (3, 0, 1, 50)}),
+            "ties": Size({"priors": 1025, "boxes": (40, 7), "kind": "ties"}),
+            "degenerate": Size({"priors": 513, "boxes": (9, 40), "kind": "degenerate"}),
+            "nan": Size({"priors": 513, "boxes": (9, 40), "kind": "nan"}),
+            "mdssd300": Size(
+                {"priors": 31232, "boxes": (10, 0, 50, 1, 3, 9, 0, 12)}, _SINGLE, benchmark=True
+            ),
+            "mdssd512": Size({"priors": 90100, "boxes": (300, 50)}, _SINGLE, benchmark=True),
+        },
+        exact=(1,),
+    ),
+    Case(
+        "nms",
+        _nms,
+        {
+            "empty": Size({"n": 0}),
+            "one": Size({"n": 1}),
+            "odd": Size({"n": 257}),
+            "ties": Size({"n": 257, "kind": "ties"}),
+            "degenerate": Size({"n": 129, "kind": "degenerate"}),
+            "nan": Size({"n": 129, "kind": "nan"}),
+            "inf": Size({"n": 129, "kind": "inf"}),
+            "large": Size({"n": 5000}, _SINGLE, benchmark=True),
+        },
+        exact=(0,),
+    ),
+    Case(
+        "batched_nms",
+        _batched_nms,
+        {
+            "empty": Size({"n": 0, "classes": 3}),
+            "one": Size({"n": 1, "classes": 3}),
+            "odd": Size({"n": 257, "classes": 5}),
+            "ties": Size({"n": 257, "classes": 5, "kind": "ties"}),
+            "nan": Size({"n": 129, "classes": 5, "kind": "nan"}),
+            "large": Size({"n": 8000, "classes": 20}, _SINGLE, benchmark=True),
+        },
+        exact=(0,),
+    ),
+    Case(
+        "detection_output",
+        detection_inputs,
+        {
+            "no_prior": Size({"images": 2, "priors": 0, "classes": 3}),
+            "no_image": Size({"images": 0, "priors": 5, "classes": 3}),
+            "one": Size({"images": 1, "priors": 1, "classes": 2, "score_threshold": 0.0}),
+            "odd": Size({"images": 2, "priors": 257, "classes": 21}),
+            "two_classes": Size({"images": 3, "priors": 257, "classes": 2}),
+            "limits": Size(
+                {
+                    "images": 2,
+                    "priors": 513,
+                    "classes": 5,
+                    "kind": "untrained",
+                    "top_k": 7,
+                    "max_detections": 9,
+                },
+            ),
+            "nothing": Size({"images": 2, "priors": 129, "classes": 5, "score_threshold": 1.0}),
+            "ties": Size({"images": 2, "priors": 1025, "classes": 5, "kind": "ties"}),
+            "nan": Size({"images": 2, "priors": 257, "classes": 5, "kind": "nan"}),
+            "inf": Size({"images": 2, "priors": 257, "classes": 5, "kind": "inf"}),
+            "mdssd300": Size(
+                {"images": 2, "priors": 31232, "classes": 21}, _SINGLE, benchmark=True
+            ),
+            "mdssd300_untrained": Size(
+                {"images": 1, "priors": 31232, "classes": 21, "kind": "untrained"},
+                _SINGLE,
+                benchmark=True,
+            ),
+            "mdssd512": Size(
+                {"images": 1, "priors": 90100, "classes": 81}, _SINGLE, benchmark=True
+            ),
+        },
+        exact=(2, 3),
+    ),
+    Case(
+        "l2norm",
+        _l2norm,
+        {
+            "empty": Size({"shape": (0, 4, 3, 3)}),
+            "no_pixel": Size({"shape": (2, 4, 0, 3)}),
+            "one": Size({"shape": (1, 1, 1, 1)}),
+            "small": Size({"shape": (2, 5, 3, 2)}, gradcheck=True),
+            "small_nhwc": Size({"shape": (2, 5, 3, 2), "channels_last": True}, gradcheck=True),
+            "zeros": Size({"shape": (2, 33, 7, 5), "zeros": True}),
+            "odd": Size({"shape": (2, 257, 19, 7)}),
+            "odd_nhwc": Size({"shape": (2, 257, 19, 7), "channels_last": True}),
+            "conv4_3": Size({"shape": (1, 512, 38, 38)}, _SINGLE, benchmark=True),
+        },
+        gradients=(0, 1),
+        tolerance=_SUMS,
+    ),
+    Case(
+        "l2norm_add_relu",
+        _l2norm_add_relu,
+        {
+            "empty": Size({"shape": (0, 4, 3, 3)}),
+            "no_pixel": Size({"shape": (2, 4, 0, 3)}),
+            "one": Size({"shape": (1, 1, 1, 1)}),
+            "small": Size({"shape": (2, 5, 3, 2)}, gradcheck=True),
+            "small_nhwc": Size({"shape": (2, 5, 3, 2), "channels_last": True}, gradcheck=True),
+            "zeros": Size({"shape": (2, 33, 7, 5), "zeros": True}),
+            "odd": Size({"shape": (2, 257, 19, 7)}),
+            "odd_nhwc": Size({"shape": (2, 257, 19, 7), "channels_last": True}),
+            "module1": Size({"shape": (1, 256, 75, 75)}, _SINGLE, benchmark=True),
+            "module1_nhwc": Size(
+                {"shape": (1, 256, 75, 75), "channels_last": True}, _SINGLE, benchmark=True
+            ),
+            "module3": Size({"shape": (1, 1024, 19, 19)}, _SINGLE, benchmark=True),
+        },
+        gradients=(0, 1, 2, 3),
+        tolerance=_SUMS,
+    ),
+    Case(
+        "multibox_loss",
+        _multibox_loss,
+        {
+            "no_prior": Size({"images": 2, "priors": 0, "classes": 3}),
+            "no_image": Size({"images": 0, "priors": 5, "classes": 3}),
+            "one": Size({"images": 1, "priors": 1, "classes": 2, "positives": 1.0}),
+            "no_positive": Size({"images": 3, "priors": 257, "classes": 21, "positives": 0.0}),
+            "all_positive": Size({"images": 3, "priors": 257, "classes": 21, "positives": 1.0}),
+            "few_negatives": Size({"images": 3, "priors": 257, "classes": 21, "positives": 0.5}),
+            "small": Size({"images": 2, "priors": 12, "classes": 3, "positives": 0.2}, gradcheck=True),
+            "odd": Size({"images": 4, "priors": 1025, "classes": 21}),
+            "ties": Size({"images": 2, "priors": 1025, "classes": 5, "kind": "ties"}),
+            "nan": Size({"images": 2, "priors": 257, "classes": 5, "kind": "nan"}),
+            "inf": Size({"images": 2, "priors": 257, "classes": 5, "kind": "inf"}),
+            "mdssd300": Size(
+                {"images": 4, "priors": 31232, "classes": 21, "positives": 0.002},
+                _SINGLE,
+                benchmark=True,
+            ),
+        },
+        gradients=(0, 1),
+        tolerance=_SUMS,
+    ),
+]
