@@ -1,0 +1,165 @@
+"""What the single-shot detectors have in common: prediction heads, priors, forward, options."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mdssd.models.vgg import scaled
+from mdssd.priors import PriorLayer, make_priors
+
+
+class PredictionHead(nn.Module):
+    """Boxes and class scores of one feature map: two 3x3 convolutions, no normalisation, no ReLU.
+
+    Map [B, C, S, S] -> loc [B, S*S*P, 4] and logits [B, S*S*P, num_classes], P priors per cell.
+    Channel prior*4 + coordinate (cx, cy, w, h) of `loc`, prior*num_classes + class of `conf`.
+    """
+
+    def __init__(self, channels: int, per_cell: int, num_classes: int) -> None:
+        super().__init__()
+        self.per_cell = per_cell
+        self.num_classes = num_classes
+        self.loc = nn.Conv2d(channels, per_cell * 4, 3, padding=1)
+        self.conf = nn.Conv2d(channels, per_cell * num_classes, 3, padding=1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        rows = x.shape[2] * x.shape[3] * self.per_cell
+        # [B, P*4, S, S] -> [B, S, S, P*4] -> [B, S*S*P, 4]; a view when x is channels-last.
+        loc = self.loc(x).permute(0, 2, 3, 1).reshape(x.shape[0], rows, 4)
+        logits = self.conf(x).permute(0, 2, 3, 1).reshape(x.shape[0], rows, self.num_classes)
+        return loc, logits
+
+
+class SingleShotDetector(nn.Module):
+    """A network that scores every prior box in one pass; a subclass supplies `feature_maps`.
+
+    `channels` names the feature maps that are predicted from, low to high, and their channels at
+    width 1; `prior_layers` describes the priors of each. Attributes: `input_size` S, `num_classes`
+    C (background, class 0, included), `priors` [N, 4] float32 (cx, cy, w, h) normalised to 0-1,
+    which is no part of the state dict and stays float32 in a model of another type.
+    """
+
+    priors: Tensor
+
+    def __init__(
+        self,
+        name: str,
+        input_size: int,
+        num_classes: int,
+        prior_layers: Sequence[PriorLayer],
+        channels: Mapping[str, int],
+        *,
+        width: float,
+        batch_norm: bool,
+        prior_scales: str,
+        clip_priors: bool,
+        truncate_sizes: bool,
+    ) -> None:
+        super().__init__()
+        if not isinstance(num_classes, int) or num_classes < 2:
+            raise ValueError(
+                f"{name}: num_classes must be an integer of at least 2 (background and one class), "
+                f"got {num_classes!r}"
+            )
+        if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width <= 16:
+            raise ValueError(
+                f"{name}: width must be a number above 0 and at most 16, got {width!r}"
+            )
+        for option, value in (
+            ("batch_norm", batch_norm),
+            ("clip_priors", clip_priors),
+            ("truncate_sizes", truncate_sizes),
+        ):
+            if not isinstance(value, bool):
+                raise ValueError(f"{name}: {option} must be True or False, got {value!r}")
+        self.name = name
+        self.input_size = input_size
+        self.num_classes = num_classes
+        self.width = width
+        self.batch_norm = batch_norm
+        self.prior_scales = prior_scales
+        self.clip_priors = clip_priors
+        self.truncate_sizes = truncate_sizes
+        self.heads = nn.ModuleDict(
+            {
+                source: PredictionHead(scaled(full, width), layer.per_cell, num_classes)
+                for (source, full), layer in zip(channels.items(), prior_layers, strict=True)
+            }
+        )
+        priors = make_priors(
+            prior_layers, input_size, clip=clip_priors, truncate_sizes=truncate_sizes
+        )
+        self.register_buffer("priors", priors, persistent=False)
+
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        """The maps that are predicted from, in the order of `heads`."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images [B, 3, S, S], RGB 0-255 minus the mean -> loc [B, N, 4], logits [B, N, C].
+
+        `loc` is encoded against `priors` (decode_boxes turns it into boxes); `logits` are before
+        the softmax, class 0 is background. Any floating type, any memory format. Another shape or
+        an integer type is a ValueError.
+        """
+        size = self.input_size
+        if images.ndim != 4 or images.shape[1:] != (3, size, size):
+            raise ValueError(
+                f"{self.name}: images must have shape [B, 3, {size}, {size}], "
+                f"got {list(images.shape)}"
+            )
+        if not images.is_floating_point():
+            raise ValueError(
+                f"{self.name}: images must be floating point (RGB 0-255 minus the mean), "
+                f"got {images.dtype}"
+            )
+        maps = self.feature_maps(images)
+        loc, logits = zip(
+            *(head(x) for head, x in zip(self.heads.values(), maps, strict=True)), strict=True
+        )
+        return torch.cat(loc, dim=1), torch.cat(logits, dim=1)
+
+    def config(self) -> dict[str, Any]:
+        """The options this model was made with; `build(model.config())` makes its like."""
+        return {
+            "model": self.name,
+            "num_classes": self.num_classes,
+            "width": self.width,
+            "batch_norm": self.batch_norm,
+            "prior_scales": self.prior_scales,
+            "clip_priors": self.clip_priors,
+            "truncate_sizes": self.truncate_sizes,
+        }
+
+    def _init_weights(self) -> None:
+        """Draw the weights of all convolutions; a constructor ends with it.
+
+        Without batch normalisation, and for the heads: Caffe's "xavier", U(+-sqrt(3 / fan_in)).
+        With it, the convolutions and deconvolutions draw from N(0, 2 / fan_in) (He et al.).
+        fan_in counts the inputs that reach one output, which for a deconvolution is
+        channels * kernel^2 / stride^2. Biases start at 0.
+        """
+        heads = set(self.heads.modules())
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                fan_in: float = module.in_channels * math.prod(module.kernel_size)
+                if isinstance(module, nn.ConvTranspose2d):
+                    fan_in /= math.prod(module.stride)
+                if self.batch_norm and module not in heads:
+                    nn.init.normal_(module.weight, std=math.sqrt(2 / fan_in))
+                else:
+                    bound = math.sqrt(3 / fan_in)
+                    nn.init.uniform_(module.weight, -bound, bound)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "SingleShotDetector":
+        # half() and to(bfloat16) must not round the priors: box coordinates need float32.
+        priors = self.priors
+        super()._apply(fn, recurse)
+        if self.priors.dtype != torch.float32:
+            self.priors = priors.to(self.priors.device)
+        return self

@@ -1,0 +1,210 @@
+"""MDSSD300 and MDSSD512: SSD whose low maps are fused with deconvolved high maps (Xu et al.)."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mdssd import ops
+from mdssd.models.base import SingleShotDetector
+from mdssd.models.vgg import VGG16, ExtraLayers, conv_block, scaled
+from mdssd.priors import mdssd_prior_layers
+
+_CHANNELS = {
+    "module1": 256,
+    "module2": 512,
+    "module3": 1024,
+    "conv8_2": 512,
+    "conv9_2": 256,
+    "conv10_2": 256,
+    "conv11_2": 256,
+    "conv12_2": 256,
+}
+# Kernel and padding of the last deconvolution of modules 1 to 3. Those for 300 are the paper's
+# kernels with the pads that make 40 -> 75, 20 -> 38 and 12 -> 19.
+_LAST_DECONV = {300: ((3, 3), (2, 1), (3, 3)), 512: ((2, 0), (2, 0), (2, 0))}
+
+
+class FusionModule(nn.Module):
+    """Joins a low map of fine detail and a high map of meaning (MDSSD, table I and figure 4).
+
+    low:  3x3 conv -> L2Norm
+    high: [2x2 deconv, 3x3 conv, ReLU] x 2 -> deconv -> 3x3 conv -> L2Norm
+    sum -> ReLU -> 3x3 conv -> ReLU
+
+    low [B, low_channels, S, S], high [B, high_channels, T, T] -> [B, out_channels, S, S], where
+    three deconvolutions of stride 2 make S of T. Both L2Norm scales are learned and start at 20, as
+    SSD's does. With `batch_norm` every convolution here is normalised, the deconvolutions are not:
+    no ReLU parts them from the convolution that follows.
+    """
+
+    def __init__(
+        self,
+        low_channels: int,
+        high_channels: int,
+        middle_channels: int,
+        out_channels: int,
+        last_kernel: int,
+        last_padding: int,
+        batch_norm: bool,
+    ) -> None:
+        super().__init__()
+        self.low = conv_block(
+            low_channels, out_channels, padding=1, batch_norm=batch_norm, relu=False
+        )
+        self.high = nn.Sequential(
+            nn.ConvTranspose2d(high_channels, middle_channels, 2, stride=2),
+            conv_block(middle_channels, middle_channels, padding=1, batch_norm=batch_norm),
+            nn.ConvTranspose2d(middle_channels, middle_channels, 2, stride=2),
+            conv_block(middle_channels, middle_channels, padding=1, batch_norm=batch_norm),
+            nn.ConvTranspose2d(
+                middle_channels, out_channels, last_kernel, stride=2, padding=last_padding
+            ),
+            conv_block(out_channels, out_channels, padding=1, batch_norm=batch_norm, relu=False),
+        )
+        self.scale_low = nn.Parameter(torch.full((out_channels,), 20.0))
+        self.scale_high = nn.Parameter(torch.full((out_channels,), 20.0))
+        self.out = conv_block(out_channels, out_channels, padding=1, batch_norm=batch_norm)
+
+    def forward(self, low: Tensor, high: Tensor) -> Tensor:
+        fused = ops.l2norm_add_relu(self.low(low), self.high(high), self.scale_low, self.scale_high)
+        return self.out(fused)
+
+
+class MDSSD(SingleShotDetector):
+    """MDSSD: predictions from three fusion modules and SSD's extra layers.
+
+    Module 1 joins conv3_3 and conv8_2, Module 2 conv4_3 and conv9_2, Module 3 conv7 and conv10_2.
+    Map sizes for an input of 300: 75, 38, 19, 10, 5, 3, 1 (31232 priors); for 512: 128, 64, 32, 16,
+    8, 4, 2, 1 (90100). The options are those of `mdssd300`.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        num_classes: int = 21,
+        *,
+        width: float = 1.0,
+        batch_norm: bool = False,
+        prior_scales: str = "voc",
+        clip_priors: bool = False,
+        truncate_sizes: bool = False,
+    ) -> None:
+        layers = mdssd_prior_layers(input_size, prior_scales)
+        super().__init__(
+            f"mdssd{input_size}",
+            input_size,
+            num_classes,
+            layers,
+            dict(list(_CHANNELS.items())[: len(layers)]),
+            width=width,
+            batch_norm=batch_norm,
+            prior_scales=prior_scales,
+            clip_priors=clip_priors,
+            truncate_sizes=truncate_sizes,
+        )
+        self.trunk = VGG16(width, batch_norm)
+        self.extras = ExtraLayers(input_size, width, batch_norm)
+        c256, c512, c1024 = (scaled(c, width) for c in (256, 512, 1024))
+        last1, last2, last3 = _LAST_DECONV[input_size]
+        self.module1 = FusionModule(c256, c512, c256, c256, *last1, batch_norm)
+        self.module2 = FusionModule(c512, c256, c256, c512, *last2, batch_norm)
+        self.module3 = FusionModule(c1024, c256, c512, c1024, *last3, batch_norm)
+        self._init_weights()
+
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        conv3_3, conv4_3, conv7 = self.trunk(images)
+        extras = self.extras(conv7)
+        return [
+            self.module1(conv3_3, extras[0]),
+            self.module2(conv4_3, extras[1]),
+            self.module3(conv7, extras[2]),
+            *extras,
+        ]
+
+    def init_from_ssd(self, state_dict: Mapping[str, Tensor]) -> list[str]:
+        """Start from a trained SSD of the same input size, width and `batch_norm`, as the paper
+        does (section IV).
+
+        Copies the trunk, the extra layers, and the heads of conv8_2 and up where the shapes are
+        equal (the box heads; the class heads too if the classes are as many). Returns the names
+        that were copied. A state dict whose trunk or extra layers have other tensors or other
+        shapes is a ValueError; the model is then unchanged.
+        """
+        own = self.state_dict()
+        copied = {k: v for k, v in state_dict.items() if k in own and v.shape == own[k].shape}
+        odd = [
+            k
+            for k in {**own, **state_dict}
+            if k.startswith(("trunk.", "extras.")) and k not in copied
+        ]
+        if odd:
+            raise ValueError(
+                f"init_from_ssd: state_dict must be that of an ssd{self.input_size} with "
+                f"width={self.width} and batch_norm={self.batch_norm}, got one where {odd[0]!r} "
+                f"is absent, new or of another shape ({len(odd)} such tensors)"
+            )
+        self.load_state_dict(copied, strict=False)
+        return list(copied)
+
+
+def mdssd300(
+    num_classes: int = 21,
+    *,
+    width: float = 1.0,
+    batch_norm: bool = False,
+    prior_scales: str = "voc",
+    clip_priors: bool = False,
+    truncate_sizes: bool = False,
+) -> MDSSD:
+    """MDSSD for images of 300x300: 31232 priors, 79,483,410 parameters at 21 classes.
+
+    images [B, 3, 300, 300] -> loc [B, 31232, 4], logits [B, 31232, num_classes].
+
+    Args:
+        num_classes: classes, background (class 0) included.
+        width: multiplies all hidden channel counts, rounded to a multiple of 8.
+        batch_norm: batch normalisation in place of each bias ahead of a ReLU or an L2Norm, for
+            training from scratch; the prediction heads stay as they are. Training then needs at
+            least two images in a batch, because the highest map has a single cell.
+        prior_scales: "voc" or "coco", SSD's sizes; "paper" for the paper's "Module 2 is set to
+            0.2" taken literally (see `mdssd_prior_layers`).
+        clip_priors, truncate_sizes: see `make_priors`.
+
+    Raises ValueError for an option out of range. Source: MDSSD (Xu et al.), section III; the pads
+    of the deconvolutions, which the paper does not give, are those that make the map sizes meet.
+    """
+    return MDSSD(
+        300,
+        num_classes,
+        width=width,
+        batch_norm=batch_norm,
+        prior_scales=prior_scales,
+        clip_priors=clip_priors,
+        truncate_sizes=truncate_sizes,
+    )
+
+
+def mdssd512(
+    num_classes: int = 21,
+    *,
+    width: float = 1.0,
+    batch_norm: bool = False,
+    prior_scales: str = "voc",
+    clip_priors: bool = False,
+    truncate_sizes: bool = False,
+) -> MDSSD:
+    """MDSSD for images of 512x512: 90100 priors, 77,437,480 parameters at 21 classes.
+
+    images [B, 3, 512, 512] -> loc [B, 90100, 4], logits [B, 90100, num_classes]. The options are
+    those of `mdssd300`.
+    """
+    return MDSSD(
+        512,
+        num_classes,
+        width=width,
+        batch_norm=batch_norm,
+        prior_scales=prior_scales,
+        clip_priors=clip_priors,
+        truncate_sizes=truncate_sizes,
+    )

@@ -1,0 +1,151 @@
+"""Prior (default) boxes: where each prediction of a detector starts from."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PRIOR_SCALES = ("voc", "coco", "paper")
+
+# min_size of each layer in pixels, then the last layer's max_size; a layer's max_size is the next
+# layer's min_size.
+_SSD_SIZES: dict[tuple[int, str], tuple[float, ...]] = {
+    (300, "voc"): (30, 60, 111, 162, 213, 264, 315),
+    (300, "coco"): (21, 45, 99, 153, 207, 261, 315),
+    (512, "voc"): (35.84, 76.8, 153.6, 230.4, 307.2, 384, 460.8, 537.6),
+    (512, "coco"): (20.48, 51.2, 133.12, 215.04, 296.96, 378.88, 460.8, 542.72),
+}
+_MAP_SIZES = {300: (38, 19, 10, 5, 3, 1), 512: (64, 32, 16, 8, 4, 2, 1)}
+_STEPS = {300: (8, 16, 32, 64, 100, 300), 512: (8, 16, 32, 64, 128, 256, 512)}
+_ASPECT_RATIOS: dict[int, tuple[tuple[float, ...], ...]] = {
+    300: ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,)),
+    512: ((2,), (2, 3), (2, 3), (2, 3), (2, 3), (2,), (2,)),
+}
+
+
+@dataclass(frozen=True)
+class PriorLayer:
+    """The priors of one feature map: `size` x `size` cells, `step` input pixels apart.
+
+    `min_size` and `max_size` are in input pixels. `aspect_ratios` are those besides 1; the inverse
+    of each is added.
+    """
+
+    size: int
+    step: float
+    min_size: float
+    max_size: float
+    aspect_ratios: tuple[float, ...]
+
+    @property
+    def per_cell(self) -> int:
+        """Priors in one cell: two squares, and two boxes for each aspect ratio."""
+        return 2 + 2 * len(self.aspect_ratios)
+
+
+def ssd_prior_layers(image_size: int, scales: str = "voc") -> tuple[PriorLayer, ...]:
+    """The layers of SSD300 (8732 priors) or SSD512 (24564), conv4_3 first.
+
+    `scales`: "voc" or "coco", the sizes of the original code for that data set. Any other name,
+    or an `image_size` that is neither 300 nor 512, is a ValueError.
+    """
+    _check_image_size("ssd_prior_layers", image_size)
+    if scales not in ("voc", "coco"):
+        raise ValueError(
+            f"ssd_prior_layers: prior_scales must be 'voc' or 'coco', got {scales!r}"
+            + (" ('paper' is a reading of the MDSSD paper)" if scales == "paper" else "")
+        )
+    return _layers(image_size, _SSD_SIZES[image_size, scales])
+
+
+def mdssd_prior_layers(image_size: int, scales: str = "voc") -> tuple[PriorLayer, ...]:
+    """The layers of MDSSD300 (31232 priors) or MDSSD512 (90100), Module 1 first.
+
+    Modules 2 and 3 take the places of SSD's conv4_3 and conv7. Module 1 has Module 2's boxes on a
+    map of twice the resolution, 4 pixels apart.
+
+    `scales`: "voc" or "coco" are SSD's sizes, which is what the paper means by "consistent with
+    conv4_3 and conv7 in SSD" (section III-D). The same paragraph goes on "the scale of Module 2 is
+    set to 0.2, and the scale of the highest layer is 0.9", which contradicts it: SSD's conv4_3 has
+    0.1 (VOC) or 0.07 (COCO). "paper" is that second sentence taken literally: scales in even steps
+    from 0.2 at Module 2 to 0.9 at the highest layer (equation 4 of the SSD paper), so that the
+    smallest square is 60 pixels for an input of 300. Small objects want "voc" or "coco".
+    """
+    _check_image_size("mdssd_prior_layers", image_size)
+    if scales not in PRIOR_SCALES:
+        raise ValueError(
+            f"mdssd_prior_layers: prior_scales must be one of {PRIOR_SCALES}, got {scales!r}"
+        )
+    if scales == "paper":
+        last = len(_MAP_SIZES[image_size]) - 1
+        sizes = tuple(image_size * (0.2 + 0.7 * k / last) for k in range(last + 2))
+    else:
+        sizes = _SSD_SIZES[image_size, scales]
+    layers = _layers(image_size, sizes)
+    module2 = layers[0]
+    module1 = PriorLayer(
+        image_size // 4, 4, module2.min_size, module2.max_size, module2.aspect_ratios
+    )
+    return (module1, *layers)
+
+
+def make_priors(
+    layers: Sequence[PriorLayer],
+    image_size: int,
+    *,
+    clip: bool = False,
+    truncate_sizes: bool = False,
+) -> Tensor:
+    """The prior boxes of all layers, [N, 4] float32 (cx, cy, w, h), normalised to 0-1.
+
+    Order: layer, row, column, then within a cell: the square of `min_size`; the square of
+    sqrt(min_size * max_size); for each aspect ratio r the box of `min_size` with w/h = r, then the
+    one with w/h = 1/r. A centre lies at (index + 0.5) * step. Computed in float64, rounded once.
+
+    `clip` clamps each of the four numbers to [0, 1], as PyTorch ports of SSD do; the original code
+    does not clip. `truncate_sizes` cuts `min_size` and `max_size` to whole pixels, as the original
+    code does (it matters for an input of 512 only). No layers give [0, 4]. The result is on the
+    CPU whatever the default device. Source: SSD section 2.2 and its code's PriorBox layer.
+    """
+    boxes = [torch.empty(0, 4, dtype=torch.float64, device="cpu")]
+    for layer in layers:
+        min_size, max_size = layer.min_size, layer.max_size
+        if truncate_sizes:
+            min_size, max_size = math.trunc(min_size), math.trunc(max_size)
+        middle = math.sqrt(min_size * max_size)
+        sizes = [(min_size, min_size), (middle, middle)]
+        for ratio in layer.aspect_ratios:
+            long, short = min_size * math.sqrt(ratio), min_size / math.sqrt(ratio)
+            sizes += [(long, short), (short, long)]
+        wh = torch.tensor(sizes, dtype=torch.float64, device="cpu")  # [P, 2]
+        centre = (torch.arange(layer.size, dtype=torch.float64, device="cpu") + 0.5) * layer.step
+        cy, cx = torch.meshgrid(centre, centre, indexing="ij")  # [S, S]
+        cxcy = torch.stack((cx, cy), dim=-1)[:, :, None]  # [S, S, 1, 2]
+        cells = (layer.size, layer.size, len(sizes), 2)
+        cxcywh = torch.cat((cxcy.expand(cells), wh.expand(cells)), dim=-1)  # [S, S, P, 4]
+        boxes.append(cxcywh.reshape(-1, 4))
+    priors = torch.cat(boxes) / image_size
+    if clip:
+        priors.clamp_(0, 1)
+    return priors.float()
+
+
+def _layers(image_size: int, sizes: Sequence[float]) -> tuple[PriorLayer, ...]:
+    return tuple(
+        PriorLayer(size, step, min_size, max_size, ratios)
+        for size, step, min_size, max_size, ratios in zip(
+            _MAP_SIZES[image_size],
+            _STEPS[image_size],
+            sizes[:-1],
+            sizes[1:],
+            _ASPECT_RATIOS[image_size],
+            strict=True,
+        )
+    )
+
+
+def _check_image_size(function: str, image_size: int) -> None:
+    if image_size not in _MAP_SIZES:
+        raise ValueError(f"{function}: image_size must be 300 or 512, got {image_size!r}")

@@ -1,0 +1,526 @@
+"""The networks to the layer: sizes, parameters, MACs, options, weights."""
+
+import pickle
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from mdssd import models, ops
+from mdssd.models import build, load_vgg16, mdssd300, mdssd512, ssd300, ssd512
+from mdssd.models.base import PredictionHead
+from mdssd.models.mdssd import FusionModule
+from mdssd.models.vgg import VGG16, scaled
+
+NAMES = ["ssd300", "mdssd300", "ssd512", "mdssd512"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def on_meta(name, num_classes=21, **options):
+    with torch.device("meta"):
+        return getattr(models, name)(num_classes, **options)
+
+
+def count_macs(model):
+    total = 0
+
+    def count(module, inputs, output):
+        nonlocal total
+        taps = module.kernel_size[0] * module.kernel_size[1]
+        if isinstance(module, nn.ConvTranspose2d):
+            total += inputs[0].numel() * module.out_channels * taps
+        else:
+            total += output.numel() * module.in_channels * taps
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            module.register_forward_hook(count)
+    size = model.input_size
+    loc, logits = model(torch.empty(1, 3, size, size, device="meta"))
+    return total, loc, logits
+
+
+@pytest.mark.parametrize(
+    "name, classes, parameters, giga_macs, priors",
+    [
+        ("ssd300", 21, 26_285_486, 31.374, 8732),
+        ("ssd300", 81, 34_305_206, 34.360, 8732),
+        ("mdssd300", 21, 79_483_410, 67.028, 31232),
+        ("mdssd300", 81, 88_056_330, 73.126, 31232),
+        ("ssd512", 21, 27_188_676, 90.208, 24564),
+        ("ssd512", 81, 36_038_196, 98.629, 24564),
+        ("mdssd512", 21, 77_437_480, 188.195, 90100),
+        ("mdssd512", 81, 86_840_200, 205.676, 90100),
+    ],
+)
+def test_parameters_macs_and_shapes(name, classes, parameters, giga_macs, priors):
+    model = on_meta(name, classes)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    macs, loc, logits = count_macs(model)
+    assert round(macs / 1e9, 3) == giga_macs
+    assert loc.shape == (1, priors, 4)
+    assert logits.shape == (1, priors, classes)
+    assert model.priors.shape == (priors, 4)
+
+
+@pytest.mark.parametrize(
+    "name, sizes, channels",
+    [
+        ("ssd300", [38, 19, 10, 5, 3, 1], [512, 1024, 512, 256, 256, 256]),
+        ("ssd512", [64, 32, 16, 8, 4, 2, 1], [512, 1024, 512, 256, 256, 256, 256]),
+        ("mdssd300", [75, 38, 19, 10, 5, 3, 1], [256, 512, 1024, 512, 256, 256, 256]),
+        ("mdssd512", [128, 64, 32, 16, 8, 4, 2, 1], [256, 512, 1024, 512, 256, 256, 256, 256]),
+    ],
+)
+def test_map_sizes(name, sizes, channels):
+    model = on_meta(name)
+    size = model.input_size
+    maps = model.feature_maps(torch.empty(2, 3, size, size, device="meta"))
+    assert [tuple(x.shape) for x in maps] == [
+        (2, c, s, s) for c, s in zip(channels, sizes, strict=True)
+    ]
+
+
+def test_details_of_the_trunk():
+    trunk = VGG16(0.125)
+    assert trunk.fc6.conv.dilation == (6, 6)
+    assert trunk.fc6.conv.padding == (6, 6)
+    assert trunk.fc7.conv.kernel_size == (1, 1)
+    x = torch.randn(1, 3, 64, 64)
+    conv3_3, conv4_3, conv7 = trunk(x)
+    assert [m.shape[-1] for m in (conv3_3, conv4_3, conv7)] == [16, 8, 4]
+    assert all(m.min() == 0 for m in (conv3_3, conv4_3, conv7))
+    # pool5 keeps the size: 3x3, stride 1.
+    seen = []
+    trunk.fc6.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    trunk.conv5.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    trunk(x)
+    conv5, pool5 = seen
+    assert torch.equal(pool5, nn.functional.max_pool2d(conv5, 3, 1, 1))
+
+
+def test_fusion_module_is_the_papers():
+    torch.manual_seed(0)
+    module = FusionModule(8, 16, 24, 8, 3, 3, batch_norm=False)
+    nn.init.uniform_(module.scale_low, 1, 20)
+    nn.init.uniform_(module.scale_high, 1, 20)
+    low, high = torch.randn(2, 8, 75, 75), torch.randn(2, 16, 10, 10)
+    a, b = module.low.conv(low), high
+    for k in (0, 2):
+        b = module.high[k + 1].conv(module.high[k](b)).relu()
+    b = module.high[5].conv(module.high[4](b))
+
+    def unit(x, scale):
+        return x / (x.square().sum(1, keepdim=True) + 1e-10).sqrt() * scale[:, None, None]
+
+    total = (unit(a, module.scale_low) + unit(b, module.scale_high)).relu()
+    torch.testing.assert_close(module(low, high), module.out.conv(total).relu())
+
+
+def test_ssd_predicts_from_normalised_conv4_3_and_goes_on_from_the_plain_one():
+    torch.manual_seed(0)
+    model = ssd300(3, width=0.125).eval()
+    images = torch.randn(1, 3, 300, 300) * 50
+    _, conv4_3, conv7 = model.trunk(images)
+    maps = model.feature_maps(images)
+    norm = maps[0].square().sum(1).sqrt()
+    live = conv4_3.square().sum(1) > 1e-6
+    torch.testing.assert_close(norm[live], torch.full_like(norm[live], 20.0))
+    torch.testing.assert_close(maps[1], conv7)
+
+
+def test_head_order_is_cell_then_prior_then_coordinate():
+    head = PredictionHead(4, 2, 3)
+    x = torch.randn(2, 4, 5, 5)
+    loc, logits = head(x)
+    assert loc.shape == (2, 50, 4)
+    assert logits.shape == (2, 50, 3)
+    raw_loc, raw_conf = head.loc(x), head.conf(x)
+    row, column, prior = 3, 1, 1
+    index = (row * 5 + column) * 2 + prior
+    assert torch.equal(loc[1, index], raw_loc[1, prior * 4 : prior * 4 + 4, row, column])
+    assert torch.equal(logits[1, index], raw_conf[1, prior * 3 : prior * 3 + 3, row, column])
+
+
+def test_heads_are_in_the_order_of_the_priors():
+    model = mdssd300(2, width=0.125).eval()
+    for k, head in enumerate(model.heads.values()):
+        nn.init.zeros_(head.loc.weight)
+        nn.init.constant_(head.loc.bias, float(k))
+    with torch.no_grad():
+        loc, _ = model(torch.zeros(1, 3, 300, 300))
+    counts = (22500, 5776, 2166, 600, 150, 36, 4)
+    expected = torch.cat([torch.full((n, 4), float(k)) for k, n in enumerate(counts)])
+    assert torch.equal(loc[0], expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_width_scales_hidden_channels_only(name):
+    model = on_meta(name, 5, width=0.25)
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            assert path.startswith("heads.") or module.out_channels % 8 == 0
+    assert model.heads["conv8_2"].conf.out_channels == 6 * 5
+    assert model.heads["conv8_2"].conf.in_channels == 128
+    assert scaled(64, 0.01) == 8
+    assert scaled(64, 0.3) == 16
+    assert scaled(128, 0.3) == 40
+    assert scaled(512, 1.0) == 512
+
+
+@pytest.mark.parametrize("name", ["ssd300", "mdssd300"])
+def test_batch_norm_stands_in_for_the_biases_ahead_of_relu_and_l2norm(name):
+    plain, normed = on_meta(name), on_meta(name, batch_norm=True)
+    convs = {p for p, m in plain.named_modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)}
+    biased = {
+        p
+        for p, m in normed.named_modules()
+        if isinstance(m, nn.Conv2d | nn.ConvTranspose2d) and m.bias is not None
+    }
+    normalised = {
+        p.removesuffix("norm") + "conv"
+        for p, m in normed.named_modules()
+        if isinstance(m, nn.BatchNorm2d)
+    }
+    assert biased | normalised == convs
+    assert not biased & normalised
+    heads = {p for p in convs if p.startswith("heads.")}
+    deconvs = {f"module{k}.high.{i}" for k in (1, 2, 3) for i in (0, 2, 4)}
+    assert biased == (heads | deconvs if name == "mdssd300" else heads)
+
+
+def test_every_parameter_gets_a_gradient():
+    torch.manual_seed(0)
+    model = mdssd300(4, width=0.125, batch_norm=True)
+    loc, logits = model(torch.randn(2, 3, 300, 300) * 50)
+    (loc.square().mean() + logits.square().mean()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_initial_weights():
+    torch.manual_seed(0)
+    model = ssd300(21, width=0.5)
+    weight = model.trunk.conv3.conv3_2.conv.weight  # 128 channels
+    bound = (3 / (128 * 9)) ** 0.5
+    assert 0.99 * bound < weight.abs().max() <= bound
+    assert all((p == 0).all() for n, p in model.named_parameters() if n.endswith("bias"))
+    assert (model.conv4_3_scale == 20).all()
+    model = mdssd300(21, width=0.5, batch_norm=True)
+    weight = model.trunk.conv3.conv3_2.conv.weight
+    assert weight.std().item() == pytest.approx((2 / (128 * 9)) ** 0.5, rel=0.02)
+    head = model.heads["module1"].conf.weight
+    assert 0.99 * bound < head.abs().max() <= bound
+    assert (model.module3.scale_high == 20).all()
+
+
+@pytest.mark.parametrize("name", ["ssd300", "mdssd300"])
+def test_channels_last_gives_the_same(name):
+    torch.manual_seed(0)
+    model = getattr(models, name)(3, width=0.125).eval()
+    images = torch.randn(2, 3, 300, 300) * 50
+    with torch.no_grad():
+        expected = model(images)
+        model.to(memory_format=torch.channels_last)
+        got = model(images.contiguous(memory_format=torch.channels_last))
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_autocast_and_bfloat16_keep_priors_float32():
+    torch.manual_seed(0)
+    model = mdssd300(3, width=0.02, batch_norm=True).eval()
+    images = torch.randn(1, 3, 300, 300) * 50
+    priors = model.priors.clone()
+    with torch.no_grad():
+        exact = model(images)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loc, logits = model(images)
+        assert loc.dtype == logits.dtype == torch.bfloat16
+        assert (logits.float() - exact[1]).abs().mean() < 0.05 * exact[1].abs().mean()
+        model.to(torch.bfloat16)
+        assert model(images.bfloat16())[0].dtype == torch.bfloat16
+    assert model.priors.dtype == torch.float32
+    assert torch.equal(model.priors, priors)
+    assert "priors" not in model.state_dict()
+
+
+def test_compiles_as_one_graph():
+    model = mdssd300(3, width=0.02).eval()
+    images = torch.randn(1, 3, 300, 300)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        for got, expected in zip(compiled(images), model(images), strict=True):
+            torch.testing.assert_close(got, expected)
+
+
+def test_empty_batch():
+    loc, logits = ssd300(3, width=0.125).eval()(torch.empty(0, 3, 300, 300))
+    assert loc.shape == (0, 8732, 4)
+    assert logits.shape == (0, 8732, 3)
+
+
+@pytest.mark.parametrize(
+    "images, message",
+    [
+        (torch.zeros(3, 300, 300), r"\[B, 3, 300, 300\], got \[3, 300, 300\]"),
+        (torch.zeros(1, 3, 300, 299), r"mdssd300: .* got \[1, 3, 300, 299\]"),
+        (torch.zeros(1, 1, 300, 300), r"got \[1, 1, 300, 300\]"),
+        (torch.zeros(1, 3, 512, 512), r"got \[1, 3, 512, 512\]"),
+        (torch.zeros(1, 3, 300, 300, dtype=torch.uint8), "floating point.* got torch.uint8"),
+    ],
+)
+def test_bad_images(images, message):
+    with pytest.raises(ValueError, match=message):
+        mdssd300(2, width=0.125)(images)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_build_from_config(name):
+    options = {
+        "num_classes": 4,
+        "width": 0.125,
+        "batch_norm": True,
+        "prior_scales": "coco",
+        "clip_priors": True,
+        "truncate_sizes": True,
+    }
+    model = getattr(models, name)(**options)
+    assert model.config() == {"model": name, **options}
+    again = build(model.config())
+    assert type(again) is type(model)
+    assert again.config() == model.config()
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again.priors, model.priors)
+    assert build({"model": name, "width": 0.125}).num_classes == 21
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ({}, "build: config\\['model'\\] .* got None"),
+        ({"model": "ssd301"}, "mdssd300.* got 'ssd301'"),
+        ({"model": ["ssd300"]}, "got \\['ssd300'\\]"),
+        ({"model": "ssd300", "depth": 3}, "got \\['depth'\\]"),
+        ({"model": "ssd300", "num_classes": 1}, "ssd300: num_classes .* got 1"),
+        ({"model": "ssd300", "num_classes": 2.0}, "num_classes .* got 2.0"),
+        ({"model": "ssd300", "width": 0}, "width .* got 0"),
+        ({"model": "mdssd512", "width": float("nan")}, "mdssd512: width .* got nan"),
+        ({"model": "mdssd512", "width": "1"}, "width .* got '1'"),
+        ({"model": "ssd300", "batch_norm": 1}, "batch_norm .* got 1"),
+        ({"model": "ssd300", "clip_priors": None}, "clip_priors .* got None"),
+        ({"model": "ssd300", "prior_scales": "paper"}, "prior_scales .* got 'paper'"),
+        ({"model": "mdssd300", "prior_scales": "imagenet"}, "got 'imagenet'"),
+    ],
+)
+def test_bad_config(config, message):
+    with pytest.raises(ValueError, match=message):
+        build(config)
+
+
+def test_paper_scales_reach_the_model():
+    model = mdssd300(2, width=0.125, prior_scales="paper")
+    assert model.priors[0, 2].item() == pytest.approx(0.2)
+    assert model.config()["prior_scales"] == "paper"
+
+
+def test_init_from_ssd():
+    ssd = ssd300(21, width=0.125, batch_norm=True)
+    model = mdssd300(21, width=0.125, batch_norm=True)
+    fresh = {k: v.clone() for k, v in model.state_dict().items()}
+    copied = model.init_from_ssd(ssd.state_dict())
+    theirs = ssd.state_dict()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, theirs[name] if name in copied else fresh[name]), name
+    assert "heads.conv8_2.conf.weight" in copied
+    assert "trunk.fc7.conv.weight" in copied
+    assert not any(name.startswith("module") for name in copied)
+    copied = mdssd300(4, width=0.125, batch_norm=True).init_from_ssd(ssd.state_dict())
+    assert "heads.conv8_2.loc.weight" in copied
+    assert "heads.conv8_2.conf.weight" not in copied
+
+
+@pytest.mark.parametrize(
+    "make, options", [(ssd300, {"width": 0.25}), (ssd512, {}), (ssd300, {"batch_norm": True})]
+)
+def test_init_from_another_ssd_is_refused(make, options):
+    model = mdssd300(3, width=0.125)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(ValueError, match="init_from_ssd: .*ssd300 with width=0.125"):
+        model.init_from_ssd(make(3, **{"width": 0.125, **options}).state_dict())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+FEATURES = {0: (64, 3), 2: (64, 64), 5: (128, 64), 7: (128, 128), 10: (256, 128), 12: (256, 256)}
+FEATURES |= {14: (256, 256), 17: (512, 256)} | {k: (512, 512) for k in (19, 21, 24, 26, 28)}
+
+
+def vgg16_state_dict():
+    """torchvision's names and shapes; the big tensors are expanded, so they take no memory."""
+    state = {}
+    for index, (out, into) in FEATURES.items():
+        state[f"features.{index}.weight"] = torch.tensor(index / 100).expand(out, into, 3, 3)
+        state[f"features.{index}.bias"] = torch.arange(out) / 64
+    # A weight of fc6 tells its output, or its place in the 7x7 kernel.
+    rows = torch.arange(4096.0)
+    state["classifier.0.weight"] = rows[:, None].expand(4096, 25088)
+    state["classifier.0.bias"] = rows
+    state["classifier.3.weight"] = rows[:, None] + rows / 8192
+    state["classifier.3.bias"] = rows + 0.5
+    state["classifier.6.weight"] = torch.zeros(1).expand(1000, 4096)
+    state["classifier.6.bias"] = torch.zeros(1000)
+    return state
+
+
+def empty_model(make=ssd300, **options):
+    """A full-size model without the time to draw its weights."""
+    with torch.device("meta"):
+        model = make(2, **options)
+    return model.to_empty(device="cpu")
+
+
+def test_load_vgg16_sub_samples_fc6_and_fc7():
+    model = empty_model()
+    load_vgg16(model, vgg16_state_dict(), rescale_input=False)
+    trunk = model.trunk
+    kept = torch.arange(0, 4096.0, 4)
+    assert torch.equal(trunk.fc6.conv.weight, kept[:, None, None, None].expand(1024, 512, 3, 3))
+    assert torch.equal(trunk.fc6.conv.bias, kept)
+    assert torch.equal(trunk.fc7.conv.weight[:, :, 0, 0], kept[:, None] + kept / 8192)
+    assert torch.equal(trunk.fc7.conv.bias, kept + 0.5)
+    assert (trunk.conv1.conv1_1.conv.weight == 0).all()
+    assert (trunk.conv4.conv4_3.conv.weight == 0.21).all()
+    assert torch.equal(trunk.conv5.conv5_3.conv.bias, torch.arange(512) / 64)
+
+    state = vgg16_state_dict()
+    state["classifier.0.weight"] = torch.arange(25088.0).expand(4096, 25088)
+    load_vgg16(model, state)
+    channel, row, column = 300, 2, 1
+    expected = channel * 49 + (row * 3) * 7 + column * 3
+    assert trunk.fc6.conv.weight[7, channel, row, column] == expected
+
+
+def test_load_vgg16_takes_torchvisions_input_scale_into_conv1_1():
+    torch.manual_seed(0)
+    state = vgg16_state_dict()
+    weight, bias = torch.randn(64, 3, 3, 3), torch.randn(64)
+    state["features.0.weight"], state["features.0.bias"] = weight, bias
+    model = empty_model()
+    load_vgg16(model, state)
+    rgb = torch.rand(1, 3, 9, 9) * 255
+    theirs = rgb / 255 - torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+    theirs = theirs / torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+    ours = rgb - torch.tensor(models.MEAN_RGB)[:, None, None]
+    expected = nn.functional.conv2d(theirs, weight, bias)
+    conv = model.trunk.conv1.conv1_1.conv
+    got = nn.functional.conv2d(ours, conv.weight, conv.bias)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def small(state):
+    return {k: v for k, v in state.items() if k.startswith("features.")}
+
+
+def change(key, value):
+    def edit(state):
+        state[key] = value
+        return state
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    "edit, message",
+    [
+        (small, "lacks 'classifier.0.weight'"),
+        (lambda state: {"state_dict": state}, "lacks 'features.0.weight'.*got keys"),
+        (
+            change("features.14.weight", torch.zeros(256, 128, 3, 3)),
+            r"'features.14.weight' must have shape \[256, 256, 3, 3\], got \[256, 128, 3, 3\]",
+        ),
+        (change("features.1.running_mean", torch.zeros(64)), "vgg16_bn"),
+        (change("classifier.3.bias", torch.tensor(torch.nan).expand(4096)), "not finite"),
+    ],
+)
+def test_load_vgg16_refuses_other_weights(edit, message):
+    model = empty_model()
+    nn.init.constant_(model.trunk.conv1.conv1_1.conv.weight, 7.0)
+    with pytest.raises(ValueError, match=f"load_vgg16: weights.*{message}"):
+        load_vgg16(model, edit(vgg16_state_dict()))
+    assert (model.trunk.conv1.conv1_1.conv.weight == 7).all()
+
+
+def test_load_vgg16_refuses_other_models():
+    with pytest.raises(ValueError, match="width=1"):
+        load_vgg16(ssd300(2, width=0.5), {})
+    with pytest.raises(ValueError, match="batch_norm=False"):
+        load_vgg16(on_meta("mdssd300", batch_norm=True), {})
+    with pytest.raises(ValueError, match="VGG16 trunk.* got Linear"):
+        load_vgg16(nn.Linear(2, 2), {})
+
+
+class Bomb:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('a pickle was executed')",)
+
+
+def test_load_vgg16_from_files(tmp_path):
+    model = on_meta("ssd300")
+    state = small(vgg16_state_dict())
+    # A file without the classifier is read, then found lacking: the content decides the reader.
+    for name, save in (
+        ("a.pth", safetensors.torch.save_file),
+        ("b.safetensors", torch.save),
+        ("c.pth", lambda s, p: torch.save(s, p, _use_new_zipfile_serialization=False)),
+    ):
+        path = tmp_path / name
+        save({k: v.contiguous() for k, v in state.items()}, path)
+        with pytest.raises(ValueError, match=f"{name} lacks 'classifier.0.weight'"):
+            load_vgg16(model, path)
+        path.write_bytes(path.read_bytes()[:-5000])
+        with pytest.raises(ValueError, match=f"cannot read .*{name}"):
+            load_vgg16(model, str(path))
+    bad = tmp_path / "bad.pth"
+    torch.save(torch.zeros(3), bad)
+    with pytest.raises(ValueError, match="bad.pth: expected a dictionary of tensors, got Tensor"):
+        load_vgg16(model, bad)
+    for content in (b"", b"hello, world", pickle.dumps(Bomb(), 2), pickle.dumps(Bomb(), 4)):
+        bad.write_bytes(content)
+        with pytest.raises(ValueError, match="load_vgg16: cannot read .*bad.pth: ."):
+            load_vgg16(model, bad)
+    torch.save({"x": Bomb()}, bad)
+    with pytest.raises(ValueError, match="cannot read .*bad.pth"):
+        load_vgg16(model, bad)
+    with pytest.raises(FileNotFoundError):
+        load_vgg16(model, tmp_path / "absent.pth")
+
+
+def test_backends_agree_on_the_whole_network():
+    torch.manual_seed(0)
+    model = mdssd300(3, width=0.125, batch_norm=True).eval()
+    images = torch.randn(1, 3, 300, 300) * 50
+    with torch.no_grad():
+        with ops.backend("reference"):
+            expected = model(images)
+        got = model(images)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_mdssd512_runs():
+    model = mdssd512(3, width=0.05).eval()
+    with torch.no_grad():
+        loc, logits = model(torch.randn(1, 3, 512, 512))
+    assert loc.shape == (1, 90100, 4)
+    assert logits.shape == (1, 90100, 3)
+    assert loc.isfinite().all()
+    assert logits.isfinite().all()

@@ -1,0 +1,178 @@
+"""Prior boxes against literal numbers: counts, order, first and last cells, options."""
+
+import math
+
+import pytest
+import torch
+
+from mdssd.priors import PriorLayer, make_priors, mdssd_prior_layers, ssd_prior_layers
+
+# Worked by hand from the sizes and steps of SSD's code: first centre, then the sizes in a cell.
+SSD300_VOC = [
+    (0.0133333, [0.1, 0.1414214], [(0.1414214, 0.0707107)]),
+    (0.0266667, [0.2, 0.2720294], [(0.2828427, 0.1414214), (0.3464102, 0.1154701)]),
+    (0.0533333, [0.37, 0.4469899], [(0.5232590, 0.2616295), (0.6408588, 0.2136196)]),
+    (0.1066667, [0.54, 0.6191930], [(0.7636753, 0.3818377), (0.9353074, 0.3117691)]),
+    (0.1666667, [0.71, 0.7904429], [(1.0040916, 0.5020458)]),
+    (0.5, [0.88, 0.9612492], [(1.2445079, 0.6222540)]),
+]
+SSD512_VOC = [
+    (0.0078125, [0.07, 0.1024695], [(0.0989949, 0.0494975)]),
+    (0.015625, [0.15, 0.2121320], [(0.2121320, 0.1060660), (0.2598076, 0.0866025)]),
+    (0.03125, [0.3, 0.3674235], [(0.4242641, 0.2121320), (0.5196152, 0.1732051)]),
+    (0.0625, [0.45, 0.5196152], [(0.6363961, 0.3181981), (0.7794229, 0.2598076)]),
+    (0.125, [0.6, 0.6708204], [(0.8485281, 0.4242641), (1.0392305, 0.3464102)]),
+    (0.25, [0.75, 0.8215838], [(1.0606602, 0.5303301)]),
+    (0.5, [0.9, 0.9721111], [(1.2727922, 0.6363961)]),
+]
+
+
+def cell(centre, squares, pairs):
+    sizes = [(s, s) for s in squares]
+    for w, h in pairs:
+        sizes += [(w, h), (h, w)]
+    return torch.tensor([(centre, centre, w, h) for w, h in sizes])
+
+
+def first_cells(layers, priors):
+    start = 0
+    for layer in layers:
+        yield priors[start : start + layer.per_cell]
+        start += layer.size**2 * layer.per_cell
+    assert start == len(priors)
+
+
+@pytest.mark.parametrize(
+    "layers, image_size, table",
+    [
+        (ssd_prior_layers(300), 300, SSD300_VOC),
+        (ssd_prior_layers(512), 512, SSD512_VOC),
+        (mdssd_prior_layers(300), 300, [(0.0066667, *SSD300_VOC[0][1:]), *SSD300_VOC]),
+        (mdssd_prior_layers(512), 512, [(0.00390625, *SSD512_VOC[0][1:]), *SSD512_VOC]),
+    ],
+    ids=["ssd300", "ssd512", "mdssd300", "mdssd512"],
+)
+def test_first_cell_of_each_layer(layers, image_size, table):
+    priors = make_priors(layers, image_size)
+    cells = list(first_cells(layers, priors))
+    assert len(cells) == len(table)
+    for got, row in zip(cells, table, strict=True):
+        torch.testing.assert_close(got, cell(*row), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("scales", ["voc", "coco"])
+@pytest.mark.parametrize(
+    "make, image_size, counts",
+    [
+        (ssd_prior_layers, 300, (5776, 2166, 600, 150, 36, 4)),
+        (ssd_prior_layers, 512, (16384, 6144, 1536, 384, 96, 16, 4)),
+        (mdssd_prior_layers, 300, (22500, 5776, 2166, 600, 150, 36, 4)),
+        (mdssd_prior_layers, 512, (65536, 16384, 6144, 1536, 384, 96, 16, 4)),
+    ],
+)
+def test_counts(make, image_size, counts, scales):
+    layers = make(image_size, scales)
+    assert tuple(layer.size**2 * layer.per_cell for layer in layers) == counts
+    priors = make_priors(layers, image_size)
+    assert priors.shape == (sum(counts), 4)
+    assert priors.dtype == torch.float32
+
+
+def test_totals():
+    def total(layers):
+        return sum(layer.size**2 * layer.per_cell for layer in layers)
+
+    assert total(ssd_prior_layers(300)) == 8732
+    assert total(ssd_prior_layers(512)) == 24564
+    assert total(mdssd_prior_layers(300)) == 31232
+    assert total(mdssd_prior_layers(512)) == 90100
+
+
+def test_order_is_row_then_column_then_prior():
+    priors = make_priors([PriorLayer(3, 10, 4, 9, (2,))], 40)
+    assert priors.shape == (36, 4)
+    centres = priors[::4, :2] * 40
+    expected = [(x, y) for y in (5, 15, 25) for x in (5, 15, 25)]
+    torch.testing.assert_close(centres, torch.tensor(expected, dtype=torch.float32))
+    root2 = math.sqrt(2)
+    sizes = [(4, 4), (6, 6), (4 * root2, 4 / root2), (4 / root2, 4 * root2)]
+    torch.testing.assert_close(priors[8:12, 2:] * 40, torch.tensor(sizes))
+
+
+def test_coco_sizes():
+    def squares(layers):
+        return [(layer.min_size, layer.max_size) for layer in layers]
+
+    assert squares(ssd_prior_layers(300, "coco")) == [
+        (21, 45),
+        (45, 99),
+        (99, 153),
+        (153, 207),
+        (207, 261),
+        (261, 315),
+    ]
+    assert squares(mdssd_prior_layers(512, "coco")) == [
+        (20.48, 51.2),
+        (20.48, 51.2),
+        (51.2, 133.12),
+        (133.12, 215.04),
+        (215.04, 296.96),
+        (296.96, 378.88),
+        (378.88, 460.8),
+        (460.8, 542.72),
+    ]
+
+
+def test_paper_scales_start_at_0_2_and_end_at_0_9():
+    layers = mdssd_prior_layers(300, "paper")
+    got = [layer.min_size for layer in layers] + [layers[-1].max_size]
+    assert got == pytest.approx([60, 60, 102, 144, 186, 228, 270, 312])
+    assert layers[0].max_size == layers[1].max_size == pytest.approx(102)
+    layers = mdssd_prior_layers(512, "paper")
+    assert layers[1].min_size == pytest.approx(0.2 * 512)
+    assert layers[-1].min_size == pytest.approx(0.9 * 512)
+
+
+def test_clip_clamps_every_coordinate_and_nothing_else():
+    layers = ssd_prior_layers(300)
+    free, clipped = make_priors(layers, 300), make_priors(layers, 300, clip=True)
+    assert free.max() > 1.2
+    assert torch.equal(clipped, free.clamp(0, 1))
+
+
+def test_truncate_cuts_sizes_to_whole_pixels():
+    layers = ssd_prior_layers(512)
+    truncated = make_priors(layers, 512, truncate_sizes=True)
+    # 35.84 -> 35, 76.8 -> 76: sqrt(35 * 76) = 51.5752.
+    expected = torch.tensor([[35.0, 35.0], [51.5752, 51.5752], [49.4975, 24.7487]])
+    torch.testing.assert_close(truncated[:3, 2:] * 512, expected, rtol=0, atol=1e-3)
+    whole = make_priors(ssd_prior_layers(300), 300)
+    assert torch.equal(whole, make_priors(ssd_prior_layers(300), 300, truncate_sizes=True))
+
+
+def test_rounded_once_from_float64():
+    priors = make_priors(ssd_prior_layers(300), 300)
+    # Cell (row 0, column 36) of conv4_3: 36.5 * 8 / 300.
+    assert priors[36 * 4, 0].item() == torch.tensor(36.5 * 8 / 300, dtype=torch.float64).float()
+
+
+def test_no_layers_and_default_device():
+    with torch.device("meta"):
+        priors = make_priors([], 300)
+        assert make_priors(ssd_prior_layers(300), 300).device.type == "cpu"
+    assert priors.shape == (0, 4)
+    assert priors.device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: ssd_prior_layers(321), "ssd_prior_layers: image_size .* 321"),
+        (lambda: mdssd_prior_layers(0), "mdssd_prior_layers: image_size .* 0"),
+        (lambda: ssd_prior_layers(300, "paper"), "prior_scales .*'paper'"),
+        (lambda: mdssd_prior_layers(300, "VOC"), "prior_scales .*'VOC'"),
+    ],
+)
+def test_bad_arguments(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
