@@ -1,0 +1,31 @@
+"""Photographs with boxes: VOC folders, COCO files, generated scenes, and SSD's augmentation."""
+
+from mdssd.data.augment import Augmentation
+from mdssd.data.coco import CocoDataset
+from mdssd.data.datasets import open_dataset
+from mdssd.data.images import IMAGE_SUFFIXES, MEAN_RGB, Preprocess, decode_image, read_image
+from mdssd.data.loader import DetectionDataset, TrainingSet, collate, worker_init
+from mdssd.data.sample import DataError, Sample
+from mdssd.data.synthetic import SyntheticScenes
+from mdssd.data.voc import VOCDataset
+from mdssd.data.voc_writer import write_voc
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MEAN_RGB",
+    "Augmentation",
+    "CocoDataset",
+    "DataError",
+    "DetectionDataset",
+    "Preprocess",
+    "Sample",
+    "SyntheticScenes",
+    "TrainingSet",
+    "VOCDataset",
+    "collate",
+    "decode_image",
+    "open_dataset",
+    "read_image",
+    "worker_init",
+    "write_voc",
+]

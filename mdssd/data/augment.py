@@ -1,0 +1,247 @@
+"""SSD's training augmentation."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from mdssd.data.images import MEAN_RGB, to_tensor
+from mdssd.data.sample import Sample
+
+# Each sampler draws up to TRIALS crops; the whole image and the unconstrained crop come besides.
+MIN_IOUS = (0.1, 0.3, 0.5, 0.7, 0.9)
+TRIALS = 50
+INTERPOLATIONS = (
+    cv2.INTER_LINEAR,
+    cv2.INTER_AREA,
+    cv2.INTER_NEAREST,
+    cv2.INTER_CUBIC,
+    cv2.INTER_LANCZOS4,
+)
+
+
+class Augmentation:
+    """Distort, expand, crop, resize, mirror, subtract the mean: SSD's recipe (paper section 2.2).
+
+    size: side of the network's input. expand: largest ratio of the canvas (1 turns it off).
+    crop: whether to crop; crop_min_scale: smallest scale of a crop, SSD has 0.3.
+    photometric, mirror: whether to distort the colours, whether to flip.
+
+    Call with a Sample and a random generator; gives the image float32 [3, size, size], the boxes
+    float32 [M, 4] xyxy normalised to 0-1, and the labels int64 [M]. A box is kept if its centre
+    lies in the crop, and clipped to it; crowds are left out; M may be 0.
+
+    The colours change in uint8 as in the original, but only where the crop will look (the steps
+    are pointwise, so the order matters to no more than OpenCV's rounding, one level), and
+    saturation and hue share one trip through HSV. The hue wraps around at 180.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        mean: tuple[float, float, float] = MEAN_RGB,
+        *,
+        expand: float = 4.0,
+        photometric: bool = True,
+        crop: bool = True,
+        crop_min_scale: float = 0.3,
+        mirror: bool = True,
+    ) -> None:
+        if not expand >= 1:
+            raise ValueError(f"Augmentation: expand must be at least 1, got {expand}")
+        if not 0 < crop_min_scale <= 1:
+            raise ValueError(
+                f"Augmentation: crop_min_scale must be above 0 and at most 1, got {crop_min_scale}"
+            )
+        self.size = int(size)
+        self.mean = mean
+        self.expand = expand
+        self.photometric = photometric
+        self.crop = crop
+        self.crop_min_scale = crop_min_scale
+        self.mirror = mirror
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        image = sample.image
+        keep = ~sample.crowd
+        boxes_xyxy = sample.boxes_xyxy[keep].astype(np.float64)
+        labels = sample.labels[keep]
+        height, width = image.shape[:2]
+        colour_change = draw_colour_change(rng) if self.photometric else []
+        canvas_width, canvas_height, left, top = width, height, 0, 0
+        if self.expand > 1 and rng.random() < 0.5:
+            canvas_width, canvas_height, left, top = draw_expansion(width, height, self.expand, rng)
+        boxes_xyxy += (left, top, left, top)
+        window = np.array([0, 0, canvas_width, canvas_height])
+        if self.crop:
+            window = draw_crop(
+                boxes_xyxy, canvas_width, canvas_height, rng, min_scale=self.crop_min_scale
+            )
+        boxes_xyxy, kept = boxes_in_window(boxes_xyxy, window)
+        labels = labels[kept]
+        shifted = window - np.array([left, top, left, top])
+        pixels = cut_window(image, shifted, colour_change, self.mean)
+        interpolation = INTERPOLATIONS[rng.integers(len(INTERPOLATIONS))]
+        pixels = cv2.resize(pixels, (self.size, self.size), interpolation=interpolation)
+        if self.mirror and rng.random() < 0.5:
+            pixels = cv2.flip(pixels, 1)
+            boxes_xyxy = boxes_xyxy[:, [2, 1, 0, 3]] * (-1, 1, -1, 1) + (1, 0, 1, 0)
+        return (
+            to_tensor(pixels, self.mean),
+            torch.from_numpy(boxes_xyxy.astype(np.float32)),
+            torch.from_numpy(labels),
+        )
+
+
+def draw_colour_change(rng: np.random.Generator) -> list[tuple[str, float]]:
+    """The colour steps of one image, in order: each of the four with probability 1/2."""
+    ranges = {
+        "brightness": (-32.0, 32.0),
+        "contrast": (0.5, 1.5),
+        "saturation": (0.5, 1.5),
+        "hue": (-18.0, 18.0),
+    }
+    order = ["brightness", "contrast", "saturation", "hue"]
+    if rng.random() >= 0.5:
+        order = ["brightness", "saturation", "hue", "contrast"]
+    return [(step, rng.uniform(*ranges[step])) for step in order if rng.random() < 0.5]
+
+
+def change_colours(image: np.ndarray, steps: list[tuple[str, float]]) -> np.ndarray:
+    """Apply colour steps to uint8 RGB, saturating at 0 and 255 after each; the input is kept."""
+    amounts = dict(steps)
+    hsv_done = False
+    for step, amount in steps:
+        if step == "brightness":
+            image = cv2.LUT(image, _table(_LEVELS + amount))
+        elif step == "contrast":
+            image = cv2.LUT(image, _table(_LEVELS * amount))
+        elif not hsv_done:
+            # Hue follows saturation in either order, so one trip through HSV serves both.
+            hsv_done = True
+            hue = _table(np.rint(_LEVELS + amounts.get("hue", 0)) % 180)
+            saturation = _table(_LEVELS * amounts.get("saturation", 1))
+            tables = np.stack([hue, saturation, _table(_LEVELS)], 1)[None]
+            hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), tables)
+            image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    return image
+
+
+_LEVELS = np.arange(256, dtype=np.float64)
+
+
+def _table(values: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+def draw_expansion(
+    width: int, height: int, largest: float, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """A canvas of 1 to `largest` times the image: (width, height, left, top of the image)."""
+    ratio = rng.uniform(1, largest)
+    canvas_width, canvas_height = int(width * ratio), int(height * ratio)
+    left = int(rng.uniform(0, canvas_width - width))
+    top = int(rng.uniform(0, canvas_height - height))
+    return canvas_width, canvas_height, left, top
+
+
+def draw_crop(
+    boxes_xyxy: np.ndarray,
+    width: int,
+    height: int,
+    rng: np.random.Generator,
+    *,
+    min_scale: float = 0.3,
+) -> np.ndarray:
+    """The window [4] xyxy that an image is cropped to: one of `crop_candidates`, uniformly."""
+    candidates = crop_candidates(boxes_xyxy, width, height, rng, min_scale=min_scale)
+    return list(candidates.values())[rng.integers(len(candidates))]
+
+
+def crop_candidates(
+    boxes_xyxy: np.ndarray,
+    width: int,
+    height: int,
+    rng: np.random.Generator,
+    *,
+    min_scale: float = 0.3,
+) -> dict[float | str, np.ndarray]:
+    """Windows [4] xyxy, whole pixels of an image of width x height, by the sampler they are from.
+
+    Seven samplers: "whole" image; "any" crop; and, by its number, a crop whose IoU with ANY box
+    is at least 0.1, 0.3, 0.5, 0.7 or 0.9. A crop has scale U[min_scale, 1] and an aspect ratio
+    U[0.5, 2] within what fits; a sampler gives the first success of its 50 trials, or nothing.
+    Without boxes only the first two give a window.
+    """
+    scale = rng.uniform(min_scale, 1, (len(MIN_IOUS) + 1, TRIALS))
+    ratio = rng.uniform(np.maximum(0.5, scale**2), np.minimum(2, 1 / scale**2))
+    crop_width = np.clip(np.rint(scale * np.sqrt(ratio) * width), 1, width)
+    crop_height = np.clip(np.rint(scale / np.sqrt(ratio) * height), 1, height)
+    # Whole pixels before the test, so that the crop made is the crop tested.
+    left = np.floor(rng.random(scale.shape) * (width - crop_width + 1))
+    top = np.floor(rng.random(scale.shape) * (height - crop_height + 1))
+    crops = np.stack([left, top, left + crop_width, top + crop_height], -1)  # [6, 50, 4]
+    crops = crops.astype(np.int64)
+    found: dict[float | str, np.ndarray] = {
+        "whole": np.array([0, 0, width, height]),
+        "any": crops[-1, 0],
+    }
+    if len(boxes_xyxy):
+        ious = crop_ious(crops[:-1].reshape(-1, 4), boxes_xyxy)
+        best_iou = ious.max(1).reshape(len(MIN_IOUS), TRIALS)
+        for least, row, best in zip(MIN_IOUS, crops[:-1], best_iou, strict=True):
+            if (best >= least).any():
+                found[least] = row[(best >= least).argmax()]
+    return found
+
+
+def crop_ious(crops_xyxy: np.ndarray, boxes_xyxy: np.ndarray) -> np.ndarray:
+    """IoU of every crop [N, 4] with every box [M, 4]: [N, M]."""
+    crops, boxes = crops_xyxy.T[:, :, None], boxes_xyxy.T[:, None, :]
+    across = np.minimum(crops[2], boxes[2]) - np.maximum(crops[0], boxes[0])
+    down = np.minimum(crops[3], boxes[3]) - np.maximum(crops[1], boxes[1])
+    inter = np.maximum(across, 0) * np.maximum(down, 0)
+    crop_area = (crops[2] - crops[0]) * (crops[3] - crops[1])
+    box_area = (boxes[2] - boxes[0]) * (boxes[3] - boxes[1])
+    return inter / (crop_area + box_area - inter)
+
+
+def boxes_in_window(boxes_xyxy: np.ndarray, window: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes whose centre lies in the window, clipped to it, in units of it; and which they are.
+
+    Gives float64 [K, 4] in 0-1 and bool [M]. A box left without area is dropped as well.
+    Area is what float32 can still tell from none, also after mirroring: a millionth of a side.
+    """
+    x1, y1, x2, y2 = (float(v) for v in window)
+    centre_x = (boxes_xyxy[:, 0] + boxes_xyxy[:, 2]) / 2
+    centre_y = (boxes_xyxy[:, 1] + boxes_xyxy[:, 3]) / 2
+    inside = (x1 <= centre_x) & (centre_x <= x2) & (y1 <= centre_y) & (centre_y <= y2)
+    relative = (boxes_xyxy - (x1, y1, x1, y1)) / (x2 - x1, y2 - y1, x2 - x1, y2 - y1)
+    relative = np.clip(relative, 0, 1)
+    kept = inside & ((relative[:, 2:] - relative[:, :2]) > 1e-6).all(1)
+    return relative[kept], kept
+
+
+def cut_window(
+    image: np.ndarray,
+    window: np.ndarray,
+    colour_change: list[tuple[str, float]],
+    mean: tuple[float, float, float],
+) -> np.ndarray:
+    """The pixels of the window [4] xyxy, which may reach beyond the image: there, the mean."""
+    height, width = image.shape[:2]
+    x1, y1, x2, y2 = (int(v) for v in window)
+    left, right = min(max(x1, 0), width), min(max(x2, 0), width)
+    top, bottom = min(max(y1, 0), height), min(max(y2, 0), height)
+    fill = tuple(round(value) for value in mean)
+    if left >= right or top >= bottom:
+        return np.full((y2 - y1, x2 - x1, 3), fill, np.uint8)
+    pixels = image[top:bottom, left:right]
+    pixels = change_colours(pixels, colour_change)
+    if (left, top, right, bottom) == (x1, y1, x2, y2):
+        return pixels
+    return cv2.copyMakeBorder(
+        pixels, top - y1, y2 - bottom, left - x1, x2 - right, cv2.BORDER_CONSTANT, value=fill
+    )

@@ -1,0 +1,162 @@
+"""Reading images whole, or saying what is wrong with them."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from mdssd.data.sample import DataError
+
+MEAN_RGB = (123.0, 117.0, 104.0)
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+
+# A marker is FF and a code; FF00 is a stuffed byte of the picture, FFD0-D7 restart it, FFFF pads.
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# The frame header usually comes early; behind large EXIF or ICC segments, within the second.
+_HEADER_BYTES = (1 << 13, 1 << 20)
+
+
+def path_inside(folder: Path, name: str, where: str) -> Path:
+    """`folder / name`, refused if it, or what it links to, lies outside `folder`.
+
+    where: the file that holds the name, for the message. Raises DataError.
+    """
+    path = folder / name
+    try:
+        real = os.path.realpath(path)
+        top = os.path.realpath(folder)
+    except (ValueError, OSError) as error:
+        raise DataError(f"{where}: {name!r} is not a file name ({error})") from None
+    if not real.startswith(top.rstrip(os.sep) + os.sep):
+        raise DataError(f"{where}: {name!r} leaves the folder {folder}")
+    return path
+
+
+def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read an image as uint8 [H, W, 3] RGB.
+
+    Grey, 16-bit, palette and alpha images are converted. The pixels stay as stored: an EXIF
+    orientation is not applied, because annotations refer to stored pixels.
+    Raises DataError, naming file and reason, for a file that is missing, cut short or no image.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{os.fspath(path)}: cannot be read ({error.strerror})") from None
+    return decode_image(data, os.fspath(path))
+
+
+def decode_image(data: bytes, name: str = "image") -> np.ndarray:
+    """Decode the bytes of an image file as `read_image` does; `name` is for messages."""
+    if not data:
+        raise DataError(f"{name}: the file is empty")
+    # OpenCV fills what is missing of a cut JPEG with grey and says nothing, hence our own look.
+    if fault := _truncation(data):
+        raise DataError(f"{name}: the image is truncated ({fault})")
+    try:
+        image = cv2.imdecode(
+            np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        )
+    except cv2.error as error:
+        raise DataError(f"{name}: cannot be decoded as an image ({error.err})") from None
+    if image is None:
+        raise DataError(f"{name}: not an image, or a damaged one")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+
+
+def read_size(path: Path) -> tuple[int, int] | None:
+    """(width, height) from the head of a JPEG or PNG file, or None where that does not tell.
+
+    Raises DataError where the file cannot be read.
+    """
+    try:
+        file = open(path, "rb")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    with file:
+        data = b""
+        for amount in _HEADER_BYTES:
+            data += file.read(amount)
+            if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 24:
+                return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+            if data[:2] != b"\xff\xd8":
+                return None
+            if size := _jpeg(data)[0]:
+                return size
+    return None
+
+
+def _truncation(data: bytes) -> str | None:
+    if data[:2] == b"\xff\xd8":
+        return None if _jpeg(data)[1] else "no end-of-image marker"
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return None if _png_ends(data) else "no IEND chunk"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        stated = int.from_bytes(data[4:8], "little") + 8
+    elif data[:2] == b"BM":
+        stated = int.from_bytes(data[2:6], "little")
+    else:
+        return None
+    return f"{len(data)} of {stated} bytes" if stated > len(data) else None
+
+
+def _jpeg(data: bytes) -> tuple[tuple[int, int] | None, bool]:
+    """Walk the segments: (width, height) if a frame header was met, and whether an end was."""
+    size, at = None, 2
+    while marker := _JPEG_MARKER.search(data, at):
+        code, at = data[marker.end() - 1], marker.end()
+        if code == 0xD9:
+            return size, True
+        if code in _JPEG_FRAMES and len(data) >= at + 7:
+            size = (
+                int.from_bytes(data[at + 5 : at + 7], "big"),
+                int.from_bytes(data[at + 3 : at + 5], "big"),
+            )
+        at += int.from_bytes(data[at : at + 2], "big")
+    return size, False
+
+
+def _png_ends(data: bytes) -> bool:
+    at = 8
+    while at + 12 <= len(data):
+        if data[at + 4 : at + 8] == b"IEND":
+            return True
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+    return False
+
+
+def to_tensor(image: np.ndarray, mean: tuple[float, float, float]) -> Tensor:
+    """uint8 [S, S, 3] RGB to float32 [3, S, S] minus the mean; channels lie last in memory."""
+    # One long row per line of the image: broadcasting over three channels takes four times longer.
+    row = np.tile(np.array(mean, np.float32), image.shape[1])
+    pixels = np.subtract(image.reshape(len(image), -1), row, dtype=np.float32)
+    return torch.from_numpy(pixels.reshape(image.shape)).permute(2, 0, 1)
+
+
+class Preprocess:
+    """What a network sees at test time: the image warped to its square input, minus the mean.
+
+    size: side of the input in pixels. Resizing is linear (facts of SSD: no aspect kept, no crop,
+    no division). Call with uint8 [H, W, 3] RGB; gives float32 [3, size, size].
+    """
+
+    def __init__(self, size: int, mean: tuple[float, float, float] = MEAN_RGB) -> None:
+        self.size = int(size)
+        self.mean = mean
+
+    def __call__(self, image: np.ndarray) -> Tensor:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise ValueError(
+                "Preprocess: image must be a non-empty uint8 array [H, W, 3] in RGB order, "
+                f"got {image.dtype} {list(image.shape)}"
+            )
+        if image.shape[:2] != (self.size, self.size):
+            image = cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_LINEAR)
+        return to_tensor(image, self.mean)

@@ -1,0 +1,169 @@
+"""Data sets in the folder layout of PASCAL VOC."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
+from xml.etree.ElementTree import Element, ParseError
+
+import numpy as np
+from defusedxml import DefusedXmlException
+from defusedxml import ElementTree as SafeXml
+from tqdm import tqdm
+
+from mdssd.data.images import IMAGE_SUFFIXES, path_inside, read_size
+from mdssd.data.photos import PhotoDataset
+from mdssd.data.sample import Annotation, BoxRow, DataError
+
+# (width, height) as stated, and (class, xyxy, difficult) of each object
+_Parsed = tuple[tuple[int, int], list[tuple[str, tuple[float, float, float, float], bool]]]
+_SIDES = ("xmin", "ymin", "xmax", "ymax")
+T = TypeVar("T")
+
+
+class VOCDataset(PhotoDataset):
+    """A folder with JPEGImages, Annotations and (optionally) ImageSets/Main.
+
+    root: the folder. split: the name of a file in ImageSets/Main; "all", or a folder without
+    ImageSets/Main, takes every annotation. Of each line of the file the first word counts.
+    classes: the names in label order (label k is classes[k - 1]); None: every name found in
+    Annotations, sorted, the same for every split.
+    Coordinates are kept as written. Boxes without area or outside the image are left out and
+    listed in `dropped`; an annotation without boxes is an image of background.
+    Raises DataError, naming file and reason, for whatever cannot be read.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        split: str = "trainval",
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        self.root = Path(root)
+        self.split = split
+        super().__init__(f"{self.root.resolve().name} {split}")
+        for folder in ("Annotations", "JPEGImages"):
+            if not (self.root / folder).is_dir():
+                raise DataError(f"{self.root}: not in VOC layout, it has no folder {folder}")
+        self.image_ids = self._read_split()
+        parsed = self._read_all() if classes is None else {}
+        found = sorted({name for _, objects in parsed.values() for name, _, _ in objects})
+        self.classes = list(found if classes is None else classes)
+        if not self.classes:
+            raise DataError(f"{self.root / 'Annotations'}: no annotation holds an object")
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"VOCDataset: classes names one twice: {', '.join(self.classes)}")
+        label_of = {name: k for k, name in enumerate(self.classes, 1)}
+        for image_id in _progress(self.image_ids, f"reading {self.name}"):
+            path = self._annotation_path(image_id)
+            stated, objects = parsed.get(path) or _read_annotation(path)
+            image_path = self._image_path(image_id)
+            size = read_size(image_path)
+            if size is None:
+                size = stated if min(stated) > 0 else None
+            elif size != stated:
+                self.size_faults.append(
+                    f"{path}: states {stated[0]} x {stated[1]}, "
+                    f"{image_path.name} is {size[0]} x {size[1]}"
+                )
+            rows = []
+            for name, box_xyxy, difficult in objects:
+                if name not in label_of:
+                    raise DataError(
+                        f"{path}: class {name!r} is not among the classes {', '.join(self.classes)}"
+                    )
+                rows.append(BoxRow(box_xyxy, label_of[name], difficult))
+            self._paths.append(image_path)
+            self._annotations.append(Annotation(rows, size, str(path), self.dropped))
+
+    def _read_split(self) -> list[str]:
+        folder = self.root / "ImageSets" / "Main"
+        if self.split == "all" or not folder.is_dir():
+            ids = sorted(path.stem for path in (self.root / "Annotations").glob("*.xml"))
+            if not ids:
+                raise DataError(f"{self.root / 'Annotations'}: holds no annotation (*.xml)")
+            return ids
+        path = path_inside(folder, f"{self.split}.txt", str(folder))
+        if not path.is_file():
+            there = ", ".join(sorted(p.stem for p in folder.glob("*.txt"))) or "none"
+            raise DataError(f"{path}: no such split (there are: {there}; or all)")
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: cannot be read ({error})") from None
+        ids = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
+        if not ids:
+            raise DataError(f"{path}: the split lists no image")
+        return ids
+
+    def _read_all(self) -> dict[Path, _Parsed]:
+        """Every annotation, whatever the split: the classes must not depend on the split."""
+        folder = self.root / "Annotations"
+        paths = [path_inside(folder, path.name, str(path)) for path in sorted(folder.glob("*.xml"))]
+        if not paths:
+            raise DataError(f"{folder}: holds no annotation (*.xml)")
+        return {path: _read_annotation(path) for path in _progress(paths, f"reading {folder}")}
+
+    def _annotation_path(self, image_id: str) -> Path:
+        path = path_inside(self.root / "Annotations", f"{image_id}.xml", f"split {self.split}")
+        if not path.is_file():
+            raise DataError(f"{path}: no such annotation (the split {self.split} lists it)")
+        return path
+
+    def _image_path(self, image_id: str) -> Path:
+        folder = self.root / "JPEGImages"
+        for suffix in (*IMAGE_SUFFIXES, *(s.upper() for s in IMAGE_SUFFIXES)):
+            path = path_inside(folder, image_id + suffix, f"split {self.split}")
+            if path.is_file():
+                return path
+        raise DataError(
+            f"{folder / image_id}: no such image (looked for {', '.join(IMAGE_SUFFIXES)})"
+        )
+
+
+def _progress(items: Sequence[T], what: str) -> Iterable[T]:
+    return tqdm(items, desc=what, delay=2, leave=False)
+
+
+def _parse(path: Path) -> Element:
+    try:
+        return SafeXml.fromstring(path.read_bytes(), forbid_dtd=True)
+    except DefusedXmlException as error:
+        raise DataError(f"{path}: refused, it declares a DTD or entities ({error})") from None
+    except (ParseError, ValueError, LookupError) as error:
+        raise DataError(f"{path}: broken XML ({error})") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _read_annotation(path: Path) -> _Parsed:
+    root = _parse(path)
+    width = _number(root, "size/width", path)
+    height = _number(root, "size/height", path)
+    objects = []
+    for obj in root.iter("object"):
+        x1, y1, x2, y2 = (_number(obj, f"bndbox/{side}", path) for side in _SIDES)
+        difficult = obj.find("difficult") is not None and _number(obj, "difficult", path) != 0
+        objects.append((_class_name(obj, path), (x1, y1, x2, y2), difficult))
+    if not (np.isfinite(width) and np.isfinite(height)):
+        raise DataError(f"{path}: size is {width} x {height}, expected two numbers")
+    return (int(width), int(height)), objects
+
+
+def _class_name(obj: Element, path: Path) -> str:
+    name = (obj.findtext("name") or "").strip()
+    if not name:
+        raise DataError(f"{path}: an object has no name")
+    return name
+
+
+def _number(parent: Element, name: str, path: Path) -> float:
+    text = parent.findtext(name)
+    if text is None:
+        raise DataError(f"{path}: {parent.tag} has no {name}")
+    try:
+        return float(text)
+    except ValueError:
+        raise DataError(f"{path}: {name} is {text!r}, expected a number") from None

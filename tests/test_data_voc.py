@@ -1,0 +1,295 @@
+"""VOC folders: what is read, what is dropped, and what is refused with which words."""
+
+import os
+
+import cv2
+import numpy as np
+import pytest
+
+from mdssd.data import DataError, SyntheticScenes, VOCDataset, open_dataset, write_voc
+
+
+def box_xml(name, box, extra=""):
+    sides = "".join(
+        f"<{side}>{value}</{side}>"
+        for side, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+    )
+    return f"<object><name>{name}</name>{extra}<bndbox>{sides}</bndbox></object>"
+
+
+def make_folder(root, annotations, splits=None, size=(80, 60), suffix=".png"):
+    """annotations: image id -> XML of its objects."""
+    for folder in ("Annotations", "JPEGImages"):
+        (root / folder).mkdir(parents=True)
+    for k, (image_id, objects) in enumerate(annotations.items()):
+        image = np.full((size[1], size[0], 3), 10 * k, np.uint8)
+        cv2.imwrite(str(root / "JPEGImages" / f"{image_id}{suffix}"), image)
+        write_xml(root, image_id, objects, size)
+    if splits is not None:
+        (root / "ImageSets" / "Main").mkdir(parents=True)
+        for split, text in splits.items():
+            (root / "ImageSets" / "Main" / f"{split}.txt").write_text(text)
+    return root
+
+
+def write_xml(root, image_id, objects, size=(80, 60)):
+    (root / "Annotations" / f"{image_id}.xml").write_text(
+        f"<annotation><filename>../../else.png</filename><size><width>{size[0]}</width>"
+        f"<height>{size[1]}</height><depth>3</depth></size>{objects}</annotation>"
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_folder(
+        tmp_path / "set",
+        {
+            "a": box_xml("zebra", (1, 2, 30, 40)) + box_xml("ant", (5.5, 6, 70, 50)),
+            "b": box_xml("bee", (1, 1, 9, 9), "<difficult>1</difficult>"),
+            "c": "",
+        },
+        {"trainval": "a\nc\n", "test": "b  -1\n\n"},
+    )
+
+
+def test_splits_classes_and_boxes(folder):
+    data = VOCDataset(folder)
+    assert data.classes == ["ant", "bee", "zebra"]  # of the whole folder, not of the split
+    assert data.image_ids == ["a", "c"] and len(data) == 2
+    sample = data[0]
+    assert sample.image.shape == (60, 80, 3) and sample.image.dtype == np.uint8
+    assert sample.boxes_xyxy.tolist() == [[1, 2, 30, 40], [5.5, 6, 70, 50]]
+    assert sample.boxes_xyxy.dtype == np.float32 and sample.labels.dtype == np.int64
+    assert sample.labels.tolist() == [3, 1] and sample.difficult.tolist() == [False, False]
+    assert sample.image_id == "a" and not sample.crowd.any()
+    assert sample.area.tolist() == [29 * 38, 64.5 * 44]
+    test = VOCDataset(folder, "test")
+    assert test.classes == data.classes and test.image_ids == ["b"]
+    assert test[0].difficult.tolist() == [True] and test[0].labels.tolist() == [2]
+    assert VOCDataset(folder, "all").image_ids == ["a", "b", "c"]
+
+
+def test_annotation_without_boxes_is_background(folder):
+    data = VOCDataset(folder)
+    assert data[1].boxes_xyxy.shape == (0, 4) and data[1].labels.shape == (0,)
+    assert "1 images have no box" in data.report()
+    assert "zebra: 1" in data.report() and "bee: 0" in data.report()
+
+
+def test_annotation_alone_reads_no_image(folder):
+    data = VOCDataset(folder)
+    data.image_path(0).write_bytes(b"broken")
+    assert data.annotation(0).labels.tolist() == [3, 1]
+    assert data.annotation(0).image.shape == (0, 0, 3)
+    with pytest.raises(DataError, match=r"a\.png: not an image"):
+        data[0]
+
+
+def test_a_sample_is_the_callers_own(folder):
+    data = VOCDataset(folder)
+    data[0].boxes_xyxy[:] = 0
+    data[0].labels[:] = 0
+    assert data[0].boxes_xyxy[0, 2] == 30 and data[0].labels[0] == 3
+
+
+def test_without_image_sets_every_annotation_counts(tmp_path):
+    make_folder(tmp_path, {"b": box_xml("x", (0, 0, 5, 5)), "a": ""})
+    assert VOCDataset(tmp_path, "trainval").image_ids == ["a", "b"]
+    assert open_dataset(tmp_path).image_ids == ["a", "b"]
+
+
+def test_given_classes_set_the_order(folder):
+    data = VOCDataset(folder, classes=["zebra", "bee", "ant", "cow"])
+    assert data.classes == ["zebra", "bee", "ant", "cow"]
+    assert data[0].labels.tolist() == [1, 3]
+    with pytest.raises(DataError, match=r"a\.xml: class 'zebra' is not among the classes ant, bee"):
+        VOCDataset(folder, classes=["ant", "bee"])
+    with pytest.raises(ValueError, match="twice"):
+        VOCDataset(folder, classes=["ant", "ant"])
+
+
+def test_bad_boxes_are_dropped_counted_and_listed(tmp_path):
+    boxes = {
+        "point": (7, 7, 7, 7),
+        "turned": (30, 10, 20, 40),
+        "flat": (10, 10, 20, 10),
+        "nan": (1, 1, "nan", 9),
+        "huge": (1, 1, "1e99", 9),
+        "right": (80, 5, 90, 15),
+        "below": (5, 60, 15, 70),
+        "left": (-20, 5, 0, 15),
+    }
+    objects = "".join(box_xml("x", box) for box in boxes.values())
+    make_folder(tmp_path, {"a": objects + box_xml("x", (-5, -5, 100, 100)), "b": ""})
+    data = VOCDataset(tmp_path)
+    assert data[0].boxes_xyxy.tolist() == [[-5, -5, 100, 100]]  # partly outside: as written
+    assert len(data.dropped) == len(boxes)
+    assert all("a.xml: box (" in line for line in data.dropped)
+    for line, word in zip(
+        data.dropped,
+        ["no area"] * 3 + ["not finite"] * 2 + ["outside"] * 3,
+        strict=True,
+    ):
+        assert word in line
+    report = data.report()
+    assert "8 boxes dropped" in report and all(line in report for line in data.dropped)
+
+
+def test_wrong_size_is_reported_and_the_image_trusted(tmp_path):
+    make_folder(tmp_path, {"a": box_xml("x", (50, 5, 70, 15))})
+    write_xml(tmp_path, "a", box_xml("x", (50, 5, 70, 15)) + box_xml("x", (85, 5, 95, 9)), (40, 90))
+    data = VOCDataset(tmp_path)
+    assert data[0].boxes_xyxy.tolist() == [[50, 5, 70, 15]] and len(data.dropped) == 1
+    assert data.size_faults == [
+        f"{tmp_path / 'Annotations' / 'a.xml'}: states 40 x 90, a.png is 80 x 60"
+    ]
+    assert "states 40 x 90" in data.report()
+
+
+def test_a_size_of_zero_drops_nothing(tmp_path):
+    make_folder(tmp_path, {"a": ""}, suffix=".bmp")
+    write_xml(tmp_path, "a", box_xml("x", (50, 5, 70, 15)), (0, 0))
+    assert len(VOCDataset(tmp_path)[0].boxes_xyxy) == 1
+
+
+def test_image_suffixes(tmp_path):
+    make_folder(tmp_path, {"a": box_xml("x", (0, 0, 5, 5)), "b": "", "c": ""})
+    images = tmp_path / "JPEGImages"
+    (images / "a.png").rename(images / "a.JPG")
+    cv2.imwrite(str(images / "b.webp"), np.zeros((60, 80, 3), np.uint8))
+    (images / "b.png").unlink()
+    names = [VOCDataset(tmp_path).image_path(k).name for k in range(3)]
+    assert names == ["a.JPG", "b.webp", "c.png"]
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        ("<annotation><size>", "broken XML"),
+        ("", "broken XML"),
+        ("<annotation/>", "annotation has no size/width"),
+        ("<annotation><size><width>x</width></size></annotation>", "size/width is 'x'"),
+        (
+            "<annotation><size><width>9</width><height>nan</height></size></annotation>",
+            "size is 9.0 x nan",
+        ),
+        ("SIZE" + box_xml("x", (1, 2, "three", 4)), "bndbox/xmax is 'three', expected a number"),
+        ("SIZE" + box_xml("x", (1, 2, "", 4)), "bndbox/xmax is ''"),
+        ("SIZE" + box_xml(" ", (1, 2, 3, 4)), "an object has no name"),
+        ("SIZE<object><name>x</name></object>", "object has no bndbox/xmin"),
+        (
+            "SIZE" + box_xml("x", (1, 2, 3, 4), "<difficult>yes</difficult>"),
+            "difficult is 'yes'",
+        ),
+    ],
+)
+def test_broken_annotations(folder, content, reason):
+    if content.startswith("SIZE"):
+        size = "<size><width>80</width><height>60</height></size>"
+        content = f"<annotation>{size}{content[4:]}</annotation>"
+    (folder / "Annotations" / "a.xml").write_text(content)
+    with pytest.raises(DataError, match=rf"a\.xml: .*{reason}"):
+        VOCDataset(folder)
+    with pytest.raises(DataError, match=rf"a\.xml: .*{reason}"):
+        VOCDataset(folder, classes=["ant", "bee", "zebra"])
+
+
+def test_xml_bomb_and_outside_entity_are_refused(folder):
+    bomb = '<!DOCTYPE z [<!ENTITY a "aaaaaaaaaa">' + "".join(
+        f'<!ENTITY a{k} "{f"&a{k - 1};" * 10 if k > 1 else "&a;" * 10}">' for k in range(1, 10)
+    )
+    outside = '<!DOCTYPE z [<!ENTITY f SYSTEM "file:///etc/hostname">'
+    for head, entity in ((bomb, "&a9;"), (outside, "&f;")):
+        (folder / "Annotations" / "a.xml").write_text(
+            f"<?xml version='1.0'?>{head}]><annotation><name>{entity}</name></annotation>"
+        )
+        with pytest.raises(DataError, match=r"a\.xml: refused"):
+            VOCDataset(folder)
+
+
+def test_missing_things(folder, tmp_path):
+    with pytest.raises(DataError, match="val.txt: no such split .*test, trainval"):
+        VOCDataset(folder, "val")
+    (folder / "ImageSets" / "Main" / "val.txt").write_text(" \n\n")
+    with pytest.raises(DataError, match="val.txt: the split lists no image"):
+        VOCDataset(folder, "val")
+    (folder / "ImageSets" / "Main" / "val.txt").write_text("nobody\n")
+    with pytest.raises(DataError, match=r"nobody\.xml: no such annotation"):
+        VOCDataset(folder, "val")
+    (folder / "JPEGImages" / "a.png").unlink()
+    with pytest.raises(DataError, match=r"JPEGImages/a: no such image"):
+        VOCDataset(folder)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty: not in VOC layout"):
+        VOCDataset(tmp_path / "empty")
+    make_folder(tmp_path / "bare", {})
+    with pytest.raises(DataError, match="holds no annotation"):
+        VOCDataset(tmp_path / "bare")
+    make_folder(tmp_path / "void", {"a": ""})
+    with pytest.raises(DataError, match="no annotation holds an object"):
+        VOCDataset(tmp_path / "void")
+
+
+@pytest.mark.parametrize("name", ["../../secret", "/etc/hostname", "../Annotations/a"])
+def test_a_split_cannot_leave_the_folder(folder, name):
+    (folder.parent / "secret.xml").write_text("<annotation/>")
+    (folder / "ImageSets" / "Main" / "val.txt").write_text(f"{name}\n")
+    with pytest.raises(DataError, match="leaves the folder|no such (image|annotation)"):
+        VOCDataset(folder, "val")
+    with pytest.raises(DataError, match="leaves the folder"):
+        VOCDataset(folder, "../../../x")
+
+
+def test_links_out_of_the_folder_are_refused(folder, tmp_path):
+    image = folder / "JPEGImages" / "a.png"
+    image.rename(tmp_path / "elsewhere.png")
+    os.symlink(tmp_path / "elsewhere.png", image)
+    with pytest.raises(DataError, match=r"a\.png' leaves the folder"):
+        VOCDataset(folder)
+    image.unlink()
+    (tmp_path / "elsewhere.png").rename(image)
+    annotation = folder / "Annotations" / "b.xml"
+    annotation.rename(tmp_path / "b.xml")
+    os.symlink(tmp_path / "b.xml", annotation)
+    with pytest.raises(DataError, match=r"b\.xml' leaves the folder"):
+        VOCDataset(folder)
+
+
+def test_written_scenes_read_back_as_they_were(tmp_path):
+    scenes = SyntheticScenes(4, seed=3, image_size=120)
+    folder = write_voc(scenes, tmp_path / "out" / "scenes", "test")
+    data = VOCDataset(folder, "test", scenes.classes)
+    assert data.image_ids == scenes.image_ids and not data.dropped and not data.size_faults
+    for made, read in zip(scenes, data, strict=True):
+        np.testing.assert_array_equal(made.image, read.image)
+        np.testing.assert_array_equal(made.boxes_xyxy, read.boxes_xyxy)
+        np.testing.assert_array_equal(made.labels, read.labels)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["scenes"]
+
+
+def test_writing_never_touches_what_is_there(tmp_path, folder):
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(FileExistsError, match="not empty"):
+        write_voc(SyntheticScenes(1), folder)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_writing_that_fails_leaves_nothing(tmp_path, folder):
+    data = VOCDataset(folder, "all")
+    data.image_path(2).write_bytes(b"broken")
+    with pytest.raises(DataError):
+        write_voc(data, tmp_path / "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
+
+
+def test_open_dataset_chooses_the_split(folder, tmp_path):
+    assert open_dataset(folder).split == "trainval"
+    assert open_dataset(folder, train=False).split == "test"
+    assert open_dataset(folder, "all", classes=["bee", "ant", "zebra"]).classes[0] == "bee"
+    (folder / "ImageSets" / "Main" / "test.txt").unlink()
+    with pytest.raises(DataError, match="none of the splits test, val, valid .*trainval"):
+        open_dataset(folder, train=False)
+    with pytest.raises(DataError, match="gone: no such file or folder"):
+        open_dataset(tmp_path / "gone")
+    with pytest.raises(ValueError, match="image_dir does not go with a VOC folder"):
+        open_dataset(folder, image_dir=folder)
