@@ -1,0 +1,103 @@
+"""What a metric is given: one dict per image, checked and turned into numpy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class ImageBoxes:
+    """The detections and the ground truth of one image, D and M of them, boxes in pixels."""
+
+    boxes_xyxy: NDArray[np.float64]  # [D, 4]
+    scores: NDArray[np.float64]  # [D]
+    labels: NDArray[np.int64]  # [D]
+    gt_xyxy: NDArray[np.float64]  # [M, 4]
+    gt_labels: NDArray[np.int64]  # [M]
+    gt_difficult: NDArray[np.bool_]  # [M]
+    gt_crowd: NDArray[np.bool_]  # [M]
+    gt_area: NDArray[np.float64]  # [M]
+
+
+def check_images(
+    function: str,
+    detections: Sequence[Mapping[str, Any]],
+    ground_truth: Sequence[Mapping[str, Any]],
+    num_classes: int,
+) -> list[ImageBoxes]:
+    """Check both lists and return one `ImageBoxes` per image.
+
+    detections: per image "boxes" [D, 4] xyxy, "scores" [D], "labels" [D].
+    ground_truth: per image "boxes" [M, 4] xyxy, "labels" [M] and, where there are any,
+    "difficult" [M], "crowd" [M], "area" [M] (default: width * height).
+    Arrays, tensors or lists. Raises ValueError that names `function`, the image and the fault.
+    """
+    if num_classes < 2:
+        raise ValueError(
+            f"{function}: num_classes: expected at least 2 (with background), got {num_classes}"
+        )
+    if len(detections) != len(ground_truth):
+        raise ValueError(
+            f"{function}: detections: expected one entry per image of ground_truth "
+            f"({len(ground_truth)}), got {len(detections)}"
+        )
+    images = []
+    for i, (found, true) in enumerate(zip(detections, ground_truth, strict=True)):
+        where = f"{function}: detections[{i}]"
+        boxes = _boxes(where, found)
+        labels = _labels(where, found, len(boxes), num_classes)
+        scores = _column(where, found, "scores", len(boxes)).astype(np.float64)
+        if not np.isfinite(scores).all():
+            raise ValueError(f"{where}: scores: expected finite numbers, got NaN or infinity")
+        where = f"{function}: ground_truth[{i}]"
+        gt = _boxes(where, true)
+        gt_labels = _labels(where, true, len(gt), num_classes)
+        flags = [
+            _column(where, true, name, len(gt)).astype(np.bool_)
+            if name in true
+            else np.zeros(len(gt), np.bool_)
+            for name in ("difficult", "crowd")
+        ]
+        if "area" in true:
+            area = _column(where, true, "area", len(gt)).astype(np.float64)
+        else:
+            area = (gt[:, 2] - gt[:, 0]) * (gt[:, 3] - gt[:, 1])
+        images.append(ImageBoxes(boxes, scores, labels, gt, gt_labels, flags[0], flags[1], area))
+    return images
+
+
+def _boxes(where: str, image: Mapping[str, Any]) -> NDArray[np.float64]:
+    boxes = np.asarray(image["boxes"], dtype=np.float64)
+    if boxes.size == 0:
+        return np.zeros((0, 4))
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"{where}: boxes: expected [N, 4] xyxy, got shape {boxes.shape}")
+    if not np.isfinite(boxes).all():
+        raise ValueError(f"{where}: boxes: expected finite numbers, got NaN or infinity")
+    return boxes
+
+
+def _column(where: str, image: Mapping[str, Any], name: str, count: int) -> NDArray[Any]:
+    values = np.asarray(image[name])
+    if values.size == 0 and count == 0:
+        return np.zeros(0)
+    if values.shape != (count,):
+        raise ValueError(f"{where}: {name}: expected [{count}], one per box, got {values.shape}")
+    return values
+
+
+def _labels(
+    where: str, image: Mapping[str, Any], count: int, num_classes: int
+) -> NDArray[np.int64]:
+    labels = _column(where, image, "labels", count).astype(np.int64)
+    if count and not (1 <= labels.min() and labels.max() < num_classes):
+        raise ValueError(
+            f"{where}: labels: expected 1 to {num_classes - 1}, "
+            f"got {labels.min()} to {labels.max()}"
+        )
+    return labels
