@@ -1,7 +1,7 @@
 """Expansion of the operators' cases over backends and devices, for tests and benchmarks alike.
 
-A test that takes `case` runs for every row of CASES; with `size` and `dtype` for each of its inputs,
-with `backend` (a name) and `device` for each backend that can run here.
+A test that takes `case` runs for every row of CASES; with `size` and `dtype` for each of its
+inputs, with `backend` (a name) and `device` for each backend that can run here.
 """
 
 from __future__ import annotations

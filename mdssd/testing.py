@@ -184,7 +184,7 @@ def detection_inputs(
     kind: str = "trained",
     **options: Any,
 ) -> Any:
-    """Outputs of a network: "trained" (few priors pass), "untrained" (all do), or a special kind."""
+    """Outputs of a network: "trained" (few priors pass), "untrained" (all do) or special."""
     loc = torch.randn(images, priors, 4, generator=generator, dtype=torch.float64)
     logits = torch.randn(images, priors, classes, generator=generator, dtype=torch.float64)
     if kind != "untrained":
@@ -455,7 +455,9 @@ CASES = [
             "no_positive": Size({"images": 3, "priors": 257, "classes": 21, "positives": 0.0}),
             "all_positive": Size({"images": 3, "priors": 257, "classes": 21, "positives": 1.0}),
             "few_negatives": Size({"images": 3, "priors": 257, "classes": 21, "positives": 0.5}),
-            "small": Size({"images": 2, "priors": 12, "classes": 3, "positives": 0.2}, gradcheck=True),
+            "small": Size(
+                {"images": 2, "priors": 12, "classes": 3, "positives": 0.2}, gradcheck=True
+            ),
             "odd": Size({"images": 4, "priors": 1025, "classes": 21}),
             "ties": Size({"images": 2, "priors": 1025, "classes": 5, "kind": "ties"}),
             "nan": Size({"images": 2, "priors": 257, "classes": 5, "kind": "nan"}),

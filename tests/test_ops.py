@@ -34,9 +34,7 @@ def test_agrees_with_reference(
 
 
 @pytest.mark.cases(size=lambda size: not size.benchmark)
-def test_other_layouts_of_the_same_input(
-    case: Case, size: str, backend: str, device: str
-) -> None:
+def test_other_layouts_of_the_same_input(case: Case, size: str, backend: str, device: str) -> None:
     args, kwargs = case.inputs(size, torch.float32, device)
 
     def spread(value: Any) -> Any:

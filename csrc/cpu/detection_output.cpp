@@ -96,6 +96,7 @@ void detection_output(const S* loc, const S* logits, const Wide<S>* priors, int6
   using T = Wide<S>;
   check_index("detection_output", count);
   if (images == 0 || count == 0) return;
+  top_k = std::min(top_k, count);  // so that 2 * top_k does not overflow
 
   // The margin covers the rounding of softmax; rows let through in error fail the exact test.
   const T log_threshold = std::log(score_threshold) - T(1e-3);

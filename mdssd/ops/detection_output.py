@@ -132,15 +132,14 @@ def _detection_output_reference(
             kept = candidates[greedy(boxes[candidates], nms_threshold)]
             found_priors.append(kept)
             found_labels.append(torch.full_like(kept, label))
-        prior, label = torch.cat(found_priors), torch.cat(found_labels)
+        prior, labels = torch.cat(found_priors), torch.cat(found_labels)
         by_prior = prior.argsort(stable=True)  # classes rise within a prior
-        prior, label = prior[by_prior], label[by_prior]
-        best = scores[prior, label].argsort(descending=True, stable=True)[:max_detections]
-        prior, label = prior[best], label[best]
-        rows = (boxes[prior], scores[prior, label], label, torch.tensor(len(best)))
-        for out, row in zip(result[:3], rows[:3], strict=True):
-            out[image, : len(best)] = row
-        result[3][image] = rows[3]
+        prior, labels = prior[by_prior], labels[by_prior]
+        best = scores[prior, labels].argsort(descending=True, stable=True)[:max_detections]
+        prior, labels = prior[best], labels[best]
+        for out, rows in zip(result, (boxes[prior], scores[prior, labels], labels), strict=False):
+            out[image, : len(best)] = rows
+        result[3][image] = len(best)
     return result
 
 
@@ -195,7 +194,7 @@ _detection_output = define(
     " -> (Tensor, Tensor, Tensor, Tensor)",
     reference=_detection_output_reference,
     cpp=_detection_output_cpp,
-    fake=lambda loc, logits, priors, score, nms, top_k, max_detections, v0, v1: (
-        _empty_detections(loc, logits, max_detections)
+    fake=lambda loc, logits, priors, score, nms, top_k, max_detections, v0, v1: _empty_detections(
+        loc, logits, max_detections
     ),
 )

@@ -114,9 +114,7 @@ def encode_targets(
     return Targets(*_encode_targets(gt, labels, offsets, priors_cxcywh, iou_threshold, v0, v1))
 
 
-def _flatten(
-    op: str, gt_xyxy: Sequence[Tensor], priors_cxcywh: Tensor
-) -> tuple[Tensor, Tensor]:
+def _flatten(op: str, gt_xyxy: Sequence[Tensor], priors_cxcywh: Tensor) -> tuple[Tensor, Tensor]:
     """Check the ragged batch; return all boxes [sum of M_i, 4] and offsets [B + 1] int64."""
     check_tensor(op, "priors_cxcywh", priors_cxcywh, ("N", 4))
     if not isinstance(gt_xyxy, list | tuple):

@@ -31,8 +31,8 @@ def multibox_loss(
 
     Positives are the priors with a label above 0. Per image, the `neg_pos_ratio` x positives
     background priors of the largest -log softmax(logits)[0] join them (all, if there are fewer).
-    Localisation: smooth L1 (beta 1) over the positives' four offsets. Confidence: cross-entropy over
-    positives and mined negatives. Both are sums over max(1, positives of the batch).
+    Localisation: smooth L1 (beta 1) over the positives' four offsets. Confidence: cross-entropy
+    over positives and mined negatives. Both are sums over max(1, positives of the batch).
 
     Args:
         loc: [B, N, 4] predicted offsets; float32, float16, bfloat16, float64.
@@ -44,12 +44,12 @@ def multibox_loss(
     Returns:
         (localisation, confidence), scalars in float32 (float64 for float64 input). Without
         positives both are 0, and so are the gradients; an image without positives gives no
-        negatives. Ties in mining: the lower prior; NaN counts as the largest loss, so that it shows.
-        Differentiable in `loc` and `logits`.
+        negatives. Ties in mining: the lower prior; NaN counts as the largest loss, so that it
+        shows. Differentiable in `loc` and `logits`.
 
     Raises:
-        TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range; a label
-            outside 0 to C - 1 (found on the CPU only: looking would stop a GPU).
+        TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range; a
+            label outside 0 to C - 1 (found on the CPU only: looking would stop a GPU).
 
     Source: SSD, section 2.2, equations 1 to 3 and "hard negative mining".
     """
