@@ -63,6 +63,22 @@ def toolchain_key():
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
+def pybind11_config(build):
+    """Folder of pybind11's CMake files in a copy that stays when pip drops its build environment.
+
+    With the original's path, which is new in each isolated build, every file would compile again.
+    """
+    import pybind11
+
+    copy = build / f"pybind11-{pybind11.__version__}"
+    if not copy.exists():
+        partial = build / "pybind11-partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(Path(pybind11.__file__).parent, partial)
+        partial.rename(copy)
+    return copy / "share" / "cmake" / "pybind11"
+
+
 def run(command):
     try:
         subprocess.run([str(part) for part in command], check=True)
@@ -74,8 +90,6 @@ class CMakeBuild(build_ext):
     """Configures and builds in build/<python tag>, which stays: the next install is incremental."""
 
     def build_extension(self, ext):
-        import pybind11
-
         check_compiler()
         cmake = find_tool("cmake")
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
@@ -88,7 +102,7 @@ class CMakeBuild(build_ext):
             *("-S", ROOT, "-B", build, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"),
             f"-DCMAKE_MAKE_PROGRAM={find_tool('ninja')}",
             f"-DPython_EXECUTABLE={sys.executable}",
-            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-Dpybind11_DIR={pybind11_config(build)}",
             f"-DMDSSD_CUDA={os.environ.get('MDSSD_CUDA') or 'auto'}",
             f"-DMDSSD_CUDA_ARCHS={os.environ.get('MDSSD_CUDA_ARCHS', '')}",
         ]

@@ -26,7 +26,8 @@ py::dict build_info() {
 #endif
   info["cuda_off_reason"] = MDSSD_CUDA_OFF_REASON;
   info["nvcc"] = MDSSD_NVCC_VERSION;
-  info["cuda_archs"] = py::str(MDSSD_CUDA_ARCHS).attr("split")(";");
+  const std::string archs = MDSSD_CUDA_ARCHS;
+  info["cuda_archs"] = archs.empty() ? py::list() : py::list(py::str(archs).attr("split")(";"));
   return info;
 }
 

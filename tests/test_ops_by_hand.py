@@ -153,29 +153,29 @@ def test_targets_of_a_known_match(backend: str) -> None:
 # --- suppression and detections ----------------------------------------------------------------
 
 BOXES = torch.tensor(
-    [[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.9], [0.0, 0.0, 1.0, 0.45], [2.0, 2.0, 3.0, 3.0]]
+    [[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.75], [0.0, 0.0, 1.0, 0.375], [2.0, 2.0, 3.0, 3.0]]
 )
 
 
 def test_nms_keeps_by_score(backend: str) -> None:
     scores = torch.tensor([0.5, 0.9, 0.8, 0.1])
-    # Box 1 suppresses 0 (IoU 0.9) and not 2 (IoU 0.5); 0 is gone before it could suppress 2.
+    # Box 1 suppresses 0 (IoU 0.75) and not 2 (IoU 0.5); 0 is gone before it could suppress 2.
     equal(ops.nms(BOXES, scores, 0.5), [1, 2, 3])
     equal(ops.nms(BOXES, scores, 0.4), [1, 3])
 
 
 def test_nms_ties_keep_the_lower_index(backend: str) -> None:
-    equal(ops.nms(BOXES, torch.full((4,), 0.5), 0.8), [0, 2, 3])
+    equal(ops.nms(BOXES, torch.full((4,), 0.5), 0.7), [0, 2, 3])
 
 
 def test_nms_takes_nan_for_the_highest_score(backend: str) -> None:
-    equal(ops.nms(BOXES, torch.tensor([0.5, math.nan, 0.8, 0.9]), 0.8), [1, 3, 2])
+    equal(ops.nms(BOXES, torch.tensor([0.5, math.nan, 0.8, 0.9]), 0.7), [1, 3, 2])
 
 
 def test_batched_nms_keeps_categories_apart(backend: str) -> None:
     scores = torch.tensor([0.5, 0.9, 0.8, 0.1])
-    equal(ops.batched_nms(BOXES, scores, torch.tensor([7, -1, 7, 7]), 0.4), [1, 2, 3])
-    equal(ops.batched_nms(BOXES, scores, torch.tensor([7, 7, -1, 7]), 0.4), [1, 2, 3])
+    equal(ops.batched_nms(BOXES, scores, torch.tensor([7, -1, 7, 7]), 0.3), [1, 2, 3])
+    equal(ops.batched_nms(BOXES, scores, torch.tensor([7, 7, -1, 7]), 0.3), [1, 2, 3])
 
 
 def logit(*scores: float) -> Tensor:

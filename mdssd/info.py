@@ -1,0 +1,90 @@
+"""What is installed here and what it can run on: the text of `mdssd info`."""
+
+import os
+import platform
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+import mdssd
+from mdssd import ops
+from mdssd.ops import _dispatch
+
+
+def info() -> str:
+    """Describe this install in a few lines: versions, the native build, devices, backends per op.
+
+    Meant for people and bug reports; its layout may change. Runs one tiny kernel on each CUDA
+    device, which is how a GPU that the build holds no code for is found.
+    """
+    lines = [
+        f"mdssd     {mdssd.__version__} in {Path(mdssd.__file__).parent}",
+        f"python    {platform.python_version()}, {platform.platform()}",
+        f"torch     {torch.__version__}",
+        f"numpy     {np.__version__}",
+        f"opencv    {cv2.__version__}",
+        *_native_lines(),
+        *_device_lines(),
+        f"threads   {torch.get_num_threads()} (torch.get_num_threads), {_cores()} cores usable",
+    ]
+    lines += [f"set       {k}={v}" for k, v in sorted(os.environ.items()) if k.startswith("MDSSD_")]
+    table = ops.backends()
+    width = max(len(name) for name in table)
+    lines.append("backends  of each op, the default first")
+    lines += [f"  {name:<{width}}  {', '.join(table[name])}" for name in table]
+    return "\n".join(lines)
+
+
+def _native_lines() -> list[str]:
+    native = _dispatch.native
+    if native is None:
+        return [f"cpp       not available: {_dispatch.native_error}"]
+    build = native.build_info()
+    lines = [f"cpp       built by {build['compiler']}, {build['build_type']}"]
+    if build["cuda"]:
+        major, minor = divmod(build["cuda_runtime"] // 10, 100)
+        archs = " ".join(build["cuda_archs"])
+        lines.append(f"cuda      built by nvcc {build['nvcc']} for {archs}")
+        lines.append(f"          with runtime {major}.{minor} linked in")
+    else:
+        lines.append(f"cuda      not built: {build['cuda_off_reason']}")
+    return lines
+
+
+def _device_lines() -> list[str]:
+    native = _dispatch.native
+    lines = [f"device    cpu: {_cpu_name()}"]
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        fault = native.cuda_device_fault(index) if native is not None else "no native module"
+        lines.append(
+            f"device    cuda:{index}: {torch.cuda.get_device_name(index)}, architecture "
+            f"{major}{minor}; mdssd's kernels {f'do not run: {fault}' if fault else 'run'}"
+        )
+    if torch.xpu.is_available():
+        lines += [
+            f"device    xpu:{index}: {torch.xpu.get_device_name(index)}"
+            for index in range(torch.xpu.device_count())
+        ]
+    present = native.cuda_device_count() if native is not None else 0
+    if present and not torch.cuda.is_available():
+        lines.append(f"device    {present} CUDA device(s) that this build of torch cannot use")
+    return lines
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
