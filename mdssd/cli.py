@@ -1,0 +1,509 @@
+"""The command `mdssd`: train, eval, detect, info.
+
+What the subcommands need is imported inside them, so that `mdssd --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from mdssd.data import DetectionDataset
+    from mdssd.models import SingleShotDetector
+
+MODELS = ("mdssd300", "mdssd512", "ssd300", "ssd512")
+BACKENDS = ("reference", "cpp", "cuda", "triton")
+INTERRUPTED = 130
+# 120k iterations of 32 images on the 16,551 of VOC 07+12 (MDSSD paper, section IV-A).
+EPOCHS = 232
+# Iterations over which the learning rate rises when no weights are loaded.
+WARMUP_FROM_SCRATCH = 100
+
+_MODEL_OPTIONS = (
+    "model",
+    "width",
+    "batch_norm",
+    "prior_scales",
+    "clip_priors",
+    "truncate_sizes",
+)
+_DATA_OPTIONS = (
+    "data",
+    "split",
+    "image_dir",
+    "classes",
+    "scenes",
+    "eval_data",
+    "eval_split",
+    "eval_every",
+)
+_RUN_LENGTH = ("epochs", "minutes")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments (None: the process's own); give its exit status.
+
+    0: done. 1: some images could not be used. 2: wrong arguments or input, with one line
+    `mdssd: error: ...` on standard error. 130: interrupted by Ctrl-C.
+    """
+    parser = _parser()
+    try:
+        arguments = parser.parse_args(argv)
+    except SystemExit as end:  # argparse has printed its help or its complaint
+        return int(end.code or 0)
+    verbose = getattr(arguments, "traceback", False)
+    try:
+        return int(arguments.run(arguments))
+    except KeyboardInterrupt:
+        print("mdssd: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
+        if verbose:
+            raise
+        print(f"mdssd: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"mdssd: error: {message} (see `{self.prog} --help`)\n")
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines) or type(error).__name__
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="mdssd", description="Find small objects: train, measure and run SSD and MDSSD."
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    # Only what was given lands in the result, so that --resume can tell it from a default.
+    train = commands.add_parser(
+        "train", help="train a model", argument_default=argparse.SUPPRESS, description=_TRAIN
+    )
+    _add_train_options(train)
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser("eval", help="measure a checkpoint on a data set")
+    evaluate.add_argument("checkpoint", metavar="CHECKPOINT", help=_CHECKPOINT)
+    evaluate.add_argument("--data", help=_DATA)
+    evaluate.add_argument("--split", help="of a VOC folder or the scenes (default: test or val)")
+    evaluate.add_argument("--image-dir", metavar="DIR", help=_IMAGE_DIR)
+    evaluate.add_argument("--scenes", type=_count, metavar="N", help=_SCENES)
+    evaluate.add_argument("--out", metavar="DIR", help="folder for evaluation.json")
+    evaluate.add_argument("--batch-size", type=_count, default=8, metavar="N")
+    _add_machine_options(evaluate)
+    evaluate.set_defaults(run=_eval)
+
+    detect = commands.add_parser("detect", help="find objects in images")
+    detect.add_argument("checkpoint", metavar="CHECKPOINT", help=_CHECKPOINT)
+    detect.add_argument("images", nargs="+", metavar="IMAGE", help="image, folder or glob pattern")
+    detect.add_argument(
+        "--out", default="detections", metavar="DIR", help="folder to write to (default detections)"
+    )
+    detect.add_argument(
+        "--score-threshold",
+        type=_fraction,
+        default=0.5,
+        metavar="S",
+        help="least score of an object, 0 to 1 (default 0.5)",
+    )
+    detect.add_argument("--csv", action="store_true", help="write detections.csv as well")
+    detect.add_argument("--no-draw", action="store_true", help="draw no pictures")
+    _add_machine_options(detect)
+    detect.set_defaults(run=_detect)
+
+    info = commands.add_parser("info", help="versions, backends, devices")
+    info.add_argument("--traceback", action="store_true", help=argparse.SUPPRESS)
+    info.set_defaults(run=_info)
+    return parser
+
+
+_TRAIN = """Train a detector from scratch, from VGG16 or from a checkpoint. Writes last.json (and
+best.json where --eval-split is given), their weights, loss.csv and loss.png into the folder --out.
+Ctrl-C or a crash leaves the checkpoint of the last epoch; --resume goes on from it."""
+_DATA = "folder in VOC layout, or COCO JSON (default: generated scenes)"
+_SCENES = "how many scenes to generate where there is no --data"
+_IMAGE_DIR = "folder of the images of a COCO JSON"
+_CHECKPOINT = "its .json or .safetensors, or the folder of a training run"
+
+
+def _add_train_options(parser: argparse.ArgumentParser) -> None:
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", help=_DATA)
+    data.add_argument("--split", help="of a VOC folder (default: trainval or train)")
+    data.add_argument("--image-dir", metavar="DIR", help=_IMAGE_DIR)
+    data.add_argument(
+        "--classes",
+        type=_names,
+        metavar="A,B",
+        help="class names of a VOC folder, in label order (default: all, sorted)",
+    )
+    data.add_argument("--scenes", type=_count, metavar="N", help=_SCENES)
+    data.add_argument("--eval-data", metavar="PATH", help="data to evaluate on (default --data)")
+    data.add_argument(
+        "--eval-split", metavar="SPLIT", help="evaluate on this split; keeps the best"
+    )
+    data.add_argument("--eval-every", type=_count, metavar="N", help="epochs between (default 10)")
+
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", choices=MODELS, help="(default mdssd300)")
+    model.add_argument("--width", type=float, help="multiplier of all channels (default 1)")
+    model.add_argument("--batch-norm", action="store_true", help="for training from scratch")
+    model.add_argument("--prior-scales", metavar="NAME", help="voc, coco or paper (default voc)")
+    model.add_argument("--clip-priors", action="store_true", help="clip priors to the image")
+    model.add_argument(
+        "--truncate-sizes", action="store_true", help="whole pixels, as Caffe at 512"
+    )
+    model.add_argument(
+        "--init",
+        metavar="FILE",
+        help="start from VGG16 weights (torchvision's state dict) or from a checkpoint, of which "
+        "the tensors that fit by name and shape are taken",
+    )
+
+    run = parser.add_argument_group("run")
+    run.add_argument("--out", metavar="DIR", help="folder of the run (default runs/train)")
+    run.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    length = run.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=_count, metavar="N", help=f"(default {EPOCHS})")
+    length.add_argument("--minutes", type=float, metavar="M", help="train for this long instead")
+    run.add_argument("--seed", type=int, metavar="N", help="(default 0)")
+    run.add_argument("--workers", type=int, metavar="N", help="processes that load images")
+    run.add_argument("--log-every", type=_count, metavar="N", help="iterations (default 10)")
+    run.add_argument("--save-every", type=_count, metavar="N", help="epochs (default 1)")
+    run.add_argument("--no-check-images", action="store_true", help="do not read all images first")
+
+    sgd = parser.add_argument_group("optimiser")
+    sgd.add_argument("--batch-size", type=_count, metavar="N", help="(default 32)")
+    sgd.add_argument("--lr", type=float, help="learning rate (default 0.001, meant for batch 32)")
+    sgd.add_argument(
+        "--schedule",
+        choices=("mdssd", "ssd", "cosine"),
+        help="lr x 0.1 after 1/2 and 5/6 of the run (mdssd), 2/3 and 5/6 (ssd), or a cosine "
+        "(default: the model's own)",
+    )
+    sgd.add_argument(
+        "--warmup",
+        type=int,
+        metavar="N",
+        help=f"iterations of rising lr (default {WARMUP_FROM_SCRATCH}, with --init 0)",
+    )
+    sgd.add_argument("--momentum", type=float, help="(default 0.9)")
+    sgd.add_argument("--weight-decay", type=float, help="(default 0.0005)")
+    sgd.add_argument("--clip-gradient", type=float, metavar="NORM", help="(default: no limit)")
+    sgd.add_argument("--ema", type=float, metavar="DECAY", help="average the weights, e.g. 0.998")
+
+    augmentation = parser.add_argument_group("augmentation")
+    augmentation.add_argument("--expand", type=float, metavar="MAX", help="1 for none (default 4)")
+    augmentation.add_argument("--no-crop", dest="crop", action="store_false")
+    augmentation.add_argument(
+        "--crop-min-scale", type=float, metavar="S", help="smallest crop, 0 to 1 (default 0.3)"
+    )
+    augmentation.add_argument("--no-photometric", dest="photometric", action="store_false")
+    augmentation.add_argument("--no-mirror", dest="mirror", action="store_false")
+    _add_machine_options(parser)
+
+
+def _add_machine_options(parser: argparse.ArgumentParser) -> None:
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", help="cpu, cuda, cuda:1 ... (default cpu)")
+    machine.add_argument("--threads", type=_count, metavar="N", help="of this process on the CPU")
+    machine.add_argument("--backend", choices=BACKENDS, help="of all operators (default: fastest)")
+    machine.add_argument("--traceback", action="store_true", help="show where an error comes from")
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    given = vars(arguments)
+    out_dir = Path(given.get("out", "runs/train"))
+    resume = given.get("resume", False)
+    with _machine(given) as device:
+        from mdssd.engine.memory import keep_memory
+        from mdssd.engine.train import check_folder, train
+
+        keep_memory()
+        check_folder(out_dir, resume)
+        facts = _resumed_facts(out_dir, given) if resume else _fresh_facts(given)
+        options, recipe, config = facts["arguments"], facts["recipe"], facts["model"]
+        size = 512 if config["model"].endswith("512") else 300
+        dataset = _open(options, train=True, input_size=size, classes=options.get("classes"))
+        _check_class_names(options, dataset)
+        eval_dataset = None
+        if "eval_split" in options or "eval_data" in options:
+            chosen = {
+                "data": options.get("eval_data", options.get("data")),
+                "split": options.get("eval_split"),
+                "image_dir": None if "eval_data" in options else options.get("image_dir"),
+            }
+            eval_dataset = _open(chosen, train=False, input_size=size, classes=dataset.classes)
+        print(dataset.report())
+        model = _make_model({**config, "num_classes": len(dataset.classes) + 1}, recipe)
+        if "init" in given and not resume:
+            print(_initialise(model, Path(given["init"])))
+        again = f"mdssd train --resume --out {out_dir}"
+        try:
+            state = train(
+                model,
+                dataset,
+                out_dir,
+                resume=resume,
+                eval_dataset=eval_dataset,
+                eval_every=options.get("eval_every", 10),
+                device=device,
+                workers=given.get("workers"),
+                check_images=not given.get("no_check_images", False),
+                arguments=options,
+                **recipe,
+            )
+        except KeyboardInterrupt:
+            there = (out_dir / "last.json").exists()
+            print(
+                "mdssd: interrupted; "
+                + (
+                    f"go on with: {again}" if there else "no epoch was completed, nothing to resume"
+                ),
+                file=sys.stderr,
+            )
+            return INTERRUPTED
+    best = "" if state.best is None else f", best VOC07 mAP {state.best:.4f} (best.json)"
+    print(
+        f"{state.step} iterations, {state.epoch} epochs, {state.seconds / 60:.1f} minutes, "
+        f"loss {state.loss:.4f}{best}: {out_dir}"
+    )
+    return 0
+
+
+def _check_class_names(options: dict[str, Any], dataset: DetectionDataset) -> None:
+    wanted = options.get("classes")
+    if wanted is not None and wanted != dataset.classes:
+        raise ValueError(
+            f"--classes: {dataset.name} has its own: {', '.join(dataset.classes)}; "
+            f"got {', '.join(wanted)}"
+        )
+
+
+def _fresh_facts(given: dict[str, Any]) -> dict[str, Any]:
+    """Data options, recipe and model config of a new run."""
+    recipe = _recipe_of(given)
+    if not any(name in recipe for name in _RUN_LENGTH):
+        recipe["epochs"] = EPOCHS
+    recipe.setdefault("warmup", 0 if "init" in given else WARMUP_FROM_SCRATCH)
+    config = {name: given[name] for name in _MODEL_OPTIONS if name in given}
+    config.setdefault("model", "mdssd300")
+    recipe.setdefault("schedule", "mdssd" if config["model"].startswith("mdssd") else "ssd")
+    options = {name: given[name] for name in _DATA_OPTIONS if name in given}
+    for name in ("data", "image_dir", "eval_data"):
+        if name in options:
+            options[name] = str(Path(options[name]).absolute())
+    return {"arguments": options, "recipe": recipe, "model": config}
+
+
+def _resumed_facts(out_dir: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """The same of the run in `out_dir`, with what was given in place of what it had."""
+    from mdssd.engine.checkpoint import CheckpointError, read_meta
+
+    if "init" in given:
+        raise ValueError("--init: a run that is resumed has its weights already")
+    path = out_dir / "last.json"
+    meta = read_meta(path)
+    training = meta["training"]
+    if not all(isinstance(training.get(name), dict) for name in ("arguments", "recipe")):
+        raise CheckpointError(f"{path}: holds no run to resume")
+    recipe = dict(training["recipe"])
+    if any(name in given for name in _RUN_LENGTH):
+        recipe |= dict.fromkeys(_RUN_LENGTH)
+    recipe |= _recipe_of(given)
+    config = dict(meta["model"])
+    config |= {name: given[name] for name in _MODEL_OPTIONS if name in given}
+    options = {**training["arguments"]}
+    options |= {name: given[name] for name in _DATA_OPTIONS if name in given}
+    options.setdefault("classes", meta["classes"])
+    return {"arguments": options, "recipe": recipe, "model": config}
+
+
+def _recipe_of(given: dict[str, Any]) -> dict[str, Any]:
+    from mdssd.engine.recipe import Recipe
+
+    return {name: given[name] for name in Recipe.__dataclass_fields__ if name in given}
+
+
+def _make_model(config: dict[str, Any], recipe: dict[str, Any]) -> SingleShotDetector:
+    import torch
+
+    from mdssd.models import build
+
+    torch.manual_seed(recipe.get("seed", 0))
+    return build(config)
+
+
+def _initialise(model: SingleShotDetector, path: Path) -> str:
+    """Load starting weights; give a line that says what was taken."""
+    from mdssd.engine.checkpoint import load_checkpoint
+    from mdssd.models import load_vgg16
+
+    if not path.exists():
+        raise FileNotFoundError(f"--init: {path}: no such file or folder")
+    if path.suffix in (".pth", ".pt"):
+        load_vgg16(model, path)
+        return f"the trunk starts from {path}"
+    source, _ = load_checkpoint(path)
+    own = model.state_dict()
+    taken = {
+        name: tensor
+        for name, tensor in source.state_dict().items()
+        if name in own and own[name].shape == tensor.shape
+    }
+    if not taken:
+        raise ValueError(
+            f"--init: {path}: no tensor fits: it is {source.config()}, expected {model.config()}"
+        )
+    model.load_state_dict(taken, strict=False)
+    fresh = [name for name in own if name not in taken]
+    line = f"{len(taken)} of {len(own)} tensors start from {path}"
+    return line + (f"; the others are new: {_some(fresh)}" if fresh else "")
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    given = vars(arguments)
+    with _machine(given) as device:
+        from mdssd.engine.detector import Detector
+        from mdssd.engine.evaluate import evaluate
+        from mdssd.engine.memory import keep_memory
+
+        keep_memory()
+        detector = Detector.from_checkpoint(
+            arguments.checkpoint, device=device, batch_size=arguments.batch_size
+        )
+        dataset = _open(
+            given, train=False, input_size=detector.input_size, classes=detector.classes
+        )
+        result = evaluate(detector, dataset, batch_size=arguments.batch_size, out_dir=arguments.out)
+    print(result.table())
+    if arguments.out:
+        print(f"written: {Path(arguments.out) / 'evaluation.json'}")
+    return 0
+
+
+def _detect(arguments: argparse.Namespace) -> int:
+    with _machine(vars(arguments)) as device:
+        from mdssd.engine.detect import detect
+        from mdssd.engine.detector import Detector
+        from mdssd.engine.memory import keep_memory
+
+        keep_memory()
+        detector = Detector.from_checkpoint(arguments.checkpoint, device=device)
+        report = detect(
+            detector,
+            arguments.images,
+            arguments.out,
+            score_threshold=arguments.score_threshold,
+            draw=not arguments.no_draw,
+            formats=("json", "csv") if arguments.csv else ("json",),
+        )
+    print(report.table())
+    return 1 if report.failed else 0
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from mdssd.info import info
+
+    print(info())
+    return 0
+
+
+@contextmanager
+def _machine(given: dict[str, Any]) -> Iterator[str]:
+    """Set the threads and the backend of the operators; gives the device."""
+    import torch
+
+    from mdssd import ops
+
+    if given.get("threads"):
+        torch.set_num_threads(given["threads"])
+    device = given.get("device") or "cpu"
+    _check_device(device)
+    with ops.backend(given["backend"]) if given.get("backend") else nullcontext():
+        yield device
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    try:
+        kind = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device: expected cpu, cuda, cuda:1 ..., got {name!r}") from None
+    if kind.type == "cpu":
+        return
+    module = getattr(torch, kind.type, None)
+    count = module.device_count() if module is not None and module.is_available() else 0
+    if (kind.index or 0) >= count:
+        there = f"{count} there" if count else f"this PyTorch ({torch.__version__}) finds none"
+        raise ValueError(f"--device: {name}: no such device, {there}")
+
+
+def _open(
+    options: dict[str, Any], *, train: bool, input_size: int, classes: Sequence[str] | None
+) -> DetectionDataset:
+    """The data set that the options data, split, image_dir and scenes describe."""
+    from mdssd.data import open_dataset
+
+    path = options.get("data")
+    if path is not None and options.get("scenes"):
+        raise ValueError("--scenes: there is --data, so no scenes are generated")
+    # The class names of other kinds of data are their own; they are compared by name later.
+    named = path is not None and Path(path).is_dir()
+    return open_dataset(
+        path,
+        options.get("split"),
+        train=train,
+        classes=classes if named else None,
+        image_dir=options.get("image_dir"),
+        image_size=input_size,
+        count=options.get("scenes"),
+    )
+
+
+def _count(text: str) -> int:
+    value = int(text) if text.isdigit() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+    return value
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
+    return value
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names) or len(set(names)) != len(names):
+        raise argparse.ArgumentTypeError(f"expected distinct names as in a,b,c; got {text!r}")
+    return names
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _version() -> str:
+    from mdssd import __version__
+
+    return f"mdssd {__version__}"

@@ -1,0 +1,121 @@
+"""What a training run does: schedule, optimiser and augmentation settings."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+# Fractions of the training after which the learning rate falls to a tenth, and to a hundredth.
+# MDSSD: 60k and 100k of 120k iterations (paper, section IV-A). SSD: 80k and 100k of 120k.
+DROPS = {"mdssd": (1 / 2, 5 / 6), "ssd": (2 / 3, 5 / 6)}
+SCHEDULES = (*DROPS, "cosine")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of a training run; a run that is resumed must have the same ones.
+
+    epochs: passes over the data. minutes: wall-clock time to train for instead, evaluation and
+        checkpoints included; the schedule then follows the time. One of the two is given.
+    batch_size, lr, momentum, weight_decay: SGD as in SSD. Biases learn at twice `lr` and do not
+        decay, nor do the weights of batch normalisation; L2Norm scales do, as in Caffe.
+    schedule: "mdssd" (lr x 0.1 after 1/2 and again after 5/6), "ssd" (2/3, 5/6) or "cosine".
+    warmup: iterations over which lr rises linearly from a tenth.
+    clip_gradient: largest norm of the gradient; None for no limit.
+    ema: decay per iteration of an average of the weights, which is then what checkpoints hold
+        and evaluation sees; None for no average. Early on the decay is (1 + t) / (10 + t).
+    seed: of the order of the images and of the augmentation.
+    expand, crop, crop_min_scale, photometric, mirror: see `mdssd.data.Augmentation`.
+    log_every: iterations per line of the loss CSV. save_every: epochs per checkpoint.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    epochs: int | None = None
+    minutes: float | None = None
+    batch_size: int = 32
+    lr: float = 1e-3
+    schedule: str = "mdssd"
+    warmup: int = 0
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    clip_gradient: float | None = None
+    ema: float | None = None
+    seed: int = 0
+    expand: float = 4.0
+    crop: bool = True
+    crop_min_scale: float = 0.3
+    photometric: bool = True
+    mirror: bool = True
+    log_every: int = 10
+    save_every: int = 1
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.minutes is None):
+            raise ValueError(
+                "Recipe: expected either epochs or minutes, "
+                f"got epochs={self.epochs}, minutes={self.minutes}"
+            )
+        for name in ("epochs", "batch_size", "log_every", "save_every"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise ValueError(f"Recipe: {name}: expected a whole number from 1, got {value!r}")
+        for name in ("warmup", "seed"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 0:
+                raise ValueError(f"Recipe: {name}: expected a whole number from 0, got {value!r}")
+        for name in ("minutes", "lr", "clip_gradient"):
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value) and value > 0):
+                raise ValueError(f"Recipe: {name}: expected a number above 0, got {value!r}")
+        for name, top in (("momentum", 1.0), ("ema", 1.0), ("weight_decay", math.inf)):
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value) and 0 <= value < top):
+                limit = "" if top == math.inf else f" and below {top:g}"
+                raise ValueError(
+                    f"Recipe: {name}: expected a number of at least 0{limit}, got {value!r}"
+                )
+        if self.schedule not in SCHEDULES:
+            raise ValueError(
+                f"Recipe: schedule: expected one of {', '.join(SCHEDULES)}; got {self.schedule!r}"
+            )
+
+    def learning_rate(self, step: int, progress: float) -> float:
+        """The learning rate of iteration `step` (from 0) after a fraction `progress` of the run."""
+        warm = min(1.0, 0.1 + 0.9 * step / self.warmup) if self.warmup else 1.0
+        if self.schedule == "cosine":
+            return self.lr * warm * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+        return self.lr * warm * 0.1 ** sum(progress >= drop for drop in DROPS[self.schedule])
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """Groups for SGD, each with its `lr_factor`: weights; batch norm weights; biases.
+
+    Caffe's SSD decays what has decay_mult 1, the L2Norm scales included, and gives biases lr_mult 2
+    and decay_mult 0. It has no batch normalisation: that is left without decay.
+    """
+    weights: list[Tensor] = []
+    norms: list[Tensor] = []
+    biases: list[Tensor] = []
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if name == "bias":
+                biases.append(parameter)
+            elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+                norms.append(parameter)
+            else:
+                weights.append(parameter)
+    groups = (
+        {"params": weights, "weight_decay": recipe.weight_decay, "lr_factor": 1.0},
+        {"params": norms, "weight_decay": 0.0, "lr_factor": 1.0},
+        {"params": biases, "weight_decay": 0.0, "lr_factor": 2.0},
+    )
+    return [group for group in groups if group["params"]]

@@ -1,0 +1,553 @@
+"""Training a detector: one process, one device, resumable after any interruption."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
+
+from mdssd import ops
+from mdssd.data import (
+    MEAN_RGB,
+    Augmentation,
+    DataError,
+    DetectionDataset,
+    TrainingSet,
+    collate,
+    read_image,
+    worker_init,
+)
+from mdssd.engine.checkpoint import (
+    CheckpointError,
+    check_classes,
+    load_checkpoint,
+    load_state,
+    read_meta,
+    save_checkpoint,
+)
+from mdssd.engine.detector import Detector
+from mdssd.engine.evaluate import evaluate
+from mdssd.engine.files import remove_leftovers
+from mdssd.engine.losslog import LossLog
+from mdssd.engine.plot import plot_losses
+from mdssd.engine.recipe import Recipe, parameter_groups
+from mdssd.models import SingleShotDetector
+
+RUN_FILES = ("last.json", "best.json", "loss.csv")
+# Drawing the curve takes 0.3 s; a data set of a few images has epochs shorter than that.
+_SECONDS_BETWEEN_PLOTS = 20.0
+# Settings that may differ when a run goes on: how long it lasts and what it reports.
+_MAY_CHANGE = ("epochs", "minutes", "log_every", "save_every")
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on. The last checkpoint is whole."""
+
+
+@dataclass
+class TrainState:
+    """How far a run has come; part of its checkpoints."""
+
+    epoch: int = 0  # epochs completed
+    step: int = 0  # iterations completed
+    seconds: float = 0.0
+    loss: float | None = None  # mean of the last line of the CSV
+    evaluations: list[list[float]] = field(default_factory=list)  # [epoch, VOC07 mAP]
+    finished: bool = False
+
+    @property
+    def best(self) -> float | None:
+        """The best VOC07 mAP so far; None before the first evaluation."""
+        return max((row[1] for row in self.evaluations), default=None)
+
+
+def train(
+    model: SingleShotDetector,
+    dataset: DetectionDataset,
+    out_dir: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    eval_dataset: DetectionDataset | None = None,
+    eval_every: int = 10,
+    device: str | torch.device = "cpu",
+    workers: int | None = None,
+    check_images: bool = True,
+    arguments: Mapping[str, Any] | None = None,
+    progress: bool = True,
+    **recipe: Any,
+) -> TrainState:
+    """Train a model on a data set, with SSD's loss and augmentation and SGD (SSD section 2.2).
+
+    Writes into `out_dir`, which is made: last.json with its weights after every epoch (and what
+    is needed to resume), best.json where there is an `eval_dataset`, loss.csv line by line,
+    loss.png. A run that is killed at any moment leaves the last checkpoint whole; with `resume`
+    it goes on from there, and on one CPU gives the same bits as if it had not been interrupted
+    (not with `minutes`, where the schedule follows the clock).
+
+    Crowd boxes are left out and difficult ones used, as SSD does for COCO and VOC. An image
+    without boxes adds nothing to the loss. An epoch is a random order of all images; the images
+    beyond the last full batch are left out of it, other ones each time.
+
+    Args:
+        model: trained in place, moved to `device`; with `resume` its weights are replaced.
+        dataset, eval_dataset: what to learn from, and what to measure VOC07 mAP on.
+        resume: go on with the run in `out_dir`. Without it a run there is an error.
+        eval_every: epochs between evaluations; the end of the training always has one.
+        workers: processes that load images; None is one less than the cores, at most 2.
+        check_images: decode every image once before starting, to find broken ones.
+        arguments: facts to keep in the checkpoints' "training" entry.
+        progress: whether to show progress bars.
+        recipe: the fields of `Recipe`: epochs or minutes, batch_size, lr ...
+
+    Raises:
+        ValueError: settings, classes and model disagree, there is no box to learn from, or the
+            run to resume had other settings. Nothing is written then.
+        DataError: an image cannot be read.
+        CheckpointError: the run to resume cannot be read.
+        FileExistsError: `out_dir` has a run and `resume` is not set.
+        TrainingError: the loss is NaN or infinite.
+    """
+    settings = Recipe(**recipe)
+    out_dir = Path(out_dir)
+    device = torch.device(device)
+    check_classes("train", dataset.classes, model.num_classes)
+    if eval_every < 1:
+        raise ValueError(f"train: eval_every: expected 1 or more, got {eval_every}")
+    check_folder(out_dir, resume)
+    state = TrainState()
+    tensors: dict[str, Tensor] = {}
+    if resume:
+        state, tensors = _load_run(out_dir / "last.json", model, dataset, settings)
+        if _progress(state, settings, 0.0) >= 1:
+            state.finished = True
+            return state
+    _check_data(model, dataset, eval_dataset, settings, check_images, progress)
+
+    model.to(device)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = copy.deepcopy(model) if settings.ema is not None else None
+    optimizer = torch.optim.SGD(
+        parameter_groups(model, settings), settings.lr, momentum=settings.momentum, foreach=True
+    )
+    _restore(model, optimizer, tensors)
+    loader, batches = _make_loader(model, dataset, settings, workers, device)
+    out_dir.mkdir(parents=True, exist_ok=True)
+
+    def save(name: str) -> None:
+        save_checkpoint(
+            out_dir / name,
+            model if average is None else average,
+            classes=dataset.classes,
+            mean=MEAN_RGB,
+            extra={
+                **asdict(state),
+                "dataset": dataset.name,
+                "images": len(dataset),
+                "recipe": asdict(settings),
+                "arguments": dict(arguments or {}),
+            },
+            state=_training_tensors(model, optimizer, average) if name == "last.json" else None,
+        )
+
+    remove_leftovers(out_dir / "loss.png")
+    started = time.monotonic() - state.seconds
+    plotted = -math.inf
+    with (
+        LossLog(out_dir / "loss.csv", state.step) as log,
+        _Bar(state, settings, len(batches), progress) as bar,
+    ):
+        while not state.finished:
+            model.train()
+            batches.epoch = state.epoch
+            loader.dataset.set_epoch(state.epoch)  # type: ignore[attr-defined]
+            tally = _Tally()
+            done = 0
+            for images, boxes_xyxy, labels in _batches(loader):
+                state.seconds = time.monotonic() - started
+                part = _progress(state, settings, done / len(batches))
+                if part >= 1:
+                    break
+                lr = settings.learning_rate(state.step, part)
+                for group in optimizer.param_groups:
+                    group["lr"] = lr * group["lr_factor"]
+                images = images.to(device, non_blocking=True)
+                loc, conf = _losses(model, images, boxes_xyxy, labels)
+                total = loc + conf
+                if not math.isfinite(total.item()):
+                    raise TrainingError(_diverged(out_dir, state, lr, loc, conf))
+                optimizer.zero_grad(set_to_none=True)
+                total.backward()
+                if settings.clip_gradient is not None:
+                    torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_gradient)
+                optimizer.step()
+                if average is not None:
+                    _average(average, model, settings.ema, state.step)
+                state.step += 1
+                done += 1
+                tally.add(loc, conf, len(images))
+                if state.step % settings.log_every == 0 or done == len(batches):
+                    state.loss = tally.flush(log, state, lr)
+                bar.show(state, lr, tally)
+            if tally.count:
+                state.loss = tally.flush(log, state, lr)
+            state.epoch += done == len(batches)
+            state.seconds = time.monotonic() - started
+            state.finished = _progress(state, settings, 0.0) >= 1
+            best = state.best
+            if eval_dataset is not None and (state.finished or state.epoch % eval_every == 0):
+                value = _evaluate(average or model, eval_dataset, dataset.classes, progress)
+                state.evaluations.append([state.epoch, value])
+                bar.note(f"epoch {state.epoch}: VOC07 mAP {value:.4f} on {eval_dataset.name}")
+                state.seconds = time.monotonic() - started
+            if state.finished or state.epoch % settings.save_every == 0:
+                save("last.json")
+            if state.best != best:
+                save("best.json")
+            if state.finished or time.monotonic() - plotted > _SECONDS_BETWEEN_PLOTS:
+                plot_losses(log.path, out_dir / "loss.png")
+                plotted = time.monotonic()
+    if average is not None:
+        model.load_state_dict(average.state_dict())
+    model.eval()
+    return state
+
+
+class EpochBatches(Sampler[list[int]]):
+    """Batches of indices in an order that depends on (seed, epoch) alone.
+
+    Indices beyond the last full batch are left out, unless there is no full batch.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int) -> None:
+        self.count = count
+        self.batch_size = min(batch_size, count)
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.count // self.batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
+        order = torch.randperm(self.count, generator=generator).tolist()
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            yield order[start : start + self.batch_size]
+
+
+class _Reporting(Dataset[Any]):
+    """Hands a DataError over as a value: raised in a worker it would come back as a traceback."""
+
+    def __init__(self, samples: TrainingSet) -> None:
+        self.samples = samples
+        self.set_epoch = samples.set_epoch
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.samples[index]
+        except DataError as error:
+            return error
+
+
+def _collate(batch: list[Any]) -> Any:
+    return next((item for item in batch if isinstance(item, DataError)), None) or collate(batch)
+
+
+def _start_worker(worker_id: int) -> None:
+    import signal
+
+    # Ctrl-C reaches the whole process group; the main process ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    worker_init(worker_id)
+
+
+def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
+    for batch in loader:
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch
+
+
+def _make_loader(
+    model: SingleShotDetector,
+    dataset: DetectionDataset,
+    settings: Recipe,
+    workers: int | None,
+    device: torch.device,
+) -> tuple[DataLoader[Any], EpochBatches]:
+    augmentation = Augmentation(
+        model.input_size,
+        expand=settings.expand,
+        crop=settings.crop,
+        crop_min_scale=settings.crop_min_scale,
+        photometric=settings.photometric,
+        mirror=settings.mirror,
+    )
+    batches = EpochBatches(len(dataset), settings.batch_size, settings.seed)
+    if workers is None:
+        workers = min(2, (os.cpu_count() or 1) - 1)
+    loader: DataLoader[Any] = DataLoader(
+        _Reporting(TrainingSet(dataset, augmentation, settings.seed)),
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_collate,
+        worker_init_fn=_start_worker,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+    )
+    return loader, batches
+
+
+def _losses(
+    model: SingleShotDetector, images: Tensor, boxes_xyxy: list[Tensor], labels: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    device = images.device
+    targets = ops.encode_targets(
+        [boxes.to(device, non_blocking=True) for boxes in boxes_xyxy],
+        [each.to(device, non_blocking=True) for each in labels],
+        model.priors,
+    )
+    loc, logits = model(images)
+    return ops.multibox_loss(loc, logits, targets.loc, targets.labels)
+
+
+@torch.no_grad()
+def _average(
+    average: SingleShotDetector, model: SingleShotDetector, decay: float | None, step: int
+) -> None:
+    """average <- decay * average + (1 - decay) * model, running statistics included."""
+    assert decay is not None
+    decay = min(decay, (1 + step) / (10 + step))
+    for mean, value in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+        if mean.is_floating_point():
+            mean.lerp_(value, 1 - decay)
+        else:
+            mean.copy_(value)
+
+
+def _progress(state: TrainState, settings: Recipe, part_of_epoch: float) -> float:
+    """The fraction of the run that is done."""
+    if settings.minutes is not None:
+        return state.seconds / (60 * settings.minutes)
+    assert settings.epochs is not None
+    return (state.epoch + part_of_epoch) / settings.epochs
+
+
+def _evaluate(
+    model: SingleShotDetector, dataset: DetectionDataset, classes: list[str], progress: bool
+) -> float:
+    result = evaluate(Detector(model, classes=classes), dataset, progress=progress)
+    value = float(result.voc07.mean_ap)
+    return value if math.isfinite(value) else 0.0
+
+
+def _diverged(out_dir: Path, state: TrainState, lr: float, loc: Tensor, conf: Tensor) -> str:
+    kept = out_dir / "last.json"
+    return (
+        f"train: the loss is not finite (boxes {loc.item():g}, classes "
+        f"{conf.item():g}) in iteration {state.step + 1} of epoch {state.epoch + 1} at "
+        f"learning rate {lr:g}; try a lower one, a warm-up or a gradient limit; "
+        + (f"{kept} is the last checkpoint" if kept.exists() else "there is no checkpoint yet")
+    )
+
+
+def _training_tensors(
+    model: SingleShotDetector,
+    optimizer: torch.optim.Optimizer,
+    average: SingleShotDetector | None,
+) -> dict[str, Tensor]:
+    """What a resumed run needs besides the checkpoint's weights."""
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        buffer = optimizer.state[parameter].get("momentum_buffer")
+        if buffer is not None:
+            tensors[f"momentum.{name}"] = buffer
+    if average is not None:
+        tensors |= {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    return tensors
+
+
+def _restore(
+    model: SingleShotDetector, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
+) -> None:
+    weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    if weights:
+        model.load_state_dict(weights)
+    for name, parameter in model.named_parameters():
+        buffer = tensors.get(f"momentum.{name}")
+        if buffer is not None:
+            kept = torch.empty_like(parameter).copy_(buffer)
+            optimizer.state[parameter]["momentum_buffer"] = kept
+
+
+def _load_run(
+    path: Path, model: SingleShotDetector, dataset: DetectionDataset, settings: Recipe
+) -> tuple[TrainState, dict[str, Tensor]]:
+    """Read the run's last checkpoint; check that it is of this model, data and recipe."""
+    meta = read_meta(path)
+    if meta["model"] != model.config():
+        raise CheckpointError(
+            f"{path}: is of another model: expected {model.config()}, got {meta['model']}"
+        )
+    facts = meta["training"]
+    try:
+        before = facts["recipe"]
+        state = TrainState(**{name: facts[name] for name in TrainState.__dataclass_fields__})
+        changed = [
+            f"{name} (was {before[name]!r}, is {value!r})"
+            for name, value in asdict(settings).items()
+            if name not in _MAY_CHANGE and before[name] != value
+        ]
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: holds no run to resume ({error})") from None
+    if facts.get("images") != len(dataset):
+        changed.append(f"images (were {facts.get('images')}, are {len(dataset)})")
+    if changed:
+        raise ValueError(f"train: cannot resume {path} with other settings: {', '.join(changed)}")
+    loaded, _ = load_checkpoint(path, classes=dataset.classes)
+    tensors = load_state(path)
+    model.load_state_dict(loaded.state_dict())
+    state.finished = False
+    return state, tensors
+
+
+def check_folder(out_dir: Path, resume: bool) -> None:
+    there = [name for name in RUN_FILES if (out_dir / name).exists()]
+    if resume and "last.json" not in there:
+        raise CheckpointError(f"{out_dir / 'last.json'}: no such file: there is no run to resume")
+    if there and not resume:
+        raise FileExistsError(
+            f"{out_dir}: holds a run already ({', '.join(there)}): resume it, or write elsewhere"
+        )
+    existing = next(folder for folder in (out_dir, *out_dir.absolute().parents) if folder.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(f"{existing}: is not a folder")
+    if not os.access(existing, os.W_OK):
+        raise PermissionError(f"{existing}: cannot be written")
+
+
+def _check_data(
+    model: SingleShotDetector,
+    dataset: DetectionDataset,
+    eval_dataset: DetectionDataset | None,
+    settings: Recipe,
+    check_images: bool,
+    progress: bool,
+) -> None:
+    if not len(dataset):
+        raise ValueError(f"train: dataset: expected at least one image, {dataset.name} has none")
+    if not any((~dataset.annotation(i).crowd).any() for i in range(len(dataset))):
+        raise ValueError(f"train: dataset: {dataset.name} has no box to learn from")
+    if model.batch_norm and min(settings.batch_size, len(dataset)) < 2:
+        raise ValueError(
+            "train: batch_size: batch normalisation needs batches of 2 images or more, got "
+            f"batches of {settings.batch_size} from {len(dataset)} images"
+        )
+    if eval_dataset is not None:
+        if not len(eval_dataset):
+            raise ValueError(f"train: eval_dataset: {eval_dataset.name} has no image")
+        unknown = [name for name in eval_dataset.classes if name not in dataset.classes]
+        if unknown:
+            raise ValueError(
+                f"train: eval_dataset: {eval_dataset.name} has classes that {dataset.name} "
+                f"lacks: {', '.join(unknown)}"
+            )
+    path_of = getattr(dataset, "image_path", None)
+    if check_images and path_of is not None:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            paths = [path_of(i) for i in range(len(dataset))]
+            checked = pool.map(_decode, paths)
+            for _ in tqdm(checked, "check images", len(paths), disable=not progress, leave=False):
+                pass
+
+
+def _decode(path: Path) -> None:
+    read_image(path)
+
+
+class _Tally:
+    """Losses since the last line of the CSV."""
+
+    def __init__(self) -> None:
+        self.loc = self.conf = 0.0
+        self.images = self.count = 0
+        self.since = time.monotonic()
+
+    def add(self, loc: Tensor, conf: Tensor, images: int) -> None:
+        self.loc += loc.item()
+        self.conf += conf.item()
+        self.images += images
+        self.count += 1
+
+    def means(self) -> tuple[float, float, float]:
+        """Mean loss of the boxes and of the classes, and images per second."""
+        seconds = max(time.monotonic() - self.since, 1e-9)
+        return self.loc / self.count, self.conf / self.count, self.images / seconds
+
+    def flush(self, log: LossLog, state: TrainState, lr: float) -> float:
+        """Write a line; give its total loss."""
+        loc, conf, speed = self.means()
+        log.write(
+            step=state.step,
+            epoch=state.epoch + 1,
+            lr=lr,
+            loc=loc,
+            conf=conf,
+            total=loc + conf,
+            images_per_s=speed,
+        )
+        self.__init__()  # type: ignore[misc]
+        return loc + conf
+
+
+class _Bar:
+    """The progress bar of a run: over its iterations, or over its time."""
+
+    def __init__(self, state: TrainState, settings: Recipe, batches: int, progress: bool) -> None:
+        self._timed = settings.minutes is not None
+        total = settings.minutes * 60 if settings.minutes else (settings.epochs or 0) * batches
+        self._bar = tqdm(
+            total=round(total),
+            initial=round(state.seconds) if self._timed else state.step,
+            desc="train",
+            unit="s" if self._timed else "it",
+            # A log file gets a line now and then, a terminal a bar that moves.
+            mininterval=0.1 if sys.stderr.isatty() else 30.0,
+            disable=not progress,
+        )
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def show(self, state: TrainState, lr: float, tally: _Tally) -> None:
+        if tally.count:
+            loc, conf, speed = tally.means()
+            self._bar.set_postfix_str(
+                f"epoch {state.epoch + 1}, loss {loc + conf:.3f} = boxes {loc:.3f} + classes "
+                f"{conf:.3f}, lr {lr:.2g}, {speed:.1f} images/s",
+                refresh=False,
+            )
+        reached = round(state.seconds) if self._timed else state.step
+        self._bar.update(min(reached, self._bar.total) - self._bar.n)
+
+    def note(self, line: str) -> None:
+        """Print a line above the bar."""
+        if not self._bar.disable:
+            self._bar.write(line)

@@ -1,0 +1,367 @@
+"""The command line: whole flows, one-line errors, and interruption by signals."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from mdssd.cli import main
+from mdssd.data import SyntheticScenes, write_voc
+from mdssd.engine.checkpoint import find_checkpoint, load_checkpoint, load_state, save_checkpoint
+from mdssd.engine.recipe import Recipe
+from mdssd.models import MEAN_RGB, ssd300
+
+# A training run that takes a second.
+TINY = "--model ssd300 --width 0.0625 --batch-norm --batch-size 2 --lr 0.01 --threads 1".split()
+SCENES = [*TINY, "--scenes", "4", "--workers", "0"]
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def voc(tmp_path_factory):
+    """A VOC folder of four generated scenes, in splits trainval and test."""
+    root = tmp_path_factory.mktemp("voc")
+    write_voc(SyntheticScenes(4, seed=1), root, split="trainval")
+    (root / "ImageSets/Main/test.txt").write_text(
+        (root / "ImageSets/Main/trainval.txt").read_text()
+    )
+    return root
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Untrained weights for the classes of the generated scenes."""
+    path = tmp_path_factory.mktemp("checkpoint") / "best.json"
+    torch.manual_seed(0)
+    model = ssd300(6, width=0.0625, batch_norm=True)
+    classes = SyntheticScenes(1).classes
+    save_checkpoint(path, model, classes=classes, mean=MEAN_RGB, extra={})
+    return path
+
+
+def run(capsys, *arguments):
+    status = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def expect_error(capsys, *arguments):
+    """The single line that the command ends with, its progress bars taken off."""
+    status, out, err = run(capsys, *arguments)
+    assert status == 2, (out, err)
+    lines = [line.rpartition("\r")[2] for line in err.splitlines() if "mdssd: error:" in line]
+    assert len(lines) == 1 and err.endswith("\n"), err
+    assert "Traceback" not in err
+    assert err.rstrip("\n").endswith(lines[0])
+    return lines[0].removeprefix("mdssd: error: ")
+
+
+# --- flows ---------------------------------------------------------------------------------------
+
+
+def test_train_eval_detect_on_a_voc_folder(capsys, tmp_path, voc):
+    out = tmp_path / "run"
+    status, text, _ = run(
+        capsys, "train", *TINY, "--data", voc, "--epochs", 1, "--out", out, "--workers", 1,
+        "--eval-split", "test",
+    )  # fmt: skip
+    assert status == 0
+    assert f"best VOC07 mAP 0.0000 (best.json): {out}" in text or "best VOC07 mAP" in text
+    meta = json.loads((out / "last.json").read_text())
+    assert meta["training"]["arguments"]["data"] == str(voc)
+    assert meta["training"]["recipe"]["schedule"] == "ssd"
+    assert meta["training"]["recipe"]["warmup"] == 100
+
+    status, text, _ = run(capsys, "eval", out, "--data", voc, "--out", tmp_path / "e")
+    assert status == 0
+    figures = json.loads((tmp_path / "e" / "evaluation.json").read_text())
+    assert figures["images"] == 4
+    assert set(figures["voc07"]["AP"]) == set(meta["classes"])
+    assert "VOC07 AP" in text
+
+    photo = sorted((voc / "JPEGImages").iterdir())[0]
+    status, text, _ = run(
+        capsys, "detect", out, photo, "--out", tmp_path / "d", "--csv", "--score-threshold", 0
+    )
+    assert status == 0
+    assert (tmp_path / "d" / "detections.json").is_file()
+    assert (tmp_path / "d" / "detections.csv").is_file()
+
+
+def test_generated_scenes_are_the_default(capsys, tmp_path, checkpoint):
+    status, text, _ = run(capsys, "train", *SCENES, "--epochs", 1, "--out", tmp_path / "run")
+    assert status == 0 and "4 images" in text
+    status, text, _ = run(capsys, "eval", checkpoint, "--scenes", 2, "--backend", "reference")
+    assert status == 0 and "2 images" in text
+
+
+def test_init_takes_what_fits(capsys, tmp_path, voc, checkpoint):
+    arguments = ["train", *SCENES, "--epochs", 1, "--lr", "1e-9", "--init", checkpoint]
+    status, text, _ = run(capsys, *arguments, "--out", tmp_path / "a")
+    assert status == 0
+    count = len(load_checkpoint(checkpoint)[0].state_dict())
+    assert f"{count} of {count} tensors start from {checkpoint}\n" in text
+    start = dict(load_checkpoint(checkpoint)[0].named_parameters())
+    for name, tensor in load_checkpoint(tmp_path / "a")[0].named_parameters():
+        torch.testing.assert_close(tensor, start[name])
+    assert json.loads((tmp_path / "a/last.json").read_text())["training"]["recipe"]["warmup"] == 0
+    arguments[arguments.index("ssd300")] = "mdssd300"  # shares the trunk and the extra layers
+    status, text, _ = run(capsys, *arguments, "--out", tmp_path / "b")
+    assert status == 0 and "the others are new: " in text
+
+
+def test_resume_remembers_the_options(capsys, tmp_path, voc):
+    out = tmp_path / "run"
+    run(capsys, "train", *TINY, "--data", voc, "--epochs", 1, "--out", out, "--seed", 5,
+        "--expand", 2, "--no-mirror")  # fmt: skip
+    before = json.loads((out / "last.json").read_text())
+    status, text, _ = run(capsys, "train", "--resume", "--out", out, "--epochs", 2, "--threads", 1)
+    assert status == 0 and "2 epochs" in text
+    after = json.loads((out / "last.json").read_text())
+    assert after["training"]["recipe"] == {**before["training"]["recipe"], "epochs": 2}
+    assert after["training"]["arguments"]["data"] == str(voc)
+    assert after["model"] == before["model"]
+    line = expect_error(capsys, "train", "--resume", "--out", out, "--lr", 0.5, "--epochs", 3)
+    assert "lr (was 0.01, is 0.5)" in line
+    line = expect_error(capsys, "train", "--resume", "--out", out, "--width", 0.5, "--epochs", 3)
+    assert "is of another model" in line
+
+
+def test_info_and_version(capsys):
+    status, text, _ = run(capsys, "info")
+    assert status == 0 and torch.__version__ in text
+    status, text, _ = run(capsys, "--version")
+    assert status == 0 and text.startswith("mdssd ")
+
+
+def test_help_states_the_real_defaults(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    status, text, _ = run(capsys, "train", "--help")
+    assert status == 0
+    fields = Recipe.__dataclass_fields__
+    for name in ("batch_size", "lr", "momentum", "weight_decay", "seed", "log_every", "save_every",
+                 "expand", "crop_min_scale"):  # fmt: skip
+        option = f"--{name.replace('_', '-')} "
+        (line,) = [row for row in text.splitlines() if row.strip().startswith(option)]
+        assert float(line.split("(default ")[1].split(",")[0].rstrip(")")) == fields[name].default
+
+
+# --- faults --------------------------------------------------------------------------------------
+
+
+def broken_voc(root, fault):
+    """A VOC folder of two scenes with one fault; gives what the message must hold."""
+    write_voc(SyntheticScenes(2, seed=1), root, split="trainval")
+    photo = sorted((root / "JPEGImages").iterdir())[1]
+    annotation = root / "Annotations" / f"{photo.stem}.xml"
+    if fault == "missing image":
+        photo.unlink()
+    elif fault == "truncated image":
+        photo.write_bytes(photo.read_bytes()[: photo.stat().st_size // 2])
+    elif fault == "broken annotation":
+        annotation.write_text(annotation.read_text()[:100])
+        return annotation.name
+    elif fault == "missing annotation":
+        annotation.unlink()
+        return annotation.name
+    elif fault == "empty split":
+        (root / "ImageSets/Main/trainval.txt").write_text("")
+        return "trainval.txt"
+    return photo.stem
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["missing image", "truncated image", "broken annotation", "missing annotation", "empty split"],
+)
+def test_broken_data_is_named_and_nothing_is_written(capsys, tmp_path, fault):
+    named = broken_voc(tmp_path / "data", fault)
+    out = tmp_path / "run"
+    line = expect_error(
+        capsys, "train", *TINY, "--epochs", 1, "--data", tmp_path / "data", "--out", out
+    )
+    assert named in line
+    assert not out.exists()
+
+
+def test_degenerate_boxes_and_empty_annotations_are_reported_not_fatal(capsys, tmp_path):
+    root = tmp_path / "data"
+    write_voc(SyntheticScenes(2, seed=1), root, split="trainval")
+    first, second = sorted((root / "Annotations").iterdir())
+    text = first.read_text()
+    head, _, rest = text.partition("<object>")
+    first.write_text(head + "</annotation>")
+    text = second.read_text()
+    x2 = text.split("<xmax>")[1].split("</xmax>")[0]
+    second.write_text(text.replace(f"<xmax>{x2}</xmax>", "<xmax>-5</xmax>", 1))
+    status, out, _ = run(
+        capsys, "train", *TINY, "--epochs", 1, "--data", root, "--out", tmp_path / "run"
+    )
+    assert status == 0
+    assert "1 boxes dropped" in out and second.name in out
+    assert "1 images have no box" in out
+
+
+def test_one_line_for_every_wrong_input(capsys, tmp_path, voc, checkpoint):
+    out = tmp_path / "run"
+    train = ["train", *TINY, "--epochs", 1, "--out", out]
+    cases = [
+        ([*train, "--data", tmp_path / "nowhere"], "nowhere: no such file"),
+        ([*train, "--data", voc, "--split", "moon"], "moon.txt: no such split"),
+        ([*train, "--data", voc, "--split", "../../x"], "x"),
+        ([*train, "--data", voc, "--classes", "disc"], "is not among the classes disc"),
+        ([*train, "--data", voc, "--scenes", 3], "--scenes"),
+        ([*train, "--scenes", 3, "--classes", "disc"], "--classes"),
+        ([*train, "--data", voc, "--eval-split", "moon"], "moon.txt"),
+        ([*train, "--data", voc, "--width", 0], "width must be a number above 0"),
+        ([*train, "--data", voc, "--prior-scales", "x"], "prior_scales"),
+        ([*train, "--data", voc, "--lr", 0], "lr: expected a number above 0"),
+        ([*train, "--data", voc, "--seed", -1], "seed: expected a whole number from 0, got -1"),
+        ([*train, "--data", voc, "--device", "cuda:99"], "cuda:99: no such device"),
+        ([*train, "--data", voc, "--device", "toaster"], "expected cpu, cuda"),
+        ([*train, "--data", voc, "--backend", "triton"], "not available here"),
+        ([*train, "--data", voc, "--init", tmp_path / "no.pth"], "no.pth: no such file"),
+        ([*train, "--data", voc, "--resume"], "there is no run to resume"),
+        ([*train, "--data", voc, "--out", checkpoint.parent], "holds a run already (best.json)"),
+        ([*train, "--minutes", 1], "not allowed with argument --epochs"),
+        ([*train, "--batch-size", "many"], "expected a whole number from 1, got 'many'"),
+        ([*train, "--speed", 3], "unrecognized arguments: --speed 3"),
+        (["train", "--classes", "a,,b"], "expected distinct names"),
+        (["dance"], "dance"),
+        ([], "required"),
+        (["eval", tmp_path / "no.json", "--data", voc], "no.json: no such file"),
+        (["eval", tmp_path, "--data", voc], "holds no checkpoint"),
+        (["eval", checkpoint, "--data", voc, "--split", "moon"], "moon.txt"),
+        (["eval", checkpoint, "--batch-size", 0], "expected a whole number from 1"),
+        (["detect", tmp_path / "no.json", voc], "no.json: no such file"),
+        (["detect", checkpoint, tmp_path / "no.jpg", "--out", out], "no.jpg"),
+        (["detect", checkpoint, voc, "--score-threshold", 2], "expected a number from 0 to 1"),
+    ]
+    if "triton" in torch.__dict__:  # pragma: no cover - only where Triton is a backend
+        cases = [case for case in cases if "triton" not in case[0]]
+    before = sorted(path.name for path in checkpoint.parent.iterdir())
+    for arguments, expected in cases:
+        assert expected in expect_error(capsys, *arguments), arguments
+        assert not out.exists(), arguments
+    assert sorted(path.name for path in checkpoint.parent.iterdir()) == before
+
+
+def test_eval_refuses_data_of_other_classes(capsys, tmp_path, voc):
+    path = tmp_path / "best.json"
+    model = ssd300(2, width=0.0625, batch_norm=True)
+    save_checkpoint(path, model, classes=["cat"], mean=MEAN_RGB, extra={})
+    line = expect_error(capsys, "eval", path, "--data", voc)
+    assert "cat" in line and any(name in line for name in SyntheticScenes(1).classes)
+
+
+def test_pickle_is_refused_as_checkpoint(capsys, tmp_path, checkpoint):
+    path = tmp_path / "model.safetensors"
+    torch.save({"w": torch.zeros(2)}, path)
+    assert "is a pickle" in expect_error(capsys, "eval", path)
+    assert "is a pickle" in expect_error(capsys, "detect", path, tmp_path)
+    arguments = ["train", *SCENES, "--out", tmp_path / "run", "--init", path]
+    assert "is a pickle" in expect_error(capsys, *arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_traceback_on_request(tmp_path):
+    with pytest.raises(ValueError, match="no such file"):
+        main(["eval", str(tmp_path / "no.json"), "--traceback"])
+
+
+def test_detect_tells_of_unreadable_images(capsys, tmp_path, checkpoint):
+    cv2.imwrite(str(tmp_path / "good.png"), np.full((40, 60, 3), 90, np.uint8))
+    (tmp_path / "bad.png").write_bytes(b"not an image")
+    status, out, err = run(
+        capsys, "detect", checkpoint, tmp_path / "*.png", "--out", tmp_path / "d", "--threads", 1
+    )
+    assert status == 1
+    assert "bad.png" in out + err
+    assert (tmp_path / "d" / "detections.json").is_file()
+
+
+# --- signals -------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def training(out, *more, epochs=1000):
+    """`mdssd train` in a process group of its own, killed at the end."""
+    command = [sys.executable, "-m", "mdssd", "train", "--out", str(out), *more]
+    if "--resume" not in more:
+        command += [*TINY, "--scenes", "4", "--epochs", str(epochs)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def wait_for_epoch(process, out, epoch):
+    """Until a checkpoint of that epoch or a later one is there."""
+    for _ in range(6000):
+        if process.poll() is not None:
+            pytest.fail(f"training ended early: {process.communicate()}")
+        with contextlib.suppress(FileNotFoundError):
+            reached = json.loads((out / "last.json").read_text())["training"]["epoch"]
+            if reached >= epoch:
+                return reached
+        time.sleep(0.02)
+    pytest.fail("no checkpoint appeared")
+
+
+def test_ctrl_c_leaves_the_last_checkpoint_and_says_how_to_go_on(tmp_path):
+    out = tmp_path / "run"
+    with training(out, "--workers", "1") as process:
+        wait_for_epoch(process, out, 1)
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert f"go on with: mdssd train --resume --out {out}" in err
+    assert "Traceback" not in err
+    load_checkpoint(out)
+    load_state(out)
+    assert not list(out.glob(".*"))
+
+
+def test_kill_at_any_moment_leaves_the_last_checkpoint(tmp_path, capsys):
+    """Killed four times, a little later each time, and resumed after each."""
+    out = tmp_path / "run"
+    epoch = 0
+    for attempt in range(4):
+        with training(out, "--workers", "0", *(["--resume"] if attempt else [])) as process:
+            reached = wait_for_epoch(process, out, epoch + 1)
+            time.sleep(0.031 * attempt)
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+        _, meta = load_checkpoint(out)
+        load_state(out)
+        epoch = meta["training"]["epoch"]
+        assert epoch >= reached
+    status, text, _ = run(
+        capsys, "train", "--resume", "--out", out, "--epochs", epoch + 1, "--threads", 1
+    )
+    assert status == 0
+    assert find_checkpoint(out).name == "last.json"
+    names = {path.name.split("-")[0] for path in out.iterdir()}
+    assert names == {"last.json", "last", "loss.csv", "loss.png"}
+    assert len(list(out.iterdir())) == 5  # nothing half written is left
