@@ -8,7 +8,7 @@ STAMP := $(VENV)/mdssd-installed
 SOURCES := pyproject.toml setup.py constraints.txt CMakeLists.txt $(shell find cmake csrc -type f)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format
+.PHONY: help venv demo demo-checkpoint test lint format
 
 help:
 	@echo "make demo    install into $(VENV), detect on sample scenes"
@@ -16,6 +16,7 @@ help:
 	@echo "make lint    install, run ruff and mypy"
 	@echo "make format  install, let ruff rewrite the Python files"
 	@echo "make venv    install only"
+	@echo "make demo-checkpoint  train the demo's network again, half an hour on two cores"
 
 venv: $(STAMP)
 
@@ -30,6 +31,9 @@ $(STAMP): $(SOURCES)
 
 demo: $(STAMP)
 	$(BIN)/python demo/demo.py
+
+demo-checkpoint: $(STAMP)
+	$(BIN)/python demo/train.py
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q
