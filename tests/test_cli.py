@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from mdssd.cli import main
+from mdssd import ops
+from mdssd.cli import BACKENDS, main
 from mdssd.data import SyntheticScenes, write_voc
 from mdssd.engine.checkpoint import find_checkpoint, load_checkpoint, load_state, save_checkpoint
 from mdssd.engine.recipe import Recipe
@@ -80,7 +81,7 @@ def test_train_eval_detect_on_a_voc_folder(capsys, tmp_path, voc):
         "--eval-split", "test",
     )  # fmt: skip
     assert status == 0
-    assert f"best VOC07 mAP 0.0000 (best.json): {out}" in text or "best VOC07 mAP" in text
+    assert "best VOC07 mAP" in text and str(out) in text
     meta = json.loads((out / "last.json").read_text())
     assert meta["training"]["arguments"]["data"] == str(voc)
     assert meta["training"]["recipe"]["schedule"] == "ssd"
@@ -155,9 +156,9 @@ def test_help_states_the_real_defaults(capsys, monkeypatch):
     fields = Recipe.__dataclass_fields__
     for name in ("batch_size", "lr", "momentum", "weight_decay", "seed", "log_every", "save_every",
                  "expand", "crop_min_scale"):  # fmt: skip
-        option = f"--{name.replace('_', '-')} "
-        (line,) = [row for row in text.splitlines() if row.strip().startswith(option)]
-        assert float(line.split("(default ")[1].split(",")[0].rstrip(")")) == fields[name].default
+        described = text.rsplit(f"\n  --{name.replace('_', '-')} ", 1)[1]
+        stated = described.split("(default ")[1].split(")")[0].split(",")[0]
+        assert float(stated) == fields[name].default, name
 
 
 # --- faults --------------------------------------------------------------------------------------
@@ -233,7 +234,6 @@ def test_one_line_for_every_wrong_input(capsys, tmp_path, voc, checkpoint):
         ([*train, "--data", voc, "--seed", -1], "seed: expected a whole number from 0, got -1"),
         ([*train, "--data", voc, "--device", "cuda:99"], "cuda:99: no such device"),
         ([*train, "--data", voc, "--device", "toaster"], "expected cpu, cuda"),
-        ([*train, "--data", voc, "--backend", "triton"], "not available here"),
         ([*train, "--data", voc, "--init", tmp_path / "no.pth"], "no.pth: no such file"),
         ([*train, "--data", voc, "--resume"], "there is no run to resume"),
         ([*train, "--data", voc, "--out", checkpoint.parent], "holds a run already (best.json)"),
@@ -251,8 +251,12 @@ def test_one_line_for_every_wrong_input(capsys, tmp_path, voc, checkpoint):
         (["detect", checkpoint, tmp_path / "no.jpg", "--out", out], "no.jpg"),
         (["detect", checkpoint, voc, "--score-threshold", 2], "expected a number from 0 to 1"),
     ]
-    if "triton" in torch.__dict__:  # pragma: no cover - only where Triton is a backend
-        cases = [case for case in cases if "triton" not in case[0]]
+    there = {name for names in ops.backends().values() for name in names}
+    cases += [
+        ([*train, "--data", voc, "--backend", name], "not available here")
+        for name in BACKENDS
+        if name not in there
+    ]
     before = sorted(path.name for path in checkpoint.parent.iterdir())
     for arguments, expected in cases:
         assert expected in expect_error(capsys, *arguments), arguments
@@ -344,13 +348,13 @@ def test_ctrl_c_leaves_the_last_checkpoint_and_says_how_to_go_on(tmp_path):
 
 
 def test_kill_at_any_moment_leaves_the_last_checkpoint(tmp_path, capsys):
-    """Killed four times, a little later each time, and resumed after each."""
+    """Killed three times, a little later each time, and resumed after each."""
     out = tmp_path / "run"
     epoch = 0
-    for attempt in range(4):
+    for attempt in range(3):
         with training(out, "--workers", "0", *(["--resume"] if attempt else [])) as process:
             reached = wait_for_epoch(process, out, epoch + 1)
-            time.sleep(0.031 * attempt)
+            time.sleep(0.047 * attempt)
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
         _, meta = load_checkpoint(out)

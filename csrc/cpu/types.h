@@ -8,10 +8,15 @@
 
 #include "../ops.h"
 
-// One clone of the function per level of x86-64, chosen when the module is loaded.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
+// One clone of the function per level of x86-64, chosen when the module is loaded. Needs glibc's
+// indirect functions; GCC 11 has no name for the levels here.
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
     !defined(__SANITIZE_ADDRESS__)
+#if __GNUC__ >= 12
 #define MDSSD_SIMD __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define MDSSD_SIMD __attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
 #else
 #define MDSSD_SIMD
 #endif

@@ -296,50 +296,33 @@ def _save_coding(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(boxes, priors)
 
 
-def _fake_like_first(first: Tensor, *rest: Any) -> Tensor:
-    return first.new_empty(first.shape)
+def _define_coding(name: str, argument: str, reference: Any, backward_reference: Any) -> Any:
+    """Encode and decode are the same op but for their formulas."""
+    constants = "Tensor priors_cxcywh, float v0, float v1"
+    gradient = define(
+        f"{name}_backward(Tensor grad, Tensor {argument}, {constants}) -> Tensor",
+        reference=backward_reference,
+        cpp=_coding_cpp(f"{name}_backward_cpu"),
+        fake=lambda grad, boxes, priors, v0, v1: boxes.new_empty(boxes.shape),
+    )
+    return define(
+        f"{name}(Tensor {argument}, {constants}) -> Tensor",
+        reference=reference,
+        cpp=_coding_cpp(f"{name}_cpu"),
+        fake=lambda boxes, priors, v0, v1: boxes.new_empty(boxes.shape),
+        setup_context=_save_coding,
+        backward=lambda ctx, grad: (
+            gradient(grad, *ctx.saved_tensors, ctx.v0, ctx.v1),
+            None,
+            None,
+            None,
+        ),
+    )
 
 
-_encode_boxes_backward = define(
-    "encode_boxes_backward(Tensor grad, Tensor boxes_xyxy, Tensor priors_cxcywh,"
-    " float v0, float v1) -> Tensor",
-    reference=_encode_boxes_backward_reference,
-    cpp=_coding_cpp("encode_boxes_backward_cpu"),
-    fake=lambda grad, boxes, priors, v0, v1: boxes.new_empty(boxes.shape),
+_encode_boxes = _define_coding(
+    "encode_boxes", "boxes_xyxy", _encode_boxes_reference, _encode_boxes_backward_reference
 )
-
-_encode_boxes = define(
-    "encode_boxes(Tensor boxes_xyxy, Tensor priors_cxcywh, float v0, float v1) -> Tensor",
-    reference=_encode_boxes_reference,
-    cpp=_coding_cpp("encode_boxes_cpu"),
-    fake=_fake_like_first,
-    setup_context=_save_coding,
-    backward=lambda ctx, grad: (
-        _encode_boxes_backward(grad, *ctx.saved_tensors, ctx.v0, ctx.v1),
-        None,
-        None,
-        None,
-    ),
-)
-
-_decode_boxes_backward = define(
-    "decode_boxes_backward(Tensor grad, Tensor loc, Tensor priors_cxcywh,"
-    " float v0, float v1) -> Tensor",
-    reference=_decode_boxes_backward_reference,
-    cpp=_coding_cpp("decode_boxes_backward_cpu"),
-    fake=lambda grad, loc, priors, v0, v1: loc.new_empty(loc.shape),
-)
-
-_decode_boxes = define(
-    "decode_boxes(Tensor loc, Tensor priors_cxcywh, float v0, float v1) -> Tensor",
-    reference=_decode_boxes_reference,
-    cpp=_coding_cpp("decode_boxes_cpu"),
-    fake=_fake_like_first,
-    setup_context=_save_coding,
-    backward=lambda ctx, grad: (
-        _decode_boxes_backward(grad, *ctx.saved_tensors, ctx.v0, ctx.v1),
-        None,
-        None,
-        None,
-    ),
+_decode_boxes = _define_coding(
+    "decode_boxes", "loc", _decode_boxes_reference, _decode_boxes_backward_reference
 )
