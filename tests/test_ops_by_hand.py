@@ -31,7 +31,7 @@ def backend(request: pytest.FixtureRequest) -> Any:
         yield request.param
 
 
-def equal(got: Tensor, want: Any, tolerance: float = 1e-6) -> None:
+def assert_values(got: Tensor, want: Any, tolerance: float = 1e-6) -> None:
     want = torch.as_tensor(want, dtype=got.dtype)
     torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
 
@@ -53,7 +53,7 @@ def test_iou_of_known_pairs(backend: str) -> None:
             [0.0, math.nan, 2.0, 2.0],
         ]
     )
-    equal(ops.box_iou(a, b), [[1, 1 / 3, 1 / 7, 0, 0, 0, 0, 0]])
+    assert_values(ops.box_iou(a, b), [[1, 1 / 3, 1 / 7, 0, 0, 0, 0, 0]])
 
 
 def test_gradient_of_iou_of_a_known_pair(backend: str) -> None:
@@ -62,24 +62,24 @@ def test_gradient_of_iou_of_a_known_pair(backend: str) -> None:
     ops.box_iou(a, b).backward()
     # I = 1, U = 4 + 2 - 1 = 5. Moving x2 of a by d: I grows by d, A by 2d, so
     # dI/U - I (dA - dI) / U^2 = 1/5 - 1/25 = 4/25; the other edges only change A, by 2: -2/25.
-    equal(a.grad, [[2 / 25, 2 / 25, 4 / 25, -2 / 25]])
+    assert_values(a.grad, [[2 / 25, 2 / 25, 4 / 25, -2 / 25]])
 
 
 def test_encode_and_decode_a_known_box(backend: str) -> None:
     prior = torch.tensor([[0.5, 0.5, 0.2, 0.4]])
     box = torch.tensor([[0.5, 0.4, 0.7, 0.8]])  # centre (0.6, 0.6), size (0.2, 0.4)
     offsets = torch.tensor([[0.1 / 0.2 / 0.1, 0.1 / 0.4 / 0.1, 0.0, 0.0]])
-    equal(ops.encode_boxes(box, prior), offsets, 1e-5)
-    equal(ops.decode_boxes(offsets, prior), box)
+    assert_values(ops.encode_boxes(box, prior), offsets, 1e-5)
+    assert_values(ops.decode_boxes(offsets, prior), box)
     doubled = torch.tensor([[0.0, 0.0, math.log(2) / 0.2, math.log(2) / 0.2]])
-    equal(ops.decode_boxes(doubled, prior), [[0.3, 0.1, 0.7, 0.9]])
-    equal(ops.encode_boxes(torch.tensor([[0.3, 0.1, 0.7, 0.9]]), prior), doubled, 1e-5)
+    assert_values(ops.decode_boxes(doubled, prior), [[0.3, 0.1, 0.7, 0.9]])
+    assert_values(ops.encode_boxes(torch.tensor([[0.3, 0.1, 0.7, 0.9]]), prior), doubled, 1e-5)
 
 
 def test_encode_with_other_variances(backend: str) -> None:
     prior = torch.tensor([[0.5, 0.5, 0.2, 0.4]])
     box = torch.tensor([[0.5, 0.4, 0.7, 0.8]])
-    equal(ops.encode_boxes(box, prior, (1.0, 1.0)), [[0.5, 0.25, 0.0, 0.0]])
+    assert_values(ops.encode_boxes(box, prior, (1.0, 1.0)), [[0.5, 0.25, 0.0, 0.0]])
 
 
 def test_decode_beyond_the_range_of_exp(backend: str) -> None:
@@ -97,58 +97,58 @@ def test_decode_beyond_the_range_of_exp(backend: str) -> None:
 def test_match_by_threshold(backend: str) -> None:
     gt = torch.tensor([[0.0, 0.0, 0.5, 0.4], [0.5, 0.0, 1.0, 0.5]])
     match = ops.match_priors([gt], PRIORS)
-    equal(match.index, [[0, 1, -1, -1]])
-    equal(match.iou, [[0.8, 1.0, 0.0, 0.25]])
+    assert_values(match.index, [[0, 1, -1, -1]])
+    assert_values(match.iou, [[0.8, 1.0, 0.0, 0.25]])
 
 
 def test_threshold_is_inclusive(backend: str) -> None:
     gt = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.0, 0.0, 0.5, 1.0]])
     # The second box takes prior 0 or 2 or 3, each at IoU 0.5, or loses them by a tie.
     match = ops.match_priors([gt], PRIORS, 0.5)
-    equal(match.iou, [[1.0, 0.0, 0.5, 0.5]])
+    assert_values(match.iou, [[1.0, 0.0, 0.5, 0.5]])
     # Its best prior is the first of the three, and being later it takes it from the first box.
-    equal(match.index, [[1, -1, 1, 1]])
-    equal(ops.match_priors([gt], PRIORS, 0.51).index, [[1, -1, -1, -1]])
+    assert_values(match.index, [[1, -1, 1, 1]])
+    assert_values(ops.match_priors([gt], PRIORS, 0.51).index, [[1, -1, -1, -1]])
 
 
 def test_every_box_gets_its_best_prior(backend: str) -> None:
     gt = torch.tensor([[0.9, 0.9, 0.95, 0.95]])  # IoU 0.0025 with the last prior, 0 with the rest
-    equal(ops.match_priors([gt], PRIORS).index, [[-1, -1, -1, 0]])
+    assert_values(ops.match_priors([gt], PRIORS).index, [[-1, -1, -1, 0]])
 
 
 def test_later_box_wins_a_shared_best_prior(backend: str) -> None:
     box = torch.tensor([0.0, 0.0, 0.5, 0.5])
-    equal(ops.match_priors([torch.stack([box, box, box])], PRIORS).index, [[2, -1, -1, -1]])
+    assert_values(ops.match_priors([torch.stack([box, box, box])], PRIORS).index, [[2, -1, -1, -1]])
 
 
 def test_equal_ious_go_to_the_lower_index(backend: str) -> None:
     twins = torch.tensor([[0.5, 0.5, 0.4, 0.4]]).repeat(3, 1)
     boxes = torch.tensor([[0.3, 0.3, 0.7, 0.7]]).repeat(2, 1)
     # Each prior's best is box 0 by the tie; each box's best is prior 0, the later box the last.
-    equal(ops.match_priors([boxes], twins).index, [[1, 0, 0]])
+    assert_values(ops.match_priors([boxes], twins).index, [[1, 0, 0]])
 
 
 def test_a_box_without_area_takes_prior_0(backend: str) -> None:
     gt = torch.tensor([[0.5, 0.5, 0.5, 0.5]])
     match = ops.match_priors([gt], PRIORS)
-    equal(match.index, [[0, -1, -1, -1]])
-    equal(match.iou, [[0.0] * 4])
+    assert_values(match.index, [[0, -1, -1, -1]])
+    assert_values(match.iou, [[0.0] * 4])
 
 
 def test_ragged_batch_counts_from_each_image(backend: str) -> None:
     first = torch.tensor([[0.0, 0.0, 0.5, 0.5]])
     third = torch.tensor([[0.5, 0.0, 1.0, 0.5], [0.0, 0.5, 0.5, 1.0]])
     match = ops.match_priors([first, first[:0], third], PRIORS)
-    equal(match.index, [[0, -1, -1, -1], [-1] * 4, [-1, 0, 1, -1]])
+    assert_values(match.index, [[0, -1, -1, -1], [-1] * 4, [-1, 0, 1, -1]])
 
 
 def test_targets_of_a_known_match(backend: str) -> None:
     gt = torch.tensor([[0.0, 0.0, 0.5, 0.4]])
     targets = ops.encode_targets([gt, gt[:0]], [torch.tensor([7]), torch.tensor([]).long()], PRIORS)
-    equal(targets.labels, [[7, 0, 0, 0], [0, 0, 0, 0]])
+    assert_values(targets.labels, [[7, 0, 0, 0], [0, 0, 0, 0]])
     want = torch.zeros(2, 4, 4)
     want[0, 0] = torch.tensor([0, (0.2 - 0.25) / 0.5 / 0.1, 0, math.log(0.4 / 0.5) / 0.2])
-    equal(targets.loc, want, 1e-5)
+    assert_values(targets.loc, want, 1e-5)
 
 
 # --- suppression and detections ----------------------------------------------------------------
@@ -161,22 +161,22 @@ BOXES = torch.tensor(
 def test_nms_keeps_by_score(backend: str) -> None:
     scores = torch.tensor([0.5, 0.9, 0.8, 0.1])
     # Box 1 suppresses 0 (IoU 0.75) and not 2 (IoU 0.5); 0 is gone before it could suppress 2.
-    equal(ops.nms(BOXES, scores, 0.5), [1, 2, 3])
-    equal(ops.nms(BOXES, scores, 0.4), [1, 3])
+    assert_values(ops.nms(BOXES, scores, 0.5), [1, 2, 3])
+    assert_values(ops.nms(BOXES, scores, 0.4), [1, 3])
 
 
 def test_nms_ties_keep_the_lower_index(backend: str) -> None:
-    equal(ops.nms(BOXES, torch.full((4,), 0.5), 0.7), [0, 2, 3])
+    assert_values(ops.nms(BOXES, torch.full((4,), 0.5), 0.7), [0, 2, 3])
 
 
 def test_nms_takes_nan_for_the_highest_score(backend: str) -> None:
-    equal(ops.nms(BOXES, torch.tensor([0.5, math.nan, 0.8, 0.9]), 0.7), [1, 3, 2])
+    assert_values(ops.nms(BOXES, torch.tensor([0.5, math.nan, 0.8, 0.9]), 0.7), [1, 3, 2])
 
 
 def test_batched_nms_keeps_categories_apart(backend: str) -> None:
     scores = torch.tensor([0.5, 0.9, 0.8, 0.1])
-    equal(ops.batched_nms(BOXES, scores, torch.tensor([7, -1, 7, 7]), 0.3), [1, 2, 3])
-    equal(ops.batched_nms(BOXES, scores, torch.tensor([7, 7, -1, 7]), 0.3), [1, 2, 3])
+    assert_values(ops.batched_nms(BOXES, scores, torch.tensor([7, -1, 7, 7]), 0.3), [1, 2, 3])
+    assert_values(ops.batched_nms(BOXES, scores, torch.tensor([7, 7, -1, 7]), 0.3), [1, 2, 3])
 
 
 def logit(*scores: float) -> Tensor:
@@ -200,10 +200,10 @@ def test_detections_of_known_scores(backend: str) -> None:
     found = ops.detection_output(loc, logits, priors, max_detections=5)
     # Class 1: prior 0 (0.6) suppresses 1 and 3. Class 2: prior 3 (0.9) suppresses 0 and 1.
     # Prior 2 is below the threshold in both.
-    equal(found.count, [2])
-    equal(found.labels, [[2, 1, 0, 0, 0]])
-    equal(found.scores, [[0.9, 0.6, 0, 0, 0]])
-    equal(found.boxes[0, :2], [[0.41, 0.4, 0.61, 0.6], [0.4, 0.4, 0.6, 0.6]])
+    assert_values(found.count, [2])
+    assert_values(found.labels, [[2, 1, 0, 0, 0]])
+    assert_values(found.scores, [[0.9, 0.6, 0, 0, 0]])
+    assert_values(found.boxes[0, :2], [[0.41, 0.4, 0.61, 0.6], [0.4, 0.4, 0.6, 0.6]])
     assert not found.boxes[0, 2:].any()
 
 
@@ -211,7 +211,7 @@ def test_detections_reach_beyond_the_image(backend: str) -> None:
     found = ops.detection_output(
         torch.zeros(1, 1, 4), logit(0.1, 0.9)[None, None], torch.tensor([[0.0, 1.0, 0.4, 0.4]])
     )
-    equal(found.boxes[0, 0], [-0.2, 0.8, 0.2, 1.2])
+    assert_values(found.boxes[0, 0], [-0.2, 0.8, 0.2, 1.2])
 
 
 def test_limit_per_class_and_in_all(backend: str) -> None:
@@ -220,19 +220,19 @@ def test_limit_per_class_and_in_all(backend: str) -> None:
     rows = [logit(0.1, 0.5 + 0.01 * i, 0.4 - 0.01 * i) for i in range(count)]
     arguments = (torch.zeros(1, count, 4), torch.stack(rows)[None], priors)
     found = ops.detection_output(*arguments, top_k=2, max_detections=10)
-    equal(found.count, [4])
-    equal(found.scores[0, :4], [0.55, 0.54, 0.4, 0.39])
+    assert_values(found.count, [4])
+    assert_values(found.scores[0, :4], [0.55, 0.54, 0.4, 0.39])
     found = ops.detection_output(*arguments, max_detections=3)
-    equal(found.count, [3])
-    equal(found.scores, [[0.55, 0.54, 0.53]])
+    assert_values(found.count, [3])
+    assert_values(found.scores, [[0.55, 0.54, 0.53]])
 
 
 def test_equal_scores_go_by_prior_then_class(backend: str) -> None:
     priors = torch.tensor([[0.2, 0.5, 0.1, 0.1], [0.8, 0.5, 0.1, 0.1]])
     logits = torch.zeros(1, 2, 3)
     found = ops.detection_output(torch.zeros(1, 2, 4), logits, priors, max_detections=4)
-    equal(found.labels, [[1, 2, 1, 2]])
-    equal(found.boxes[0, :, 0], [0.15, 0.15, 0.75, 0.75])
+    assert_values(found.labels, [[1, 2, 1, 2]])
+    assert_values(found.boxes[0, :, 0], [0.15, 0.15, 0.75, 0.75])
 
 
 # --- norm and loss -----------------------------------------------------------------------------
@@ -240,16 +240,16 @@ def test_equal_scores_go_by_prior_then_class(backend: str) -> None:
 
 def test_l2norm_of_a_known_pixel(backend: str) -> None:
     x = torch.tensor([3.0, 4.0]).reshape(1, 2, 1, 1)
-    equal(ops.l2norm(x, torch.tensor([10.0, 20.0])).flatten(), [6.0, 16.0])
+    assert_values(ops.l2norm(x, torch.tensor([10.0, 20.0])).flatten(), [6.0, 16.0])
     zero = torch.zeros(1, 2, 1, 1)
-    equal(ops.l2norm(zero, torch.tensor([10.0, 20.0])).flatten(), [0.0, 0.0])
+    assert_values(ops.l2norm(zero, torch.tensor([10.0, 20.0])).flatten(), [0.0, 0.0])
 
 
 def test_l2norm_add_relu_of_known_pixels(backend: str) -> None:
     a = torch.tensor([3.0, 4.0]).reshape(1, 2, 1, 1)
     b = torch.tensor([-1.0, 0.0]).reshape(1, 2, 1, 1)
     got = ops.l2norm_add_relu(a, b, torch.tensor([1.0, 1.0]), torch.tensor([2.0, 5.0]))
-    equal(got.flatten(), [0.0, 0.8])  # 0.6 - 2 and 0.8 + 0
+    assert_values(got.flatten(), [0.0, 0.8])  # 0.6 - 2 and 0.8 + 0
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -277,12 +277,12 @@ def test_loss_of_a_known_image(backend: str) -> None:
     loc[0, 0] = torch.tensor([0.5, -2.0, 0.0, 1.0])
     loc[0, 1] = 100.0  # background: no part of the loss
     loc_loss, conf_loss = ops.multibox_loss(loc, logits, targets, labels, neg_pos_ratio=2.0)
-    equal(loc_loss, 0.5 * 0.25 + 1.5 + 0.5)
-    equal(conf_loss, -math.log(0.25) - math.log(0.2) - math.log(0.5), 1e-5)
+    assert_values(loc_loss, 0.5 * 0.25 + 1.5 + 0.5)
+    assert_values(conf_loss, -math.log(0.25) - math.log(0.2) - math.log(0.5), 1e-5)
     # A ratio of 2.9 still mines two; 3 mines the third.
-    equal(ops.multibox_loss(loc, logits, targets, labels, 2.9)[1], conf_loss.item())
+    assert_values(ops.multibox_loss(loc, logits, targets, labels, 2.9)[1], conf_loss.item())
     third = ops.multibox_loss(loc, logits, targets, labels, 3.0)[1] - conf_loss
-    equal(third, -math.log(0.6), 1e-5)
+    assert_values(third, -math.log(0.6), 1e-5)
 
 
 def test_loss_is_over_the_positives_of_the_batch(backend: str) -> None:
@@ -290,9 +290,9 @@ def test_loss_is_over_the_positives_of_the_batch(backend: str) -> None:
     labels = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]])
     loc, targets = torch.ones(3, 4, 4), torch.zeros(3, 4, 4)
     loc_loss, conf_loss = ops.multibox_loss(loc, logits, targets, labels)
-    equal(loc_loss, 3 * 4 * 0.5 / 3)
+    assert_values(loc_loss, 3 * 4 * 0.5 / 3)
     # 3 positives, 2 + 3 negatives (all that there are), none in the image without positives.
-    equal(conf_loss, 8 * math.log(2) / 3)
+    assert_values(conf_loss, 8 * math.log(2) / 3)
 
 
 def test_no_positive_gives_zero_loss_and_gradient(backend: str) -> None:
@@ -310,7 +310,7 @@ def test_mining_does_not_write_into_the_input(backend: str) -> None:
     labels = torch.zeros(2, 30).long()
     labels[:, :3] = 1
     ops.multibox_loss(torch.randn(2, 30, 4), logits, torch.randn(2, 30, 4), labels)
-    equal(logits, before, 0)
+    assert_values(logits, before, 0)
 
 
 def test_one_loss_can_be_used_alone(backend: str) -> None:
