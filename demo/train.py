@@ -16,7 +16,7 @@ RUN = Path("runs/demo")
 CHECKPOINT = Path(__file__).with_name("mdssd300-shapes.json")
 # Objects of 8 to 40 pixels: the COCO priors start at 21 pixels, those of VOC at 30.
 COMMAND = """
-    train --model mdssd300 --width 0.125 --batch-norm --prior-scales coco --scenes 1600 --epochs 4
+    train --model mdssd300 --width 0.125 --batch-norm --prior-scales coco --scenes 1600 --epochs 8
     --batch-size 4 --lr 0.02 --schedule cosine --warmup 50 --clip-gradient 10 --ema 0.99
     --expand 1 --crop-min-scale 0.7
 """
