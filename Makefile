@@ -16,7 +16,7 @@ help:
 	@echo "make lint    install, run ruff and mypy"
 	@echo "make format  install, let ruff rewrite the Python files"
 	@echo "make venv    install only"
-	@echo "make demo-checkpoint  train the demo's network again, half an hour on two cores"
+	@echo "make demo-checkpoint  train the demo's network again (36 minutes on one core)"
 
 venv: $(STAMP)
 
