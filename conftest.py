@@ -15,7 +15,7 @@ from mdssd import ops
 from mdssd.testing import CASES
 
 DEVICES = ["cpu"] + [name for name in ("cuda", "xpu") if getattr(torch, name).is_available()]
-_HOME = {"cpp": "cpu", "cuda": "cuda"}  # the others follow the tensor
+_HOME = {"cpp": "cpu", "cuda": "cuda", "simt": "cpu"}  # the others follow the tensor
 
 
 def _rows(case: Any, names: set[str], filters: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,14 +1,22 @@
-// The Python module mdssd._C: the entry points of ops.h, taking addresses as integers.
+// The Python module mdssd._C: the entry points of ops.h, taking addresses as integers. Compiled with
+// MDSSD_SIMT it is the tests' module mdssd._simt, whose CUDA entry points run on the CPU.
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
 #include <type_traits>
 
 #include "ops.h"
+#if defined(MDSSD_SIMT) || defined(MDSSD_WITH_CUDA)
+#include "cuda/runtime.h"
+#endif
 
 namespace py = pybind11;
 
+#ifdef MDSSD_SIMT
+void bind_faults(py::module_& module);
+#else
 void bind_build_info(py::module_& module);
+#endif
 
 namespace {
 
@@ -37,11 +45,10 @@ void bind(py::module_& module, const char* name, Result (*function)(Arguments...
       py::call_guard<py::gil_scoped_release>());
 }
 
-}  // namespace
-
-PYBIND11_MODULE(_C, module) {
-  bind_build_info(module);
 #define MDSSD_BIND(name) bind(module, #name, mdssd::name)
+
+#ifndef MDSSD_SIMT
+void bind_cpu(py::module_& module) {
   MDSSD_BIND(box_iou_cpu);
   MDSSD_BIND(box_iou_backward_cpu);
   MDSSD_BIND(encode_boxes_cpu);
@@ -58,5 +65,39 @@ PYBIND11_MODULE(_C, module) {
   MDSSD_BIND(l2norm_add_relu_backward_cpu);
   MDSSD_BIND(multibox_loss_cpu);
   MDSSD_BIND(multibox_loss_backward_cpu);
-#undef MDSSD_BIND
 }
+#endif
+
+#if defined(MDSSD_SIMT) || defined(MDSSD_WITH_CUDA)
+void bind_cuda(py::module_& module) {
+  module.def("launch_count", [] { return mdssd::launch_count(); });
+  MDSSD_BIND(box_iou_cuda);
+  MDSSD_BIND(box_iou_backward_cuda);
+  MDSSD_BIND(encode_boxes_cuda);
+  MDSSD_BIND(encode_boxes_backward_cuda);
+  MDSSD_BIND(decode_boxes_cuda);
+  MDSSD_BIND(decode_boxes_backward_cuda);
+  MDSSD_BIND(detection_output_cuda);
+  MDSSD_BIND(detection_output_workspace);
+}
+#endif
+
+#undef MDSSD_BIND
+
+}  // namespace
+
+#ifdef MDSSD_SIMT
+PYBIND11_MODULE(_simt, module) {
+  module.def("set_shuffle", &simt::set_shuffle);
+  bind_faults(module);
+  bind_cuda(module);
+}
+#else
+PYBIND11_MODULE(_C, module) {
+  bind_build_info(module);
+  bind_cpu(module);
+#ifdef MDSSD_WITH_CUDA
+  bind_cuda(module);
+#endif
+}
+#endif

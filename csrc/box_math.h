@@ -4,11 +4,7 @@
 // reference to the last bit. Comparisons are written so that a NaN lands on the stated side.
 #pragma once
 
-#ifdef __CUDACC__
-#define MDSSD_HD __host__ __device__ __forceinline__
-#else
-#define MDSSD_HD inline __attribute__((always_inline))
-#endif
+#include "inline.h"
 
 namespace mdssd {
 
@@ -28,12 +24,12 @@ struct Offsets {  // a box coded against a prior
 };
 
 template <class T>
-MDSSD_HD T area(Box<T> b) {
+MDSSD_INLINE T area(Box<T> b) {
   return (b.x2 - b.x1) * (b.y2 - b.y1);
 }
 
 template <class T>
-MDSSD_HD Box<T> to_corners(CentreBox<T> p) {
+MDSSD_INLINE Box<T> to_corners(CentreBox<T> p) {
   const T half_w = p.w * T(0.5), half_h = p.h * T(0.5);
   return {p.cx - half_w, p.cy - half_h, p.cx + half_w, p.cy + half_h};
 }
@@ -41,7 +37,7 @@ MDSSD_HD Box<T> to_corners(CentreBox<T> p) {
 // 0 where the boxes do not overlap, where one is degenerate, and where one holds a NaN: its area is
 // then NaN, so the quotient is, and compares false.
 template <class T>
-MDSSD_HD T iou(Box<T> a, T area_a, Box<T> b, T area_b) {
+MDSSD_INLINE T iou(Box<T> a, T area_a, Box<T> b, T area_b) {
   const T left = a.x1 > b.x1 ? a.x1 : b.x1;
   const T top = a.y1 > b.y1 ? a.y1 : b.y1;
   const T right = a.x2 < b.x2 ? a.x2 : b.x2;
@@ -55,13 +51,13 @@ MDSSD_HD T iou(Box<T> a, T area_a, Box<T> b, T area_b) {
 
 // `log` and `exp` are arguments, so that each backend brings its own.
 template <class T, class Log>
-MDSSD_HD Offsets<T> encode(Box<T> b, CentreBox<T> p, T v0, T v1, Log log) {
+MDSSD_INLINE Offsets<T> encode(Box<T> b, CentreBox<T> p, T v0, T v1, Log log) {
   return {((b.x1 + b.x2) * T(0.5) - p.cx) / (p.w * v0), ((b.y1 + b.y2) * T(0.5) - p.cy) / (p.h * v0),
           log((b.x2 - b.x1) / p.w) / v1, log((b.y2 - b.y1) / p.h) / v1};
 }
 
 template <class T, class Exp>
-MDSSD_HD Box<T> decode(Offsets<T> o, CentreBox<T> p, T v0, T v1, Exp exp) {
+MDSSD_INLINE Box<T> decode(Offsets<T> o, CentreBox<T> p, T v0, T v1, Exp exp) {
   const T half_w = p.w * exp(o.w * v1) * T(0.5), half_h = p.h * exp(o.h * v1) * T(0.5);
   const T cx = p.cx + o.x * v0 * p.w, cy = p.cy + o.y * v0 * p.h;
   return {cx - half_w, cy - half_h, cx + half_w, cy + half_h};

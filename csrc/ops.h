@@ -9,6 +9,9 @@
 
 namespace mdssd {
 
+// A cudaStream_t.
+using Stream = void*;
+
 // The order is that of FLOATS in mdssd/ops/_dispatch.py.
 enum class DType : int { kFloat32, kFloat16, kBFloat16, kFloat64 };
 
@@ -87,5 +90,32 @@ void multibox_loss_backward_cpu(double grad_loc_loss, double grad_conf_loss, con
                                 const void* logits, const void* loc_targets, const int64_t* labels,
                                 const bool* selected, int64_t rows, int64_t classes,
                                 void* grad_loc, void* grad_logits, DType dtype, int threads);
+
+// The CUDA side. Arrays are on the device unless said otherwise and start at a multiple of 16 bytes;
+// nothing waits for the device. A `workspace` has the bytes that the function named *_workspace says.
+
+void box_iou_cuda(const void* a, int64_t n, const void* b, int64_t m, void* iou, DType dtype,
+                  Stream stream);
+void box_iou_backward_cuda(const void* grad, const void* a, int64_t n, const void* b, int64_t m,
+                           void* grad_a, void* grad_b, DType dtype, Stream stream);
+void encode_boxes_cuda(const void* boxes, const void* priors, int64_t rows, int64_t period,
+                       double v0, double v1, void* loc, DType dtype, Stream stream);
+void encode_boxes_backward_cuda(const void* grad, const void* boxes, const void* priors,
+                                int64_t rows, int64_t period, double v0, double v1,
+                                void* grad_boxes, DType dtype, Stream stream);
+void decode_boxes_cuda(const void* loc, const void* priors, int64_t rows, int64_t period, double v0,
+                       double v1, void* boxes, DType dtype, Stream stream);
+void decode_boxes_backward_cuda(const void* grad, const void* loc, const void* priors, int64_t rows,
+                                int64_t period, double v0, double v1, void* grad_loc, DType dtype,
+                                Stream stream);
+
+// score_threshold below 1, top_k and max_detections up to 1024, count * classes up to 2^32.
+void detection_output_cuda(const void* loc, const void* logits, const void* priors, int64_t images,
+                           int64_t count, int64_t classes, double score_threshold,
+                           double nms_threshold, int64_t top_k, int64_t max_detections, double v0,
+                           double v1, void* boxes, void* scores, int64_t* labels, int64_t* found,
+                           void* workspace, DType dtype, Stream stream);
+int64_t detection_output_workspace(int64_t images, int64_t count, int64_t classes,
+                                   double score_threshold, int64_t top_k, int64_t max_detections);
 
 }  // namespace mdssd

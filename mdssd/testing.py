@@ -184,10 +184,15 @@ def detection_inputs(
     kind: str = "trained",
     **options: Any,
 ) -> Any:
-    """Outputs of a network: "trained" (few priors pass), "untrained" (all do) or special."""
+    """Outputs of a network: "trained" (few priors pass), "untrained" (all do) or special.
+
+    "peaked" is untrained with scores within a thousandth of one another, "alike" with one score.
+    """
     loc = torch.randn(images, priors, 4, generator=generator, dtype=torch.float64)
     logits = torch.randn(images, priors, classes, generator=generator, dtype=torch.float64)
-    if kind != "untrained":
+    if kind in ("peaked", "alike"):
+        logits *= 1e-3 if kind == "peaked" else 0
+    elif kind != "untrained":
         logits[..., 0] += 9.0
         hit = torch.rand(images, priors, generator=generator) < 0.05
         label = torch.randint(1, classes, (images, priors, 1), generator=generator)
@@ -253,6 +258,7 @@ def _multibox_loss(
 
 
 _SINGLE = (torch.float32,)
+_HALVES = (torch.float32, torch.float16, torch.bfloat16)
 _SUMS = TOLERANCE | {torch.float32: (2e-5, 2e-6)}
 
 CASES = [
@@ -390,6 +396,40 @@ CASES = [
                 },
             ),
             "nothing": Size({"images": 2, "priors": 129, "classes": 5, "score_threshold": 1.0}),
+            # More classes than a tile of rows has room for.
+            "many_classes": Size({"images": 2, "priors": 129, "classes": 81}),
+            # More candidates than the list of a class has room for: one, two or all digits settle
+            # which are the best; many boxes are kept, of few or of many classes.
+            "untrained": Size(
+                {"images": 2, "priors": 2501, "classes": 5, "kind": "untrained"}, _HALVES
+            ),
+            "untrained_many_classes": Size(
+                {"images": 1, "priors": 2501, "classes": 40, "kind": "untrained"}, _SINGLE
+            ),
+            "peaked": Size({"images": 2, "priors": 4001, "classes": 3, "kind": "peaked"}, _SINGLE),
+            "alike": Size({"images": 1, "priors": 9001, "classes": 3, "kind": "alike"}, _SINGLE),
+            "threshold_0": Size(
+                {
+                    "images": 1,
+                    "priors": 4001,
+                    "classes": 3,
+                    "kind": "alike",
+                    "score_threshold": 0.0,
+                },
+                _SINGLE,
+            ),
+            "largest_limits": Size(
+                {
+                    "images": 1,
+                    "priors": 2501,
+                    "classes": 4,
+                    "kind": "untrained",
+                    "top_k": 1024,
+                    "max_detections": 1024,
+                    "nms_threshold": 0.9,
+                },
+                _SINGLE,
+            ),
             "ties": Size({"images": 2, "priors": 1025, "classes": 5, "kind": "ties"}),
             "nan": Size({"images": 2, "priors": 257, "classes": 5, "kind": "nan"}),
             "inf": Size({"images": 2, "priors": 257, "classes": 5, "kind": "inf"}),

@@ -1,12 +1,7 @@
-// Storage types, their conversion to the type of the computation, and the choice of a template by
-// dtype. The conversions are integer arithmetic without branches, so that loops over them become
-// vector code on any instruction set.
+// Storage types, and the attribute of functions that are compiled for several instruction sets.
 #pragma once
 
-#include <cstdint>
-#include <cstring>
-
-#include "../ops.h"
+#include "../storage.h"
 
 // One clone of the function per level of x86-64, chosen when the module is loaded. Needs glibc's
 // indirect functions; GCC 11 has no name for the levels here.
@@ -20,93 +15,3 @@
 #else
 #define MDSSD_SIMD
 #endif
-#define MDSSD_INLINE inline __attribute__((always_inline))
-
-namespace mdssd {
-
-struct Half {
-  uint16_t bits;
-};
-struct BFloat16 {
-  uint16_t bits;
-};
-
-template <class S>
-struct WideOf {
-  using type = float;
-};
-template <>
-struct WideOf<double> {
-  using type = double;
-};
-template <class S>
-using Wide = typename WideOf<S>::type;
-
-template <class To, class From>
-MDSSD_INLINE To bit_cast(From from) {
-  static_assert(sizeof(To) == sizeof(From));
-  To to;
-  std::memcpy(&to, &from, sizeof(to));
-  return to;
-}
-
-MDSSD_INLINE float widen(float x) { return x; }
-MDSSD_INLINE double widen(double x) { return x; }
-MDSSD_INLINE float widen(BFloat16 x) { return bit_cast<float>(uint32_t(x.bits) << 16); }
-MDSSD_INLINE float widen(Half x) {
-  const uint32_t magnitude = (x.bits & 0x7fffu) << 13, sign = (x.bits & 0x8000u) << 16;
-  // 2^112 moves the exponent from one bias to the other, subnormals included.
-  const uint32_t finite = bit_cast<uint32_t>(bit_cast<float>(magnitude) * 0x1p112f);
-  const uint32_t special = magnitude | 0x7f800000u;  // infinity and NaN keep their mantissa
-  return bit_cast<float>((magnitude >= 0x0f800000u ? special : finite) | sign);
-}
-
-template <class S>
-MDSSD_INLINE S narrow(Wide<S> x) {
-  return x;
-}
-template <>
-MDSSD_INLINE BFloat16 narrow<BFloat16>(float x) {
-  const uint32_t bits = bit_cast<uint32_t>(x);
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest even
-  return {uint16_t((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded)};
-}
-template <>
-MDSSD_INLINE Half narrow<Half>(float x) {
-  const uint32_t bits = bit_cast<uint32_t>(x);
-  const uint32_t magnitude = bits & 0x7fffffffu, sign = (bits >> 16) & 0x8000u;
-  const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-  // Below 2^-14 the sum with 0.5 shifts the mantissa into place and rounds it.
-  const uint32_t subnormal = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
-  const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
-  const uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
-  return {uint16_t((magnitude >= 0x47800000u ? special : finite) | sign)};
-}
-
-template <class S>
-struct Storage {
-  using type = S;
-};
-
-// Calls body(Storage<S>{}) with the S that `dtype` names.
-template <class Body>
-void with_storage(DType dtype, Body body) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return body(Storage<float>{});
-    case DType::kFloat16:
-      return body(Storage<Half>{});
-    case DType::kBFloat16:
-      return body(Storage<BFloat16>{});
-    case DType::kFloat64:
-      return body(Storage<double>{});
-  }
-}
-
-// The same for the ops whose inputs come in the type of the computation.
-template <class Body>
-void with_wide(DType dtype, Body body) {
-  dtype == DType::kFloat64 ? body(Storage<double>{}) : body(Storage<float>{});
-}
-
-}  // namespace mdssd

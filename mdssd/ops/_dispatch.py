@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BACKENDS = ("reference", "cpp", "cuda", "triton")
+BACKENDS = ("reference", "cpp", "cuda", "triton", "simt")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
+# "simt" comes last: it runs the CUDA source on the CPU for the tests, and only when it is forced.
 _PREFERENCE = {
-    "cpu": ("cpp", "reference"),
+    "cpu": ("cpp", "reference", "simt"),
     "cuda": ("cuda", "triton", "reference"),
     "xpu": ("triton", "reference"),
 }
@@ -37,6 +38,10 @@ try:
 except ImportError as error:  # an install without the native module still has the reference
     native = None
     native_error = str(error)
+try:
+    simt: Any = importlib.import_module("mdssd._simt")
+except ImportError:  # only an editable install has it
+    simt = None
 
 
 def define(
@@ -45,18 +50,27 @@ def define(
     reference: Callable[..., Any],
     fake: Callable[..., Any],
     cpp: Callable[..., Any] | None = None,
+    cuda: Callable[..., Any] | None = None,
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
-    """Define the torch op `mdssd::<schema>` with its backends, fake and gradient; return it."""
+    """Define the torch op `mdssd::<schema>` with its backends, fake and gradient; return it.
+
+    `cuda` is called with the module that holds the entry points and a stream before the op's own
+    arguments: the kernels of `mdssd._C` on the tensors' device, or those of `mdssd._simt`.
+    """
     name = schema.split("(", 1)[0]
     table = {"reference": reference}
     if cpp is not None and native is not None:
         table["cpp"] = cpp
+    if cuda is not None:
+        for backend, kernels in (("cuda", native), ("simt", simt)):
+            if hasattr(kernels, "launch_count"):
+                table[backend] = _with_stream(cuda, kernels)
     _implementations[name] = table
 
     def run(*args: Any) -> Any:
-        return table[_choose(name, _device_type(args))](*args)
+        return table[_choose(name, _device(args).type)](*args)
 
     _library.define(schema)
     for key in ("CPU", "CUDA", "XPU"):
@@ -69,8 +83,21 @@ def define(
     return getattr(torch.ops.mdssd, name).default
 
 
-def _device_type(args: tuple[Any, ...]) -> str:
-    return next(arg.device.type for arg in args if isinstance(arg, Tensor))
+def _device(args: tuple[Any, ...]) -> torch.device:
+    return next(arg.device for arg in args if isinstance(arg, Tensor))
+
+
+def _with_stream(function: Callable[..., Any], kernels: Any) -> Callable[..., Any]:
+    """Call a `cuda` backend on the tensors' device and its current stream."""
+
+    def call(*args: Any) -> Any:
+        device = _device(args)
+        if device.type != "cuda":
+            return function(kernels, 0, *args)
+        with torch.cuda.device(device):
+            return function(kernels, torch.cuda.current_stream().cuda_stream, *args)
+
+    return call
 
 
 def _runnable(name: str, device_type: str) -> list[str]:
@@ -106,6 +133,8 @@ def backends() -> dict[str, list[str]]:
 def backend(name: str) -> Iterator[None]:
     """Force every op onto one backend: "reference", "cpp", "cuda" or "triton".
 
+    A development install also has "simt", which runs the CUDA kernels on CPU tensors, slowly.
+
     Holds for the whole process, other threads included, since autograd runs backward on threads
     of its own. Can be nested; the previous choice returns at the end.
 
@@ -133,6 +162,14 @@ def backend(name: str) -> Iterator[None]:
 def dtype_code(tensor: Tensor) -> int:
     """The number by which the native module knows the tensor's dtype."""
     return _DTYPE_CODES[tensor.dtype]
+
+
+def aligned(tensor: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
+    """The tensor, or a copy, dense and at an address that is a multiple of 16, as kernels need."""
+    tensor = tensor.contiguous(memory_format=memory_format)
+    if tensor.data_ptr() % 16 == 0:
+        return tensor
+    return tensor.clone(memory_format=torch.preserve_format)
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mdssd.ops._dispatch import (
     accumulation_dtype,
+    aligned,
     check_same_dtype,
     check_tensor,
     check_variances,
@@ -272,12 +273,74 @@ def _coding_cpp(function: str) -> Any:
     return call
 
 
+# --- cuda --------------------------------------------------------------------------------------
+
+
+def _box_iou_cuda(kernels: Any, stream: int, a: Tensor, b: Tensor) -> Tensor:
+    a, b = aligned(a), aligned(b)
+    out = a.new_empty(a.shape[0], b.shape[0])
+    kernels.box_iou_cuda(
+        a.data_ptr(),
+        a.shape[0],
+        b.data_ptr(),
+        b.shape[0],
+        out.data_ptr(),
+        dtype_code(a),
+        stream,
+    )
+    return out
+
+
+def _box_iou_backward_cuda(
+    kernels: Any, stream: int, grad: Tensor, a: Tensor, b: Tensor
+) -> tuple[Tensor, Tensor]:
+    grad, a, b = grad.contiguous(), aligned(a), aligned(b)
+    grad_a, grad_b = torch.empty_like(a), torch.empty_like(b)
+    kernels.box_iou_backward_cuda(
+        grad.data_ptr(),
+        a.data_ptr(),
+        a.shape[0],
+        b.data_ptr(),
+        b.shape[0],
+        grad_a.data_ptr(),
+        grad_b.data_ptr(),
+        dtype_code(a),
+        stream,
+    )
+    return grad_a, grad_b
+
+
+def _coding_cuda(function: str) -> Any:
+    """As `_coding_cpp`."""
+
+    def call(kernels: Any, stream: int, *args: Any) -> Tensor:
+        *tensors, priors, v0, v1 = args
+        tensors = [aligned(tensor) for tensor in tensors]
+        priors = aligned(priors.to(accumulation_dtype(tensors[0].dtype)))
+        out = torch.empty_like(tensors[0])
+        getattr(kernels, function)(
+            *(tensor.data_ptr() for tensor in tensors),
+            priors.data_ptr(),
+            out.numel() // 4,
+            priors.shape[0],
+            v0,
+            v1,
+            out.data_ptr(),
+            dtype_code(out),
+            stream,
+        )
+        return out
+
+    return call
+
+
 # --- definitions -------------------------------------------------------------------------------
 
 _box_iou_backward = define(
     "box_iou_backward(Tensor grad, Tensor a_xyxy, Tensor b_xyxy) -> (Tensor, Tensor)",
     reference=_box_iou_backward_reference,
     cpp=_box_iou_backward_cpp,
+    cuda=_box_iou_backward_cuda,
     fake=lambda grad, a, b: (a.new_empty(a.shape), b.new_empty(b.shape)),
 )
 
@@ -285,6 +348,7 @@ _box_iou = define(
     "box_iou(Tensor a_xyxy, Tensor b_xyxy) -> Tensor",
     reference=_box_iou_reference,
     cpp=_box_iou_cpp,
+    cuda=_box_iou_cuda,
     fake=lambda a, b: a.new_empty(a.shape[0], b.shape[0]),
     setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
     backward=lambda ctx, grad: _box_iou_backward(grad, *ctx.saved_tensors),
@@ -303,12 +367,14 @@ def _define_coding(name: str, argument: str, reference: Any, backward_reference:
         f"{name}_backward(Tensor grad, Tensor {argument}, {constants}) -> Tensor",
         reference=backward_reference,
         cpp=_coding_cpp(f"{name}_backward_cpu"),
+        cuda=_coding_cuda(f"{name}_backward_cuda"),
         fake=lambda grad, boxes, priors, v0, v1: boxes.new_empty(boxes.shape),
     )
     return define(
         f"{name}(Tensor {argument}, {constants}) -> Tensor",
         reference=reference,
         cpp=_coding_cpp(f"{name}_cpu"),
+        cuda=_coding_cuda(f"{name}_cuda"),
         fake=lambda boxes, priors, v0, v1: boxes.new_empty(boxes.shape),
         setup_context=_save_coding,
         backward=lambda ctx, grad: (

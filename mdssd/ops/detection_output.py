@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mdssd.ops._dispatch import (
     accumulation_dtype,
+    aligned,
     check_number,
     check_tensor,
     check_variances,
@@ -60,9 +61,12 @@ def detection_output(
         Detections, computed in float32 (float64 if `loc` or `logits` is) and returned in it; boxes
         in the priors' unit (0-1). Ties: higher score, then lower prior, then lower class. A prior
         with a NaN among its logits gives nothing. B and N may be 0. Carries no gradient.
+        On a GPU nothing waits for the device, so that the call can be captured in a CUDA graph;
+        float64 runs as reference there, which does wait.
 
     Raises:
-        TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range.
+        TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range; on a
+            GPU, `max_detections` or `top_k` (and N with it) above 1,024.
 
     Source: SSD, section 2.2 and 3.7; numbers of its DetectionOutput layer.
     """
@@ -186,6 +190,77 @@ def _detection_output_cpp(
     return result
 
 
+# --- cuda --------------------------------------------------------------------------------------
+
+_MOST_ON_GPU = 1024  # kMostKept of csrc/cuda/detection_output.cu
+
+
+def _detection_output_cuda(
+    kernels: Any,
+    stream: int,
+    loc: Tensor,
+    logits: Tensor,
+    priors: Tensor,
+    score_threshold: float,
+    nms_threshold: float,
+    top_k: int,
+    max_detections: int,
+    v0: float,
+    v1: float,
+) -> tuple[Tensor, ...]:
+    settings = (score_threshold, nms_threshold, top_k, max_detections, v0, v1)
+    images, count, classes = logits.shape
+    top_k = min(top_k, count)
+    for argument, value in (("top_k", top_k), ("max_detections", max_detections)):
+        if value > _MOST_ON_GPU:
+            raise ValueError(
+                f"detection_output: {argument}: expected at most {_MOST_ON_GPU} on a GPU "
+                f'(or ops.backend("reference")), got {value}'
+            )
+    for what, value in (("priors in a batch", images * count), ("logits per image", count * classes)):
+        if value >= 2**32:
+            raise ValueError(
+                f"detection_output: logits: expected fewer than 2^32 {what} on a GPU, got {value}"
+            )
+    if torch.float64 in (loc.dtype, logits.dtype):
+        return _detection_output_reference(loc, logits, priors, *settings)
+    if images == 0 or count == 0 or score_threshold == 1:
+        return _empty_detections(loc, logits, max_detections)
+    if loc.dtype != logits.dtype:
+        loc, logits = loc.float(), logits.float()
+    loc, logits, priors = aligned(loc), aligned(logits), aligned(priors.float())
+    boxes = loc.new_empty(images, max_detections, 4, dtype=torch.float32)
+    scores = loc.new_empty(images, max_detections, dtype=torch.float32)
+    labels = loc.new_empty(images, max_detections, dtype=torch.int64)
+    found = loc.new_empty(images, dtype=torch.int64)
+    needed = kernels.detection_output_workspace(
+        images, count, classes, score_threshold, top_k, max_detections
+    )
+    workspace = loc.new_empty(needed, dtype=torch.uint8)
+    kernels.detection_output_cuda(
+        loc.data_ptr(),
+        logits.data_ptr(),
+        priors.data_ptr(),
+        images,
+        count,
+        classes,
+        score_threshold,
+        nms_threshold,
+        top_k,
+        max_detections,
+        v0,
+        v1,
+        boxes.data_ptr(),
+        scores.data_ptr(),
+        labels.data_ptr(),
+        found.data_ptr(),
+        workspace.data_ptr(),
+        dtype_code(loc),
+        stream,
+    )
+    return boxes, scores, labels, found
+
+
 # --- definitions -------------------------------------------------------------------------------
 
 _detection_output = define(
@@ -194,6 +269,7 @@ _detection_output = define(
     " -> (Tensor, Tensor, Tensor, Tensor)",
     reference=_detection_output_reference,
     cpp=_detection_output_cpp,
+    cuda=_detection_output_cuda,
     fake=lambda loc, logits, priors, score, nms, top_k, max_detections, v0, v1: _empty_detections(
         loc, logits, max_detections
     ),

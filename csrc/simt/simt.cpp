@@ -1,0 +1,384 @@
+// The fibers of simt.h and what they wait for.
+#include "simt.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <mutex>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#ifndef __x86_64__
+#include <ucontext.h>
+#endif
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+// Bounds of the section of all __shared__ variables; the linker sets them.
+extern "C" {
+extern char __start_simt_shared[] __attribute__((weak, visibility("hidden")));
+extern char __stop_simt_shared[] __attribute__((weak, visibility("hidden")));
+}
+
+namespace simt {
+namespace {
+
+// A stack and the place where its code goes on.
+#ifdef __x86_64__
+// Keeps what the ABI says a call keeps: six registers and the stack pointer.
+struct Context {
+  void* stack_pointer = nullptr;
+};
+extern "C" void simt_switch(void** save, void* load);
+asm(R"(
+.text
+.hidden simt_switch
+.globl simt_switch
+.type simt_switch, @function
+simt_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size simt_switch, .-simt_switch
+)");
+void switch_context(Context& from, Context& to) {
+  simt_switch(&from.stack_pointer, to.stack_pointer);
+}
+void prepare(Context& context, char* stack, size_t size, void (*entry)()) {
+  // Six registers, then the address to return to; a function starts 8 bytes off a multiple of 16.
+  auto* top = reinterpret_cast<void**>(stack + size) - 2;
+  *top = reinterpret_cast<void*>(entry);
+  context.stack_pointer = top - 6;
+}
+#else
+struct Context {
+  ucontext_t context;
+};
+void switch_context(Context& from, Context& to) { swapcontext(&from.context, &to.context); }
+void prepare(Context& context, char* stack, size_t size, void (*entry)()) {
+  getcontext(&context.context);
+  context.context.uc_stack.ss_sp = stack;
+  context.context.uc_stack.ss_size = size;
+  context.context.uc_link = nullptr;
+  makecontext(&context.context, entry, 0);
+}
+#endif
+
+#ifdef __SANITIZE_ADDRESS__
+constexpr size_t kStack = 256 << 10;  // its frames are larger
+#else
+constexpr size_t kStack = 64 << 10;
+#endif
+constexpr unsigned kMostThreads = 1024;
+constexpr int kLanes = 32;
+
+enum class State { kReady, kBarrier, kExchange, kDone };
+
+struct Fiber {
+  Context context;
+  char* stack = nullptr;
+  void* fake_stack = nullptr;  // AddressSanitizer's
+  State state = State::kDone;
+  dim3 index;
+  unsigned id = 0;
+  // Where it waits, and for what.
+  const char* file = "";
+  int line = 0;
+  Exchange kind = Exchange::kSync;
+  unsigned mask = 0;
+  uint64_t value = 0;
+  int source = 0;
+  uint64_t result = 0;
+};
+
+class Machine {
+ public:
+  void launch(const char* name, dim3 grid, dim3 block, const std::function<void()>& body) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const uint64_t threads = uint64_t(block.x) * block.y * block.z;
+    if (threads == 0 || threads > kMostThreads || uint64_t(grid.x) * grid.y * grid.z == 0 ||
+        grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535 || block.z > 64)
+      throw std::runtime_error(std::string("simt: ") + name + ": no such launch on a GPU");
+    name_ = name;
+    body_ = &body;
+    gridDim = grid;
+    blockDim = block;
+    make_fibers(unsigned(threads));
+    std::vector<uint64_t> blocks(uint64_t(grid.x) * grid.y * grid.z);
+    std::iota(blocks.begin(), blocks.end(), 0);
+    shuffle(blocks);
+    for (const uint64_t b : blocks) {
+      blockIdx = {unsigned(b % grid.x), unsigned(b / grid.x % grid.y),
+                  unsigned(b / grid.x / grid.y)};
+      run_block();
+    }
+  }
+
+  void barrier(const char* file, int line) {
+    Fiber& self = *running_;
+    self.file = file;
+    self.line = line;
+    self.state = State::kBarrier;
+    if (++at_barrier_ == count_) {
+      check_one_barrier();
+      for (unsigned i = 0; i < count_; ++i) fibers_[i].state = State::kReady;
+      at_barrier_ = 0;
+    } else {
+      yield();
+    }
+  }
+
+  uint64_t exchange(Exchange kind, unsigned mask, uint64_t value, int source, const char* file,
+                    int line) {
+    Fiber& self = *running_;
+    self.file = file;
+    self.line = line;
+    self.kind = kind;
+    self.mask = mask;
+    self.value = value;
+    self.source = source;
+    if (!(mask >> lane() & 1u)) fail(self, "a mask leaves out its caller");
+    if (kind == Exchange::kShuffle && !(mask >> source & 1u))
+      fail(self, "a shuffle reads from a lane outside its mask");
+    self.state = State::kExchange;
+    Fiber* const warp = &fibers_[self.id & ~unsigned(kLanes - 1)];
+    const unsigned lanes = std::min<unsigned>(kLanes, count_ - warp->id);
+    for (int i = 0; i < kLanes; ++i) {
+      if (!(mask >> i & 1u)) continue;
+      if (unsigned(i) >= lanes || warp[i].state == State::kDone)
+        fail(self, "a mask names a lane that has ended or does not exist");
+      if (warp[i].state != State::kExchange || warp[i].mask != mask || warp[i].kind != kind) {
+        yield();
+        return self.result;
+      }
+    }
+    // This is the last of them: it answers for all.
+    for (int i = 0; i < kLanes; ++i)
+      if (mask >> i & 1u) warp[i].result = answer(warp, i, mask);
+    for (int i = 0; i < kLanes; ++i)
+      if (mask >> i & 1u) warp[i].state = State::kReady;
+    return self.result;
+  }
+
+  int lane() const { return int(running_->id) & (kLanes - 1); }
+  void set_shuffle(uint64_t seed) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    random_ = seed;
+  }
+
+ private:
+  static void entry() {
+    machine().enter();
+    __builtin_unreachable();
+  }
+
+ public:
+  static Machine& machine() {
+    static Machine machine;
+    return machine;
+  }
+
+ private:
+  void enter() {
+#ifdef __SANITIZE_ADDRESS__
+    __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack_, &scheduler_size_);
+#endif
+    try {
+      (*body_)();
+    } catch (const std::exception& error) {
+      if (fault_.empty()) fault_ = error.what();
+    }
+    running_->state = State::kDone;
+    ++done_;
+    yield();
+  }
+
+  void run_block() {
+    fill_shared();
+    order_.resize(count_);
+    std::iota(order_.begin(), order_.end(), 0u);
+    done_ = at_barrier_ = 0;
+    for (unsigned i = 0; i < count_; ++i) {
+      Fiber& fiber = fibers_[i];
+      fiber.id = i;
+      fiber.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
+      fiber.state = State::kReady;
+      fiber.fake_stack = nullptr;
+      prepare(fiber.context, fiber.stack, kStack, entry);
+    }
+    while (done_ < count_) {
+      shuffle(order_);
+      bool progress = false;
+      for (const unsigned i : order_) {
+        if (fibers_[i].state != State::kReady) continue;
+        progress = true;
+        resume(fibers_[i]);
+        if (!fault_.empty()) raise();
+      }
+      if (!progress) deadlock();
+    }
+  }
+
+  void resume(Fiber& fiber) {
+    running_ = &fiber;
+    threadIdx = fiber.index;
+#ifdef __SANITIZE_ADDRESS__
+    void* fake_stack = nullptr;
+    __sanitizer_start_switch_fiber(&fake_stack, fiber.stack, kStack);
+    switch_context(scheduler_, fiber.context);
+    __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
+#else
+    switch_context(scheduler_, fiber.context);
+#endif
+  }
+
+  void yield() {
+    Fiber& self = *running_;
+#ifdef __SANITIZE_ADDRESS__
+    __sanitizer_start_switch_fiber(self.state == State::kDone ? nullptr : &self.fake_stack,
+                                   scheduler_stack_, scheduler_size_);
+    switch_context(self.context, scheduler_);
+    __sanitizer_finish_switch_fiber(self.fake_stack, &scheduler_stack_, &scheduler_size_);
+#else
+    switch_context(self.context, scheduler_);
+#endif
+  }
+
+  static uint64_t answer(const Fiber* warp, int lane, unsigned mask) {
+    if (warp[lane].kind == Exchange::kShuffle) return warp[warp[lane].source].value;
+    uint64_t lanes = 0;
+    for (int i = 0; i < kLanes; ++i) {
+      if (!(mask >> i & 1u)) continue;
+      const bool counts = warp[lane].kind == Exchange::kBallot ? warp[i].value != 0
+                                                               : warp[i].value == warp[lane].value;
+      lanes |= uint64_t(counts) << i;
+    }
+    return lanes;
+  }
+
+  void check_one_barrier() {
+    for (unsigned i = 1; i < count_; ++i)
+      if (fibers_[i].line != fibers_[0].line || fibers_[i].file != fibers_[0].file)
+        fail(fibers_[i], "threads wait at different barriers");
+  }
+
+  // Nothing can run. The fault is with those that wait for a thread that does not come.
+  [[noreturn]] void deadlock() {
+    for (unsigned i = 0; i < count_; ++i)
+      if (fibers_[i].state == State::kExchange) {
+        fault_ = describe(fibers_[i], "a mask names a lane that does not come with the same mask");
+        raise();
+      }
+    for (unsigned i = 0; i < count_; ++i)
+      if (fibers_[i].state == State::kBarrier) {
+        fault_ = describe(fibers_[i], "a barrier is not reached by all threads of the block");
+        raise();
+      }
+    __builtin_unreachable();
+  }
+
+  // Ends the running fiber, which is in the launched code: `enter` catches.
+  [[noreturn]] void fail(const Fiber& fiber, const char* what) {
+    throw std::runtime_error(describe(fiber, what));
+  }
+
+  std::string describe(const Fiber& fiber, const char* what) const {
+    const auto triple = [](const dim3& d) {
+      return std::to_string(d.x) + "," + std::to_string(d.y) + "," + std::to_string(d.z);
+    };
+    return std::string("simt: ") + name_ + ": " + what + " (" + fiber.file + ":" +
+           std::to_string(fiber.line) + ", block " + triple(blockIdx) + ", thread " +
+           triple(fiber.index) + ")";
+  }
+
+  // Throws the fault to who launched. The other fibers are dropped where they are: device code
+  // holds nothing that needs a destructor.
+  [[noreturn]] void raise() {
+#ifdef __SANITIZE_ADDRESS__
+    for (unsigned i = 0; i < count_; ++i) ASAN_UNPOISON_MEMORY_REGION(fibers_[i].stack, kStack);
+#endif
+    std::string fault;
+    fault.swap(fault_);
+    throw std::runtime_error(fault);
+  }
+
+  void make_fibers(unsigned count) {
+    count_ = count;
+    if (fibers_.empty()) fibers_.resize(kMostThreads);
+    for (unsigned i = 0; i < count; ++i) {
+      if (fibers_[i].stack) continue;
+      void* stack = mmap(nullptr, kStack, PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      if (stack == MAP_FAILED) throw std::runtime_error("simt: no memory for the fibers' stacks");
+      fibers_[i].stack = static_cast<char*>(stack);
+    }
+  }
+
+  // A NaN in every float type and -1 in every integer, or noise from the seed. Not by memset: under
+  // AddressSanitizer the section holds the gaps between variables too.
+  __attribute__((no_sanitize("address"))) void fill_shared() {
+    if (!__start_simt_shared) return;
+    const uint64_t pattern = random_ ? next_random() : ~uint64_t(0);
+    for (volatile char* p = __start_simt_shared; p < __stop_simt_shared; ++p)
+      *p = char(pattern >> (8 * (reinterpret_cast<uintptr_t>(p) & 7u)));
+  }
+
+  uint64_t next_random() {  // xorshift64
+    random_ ^= random_ << 13;
+    random_ ^= random_ >> 7;
+    random_ ^= random_ << 17;
+    return random_;
+  }
+
+  template <class T>
+  void shuffle(std::vector<T>& items) {
+    if (!random_) return;
+    for (size_t i = items.size(); i > 1; --i) std::swap(items[i - 1], items[next_random() % i]);
+  }
+
+  std::mutex mutex_;
+  const char* name_ = "";
+  const std::function<void()>* body_ = nullptr;
+  std::vector<Fiber> fibers_;
+  std::vector<unsigned> order_;
+  unsigned count_ = 0, done_ = 0, at_barrier_ = 0;
+  Fiber* running_ = nullptr;
+  Context scheduler_;
+  const void* scheduler_stack_ = nullptr;
+  size_t scheduler_size_ = 0;
+  std::string fault_;
+  uint64_t random_ = 0;
+};
+
+}  // namespace
+
+void launch(const char* name, dim3 grid, dim3 block, const std::function<void()>& body) {
+  Machine::machine().launch(name, grid, block, body);
+}
+void barrier(const char* file, int line) { Machine::machine().barrier(file, line); }
+uint64_t exchange(Exchange kind, unsigned mask, uint64_t value, int source, const char* file,
+                  int line) {
+  return Machine::machine().exchange(kind, mask, value, source, file, line);
+}
+int lane() { return Machine::machine().lane(); }
+void set_shuffle(uint64_t seed) { Machine::machine().set_shuffle(seed); }
+
+}  // namespace simt

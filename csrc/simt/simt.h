@@ -1,0 +1,192 @@
+// CUDA as the kernels of csrc/cuda use it, for g++: their tests run them on the CPU.
+//
+// Every CUDA thread is a fiber. A fiber runs until it meets a barrier or a warp intrinsic that others
+// have not reached, then another one runs: no two ever run at the same time, so atomics are plain
+// code, while a result that needs a barrier which is not there comes out wrong. The order of the
+// fibers, and of the blocks, can be shuffled by a seed: what depends on it then moves.
+//
+// A launch throws std::runtime_error, naming block, thread and line, where
+//   - a thread ends or waits elsewhere while others wait at a __syncthreads,
+//   - a warp intrinsic's mask leaves out its caller, or names a lane that does not come to it with
+//     the same mask (it has ended, waits elsewhere, does not exist),
+//   - a shuffle reads from a lane outside the mask.
+// Shared memory is filled with a pattern before each block, so that nothing is found there.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+
+#define __global__ static
+#define __device__
+#define __host__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+#define __grid_constant__
+#define __restrict__ __restrict
+// All shared memory of the module lies in one section, which is filled before each block. The
+// variables must have internal linkage: kernels are in unnamed namespaces.
+#define __shared__ static __attribute__((section("simt_shared")))
+
+struct dim3 {
+  unsigned x, y, z;
+  dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+
+// Those of the running fiber.
+extern dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace simt {
+
+enum class Exchange { kSync, kShuffle, kBallot, kMatch };
+
+// Runs body once for each thread of the grid.
+void launch(const char* name, dim3 grid, dim3 block, const std::function<void()>& body);
+
+void barrier(const char* file, int line);
+// The one warp intrinsic that the others are made of. Returns, by kind: nothing, the value of lane
+// `source`, the lanes with a value other than 0, the lanes with the caller's value.
+uint64_t exchange(Exchange kind, unsigned mask, uint64_t value, int source, const char* file,
+                  int line);
+int lane();
+
+// 0: threads and blocks run in their order. Another seed: in an order that follows from it.
+void set_shuffle(uint64_t seed);
+
+template <class T>
+uint64_t to_word(T value) {
+  static_assert(sizeof(T) <= sizeof(uint64_t));
+  uint64_t word = 0;
+  std::memcpy(&word, &value, sizeof(T));
+  return word;
+}
+
+template <class T>
+T from_word(uint64_t word) {
+  T value;
+  std::memcpy(&value, &word, sizeof(T));
+  return value;
+}
+
+template <class T>
+T shuffle(unsigned mask, T value, int source, const char* file, int line) {
+  return from_word<T>(exchange(Exchange::kShuffle, mask, to_word(value), source, file, line));
+}
+
+}  // namespace simt
+
+#define SIMT_HERE const char *file = __builtin_FILE(), int line = __builtin_LINE()
+
+inline void __syncthreads(SIMT_HERE) { simt::barrier(file, line); }
+inline void __syncwarp(unsigned mask = 0xffffffffu, SIMT_HERE) {
+  simt::exchange(simt::Exchange::kSync, mask, 0, 0, file, line);
+}
+inline unsigned __ballot_sync(unsigned mask, int predicate, SIMT_HERE) {
+  return unsigned(simt::exchange(simt::Exchange::kBallot, mask, predicate != 0, 0, file, line));
+}
+inline int __any_sync(unsigned mask, int predicate, SIMT_HERE) {
+  return __ballot_sync(mask, predicate, file, line) != 0;
+}
+inline int __all_sync(unsigned mask, int predicate, SIMT_HERE) {
+  return __ballot_sync(mask, predicate, file, line) == mask;
+}
+template <class T>
+unsigned __match_any_sync(unsigned mask, T value, SIMT_HERE) {
+  const uint64_t word = simt::to_word(value);
+  return unsigned(simt::exchange(simt::Exchange::kMatch, mask, word, 0, file, line));
+}
+// A segment is `width` lanes; a source beyond its segment is the caller itself.
+template <class T>
+T __shfl_sync(unsigned mask, T value, int source, int width = 32, SIMT_HERE) {
+  const int first = simt::lane() & ~(width - 1);
+  return simt::shuffle(mask, value, first + (source & (width - 1)), file, line);
+}
+template <class T>
+T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, SIMT_HERE) {
+  const int lane = simt::lane(), first = lane & ~(width - 1);
+  const int source = lane - int(delta);
+  return simt::shuffle(mask, value, source < first ? lane : source, file, line);
+}
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, SIMT_HERE) {
+  const int lane = simt::lane(), end = (lane & ~(width - 1)) + width;
+  const int source = lane + int(delta);
+  return simt::shuffle(mask, value, source < end ? source : lane, file, line);
+}
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, SIMT_HERE) {
+  const int lane = simt::lane(), end = (lane & ~(width - 1)) + width;
+  const int source = lane ^ bits;
+  return simt::shuffle(mask, value, source < end ? source : lane, file, line);
+}
+#undef SIMT_HERE
+
+template <class T>
+struct Same {  // the value of an atomic takes the type of its address
+  using type = T;
+};
+template <class T>
+T atomicAdd(T* address, typename Same<T>::type value) {
+  const T old = *address;
+  *address = T(old + value);
+  return old;
+}
+template <class T>
+T atomicMax(T* address, typename Same<T>::type value) {
+  const T old = *address;
+  if (value > old) *address = value;
+  return old;
+}
+template <class T>
+T atomicOr(T* address, typename Same<T>::type value) {
+  const T old = *address;
+  *address = old | value;
+  return old;
+}
+inline void __threadfence() {}
+
+template <class T>
+T __ldg(const T* address) {
+  return *address;
+}
+
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+inline int __ffsll(long long x) { return __builtin_ffsll(x); }
+inline int __clz(int x) { return x ? __builtin_clz(unsigned(x)) : 32; }
+inline int __clzll(long long x) {
+  return x ? __builtin_clzll(static_cast<unsigned long long>(x)) : 64;
+}
+inline unsigned __float_as_uint(float x) { return simt::from_word<unsigned>(simt::to_word(x)); }
+inline float __uint_as_float(unsigned x) { return simt::from_word<float>(x); }
+
+using std::exp;
+using std::fabs;
+using std::floor;
+using std::log;
+using std::sqrt;
+inline float rsqrt(float x) { return 1.0f / std::sqrt(x); }
+inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }
+
+template <class T>
+T min(T a, T b) {
+  return b < a ? b : a;
+}
+template <class T>
+T max(T a, T b) {
+  return a < b ? b : a;
+}
