@@ -217,7 +217,8 @@ def _detection_output_cuda(
                 f"detection_output: {argument}: expected at most {_MOST_ON_GPU} on a GPU "
                 f'(or ops.backend("reference")), got {value}'
             )
-    for what, value in (("priors in a batch", images * count), ("logits per image", count * classes)):
+    sizes = (("priors in a batch", images * count), ("logits per image", count * classes))
+    for what, value in sizes:
         if value >= 2**32:
             raise ValueError(
                 f"detection_output: logits: expected fewer than 2^32 {what} on a GPU, got {value}"
