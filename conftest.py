@@ -6,19 +6,33 @@ inputs, with `backend` (a name) and `device` for each backend that can run here.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
 import torch
 
-from mdssd import ops
-from mdssd.testing import CASES
+# Without a GPU, Triton's kernels run through its interpreter; Triton reads this on import.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from mdssd import ops  # noqa: E402
+from mdssd.testing import CASES  # noqa: E402
 
 DEVICES = ["cpu"] + [name for name in ("cuda", "xpu") if getattr(torch, name).is_available()]
 _HOME = {"cpp": "cpu", "cuda": "cuda", "simt": "cpu"}  # the others follow the tensor
 
 
-def _rows(case: Any, names: set[str], filters: dict[str, Any]) -> list[dict[str, Any]]:
+def _for_the_night(row: dict[str, Any], backend: str, device: str) -> bool:
+    """Whether it takes minutes: Triton's interpreter on the sizes of the benchmarks."""
+    if backend != "triton" or device != "cpu" or "size" not in row:
+        return False
+    return bool(row["case"].sizes[row["size"]].benchmark)
+
+
+def _rows(
+    case: Any, names: set[str], filters: dict[str, Any], nightly: bool
+) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [{"case": case}]
     if "size" in names:
         keep = filters.get("size", lambda size: True)
@@ -33,6 +47,7 @@ def _rows(case: Any, names: set[str], filters: dict[str, Any]) -> list[dict[str,
             for backend in ops.backends()[_torch_op(case.op)]
             if _HOME.get(backend, device) == device
             and (backend != "reference" or filters.get("reference", False))
+            and (nightly or not _for_the_night(r, backend, device))
         ]
     return rows
 
@@ -56,10 +71,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marker = metafunc.definition.get_closest_marker("cases")
     filters = marker.kwargs if marker else {}
     keep = filters.get("case", lambda case: True)
-    rows = [row for case in CASES if keep(case) for row in _rows(case, names, filters)]
+    nightly = metafunc.config.getoption("--nightly")
+    rows = [row for case in CASES if keep(case) for row in _rows(case, names, filters, nightly)]
     order = sorted(names)
     metafunc.parametrize(
         order, [[row[n] for n in order] for row in rows], ids=[_row_id(row) for row in rows]
+    )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--nightly", action="store_true", help="also what takes minutes: large sizes, interpreted"
     )
 
 

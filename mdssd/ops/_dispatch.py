@@ -8,8 +8,10 @@ alone, so the op itself picks the backend (`_choose`): the forced one, else the 
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,9 +20,11 @@ from torch import Tensor
 BACKENDS = ("reference", "cpp", "cuda", "triton", "simt")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
-# "simt" comes last: it runs the CUDA source on the CPU for the tests, and only when it is forced.
+# "simt" runs the CUDA source on the CPU, and Triton's interpreter its kernels: for the tests, and
+# only when forced.
+_INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 _PREFERENCE = {
-    "cpu": ("cpp", "reference", "simt"),
+    "cpu": ("cpp", "reference", "simt", *(("triton",) if _INTERPRET else ())),
     "cuda": ("cuda", "triton", "reference"),
     "xpu": ("triton", "reference"),
 }
@@ -51,6 +55,7 @@ def define(
     fake: Callable[..., Any],
     cpp: Callable[..., Any] | None = None,
     cuda: Callable[..., Any] | None = None,
+    triton: str | None = None,
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
@@ -58,6 +63,7 @@ def define(
 
     `cuda` is called with the module that holds the entry points and a stream before the op's own
     arguments: the kernels of `mdssd._C` on the tensors' device, or those of `mdssd._simt`.
+    `triton` names a function of `mdssd.ops.triton` as "file.function".
     """
     name = schema.split("(", 1)[0]
     table = {"reference": reference}
@@ -67,6 +73,8 @@ def define(
         for backend, kernels in (("cuda", native), ("simt", simt)):
             if hasattr(kernels, "launch_count"):
                 table[backend] = _with_stream(cuda, kernels)
+    if triton is not None and importlib.util.find_spec("triton") is not None:
+        table["triton"] = _imported_later(triton, reference)
     _implementations[name] = table
 
     def run(*args: Any) -> Any:
@@ -96,6 +104,24 @@ def _with_stream(function: Callable[..., Any], kernels: Any) -> Callable[..., An
             return function(kernels, 0, *args)
         with torch.cuda.device(device):
             return function(kernels, torch.cuda.current_stream().cuda_stream, *args)
+
+    return call
+
+
+def _imported_later(path: str, reference: Callable[..., Any]) -> Callable[..., Any]:
+    """Call a Triton backend on the tensors' device; Triton is imported by the first call."""
+    module, name = path.split(".")
+
+    def call(*args: Any) -> Any:
+        if any(isinstance(arg, Tensor) and arg.dtype == torch.float64 for arg in args):
+            return reference(*args)
+        function = getattr(importlib.import_module(f"mdssd.ops.triton.{module}"), name)
+        device = _device(args)
+        guard: AbstractContextManager[Any] = nullcontext()
+        if device.type != "cpu":
+            guard = getattr(torch, device.type).device(device)
+        with guard:
+            return function(*args)
 
     return call
 

@@ -341,6 +341,7 @@ _box_iou_backward = define(
     reference=_box_iou_backward_reference,
     cpp=_box_iou_backward_cpp,
     cuda=_box_iou_backward_cuda,
+    triton="boxes.box_iou_backward",
     fake=lambda grad, a, b: (a.new_empty(a.shape), b.new_empty(b.shape)),
 )
 
@@ -349,6 +350,7 @@ _box_iou = define(
     reference=_box_iou_reference,
     cpp=_box_iou_cpp,
     cuda=_box_iou_cuda,
+    triton="boxes.box_iou",
     fake=lambda a, b: a.new_empty(a.shape[0], b.shape[0]),
     setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
     backward=lambda ctx, grad: _box_iou_backward(grad, *ctx.saved_tensors),
@@ -368,6 +370,7 @@ def _define_coding(name: str, argument: str, reference: Any, backward_reference:
         reference=backward_reference,
         cpp=_coding_cpp(f"{name}_backward_cpu"),
         cuda=_coding_cuda(f"{name}_backward_cuda"),
+        triton=f"boxes.{name}_backward",
         fake=lambda grad, boxes, priors, v0, v1: boxes.new_empty(boxes.shape),
     )
     return define(
@@ -375,6 +378,7 @@ def _define_coding(name: str, argument: str, reference: Any, backward_reference:
         reference=reference,
         cpp=_coding_cpp(f"{name}_cpu"),
         cuda=_coding_cuda(f"{name}_cuda"),
+        triton=f"boxes.{name}",
         fake=lambda boxes, priors, v0, v1: boxes.new_empty(boxes.shape),
         setup_context=_save_coding,
         backward=lambda ctx, grad: (
