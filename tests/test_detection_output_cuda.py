@@ -15,9 +15,9 @@ simt = _dispatch.simt
 pytestmark = pytest.mark.skipif(simt is None, reason="mdssd._simt is only in an editable install")
 
 
-def launches(images: int, kind: str = "trained", **options: Any) -> int:
+def launches(images: int, kind: str = "trained", priors: int = 300, **options: Any) -> int:
     generator = torch.Generator().manual_seed(0)
-    args, _ = detection_inputs(generator, torch.float32, images, 300, 5, kind)
+    args, _ = detection_inputs(generator, torch.float32, images, priors, 3, kind)
     before = simt.launch_count()
     with ops.backend("simt"):
         ops.detection_output(*args, **options)
@@ -28,10 +28,10 @@ def test_launches_do_not_depend_on_the_batch_or_the_data() -> None:
     assert launches(1) == launches(7) == launches(3, "untrained")
 
 
-def test_a_lower_threshold_needs_more_digits() -> None:
-    # Ten for the default: zero, append, three times select, twice histogram, collect, nms, best.
-    assert launches(1) == 10
-    assert launches(1, score_threshold=0.0) == 12
+def test_longer_keys_need_more_digits() -> None:
+    # Ten for three digits: zero, append, select three times, histogram twice, collect, nms, best.
+    assert launches(1, priors=20_000) == 10
+    assert launches(1, priors=20_000, score_threshold=0.0) == 12
 
 
 @pytest.mark.parametrize("argument", ["top_k", "max_detections"])
