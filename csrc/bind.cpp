@@ -77,6 +77,11 @@ void bind_cuda(py::module_& module) {
   MDSSD_BIND(encode_boxes_backward_cuda);
   MDSSD_BIND(decode_boxes_cuda);
   MDSSD_BIND(decode_boxes_backward_cuda);
+  MDSSD_BIND(match_priors_workspace);
+  MDSSD_BIND(match_priors_cuda);
+  MDSSD_BIND(encode_targets_cuda);
+  MDSSD_BIND(nms_workspace);
+  MDSSD_BIND(nms_cuda);
   MDSSD_BIND(detection_output_cuda);
   MDSSD_BIND(detection_output_workspace);
 }

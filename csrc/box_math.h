@@ -23,6 +23,26 @@ struct Offsets {  // a box coded against a prior
   T x, y, w, h;
 };
 
+// The larger and the smaller of two; b where a is a NaN. On the device that is one instruction. It
+// takes a where b is a NaN, as the host does not; for an IoU either will do: its area is NaN too.
+template <class T>
+MDSSD_INLINE T larger(T a, T b) {
+#ifdef __CUDA_ARCH__
+  return max(a, b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+template <class T>
+MDSSD_INLINE T smaller(T a, T b) {
+#ifdef __CUDA_ARCH__
+  return min(a, b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
 template <class T>
 MDSSD_INLINE T area(Box<T> b) {
   return (b.x2 - b.x1) * (b.y2 - b.y1);
@@ -38,15 +58,10 @@ MDSSD_INLINE Box<T> to_corners(CentreBox<T> p) {
 // then NaN, so the quotient is, and compares false.
 template <class T>
 MDSSD_INLINE T iou(Box<T> a, T area_a, Box<T> b, T area_b) {
-  const T left = a.x1 > b.x1 ? a.x1 : b.x1;
-  const T top = a.y1 > b.y1 ? a.y1 : b.y1;
-  const T right = a.x2 < b.x2 ? a.x2 : b.x2;
-  const T bottom = a.y2 < b.y2 ? a.y2 : b.y2;
-  const T width = right - left > T(0) ? right - left : T(0);
-  const T height = bottom - top > T(0) ? bottom - top : T(0);
+  const T width = larger(smaller(a.x2, b.x2) - larger(a.x1, b.x1), T(0));
+  const T height = larger(smaller(a.y2, b.y2) - larger(a.y1, b.y1), T(0));
   const T intersection = width * height;
-  const T quotient = intersection / (area_a + area_b - intersection);
-  return quotient > T(0) ? quotient : T(0);
+  return larger(intersection / (area_a + area_b - intersection), T(0));
 }
 
 // `log` and `exp` are arguments, so that each backend brings its own.

@@ -109,6 +109,25 @@ void decode_boxes_backward_cuda(const void* grad, const void* loc, const void* p
                                 int64_t period, double v0, double v1, void* grad_loc, DType dtype,
                                 Stream stream);
 
+// gt [offsets[images], 4] S (not double), priors [count, 4] float32; offsets [images + 1] on the
+// host, read before the call returns. The workspace's `boxes` are offsets[images].
+int64_t match_priors_workspace(int64_t boxes);
+void match_priors_cuda(const void* gt, const int64_t* offsets, int64_t images, const void* priors,
+                       int64_t count, double iou_threshold, void* workspace, int64_t* index,
+                       float* iou, DType dtype, Stream stream);
+// loc [images, count, 4] S, labels [images, count]; workspace of match_priors.
+void encode_targets_cuda(const void* gt, const int64_t* gt_labels, const int64_t* offsets,
+                         int64_t images, const void* priors, int64_t count, double iou_threshold,
+                         double v0, double v1, void* workspace, void* loc, int64_t* labels,
+                         DType dtype, Stream stream);
+
+// boxes [count, 4] S; order [count], the boxes by falling score; idxs [count] or null ->
+// keep [count]: the kept ones in this order, then zeros; kept [1].
+int64_t nms_workspace(int64_t count, DType dtype);
+void nms_cuda(const void* boxes, const int64_t* order, const int64_t* idxs, int64_t count,
+              double iou_threshold, void* workspace, int64_t* keep, int64_t* kept, DType dtype,
+              Stream stream);
+
 // score_threshold below 1, top_k and max_detections up to 1024, count * classes up to 2^32.
 void detection_output_cuda(const void* loc, const void* logits, const void* priors, int64_t images,
                            int64_t count, int64_t classes, double score_threshold,

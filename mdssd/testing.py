@@ -107,13 +107,21 @@ def random_boxes(generator: Generator, count: int, kind: str = "random") -> Tens
 
 
 def random_priors(generator: Generator, count: int, kind: str = "random") -> Tensor:
-    """[count, 4] cxcywh in 0-1, float32, all sizes above 0; "ties" repeats a quarter of them."""
+    """[count, 4] cxcywh in 0-1, float32, all sizes above 0.
+
+    "ties" repeats a quarter of them; "rows" has them small, and in rows as a detector's.
+    """
     centre = torch.rand(count, 2, generator=generator)
     size = 0.05 + 0.4 * torch.rand(count, 2, generator=generator)
     priors = torch.cat([centre, size], 1)
     if kind == "ties":
         priors = (priors * 8).round().clamp(min=1) / 8
         priors = priors[torch.randint(max(1, count // 4), (count,), generator=generator)]
+    elif kind == "rows":
+        side = math.ceil(math.sqrt(count))
+        cell = torch.arange(count)
+        priors[:, 0], priors[:, 1] = (cell % side + 0.5) / side, (cell // side + 0.5) / side
+        priors[:, 2:] /= 4
     return priors
 
 
@@ -173,6 +181,19 @@ def _batched_nms(
     (boxes, scores, threshold), _ = _nms(generator, dtype, n, kind)
     idxs = torch.randint(-1, classes, (n,), generator=generator) * 10_000_000_000
     return (boxes, scores, idxs, threshold), {}
+
+
+def _nms_padded(
+    generator: Generator,
+    dtype: torch.dtype,
+    n: int,
+    kind: str = "random",
+    classes: int | None = None,
+) -> Any:
+    if classes is None:
+        return _nms(generator, dtype, n, kind)
+    (boxes, scores, idxs, threshold), _ = _batched_nms(generator, dtype, n, classes, kind)
+    return (boxes, scores, threshold), {"idxs": idxs}
 
 
 def detection_inputs(
@@ -321,6 +342,9 @@ CASES = [
             "degenerate": Size({"priors": 513, "boxes": (9, 40), "kind": "degenerate"}),
             "nan": Size({"priors": 513, "boxes": (9, 40), "kind": "nan"}),
             "inf": Size({"priors": 513, "boxes": (9, 40), "kind": "inf"}),
+            "rows": Size({"priors": 1025, "boxes": (40, 7), "kind": "rows"}),
+            "many_boxes": Size({"priors": 257, "boxes": (9, 300)}),
+            "many_images": Size({"priors": 3, "boxes": (1, 0, 2) * 200}, _SINGLE),
             "mdssd300": Size(
                 {"priors": 31232, "boxes": (10, 0, 50, 1, 3, 9, 0, 12)}, _SINGLE, benchmark=True
             ),
@@ -341,6 +365,9 @@ CASES = [
             "ties": Size({"priors": 1025, "boxes": (40, 7), "kind": "ties"}),
             "degenerate": Size({"priors": 513, "boxes": (9, 40), "kind": "degenerate"}),
             "nan": Size({"priors": 513, "boxes": (9, 40), "kind": "nan"}),
+            "rows": Size({"priors": 1025, "boxes": (40, 7), "kind": "rows"}),
+            "many_boxes": Size({"priors": 257, "boxes": (9, 300)}),
+            "many_images": Size({"priors": 3, "boxes": (1, 0, 2) * 200}, _SINGLE),
             "mdssd300": Size(
                 {"priors": 31232, "boxes": (10, 0, 50, 1, 3, 9, 0, 12)}, _SINGLE, benchmark=True
             ),
@@ -359,6 +386,7 @@ CASES = [
             "degenerate": Size({"n": 129, "kind": "degenerate"}),
             "nan": Size({"n": 129, "kind": "nan"}),
             "inf": Size({"n": 129, "kind": "inf"}),
+            "two_chunks": Size({"n": 2049}, (torch.float32, torch.float64)),
             "large": Size({"n": 5000}, _SINGLE, benchmark=True),
         },
         exact=(0,),
@@ -372,9 +400,26 @@ CASES = [
             "odd": Size({"n": 257, "classes": 5}),
             "ties": Size({"n": 257, "classes": 5, "kind": "ties"}),
             "nan": Size({"n": 129, "classes": 5, "kind": "nan"}),
+            "two_chunks": Size({"n": 2049, "classes": 2}, _SINGLE),
             "large": Size({"n": 8000, "classes": 20}, _SINGLE, benchmark=True),
         },
         exact=(0,),
+    ),
+    Case(
+        "nms_padded",
+        _nms_padded,
+        {
+            "empty": Size({"n": 0}),
+            "one": Size({"n": 1}),
+            "odd": Size({"n": 257}),
+            "ties": Size({"n": 257, "kind": "ties"}),
+            "degenerate": Size({"n": 129, "kind": "degenerate"}),
+            "nan": Size({"n": 129, "kind": "nan"}),
+            "inf": Size({"n": 129, "kind": "inf"}),
+            "categories": Size({"n": 257, "classes": 5}),
+            "large": Size({"n": 5000}, _SINGLE, benchmark=True),
+        },
+        exact=(0, 1),
     ),
     Case(
         "detection_output",

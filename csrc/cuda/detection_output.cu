@@ -150,7 +150,10 @@ __global__ void __launch_bounds__(kSelectThreads)
   const int64_t list = blockIdx.x;
   Cut cut = {0, 0, kOpen};
   if (level == 0) {
-    if (lists.size[list] <= kCapacity) return;
+    if (lists.size[list] <= kCapacity) {
+      if (threadIdx.x == 0) lists.cuts[list].state = kFits;
+      return;
+    }
   } else {
     cut = lists.cuts[list];
     if (cut.state != kOpen) return;

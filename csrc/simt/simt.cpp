@@ -171,8 +171,10 @@ class Machine {
       }
     }
     // This is the last of them: it answers for all.
+    const bool one_answer = kind == Exchange::kBallot || kind == Exchange::kMax;
+    const uint64_t common = one_answer ? answer(warp, lane(), mask) : 0;
     for (int i = 0; i < kLanes; ++i)
-      if (mask >> i & 1u) warp[i].result = answer(warp, i, mask);
+      if (mask >> i & 1u) warp[i].result = one_answer ? common : answer(warp, i, mask);
     for (int i = 0; i < kLanes; ++i)
       if (mask >> i & 1u) warp[i].state = State::kReady;
     return self.result;
@@ -264,6 +266,12 @@ class Machine {
 
   static uint64_t answer(const Fiber* warp, int lane, unsigned mask) {
     if (warp[lane].kind == Exchange::kShuffle) return warp[warp[lane].source].value;
+    if (warp[lane].kind == Exchange::kMax) {
+      uint64_t largest = 0;
+      for (int i = 0; i < kLanes; ++i)
+        if (mask >> i & 1u) largest = std::max(largest, warp[i].value);
+      return largest;
+    }
     uint64_t lanes = 0;
     for (int i = 0; i < kLanes; ++i) {
       if (!(mask >> i & 1u)) continue;

@@ -51,14 +51,14 @@ extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace simt {
 
-enum class Exchange { kSync, kShuffle, kBallot, kMatch };
+enum class Exchange { kSync, kShuffle, kBallot, kMatch, kMax };
 
 // Runs body once for each thread of the grid.
 void launch(const char* name, dim3 grid, dim3 block, const std::function<void()>& body);
 
 void barrier(const char* file, int line);
 // The one warp intrinsic that the others are made of. Returns, by kind: nothing, the value of lane
-// `source`, the lanes with a value other than 0, the lanes with the caller's value.
+// `source`, the lanes with a value other than 0, the lanes with the caller's value, the largest.
 uint64_t exchange(Exchange kind, unsigned mask, uint64_t value, int source, const char* file,
                   int line);
 int lane();
@@ -107,6 +107,12 @@ template <class T>
 unsigned __match_any_sync(unsigned mask, T value, SIMT_HERE) {
   const uint64_t word = simt::to_word(value);
   return unsigned(simt::exchange(simt::Exchange::kMatch, mask, word, 0, file, line));
+}
+inline int __reduce_max_sync(unsigned mask, int value, SIMT_HERE) {
+  // Moved up, so that negative numbers order as unsigned ones do.
+  const uint64_t moved = uint64_t(int64_t(value) + (int64_t(1) << 32));
+  return int(int64_t(simt::exchange(simt::Exchange::kMax, mask, moved, 0, file, line)) -
+             (int64_t(1) << 32));
 }
 // A segment is `width` lanes; a source beyond its segment is the caller itself.
 template <class T>

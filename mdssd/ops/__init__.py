@@ -6,11 +6,12 @@ from mdssd.ops.detection_output import Detections, detection_output
 from mdssd.ops.l2norm import l2norm, l2norm_add_relu
 from mdssd.ops.matching import Match, Targets, encode_targets, match_priors
 from mdssd.ops.multibox_loss import multibox_loss
-from mdssd.ops.nms import batched_nms, nms
+from mdssd.ops.nms import PaddedKeep, batched_nms, nms, nms_padded
 
 __all__ = [
     "Detections",
     "Match",
+    "PaddedKeep",
     "Targets",
     "backend",
     "backends",
@@ -25,4 +26,5 @@ __all__ = [
     "match_priors",
     "multibox_loss",
     "nms",
+    "nms_padded",
 ]

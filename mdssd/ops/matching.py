@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mdssd.ops._dispatch import (
     accumulation_dtype,
+    aligned,
     check_number,
     check_same_dtype,
     check_tensor,
@@ -62,7 +63,8 @@ def match_priors(
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range.
 
     Source: SSD, section 2.2, in the form of its PyTorch ports (Caffe assigns one by one).
-    Memory is O(N + sum of M_i): the N x M_i matrix is never built, but by "reference".
+    Memory is O(N + sum of M_i): the N x M_i matrix is never built, but by "reference". On a GPU
+    float64 runs as "reference", the other dtypes in two kernels per 512 images.
     """
     iou_threshold = check_number("match_priors", "iou_threshold", iou_threshold, 0.0, 1.0)
     gt, offsets = _flatten("match_priors", gt_xyxy, priors_cxcywh)
@@ -90,6 +92,7 @@ def encode_targets(
         Targets. loc [B, N, 4] in the dtype of the boxes (float32 if there is no image), 0 where the
         prior is background; labels [B, N] int64, 0 for background. Ties and the empty image as in
         `match_priors`. A degenerate box encodes as in `encode_boxes`: drop such boxes first.
+        On a GPU float64 runs as "reference".
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range.
@@ -110,12 +113,16 @@ def encode_targets(
     for i, (labels, boxes) in enumerate(zip(gt_labels, gt_xyxy, strict=True)):
         name = f"gt_labels[{i}]"
         check_tensor(op, name, labels, (boxes.shape[0],), dtypes=(torch.int64,), like=gt)
-    labels = torch.cat(list(gt_labels)) if gt_labels else offsets.new_empty(0)
+    labels = torch.cat(list(gt_labels)) if gt_labels else gt.new_empty(0, dtype=torch.int64)
     return Targets(*_encode_targets(gt, labels, offsets, priors_cxcywh, iou_threshold, v0, v1))
 
 
 def _flatten(op: str, gt_xyxy: Sequence[Tensor], priors_cxcywh: Tensor) -> tuple[Tensor, Tensor]:
-    """Check the ragged batch; return all boxes [sum of M_i, 4] and offsets [B + 1] int64."""
+    """Check the ragged batch; return all boxes [sum of M_i, 4] and offsets [B + 1] int64.
+
+    The offsets stay on the CPU, wherever the boxes are: no backend needs them on the device, and a
+    copy would have to be waited for.
+    """
     check_tensor(op, "priors_cxcywh", priors_cxcywh, ("N", 4))
     if not isinstance(gt_xyxy, list | tuple):
         raise TypeError(
@@ -125,9 +132,9 @@ def _flatten(op: str, gt_xyxy: Sequence[Tensor], priors_cxcywh: Tensor) -> tuple
         check_tensor(op, f"gt_xyxy[{i}]", boxes, ("M", 4), like=priors_cxcywh)
         check_same_dtype(op, f"gt_xyxy[{i}]", boxes, gt_xyxy[0])
     counts = [boxes.shape[0] for boxes in gt_xyxy]
-    offsets = torch.tensor([0, *accumulate(counts)], dtype=torch.int64)
+    offsets = torch.tensor([0, *accumulate(counts)], dtype=torch.int64, device="cpu")
     gt = torch.cat(list(gt_xyxy)) if gt_xyxy else priors_cxcywh.new_empty(0, 4)
-    return gt, offsets.to(gt.device, non_blocking=True)
+    return gt, offsets
 
 
 # --- reference ---------------------------------------------------------------------------------
@@ -145,8 +152,9 @@ def _match_priors_reference(
     dtype = accumulation_dtype(gt.dtype)
     priors_xyxy = to_xyxy(priors.to(dtype))
     bounds = offsets.tolist()
-    index = offsets.new_full((len(bounds) - 1, len(priors)), -1)
-    best_iou = torch.zeros(index.shape, dtype=torch.float32, device=gt.device)
+    size = (len(bounds) - 1, len(priors))
+    index = torch.full(size, -1, dtype=torch.int64, device=gt.device)
+    best_iou = torch.zeros(size, dtype=torch.float32, device=gt.device)
     for image, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
         if start == end or len(priors) == 0:
             continue
@@ -193,7 +201,7 @@ def _match_priors_cpp(
     images, count = offsets.shape[0] - 1, priors.shape[0]
     gt = gt.to(accumulation_dtype(gt.dtype)).contiguous()
     priors = priors.to(gt.dtype).contiguous()
-    index = offsets.new_empty(images, count)
+    index = torch.empty(images, count, dtype=torch.int64)
     iou = torch.empty(images, count)
     native.match_priors_cpu(
         gt.data_ptr(),
@@ -225,7 +233,7 @@ def _encode_targets_cpp(
     gt_labels = gt_labels.contiguous()
     priors = priors.to(gt.dtype).contiguous()
     loc = gt.new_empty(images, count, 4)
-    labels = offsets.new_empty(images, count)
+    labels = torch.empty(images, count, dtype=torch.int64)
     native.encode_targets_cpu(
         gt.data_ptr(),
         gt_labels.data_ptr(),
@@ -244,6 +252,72 @@ def _encode_targets_cpp(
     return loc.to(dtype), labels
 
 
+# --- cuda --------------------------------------------------------------------------------------
+
+
+def _match_priors_cuda(
+    kernels: Any, stream: int, gt: Tensor, offsets: Tensor, priors: Tensor, iou_threshold: float
+) -> tuple[Tensor, Tensor]:
+    if gt.dtype == torch.float64:
+        return _match_priors_reference(gt, offsets, priors, iou_threshold)
+    images, count = offsets.shape[0] - 1, priors.shape[0]
+    gt, priors = aligned(gt), aligned(priors.float())
+    workspace = gt.new_empty(kernels.match_priors_workspace(gt.shape[0]), dtype=torch.uint8)
+    index = gt.new_empty(images, count, dtype=torch.int64)
+    iou = gt.new_empty(images, count, dtype=torch.float32)
+    kernels.match_priors_cuda(
+        gt.data_ptr(),
+        offsets.data_ptr(),
+        images,
+        priors.data_ptr(),
+        count,
+        iou_threshold,
+        workspace.data_ptr(),
+        index.data_ptr(),
+        iou.data_ptr(),
+        dtype_code(gt),
+        stream,
+    )
+    return index, iou
+
+
+def _encode_targets_cuda(
+    kernels: Any,
+    stream: int,
+    gt: Tensor,
+    gt_labels: Tensor,
+    offsets: Tensor,
+    priors: Tensor,
+    iou_threshold: float,
+    v0: float,
+    v1: float,
+) -> tuple[Tensor, Tensor]:
+    if gt.dtype == torch.float64:
+        return _encode_targets_reference(gt, gt_labels, offsets, priors, iou_threshold, v0, v1)
+    images, count = offsets.shape[0] - 1, priors.shape[0]
+    gt, gt_labels, priors = aligned(gt), gt_labels.contiguous(), aligned(priors.float())
+    workspace = gt.new_empty(kernels.match_priors_workspace(gt.shape[0]), dtype=torch.uint8)
+    loc = gt.new_empty(images, count, 4)
+    labels = gt.new_empty(images, count, dtype=torch.int64)
+    kernels.encode_targets_cuda(
+        gt.data_ptr(),
+        gt_labels.data_ptr(),
+        offsets.data_ptr(),
+        images,
+        priors.data_ptr(),
+        count,
+        iou_threshold,
+        v0,
+        v1,
+        workspace.data_ptr(),
+        loc.data_ptr(),
+        labels.data_ptr(),
+        dtype_code(gt),
+        stream,
+    )
+    return loc, labels
+
+
 # --- definitions -------------------------------------------------------------------------------
 
 _match_priors = define(
@@ -251,9 +325,10 @@ _match_priors = define(
     " -> (Tensor, Tensor)",
     reference=_match_priors_reference,
     cpp=_match_priors_cpp,
+    cuda=_match_priors_cuda,
     fake=lambda gt, offsets, priors, iou_threshold: (
-        offsets.new_empty(offsets.shape[0] - 1, priors.shape[0]),
-        offsets.new_empty(offsets.shape[0] - 1, priors.shape[0], dtype=torch.float32),
+        gt.new_empty(offsets.shape[0] - 1, priors.shape[0], dtype=torch.int64),
+        gt.new_empty(offsets.shape[0] - 1, priors.shape[0], dtype=torch.float32),
     ),
 )
 
@@ -262,8 +337,9 @@ _encode_targets = define(
     " float iou_threshold, float v0, float v1) -> (Tensor, Tensor)",
     reference=_encode_targets_reference,
     cpp=_encode_targets_cpp,
+    cuda=_encode_targets_cuda,
     fake=lambda gt, gt_labels, offsets, priors, *settings: (
         gt.new_empty(offsets.shape[0] - 1, priors.shape[0], 4),
-        offsets.new_empty(offsets.shape[0] - 1, priors.shape[0]),
+        gt.new_empty(offsets.shape[0] - 1, priors.shape[0], dtype=torch.int64),
     ),
 )

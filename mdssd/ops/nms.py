@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
 from mdssd.ops._dispatch import (
     accumulation_dtype,
+    aligned,
     check_number,
     check_same_dtype,
     check_tensor,
@@ -15,6 +18,13 @@ from mdssd.ops._dispatch import (
     native,
 )
 from mdssd.ops.boxes import pairwise_iou
+
+
+class PaddedKeep(NamedTuple):
+    """Result of `nms_padded` for N boxes."""
+
+    keep: Tensor  # [N] int64, kept indices by falling score, then zeros
+    count: Tensor  # type: ignore[assignment]  # int64, how many are kept
 
 
 def nms(boxes_xyxy: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -59,9 +69,34 @@ def batched_nms(boxes_xyxy: Tensor, scores: Tensor, idxs: Tensor, iou_threshold:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range.
     """
     threshold = _check("batched_nms", boxes_xyxy, scores, iou_threshold)
-    count = boxes_xyxy.shape[0]
-    check_tensor("batched_nms", "idxs", idxs, (count,), dtypes=(torch.int64,), like=boxes_xyxy)
+    _check_idxs("batched_nms", idxs, boxes_xyxy)
     return _nms(boxes_xyxy, scores, idxs, threshold)
+
+
+def nms_padded(
+    boxes_xyxy: Tensor, scores: Tensor, iou_threshold: float, idxs: Tensor | None = None
+) -> PaddedKeep:
+    """`nms`, or with `idxs` `batched_nms`, in a result whose size does not depend on the data.
+
+    Nothing waits for a GPU, so that a CUDA graph can capture it; memory is O(N).
+
+    Args:
+        boxes_xyxy: [N, 4] corners in any unit; float32, float16, bfloat16, float64.
+        scores: [N], same dtype and device. NaN counts as the highest score.
+        iou_threshold: 0 to 1.
+        idxs: None, or [N] int64, category of each box, any value.
+
+    Returns:
+        PaddedKeep. keep [N] int64: the indices that `nms` returns, then zeros; count: int64 tensor
+        without dimensions, on the device, how many of them there are. Ties as in `nms`. N may be 0.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range.
+    """
+    threshold = _check("nms_padded", boxes_xyxy, scores, iou_threshold)
+    if idxs is not None:
+        _check_idxs("nms_padded", idxs, boxes_xyxy)
+    return PaddedKeep(*_nms_padded(boxes_xyxy, scores, idxs, threshold))
 
 
 def _check(op: str, boxes_xyxy: Tensor, scores: Tensor, iou_threshold: float) -> float:
@@ -69,6 +104,11 @@ def _check(op: str, boxes_xyxy: Tensor, scores: Tensor, iou_threshold: float) ->
     check_tensor(op, "scores", scores, (boxes_xyxy.shape[0],), like=boxes_xyxy)
     check_same_dtype(op, "scores", scores, boxes_xyxy)
     return check_number(op, "iou_threshold", iou_threshold, 0.0, 1.0)
+
+
+def _check_idxs(op: str, idxs: Tensor, boxes_xyxy: Tensor) -> None:
+    count = boxes_xyxy.shape[0]
+    check_tensor(op, "idxs", idxs, (count,), dtypes=(torch.int64,), like=boxes_xyxy)
 
 
 # --- reference ---------------------------------------------------------------------------------
@@ -99,14 +139,25 @@ def _nms_reference(boxes: Tensor, scores: Tensor, idxs: Tensor | None, threshold
     return order[keep]
 
 
+def _nms_padded_reference(
+    boxes: Tensor, scores: Tensor, idxs: Tensor | None, threshold: float
+) -> tuple[Tensor, Tensor]:
+    kept = _nms_reference(boxes, scores, idxs, threshold)
+    keep = kept.new_zeros(boxes.shape[0])
+    keep[: len(kept)] = kept
+    return keep, torch.tensor(len(kept), device=boxes.device)
+
+
 # --- cpp ---------------------------------------------------------------------------------------
 
 
-def _nms_cpp(boxes: Tensor, scores: Tensor, idxs: Tensor | None, threshold: float) -> Tensor:
+def _nms_padded_cpp(
+    boxes: Tensor, scores: Tensor, idxs: Tensor | None, threshold: float
+) -> tuple[Tensor, Tensor]:
     dtype = accumulation_dtype(boxes.dtype)
     boxes, scores = boxes.to(dtype).contiguous(), scores.to(dtype).contiguous()
     idxs = None if idxs is None else idxs.contiguous()
-    keep = torch.empty(boxes.shape[0], dtype=torch.int64)
+    keep = torch.zeros(boxes.shape[0], dtype=torch.int64)
     count = native.nms_cpu(
         boxes.data_ptr(),
         scores.data_ptr(),
@@ -117,7 +168,57 @@ def _nms_cpp(boxes: Tensor, scores: Tensor, idxs: Tensor | None, threshold: floa
         dtype_code(boxes),
         torch.get_num_threads(),
     )
-    return keep[:count].clone()  # not a view of N rows
+    return keep, torch.tensor(count)
+
+
+def _nms_cpp(boxes: Tensor, scores: Tensor, idxs: Tensor | None, threshold: float) -> Tensor:
+    keep, count = _nms_padded_cpp(boxes, scores, idxs, threshold)
+    return keep[: int(count)].clone()  # not a view of N rows
+
+
+# --- cuda --------------------------------------------------------------------------------------
+
+
+def _nms_padded_cuda(
+    kernels: Any,
+    stream: int,
+    boxes: Tensor,
+    scores: Tensor,
+    idxs: Tensor | None,
+    threshold: float,
+) -> tuple[Tensor, Tensor]:
+    n = boxes.shape[0]
+    order = scores.argsort(descending=True, stable=True)
+    boxes = aligned(boxes)
+    idxs = None if idxs is None else idxs.contiguous()
+    workspace = boxes.new_empty(kernels.nms_workspace(n, dtype_code(boxes)), dtype=torch.uint8)
+    keep = torch.empty_like(order)
+    count = order.new_empty(())
+    kernels.nms_cuda(
+        boxes.data_ptr(),
+        order.data_ptr(),
+        0 if idxs is None else idxs.data_ptr(),
+        n,
+        threshold,
+        workspace.data_ptr(),
+        keep.data_ptr(),
+        count.data_ptr(),
+        dtype_code(boxes),
+        stream,
+    )
+    return keep, count
+
+
+def _nms_cuda(
+    kernels: Any,
+    stream: int,
+    boxes: Tensor,
+    scores: Tensor,
+    idxs: Tensor | None,
+    threshold: float,
+) -> Tensor:
+    keep, count = _nms_padded_cuda(kernels, stream, boxes, scores, idxs, threshold)
+    return keep[: int(count)].clone()  # int() waits for the device; not a view of N rows
 
 
 # --- definitions -------------------------------------------------------------------------------
@@ -132,5 +233,18 @@ _nms = define(
     "nms(Tensor boxes_xyxy, Tensor scores, Tensor? idxs, float iou_threshold) -> Tensor",
     reference=_nms_reference,
     cpp=_nms_cpp,
+    cuda=_nms_cuda,
     fake=_nms_fake,
+)
+
+_nms_padded = define(
+    "nms_padded(Tensor boxes_xyxy, Tensor scores, Tensor? idxs, float iou_threshold)"
+    " -> (Tensor keep, Tensor count)",
+    reference=_nms_padded_reference,
+    cpp=_nms_padded_cpp,
+    cuda=_nms_padded_cuda,
+    fake=lambda boxes, scores, idxs, threshold: (
+        boxes.new_empty(boxes.shape[0], dtype=torch.int64),
+        boxes.new_empty((), dtype=torch.int64),
+    ),
 )

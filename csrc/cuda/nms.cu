@@ -1,0 +1,287 @@
+// nms and batched_nms. The boxes come with their order by falling score.
+//
+// The order is worked through in chunks, so that the memory grows with the boxes and not with their
+// square. For each chunk:
+//   mask:  which boxes of the chunk suppress which, as bits; all pairs at once.
+//   scan:  one block finds who is kept. Only this is serial, and it touches bits alone.
+//   apply: the kept ones, and only they, suppress boxes of later chunks.
+// The number of launches follows from the number of boxes; nothing comes back to the host.
+#include <limits>
+
+#include "../ops.h"
+#include "runtime.h"
+
+namespace mdssd {
+namespace {
+
+using Word = unsigned long long;
+
+constexpr int kThreads = 256, kWarps = kThreads / kWarpSize;
+constexpr int kGroup = 64;                // boxes of a word
+constexpr int kGroups = kWarpSize;        // words of a row: each lane of the scan has one
+constexpr int kChunk = kGroup * kGroups;  // 2048
+
+MDSSD_INLINE int64_t padded_to_groups(int64_t count) {
+  return (count + kGroup - 1) / kGroup * kGroup;
+}
+
+// The boxes in their order, all of them, and what a chunk needs.
+template <class T>
+struct Arrays {
+  T* boxes;
+  int64_t* categories;
+  unsigned* removed;  // a bit for each box, and for those that fill up the last group
+  Word* mask;         // [kChunk][kGroups]
+  Word* kept;         // [kGroups]
+
+  Arrays(Workspace& workspace, int64_t count) {
+    const int64_t padded = padded_to_groups(count);
+    boxes = workspace.take<T>(4 * count);
+    categories = workspace.take<int64_t>(count);
+    removed = workspace.take<unsigned>(padded / kWarpSize);
+    mask = workspace.take<Word>((padded < kChunk ? padded : kChunk) * kGroups);
+    kept = workspace.take<Word>(kGroups);
+  }
+};
+
+template <class T>
+struct Suppression {
+  T threshold;
+  bool by_category;
+
+  __device__ bool operator()(Box<T> a, T area_a, int64_t category_a, Box<T> b, T area_b,
+                             int64_t category_b) const {
+    return (!by_category || category_a == category_b) && iou(a, area_a, b, area_b) > threshold;
+  }
+};
+
+// One thread moves one box to its place in the order and sets up the results.
+template <class S>
+__global__ void __launch_bounds__(kThreads)
+    gather_kernel(const S* __restrict__ boxes, const int64_t* __restrict__ order,
+                  const int64_t* __restrict__ idxs, int64_t count, Wide<S>* sorted,
+                  int64_t* categories, unsigned* removed, int64_t* keep, int64_t* kept) {
+  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (i == 0) *kept = 0;
+  if (i % kWarpSize == 0 && i < padded_to_groups(count))
+    removed[i / kWarpSize] = i + kWarpSize <= count ? 0u
+                             : i < count            ? kAllLanes << (count - i)
+                                                    : kAllLanes;
+  if (i >= count) return;
+  const int64_t from = order[i];
+  const Box<Wide<S>> b = load_box(boxes, from);
+  store_four(sorted, i, b.x1, b.y1, b.x2, b.y2);
+  if (idxs) categories[i] = idxs[from];
+  keep[i] = 0;
+}
+
+// The bits below one.
+__device__ __forceinline__ Word before(int bit) { return (Word(1) << bit) - 1; }
+
+// One block compares a group of rows with a group of columns before or at it. Four threads share a
+// row: each takes every fourth column, which keeps their reads in different banks.
+constexpr int kParts = kThreads / kGroup;
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    mask_kernel(const T* __restrict__ boxes, const int64_t* __restrict__ categories,
+                int64_t first, int64_t count, const Suppression<T> suppresses, Word* mask) {
+  const int row_group = blockIdx.y, column_group = blockIdx.x;
+  if (column_group > row_group) return;
+  __shared__ Four<T> columns[kGroup];
+  __shared__ T areas[kGroup];
+  __shared__ int64_t column_categories[kGroup];
+  const int thread = threadIdx.x;
+  if (thread < kGroup) {
+    const int64_t i = first + column_group * kGroup + thread;
+    const Box<T> b = i < count ? load_box(boxes, i) : Box<T>{0, 0, 0, 0};
+    store_four(&columns[0].x, thread, b.x1, b.y1, b.x2, b.y2);
+    areas[thread] = area(b);
+    if (suppresses.by_category) column_categories[thread] = i < count ? categories[i] : 0;
+  }
+  __syncthreads();
+  const int row = row_group * kGroup + thread / kParts, part = thread % kParts;
+  const int64_t i = first + row;
+  const Box<T> mine = i < count ? load_box(boxes, i) : Box<T>{0, 0, 0, 0};
+  const T own_area = area(mine);
+  const int64_t category = suppresses.by_category && i < count ? categories[i] : 0;
+  Word word = 0;
+#pragma unroll 4
+  for (int k = part; k < kGroup; k += kParts) {
+    const Box<T> box = load_box(&columns[0].x, k);
+    const int64_t other = suppresses.by_category ? column_categories[k] : 0;
+    word |= Word(suppresses(mine, own_area, category, box, areas[k], other)) << k;
+  }
+  for (int step = 1; step < kParts; step *= 2) word |= __shfl_xor_sync(kAllLanes, word, step);
+  if (part == 0) mask[row * kGroups + column_group] = word;
+}
+
+// A word of which each lane knows two bits: number `lane` and number 32 + `lane`.
+__device__ __forceinline__ Word gather_bits(bool low, bool high) {
+  return __ballot_sync(kAllLanes, low) | Word(__ballot_sync(kAllLanes, high)) << 32;
+}
+
+// Greedy suppression within a group. `low` and `high` are the boxes before them that suppress the
+// two boxes of this lane. A box that no undecided box can suppress any more is kept, and those that
+// it suppresses are gone: the first undecided one always is such a box, and as a rule most are.
+__device__ __forceinline__ Word greedy(Word undecided, unsigned low, Word high) {
+  const int lane = threadIdx.x % kWarpSize;
+  Word kept = 0;
+  while (undecided != 0) {
+    const bool low_open = unsigned(undecided) >> lane & 1;
+    const bool high_open = unsigned(undecided >> 32) >> lane & 1;
+    const bool low_kept = low_open && !(low & unsigned(undecided));
+    const bool high_kept = high_open && !(high & undecided);
+    kept |= gather_bits(low_kept, high_kept);
+    undecided = gather_bits(low_open && !low_kept && !(low & unsigned(kept)),
+                            high_open && !high_kept && !(high & kept));
+  }
+  return kept;
+}
+
+// One block, group by group. Each lane holds the kept boxes of one group, in every warp alike. A
+// warp takes kRows rows of the group and asks whether a kept box of the groups before suppresses
+// them; then every warp, for itself, settles the group. What is read does not depend on what is
+// found, so the next group's rows are on their way meanwhile.
+constexpr int kRows = kGroup / kWarps;
+struct GroupRows {
+  Word rows[kRows];  // word `lane` of the rows of the warp: the groups before
+  unsigned low;      // of the rows lane and lane + 32, the group itself: who comes before
+  Word high;
+
+  __device__ __forceinline__ void load(const Word* mask, int group) {
+    const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
+    const Word* const base = mask + group * kGroup * kGroups;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r)
+      rows[r] = lane < group ? base[(warp * kRows + r) * kGroups + lane] : 0;
+    low = unsigned(base[lane * kGroups + group] & before(lane));
+    high = base[(lane + 32) * kGroups + group] & before(lane + 32);
+  }
+};
+
+__global__ void __launch_bounds__(kThreads)
+    scan_kernel(const Word* __restrict__ mask, const unsigned* __restrict__ removed, int groups,
+                const int64_t* __restrict__ order, Word* kept_words, int64_t* keep,
+                int64_t* kept_count) {
+  __shared__ Word suppressed[2][kWarps];  // of alternating groups
+  const int thread = threadIdx.x, lane = thread % kWarpSize, warp = thread / kWarpSize;
+  const int64_t base = *kept_count;  // of the chunks before
+  Word gone = ~Word(0), kept = 0;
+  if (lane < groups) gone = removed[2 * lane] | Word(removed[2 * lane + 1]) << 32;
+
+  GroupRows next;
+  next.load(mask, 0);
+  for (int group = 0; group < groups; ++group) {
+    const GroupRows now = next;
+    if (group + 1 < groups) next.load(mask, group + 1);
+    Word mine = 0;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r)
+      mine |= Word(__any_sync(kAllLanes, (now.rows[r] & kept) != 0) != 0) << r;
+    if (lane == 0) suppressed[group % 2][warp] = mine << (warp * kRows);
+    __syncthreads();
+    Word out = __shfl_sync(kAllLanes, gone, group);
+    for (int w = 0; w < kWarps; ++w) out |= suppressed[group % 2][w];
+    const Word found = greedy(~out, now.low, now.high);
+    if (lane == group) kept = found;
+  }
+
+  int end = __popcll(kept);  // how many are kept up to this lane's group
+  for (int step = 1; step < kWarpSize; step *= 2) {
+    const int other = __shfl_up_sync(kAllLanes, end, step);
+    if (lane >= step) end += other;
+  }
+  for (int i = thread; i < kChunk; i += kThreads) {
+    const Word word = __shfl_sync(kAllLanes, kept, i / kGroup);
+    const int word_end = __shfl_sync(kAllLanes, end, i / kGroup);
+    // Counted from the end: the bits from this one on.
+    const Word from_here = word >> (i % kGroup);
+    if (from_here & 1) keep[base + word_end - __popcll(from_here)] = order[i];
+  }
+  if (warp == 0) kept_words[lane] = kept;
+  if (thread == kWarpSize - 1) *kept_count = base + end;  // all have read it: before the barriers
+}
+
+// One block lets the kept boxes of one group of the chunk pass over kThreads later boxes.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    apply_kernel(const T* __restrict__ boxes, const int64_t* __restrict__ categories,
+                 int64_t first, int64_t count, const Suppression<T> suppresses,
+                 const Word* __restrict__ kept_words, unsigned* removed) {
+  __shared__ Four<T> kept[kGroup];
+  __shared__ T areas[kGroup];
+  __shared__ int64_t kept_categories[kGroup];
+  const int thread = threadIdx.x;
+  const Word word = kept_words[blockIdx.y];
+  if (thread < kGroup && (word >> thread & 1)) {
+    const int64_t i = first + int64_t(blockIdx.y) * kGroup + thread;
+    const int slot = __popcll(word & before(thread));
+    const Box<T> b = load_box(boxes, i);
+    store_four(&kept[0].x, slot, b.x1, b.y1, b.x2, b.y2);
+    areas[slot] = area(b);
+    if (suppresses.by_category) kept_categories[slot] = categories[i];
+  }
+  __syncthreads();
+  const int64_t i = first + kChunk + int64_t(blockIdx.x) * kThreads + thread;
+  const Box<T> mine = i < count ? load_box(boxes, i) : Box<T>{0, 0, 0, 0};
+  const T own_area = area(mine);
+  const int64_t category = suppresses.by_category && i < count ? categories[i] : 0;
+  const int n = __popcll(word);
+  bool hit = false;
+  for (int k = 0; k < n; ++k) {
+    const Box<T> box = load_box(&kept[0].x, k);
+    const int64_t other = suppresses.by_category ? kept_categories[k] : 0;
+    hit |= suppresses(box, areas[k], other, mine, own_area, category);
+  }
+  const unsigned hits = __ballot_sync(kAllLanes, hit);
+  if (hits != 0 && thread % kWarpSize == 0) atomicOr(&removed[i / kWarpSize], hits);
+}
+
+template <class S>
+void nms(const char* op, const void* boxes, const int64_t* order, const int64_t* idxs,
+         int64_t count, double iou_threshold, void* workspace, int64_t* keep, int64_t* kept,
+         Stream stream) {
+  using T = Wide<S>;
+  if (count > std::numeric_limits<int>::max())
+    throw std::length_error(std::string(op) + ": more than 2^31 - 1 boxes");
+  Workspace memory(workspace);
+  const Arrays<T> arrays(memory, count);
+  const Suppression<T> suppresses = {T(iou_threshold), idxs != nullptr};
+  // One block at least: it sets the count of an empty input.
+  launch(op, gather_kernel<S>, grid_size(padded_to_groups(count) + 1, kThreads), kThreads,
+         stream, static_cast<const S*>(boxes), order, idxs, count, arrays.boxes, arrays.categories,
+         arrays.removed, keep, kept);
+  for (int64_t first = 0; first < count; first += kChunk) {
+    const unsigned groups = grid_size(count - first, kGroup, kGroups);
+    launch(op, mask_kernel<T>, dim3(groups, groups), kThreads, stream, arrays.boxes,
+           arrays.categories, first, count, suppresses, arrays.mask);
+    launch(op, scan_kernel, 1, kThreads, stream, arrays.mask, arrays.removed + first / kWarpSize,
+           int(groups), order + first, arrays.kept, keep, kept);
+    const int64_t later = count - first - kChunk;
+    if (later > 0)
+      launch(op, apply_kernel<T>, dim3(grid_size(later, kThreads), kGroups), kThreads, stream,
+             arrays.boxes, arrays.categories, first, count, suppresses, arrays.kept,
+             arrays.removed);
+  }
+}
+
+}  // namespace
+
+int64_t nms_workspace(int64_t count, DType dtype) {
+  Workspace measure(nullptr);
+  with_wide(dtype, [&](auto storage) {
+    const Arrays<typename decltype(storage)::type> arrays(measure, count);
+  });
+  return measure.bytes();
+}
+
+void nms_cuda(const void* boxes, const int64_t* order, const int64_t* idxs, int64_t count,
+              double iou_threshold, void* workspace, int64_t* keep, int64_t* kept, DType dtype,
+              Stream stream) {
+  with_storage(dtype, [&](auto storage) {
+    using S = typename decltype(storage)::type;
+    nms<S>("nms", boxes, order, idxs, count, iou_threshold, workspace, keep, kept, stream);
+  });
+}
+
+}  // namespace mdssd
