@@ -84,6 +84,9 @@ void bind_cuda(py::module_& module) {
   MDSSD_BIND(nms_cuda);
   MDSSD_BIND(detection_output_cuda);
   MDSSD_BIND(detection_output_workspace);
+  MDSSD_BIND(multibox_loss_cuda);
+  MDSSD_BIND(multibox_loss_workspace);
+  MDSSD_BIND(multibox_loss_backward_cuda);
 }
 #endif
 

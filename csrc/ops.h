@@ -137,4 +137,18 @@ void detection_output_cuda(const void* loc, const void* logits, const void* prio
 int64_t detection_output_workspace(int64_t images, int64_t count, int64_t classes,
                                    double score_threshold, int64_t top_k, int64_t max_detections);
 
+// loc_loss, conf_loss W; more than 2^31 - 1 priors or classes throw std::length_error. A label that
+// is not in [0, classes) gives a confidence loss of NaN.
+void multibox_loss_cuda(const void* loc, const void* logits, const void* loc_targets,
+                        const int64_t* labels, int64_t images, int64_t count, int64_t classes,
+                        double neg_pos_ratio, void* loc_loss, void* conf_loss, bool* selected,
+                        int64_t* normaliser, void* workspace, DType dtype, Stream stream);
+int64_t multibox_loss_workspace(int64_t images, int64_t count, int64_t classes, DType dtype);
+// The gradients of the losses, W, and the normaliser are on the device.
+void multibox_loss_backward_cuda(const void* grad_loc_loss, const void* grad_conf_loss,
+                                 const void* loc, const void* logits, const void* loc_targets,
+                                 const int64_t* labels, const bool* selected,
+                                 const int64_t* normaliser, int64_t rows, int64_t classes,
+                                 void* grad_loc, void* grad_logits, DType dtype, Stream stream);
+
 }  // namespace mdssd

@@ -441,8 +441,9 @@ CASES = [
                 },
             ),
             "nothing": Size({"images": 2, "priors": 129, "classes": 5, "score_threshold": 1.0}),
-            # More classes than a tile of rows has room for.
+            # Several lanes of a warp share a row; all of them do.
             "many_classes": Size({"images": 2, "priors": 129, "classes": 81}),
+            "most_classes": Size({"images": 2, "priors": 65, "classes": 133}),
             # More candidates than the list of a class has room for: one, two or all digits settle
             # which are the best; many boxes are kept, of few or of many classes.
             "untrained": Size(
@@ -547,6 +548,13 @@ CASES = [
             "ties": Size({"images": 2, "priors": 1025, "classes": 5, "kind": "ties"}),
             "nan": Size({"images": 2, "priors": 257, "classes": 5, "kind": "nan"}),
             "inf": Size({"images": 2, "priors": 257, "classes": 5, "kind": "inf"}),
+            # A row belongs to 4 lanes, or to 32.
+            "many_classes": Size({"images": 2, "priors": 129, "classes": 81}),
+            "most_classes": Size({"images": 2, "priors": 65, "classes": 133}),
+            # A block of threads takes one tile of rows after the other.
+            "many_rows": Size(
+                {"images": 2, "priors": 140_001, "classes": 2, "positives": 0.01}, _SINGLE
+            ),
             "mdssd300": Size(
                 {"images": 4, "priors": 31232, "classes": 21, "positives": 0.002},
                 _SINGLE,

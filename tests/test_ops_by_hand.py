@@ -422,9 +422,12 @@ def test_wrong_counts_are_named(name: str, value: Any, error: Any) -> None:
 
 @pytest.mark.parametrize("label", [-1, 2])
 def test_label_out_of_range(backend: str, label: int) -> None:
-    labels = torch.tensor([[0, label, 0]])
-    with pytest.raises(ValueError, match="labels: expected 0 to 1"):
-        ops.multibox_loss(F4[None], torch.zeros(1, 3, 2), F4[None], labels)
+    args = (F4[None], torch.zeros(1, 3, 2), F4[None], torch.tensor([[0, label, 0]]))
+    if backend in ("reference", "cpp"):
+        with pytest.raises(ValueError, match="labels: expected 0 to 1"):
+            ops.multibox_loss(*args)
+    else:  # a kernel cannot raise
+        assert ops.multibox_loss(*args)[1].isnan()
 
 
 # --- choice of the backend ---------------------------------------------------------------------
@@ -436,7 +439,7 @@ def test_native_module_is_there() -> None:
 
 
 def test_unknown_backend() -> None:
-    with pytest.raises(ValueError, match="expected one of reference, cpp, cuda, triton; got 'gpu'"):
+    with pytest.raises(ValueError, match="cpp, cuda, triton, simt; got 'gpu'"):
         with ops.backend("gpu"):
             pass
 

@@ -74,11 +74,11 @@ struct Lists {
 
 // Calls visit(lanes, list, key) for every score above the threshold; `lanes` are those of the warp
 // that call at the same time.
-template <class S, bool kTiled, class Visit>
+template <class S, int kLanes, class Visit>
 __device__ void for_each_candidate(const S* logits, const Sizes& sizes, const Packing& packing,
                                    const Visit& visit) {
   const int classes = int(sizes.classes);
-  for_each_row<S, kTiled>(logits, sizes.images * sizes.count, classes, [&](const auto& row) {
+  for_each_row<S, kLanes>(logits, sizes.images * sizes.count, classes, [&](const auto& row) {
     // A score is at most exp(its logit - the background's), which needs no exponential to be
     // compared; rows let through in error fail the exact test.
     const float background = row.value(0), foreground = row.foreground_max();
@@ -116,11 +116,11 @@ __device__ __forceinline__ void append(unsigned lanes, int64_t list, Key key, co
     lists.flags[0] = 1;
 }
 
-template <class S, bool kTiled>
+template <class S, int kLanes>
 __global__ void __launch_bounds__(kRowThreads, kRowBlocks)
     append_kernel(const S* __restrict__ logits, Sizes sizes, Packing packing, int shift,
                   Lists lists) {
-  for_each_candidate<S, kTiled>(logits, sizes, packing,
+  for_each_candidate<S, kLanes>(logits, sizes, packing,
                                 [&](unsigned lanes, int64_t list, Key key) {
                                   append(lanes, list, key, lists);
                                   atomicAdd(lists.histogram + list * kBins + (key >> shift), 1u);
@@ -128,12 +128,12 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks)
 }
 
 // Counts the next digit of the candidates in the open cells.
-template <class S, bool kTiled>
+template <class S, int kLanes>
 __global__ void __launch_bounds__(kRowThreads, kRowBlocks)
     histogram_kernel(const S* __restrict__ logits, Sizes sizes, Packing packing, int level,
                      int shift, Lists lists) {
   if (lists.flags[level] == 0) return;
-  for_each_candidate<S, kTiled>(
+  for_each_candidate<S, kLanes>(
       logits, sizes, packing, [&](unsigned, int64_t list, Key key) {
         const Cut& cut = lists.cuts[list];
         if (cut.state == kOpen && key >> shift >> kDigitBits == cut.prefix)
@@ -173,11 +173,11 @@ __global__ void __launch_bounds__(kSelectThreads)
   lists.size[list] = 0;
 }
 
-template <class S, bool kTiled>
+template <class S, int kLanes>
 __global__ void __launch_bounds__(kRowThreads, kRowBlocks)
     collect_kernel(const S* __restrict__ logits, Sizes sizes, Packing packing, Lists lists) {
   if (lists.flags[0] == 0) return;
-  for_each_candidate<S, kTiled>(logits, sizes, packing,
+  for_each_candidate<S, kLanes>(logits, sizes, packing,
                                 [&](unsigned lanes, int64_t list, Key key) {
                                   const Cut& cut = lists.cuts[list];
                                   const bool wanted = cut.state == kSettled && key >= cut.prefix;
@@ -426,22 +426,22 @@ struct Memory {
   }
 };
 
-template <class S, bool kTiled>
+template <class S, int kLanes>
 void find_candidates(const S* logits, const Sizes& sizes, const Packing& packing, int levels,
                      const Lists& lists, Stream stream) {
   const char* op = "detection_output";
-  const unsigned blocks = row_blocks<kTiled>(sizes.images * sizes.count);
+  const unsigned blocks = row_blocks<kLanes>(sizes.images * sizes.count);
   const unsigned each = grid_size(sizes.lists(), 1);
-  launch(op, append_kernel<S, kTiled>, blocks, kRowThreads, stream, logits, sizes, packing,
+  launch(op, append_kernel<S, kLanes>, blocks, kRowThreads, stream, logits, sizes, packing,
          shift_after(packing, 0), lists);
   launch(op, select_kernel, each, kSelectThreads, stream, sizes, 0, shift_after(packing, 0), lists);
   for (int level = 1; level < levels; ++level) {
     const int shift = shift_after(packing, level);
-    launch(op, histogram_kernel<S, kTiled>, blocks, kRowThreads, stream, logits, sizes, packing,
+    launch(op, histogram_kernel<S, kLanes>, blocks, kRowThreads, stream, logits, sizes, packing,
            level, shift, lists);
     launch(op, select_kernel, each, kSelectThreads, stream, sizes, level, shift, lists);
   }
-  launch(op, collect_kernel<S, kTiled>, blocks, kRowThreads, stream, logits, sizes, packing, lists);
+  launch(op, collect_kernel<S, kLanes>, blocks, kRowThreads, stream, logits, sizes, packing, lists);
 }
 
 }  // namespace
@@ -470,10 +470,9 @@ void detection_output_cuda(const void* loc, const void* logits, const void* prio
       const auto* rows = static_cast<const S*>(logits);
       const auto* offsets = static_cast<const S*>(loc);
       const auto* prior_rows = static_cast<const float*>(priors);
-      if (classes <= kMostTiledClasses)
-        find_candidates<S, true>(rows, sizes, packing, levels, memory.lists, stream);
-      else
-        find_candidates<S, false>(rows, sizes, packing, levels, memory.lists, stream);
+      with_row_lanes(classes, [&](auto lanes) {
+        find_candidates<S, lanes>(rows, sizes, packing, levels, memory.lists, stream);
+      });
       launch(op, nms_kernel<S>, grid_size(sizes.lists(), 1), kNmsThreads, stream, offsets,
              prior_rows, sizes, packing, nms_threshold, v0, v1, memory.lists, memory.kept);
       launch(op, best_kernel<S>, grid_size(images, 1), kBestThreads, stream, offsets, prior_rows,

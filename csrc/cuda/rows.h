@@ -1,10 +1,19 @@
-// How blocks walk over the rows of logits, [rows, classes], in one of two ways:
-//   tiled, for up to kMostTiledClasses: a block stages kRowThreads rows, one run of memory, in shared
-//     memory by loads of 16 bytes; then a thread has a row to itself. Rows of few classes are short
-//     and start anywhere, so that loads of single numbers would waste most of each transaction.
-//   by warps, for any number of classes: a warp has a row, its lanes take every 32nd class.
-// Either way the same row gives the same bits in every kernel.
+// How blocks walk over the rows of logits, [rows, classes]. kLanes lanes of a warp have a row, each
+// takes every kLanes-th class, and shuffles add up what they find:
+//    1 lane   for up to 32 classes,
+//    4 lanes  for up to 128,
+//   32 lanes  for any number.
+// Below 32 lanes a block first stages its rows, one run of memory, in shared memory by loads of 16
+// bytes: such rows are short and start anywhere, so that loads of single numbers would waste most
+// of each transaction. As few lanes as there is room for, since a shuffle costs as much as a class:
+// a row of 81 classes takes a quarter of the instructions on 4 lanes that it takes on 32.
+//
+// The interface: on the host, with_row_lanes picks kLanes and row_blocks says how many blocks of
+// kRowThreads to launch; in the kernel, for_each_row calls back with each Row.
+// The same row gives the same bits in every kernel, and equal rows give equal bits.
 #pragma once
+
+#include <type_traits>
 
 #include "runtime.h"
 
@@ -13,104 +22,107 @@ namespace {  // a __shared__ variable belongs to the kernels of one file
 
 constexpr int kRowThreads = 128;
 constexpr int kRowBlocks = 8;  // at once on a multiprocessor: leaves a thread 64 registers
-constexpr int kMostTiledClasses = 32;
+constexpr int kMostClassesPerLane = 32;  // of staged rows
 
-// A row that belongs to one thread.
-template <class S>
-struct ThreadRow {
+// A row that belongs to kLanes neighbouring lanes, which get the same results. All lanes of a warp
+// call a function together.
+template <class S, int kLanes>
+struct Row {
+  using T = Wide<S>;
   const S* x;
   int classes;
   int64_t row;
-  bool in_range;  // beyond the last row, threads take part with another row's numbers
+  bool in_range;  // beyond the last row, lanes take part with another row's numbers
 
   __device__ int64_t index() const { return row; }
   __device__ bool valid() const { return in_range; }
-  __device__ float value(int c) const { return widen(x[c]); }
-  // A NaN is passed over.
-  __device__ float foreground_max() const {
-    float best = value(1);
-    for (int c = 2; c < classes; ++c) best = value(c) > best ? value(c) : best;
-    return best;
-  }
-  __device__ float sum_of_exp(float top) const {
-    float sum = 0;
-    for (int c = 0; c < classes; ++c) sum += exp(value(c) - top);
+  __device__ static int lane() { return int(threadIdx.x) % kLanes; }
+  __device__ T value(int c) const { return widen(x[c]); }
+  // A maximum passes over NaNs, but may be one where some are; sum_of_exp then is NaN either way.
+  __device__ T max() const { return max_from(0); }
+  __device__ T foreground_max() const { return max_from(1); }
+  __device__ T sum_of_exp(T top) const {
+    T sum = 0;
+    for (int c = lane(); c < classes; c += kLanes) sum += exp(value(c) - top);
+    for (int step = kLanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
     return sum;
   }
-  // All lanes of the warp call together: visit(class, logit).
+  // visit(class, logit), each class by one lane. Lanes without a class of their own call with one
+  // that no score comes from.
   template <class Visit>
   __device__ void for_each_class(const Visit& visit) const {
-    for (int c = 0; c < classes; ++c) visit(c, value(c));
-  }
-};
-
-// A row that belongs to a warp: all lanes get the same results.
-template <class S>
-struct WarpRow {
-  const S* x;
-  int classes;
-  int64_t row;
-
-  __device__ int64_t index() const { return row; }
-  __device__ bool valid() const { return true; }
-  __device__ float value(int c) const { return widen(x[c]); }
-  __device__ float foreground_max() const {
-    float best = value(1);
-    for (int c = 1 + int(threadIdx.x) % kWarpSize; c < classes; c += kWarpSize)
-      best = value(c) > best ? value(c) : best;
-    return warp_max(best);
-  }
-  __device__ float sum_of_exp(float top) const {
-    float sum = 0;
-    for (int c = int(threadIdx.x) % kWarpSize; c < classes; c += kWarpSize) sum += exp(value(c) - top);
-    return warp_sum(sum);
-  }
-  // Lanes without a class of their own call with one that no score comes from.
-  template <class Visit>
-  __device__ void for_each_class(const Visit& visit) const {
-    for (int c = int(threadIdx.x) % kWarpSize; c - int(threadIdx.x) % kWarpSize < classes;
-         c += kWarpSize)
-      visit(c, c < classes ? value(c) : -INFINITY);
-  }
-};
-
-// Calls visit(row) with a ThreadRow or a WarpRow; whole warps call together.
-template <class S, bool kTiled, class Visit>
-__device__ void for_each_row(const S* logits, int64_t rows, int classes, const Visit& visit) {
-  if constexpr (kTiled) {
-    __shared__ uint4 staged[kRowThreads * kMostTiledClasses * sizeof(S) / sizeof(uint4)];
-    const S* const tile = reinterpret_cast<const S*>(staged);
-    for (int64_t first = int64_t(blockIdx.x) * kRowThreads; first < rows;
-         first += int64_t(gridDim.x) * kRowThreads) {
-      const int here = int(rows - first < kRowThreads ? rows - first : kRowThreads);
-      // The start is a multiple of kRowThreads numbers, and so of 16 bytes.
-      const S* const start = logits + first * classes;
-      const int numbers = here * classes, wide = numbers * int(sizeof(S)) / int(sizeof(uint4));
-      __syncthreads();
-      for (int i = threadIdx.x; i < wide; i += kRowThreads)
-        staged[i] = reinterpret_cast<const uint4*>(start)[i];
-      for (int i = wide * int(sizeof(uint4) / sizeof(S)) + int(threadIdx.x); i < numbers;
-           i += kRowThreads)
-        reinterpret_cast<S*>(staged)[i] = start[i];
-      __syncthreads();
-      const int thread = int(threadIdx.x);
-      const bool in_range = thread < here;
-      visit(ThreadRow<S>{tile + (in_range ? thread : 0) * classes, classes, first + thread,
-                         in_range});
+    for (int first = 0; first < classes; first += kLanes) {
+      const int c = first + lane();
+      visit(c, c < classes ? value(c) : T(-INFINITY));
     }
-  } else {
-    constexpr int kWarps = kRowThreads / kWarpSize;
-    for (int64_t row = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarpSize; row < rows;
-         row += int64_t(gridDim.x) * kWarps)
-      visit(WarpRow<S>{logits + row * classes, classes, row});
+  }
+
+ private:
+  __device__ T max_from(int first) const {
+    T best = value(first);
+    for (int c = first + lane(); c < classes; c += kLanes) best = value(c) > best ? value(c) : best;
+    for (int step = kLanes / 2; step > 0; step /= 2) {
+      const T other = __shfl_xor_sync(kAllLanes, best, step);
+      best = other > best ? other : best;
+    }
+    return best;
+  }
+};
+
+// Calls visit(Row<S, kLanes>) for every row; all lanes of a warp call together.
+template <class S, int kLanes, class Visit>
+__device__ void for_each_row(const S* logits, int64_t rows, int classes, const Visit& visit) {
+  constexpr int kRows = kRowThreads / kLanes;  // of a block at a time
+  const int mine = int(threadIdx.x) / kLanes;
+  for (int64_t first = int64_t(blockIdx.x) * kRows; first < rows;
+       first += int64_t(gridDim.x) * kRows) {
+    const int here = int(rows - first < kRows ? rows - first : kRows);
+    // A multiple of 32 numbers from the first: of 16 bytes, if rows are staged.
+    const S* const start = logits + first * classes;
+    if constexpr (kLanes < kWarpSize) {
+      constexpr int kLoads = 4;  // of a thread, in flight at once
+      __shared__ uint4 staged[kRowThreads * kMostClassesPerLane * sizeof(S) / sizeof(uint4)];
+      const int thread = int(threadIdx.x), numbers = here * classes;
+      const int wide = numbers * int(sizeof(S)) / int(sizeof(uint4));
+      __syncthreads();  // the rows before are done with
+      for (int base = thread; base < wide; base += kLoads * kRowThreads) {
+        uint4 loaded[kLoads];
+#pragma unroll
+        for (int k = 0; k < kLoads; ++k)
+          if (base + k * kRowThreads < wide)
+            loaded[k] = reinterpret_cast<const uint4*>(start)[base + k * kRowThreads];
+#pragma unroll
+        for (int k = 0; k < kLoads; ++k)
+          if (base + k * kRowThreads < wide) staged[base + k * kRowThreads] = loaded[k];
+      }
+      const int rest = wide * int(sizeof(uint4) / sizeof(S)) + thread;  // less than 16 bytes
+      if (rest < numbers) reinterpret_cast<S*>(staged)[rest] = start[rest];
+      __syncthreads();
+      const bool in_range = mine < here;
+      visit(Row<S, kLanes>{reinterpret_cast<const S*>(staged) + (in_range ? mine : 0) * classes,
+                           classes, first + mine, in_range});
+    } else if (mine < here) {  // the whole warp
+      visit(Row<S, kLanes>{start + int64_t(mine) * classes, classes, first + mine, true});
+    }
   }
 }
 
+// Calls body(std::integral_constant<int, kLanes>{}) with the kLanes for rows of so many classes.
+template <class Body>
+void with_row_lanes(int64_t classes, Body body) {
+  if (classes <= kMostClassesPerLane)
+    body(std::integral_constant<int, 1>{});
+  else if (classes <= 4 * kMostClassesPerLane)
+    body(std::integral_constant<int, 4>{});
+  else
+    body(std::integral_constant<int, kWarpSize>{});
+}
+
 // Blocks for for_each_row. A block strides over rows, so that kernels with nothing to do end fast.
-template <bool kTiled>
+template <int kLanes>
 unsigned row_blocks(int64_t rows) {
-  constexpr int kMost = 4096;  // several blocks for each multiprocessor of any GPU
-  return grid_size(rows, kTiled ? kRowThreads : kRowThreads / kWarpSize, kMost);
+  constexpr int kMost = 2048;  // as many as run at once on the largest GPUs, about
+  return grid_size(rows, kRowThreads / kLanes, kMost);
 }
 
 }  // namespace

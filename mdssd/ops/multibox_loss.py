@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from mdssd.ops._dispatch import (
     accumulation_dtype,
+    aligned,
     check_number,
     check_same_dtype,
     check_tensor,
@@ -49,7 +50,8 @@ def multibox_loss(
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range; a
-            label outside 0 to C - 1 (found on the CPU only: looking would stop a GPU).
+            label outside 0 to C - 1, on the CPU. On a GPU, where looking would stop it, such a
+            label makes the confidence loss NaN, and the gradient of its prior's logits.
 
     Source: SSD, section 2.2, equations 1 to 3 and "hard negative mining".
     """
@@ -179,6 +181,83 @@ def _multibox_loss_backward_cpp(
     return grad_loc, grad_logits
 
 
+# --- cuda --------------------------------------------------------------------------------------
+
+
+def _multibox_loss_cuda(
+    kernels: Any,
+    stream: int,
+    loc: Tensor,
+    logits: Tensor,
+    loc_targets: Tensor,
+    labels: Tensor,
+    neg_pos_ratio: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dtype = accumulation_dtype(loc.dtype)
+    loc, logits, labels = aligned(loc), aligned(logits), labels.contiguous()
+    loc_targets = aligned(loc_targets.to(dtype))
+    loc_loss, conf_loss = loc.new_empty((), dtype=dtype), loc.new_empty((), dtype=dtype)
+    selected = loc.new_empty(labels.shape, dtype=torch.bool)
+    normaliser = loc.new_empty((), dtype=torch.int64)
+    size = kernels.multibox_loss_workspace(*logits.shape, dtype_code(loc))
+    workspace = loc.new_empty(size, dtype=torch.uint8)
+    kernels.multibox_loss_cuda(
+        loc.data_ptr(),
+        logits.data_ptr(),
+        loc_targets.data_ptr(),
+        labels.data_ptr(),
+        logits.shape[0],
+        logits.shape[1],
+        logits.shape[2],
+        neg_pos_ratio,
+        loc_loss.data_ptr(),
+        conf_loss.data_ptr(),
+        selected.data_ptr(),
+        normaliser.data_ptr(),
+        workspace.data_ptr(),
+        dtype_code(loc),
+        stream,
+    )
+    return loc_loss, conf_loss, selected, normaliser
+
+
+def _multibox_loss_backward_cuda(
+    kernels: Any,
+    stream: int,
+    grad_loc_loss: Tensor,
+    grad_conf_loss: Tensor,
+    loc: Tensor,
+    logits: Tensor,
+    loc_targets: Tensor,
+    labels: Tensor,
+    selected: Tensor,
+    normaliser: Tensor,
+) -> tuple[Tensor, Tensor]:
+    dtype = accumulation_dtype(loc.dtype)
+    loc, logits, labels = aligned(loc), aligned(logits), labels.contiguous()
+    loc_targets = aligned(loc_targets.to(dtype))
+    # Scalars stay on the device: reading one would wait for it.
+    grad_loc_loss, grad_conf_loss = grad_loc_loss.to(dtype), grad_conf_loss.to(dtype)
+    grad_loc, grad_logits = torch.empty_like(loc), torch.empty_like(logits)
+    kernels.multibox_loss_backward_cuda(
+        grad_loc_loss.data_ptr(),
+        grad_conf_loss.data_ptr(),
+        loc.data_ptr(),
+        logits.data_ptr(),
+        loc_targets.data_ptr(),
+        labels.data_ptr(),
+        selected.data_ptr(),
+        normaliser.data_ptr(),
+        logits.shape[0] * logits.shape[1],
+        logits.shape[2],
+        grad_loc.data_ptr(),
+        grad_logits.data_ptr(),
+        dtype_code(loc),
+        stream,
+    )
+    return grad_loc, grad_logits
+
+
 # --- definitions -------------------------------------------------------------------------------
 
 
@@ -203,6 +282,7 @@ _multibox_loss_backward = define(
     " Tensor loc_targets, Tensor labels, Tensor selected, Tensor normaliser) -> (Tensor, Tensor)",
     reference=_multibox_loss_backward_reference,
     cpp=_multibox_loss_backward_cpp,
+    cuda=_multibox_loss_backward_cuda,
     fake=lambda grad_loc_loss, grad_conf_loss, loc, logits, *rest: (
         loc.new_empty(loc.shape),
         logits.new_empty(logits.shape),
@@ -214,6 +294,7 @@ _multibox_loss = define(
     " float neg_pos_ratio) -> (Tensor, Tensor, Tensor, Tensor)",
     reference=_multibox_loss_reference,
     cpp=_multibox_loss_cpp,
+    cuda=_multibox_loss_cuda,
     fake=_multibox_loss_fake,
     setup_context=_save,
     backward=lambda ctx, grad_loc_loss, grad_conf_loss, *_: (

@@ -1,0 +1,71 @@
+"""What CASES do not ask of multibox_loss' kernels, run on the CPU."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from mdssd import ops
+from mdssd.testing import CASES
+
+simt = pytest.importorskip("mdssd._simt", reason="an editable install has it")
+CASE = next(case for case in CASES if case.op == "multibox_loss")
+
+
+def make(images: int, priors: int, classes: int, kind: str = "random") -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    return CASE.make(generator, torch.float64, images, priors, classes, kind=kind)[0]
+
+
+def launches(images: int) -> tuple[int, int]:
+    """Launches of a forward and of a backward."""
+    loc, logits, targets, labels = make(images, 300, 5)
+    loc.requires_grad_(), logits.requires_grad_()
+    with ops.backend("simt"):
+        before = simt.launch_count()
+        losses = ops.multibox_loss(loc, logits, targets, labels)
+        between = simt.launch_count()
+        sum(losses).backward()
+        return between - before, simt.launch_count() - between
+
+
+def test_launches_do_not_depend_on_the_batch() -> None:
+    assert launches(1) == launches(5) == (3, 1)
+
+
+# Up to 32 classes, up to 128, more.
+@pytest.mark.parametrize("classes", [3, 40, 130])
+@pytest.mark.parametrize("label", [-1, None, 2**40])
+def test_a_label_that_is_no_class_shows_as_nan(classes: int, label: int | None) -> None:
+    loc, logits, targets, labels = make(2, 70, classes)
+    labels[1, 69] = classes if label is None else label
+    loc.requires_grad_(), logits.requires_grad_()
+    with ops.backend("simt"):
+        loc_loss, conf_loss = ops.multibox_loss(loc, logits, targets, labels)
+        (loc_loss + conf_loss).backward()
+    assert conf_loss.isnan() and not loc_loss.isnan()
+    nan = logits.grad.isnan()
+    assert nan[1, 69].all() and nan.sum() == classes
+
+
+# The first digits of the losses, all of them and those of the index; 0, some and all of the rest.
+@pytest.mark.parametrize("kind", ["random", "ties", "nan", "inf"])
+@pytest.mark.parametrize("ratio", [0.0, 0.01, 3.0, 1e9, math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_mines_the_priors_of_the_reference(kind: str, ratio: float, dtype: torch.dtype) -> None:
+    loc, logits, targets, labels = make(2, 9001, 4, kind)
+    arguments = loc.to(dtype), logits.to(dtype), targets, labels, ratio
+    with ops.backend("reference"):
+        want = torch.ops.mdssd.multibox_loss(*arguments)
+    with ops.backend("simt"):
+        got = torch.ops.mdssd.multibox_loss(*arguments)
+    assert torch.equal(got[2], want[2]) and got[3] == want[3]
+
+
+def test_refuses_by_name_what_has_no_32_bit_index() -> None:
+    for size in ((1, 2**31, 2), (1, 1, 2**31)):
+        with pytest.raises(ValueError, match="multibox_loss: more than 2.31 - 1 priors or classes"):
+            simt.multibox_loss_workspace(*size, 0)
