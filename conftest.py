@@ -2,41 +2,63 @@
 
 A test that takes `case` runs for every row of CASES; with `size` and `dtype` for each of its
 inputs, with `backend` (a name) and `device` for each backend that can run here.
+
+MDSSD_SIMT_MODULE names another build of `mdssd._simt` to test with, such as the sanitized one.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from typing import Any
 
 import pytest
 import torch
 
+
+def load_simt(path: str) -> Any:
+    """The module in this file, as `mdssd._simt`: a later import finds it."""
+    spec = importlib.util.spec_from_file_location("mdssd._simt", path)
+    assert spec and spec.loader, path
+    sys.modules["mdssd._simt"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+if path := os.environ.get("MDSSD_SIMT_MODULE"):
+    load_simt(path)
 # Without a GPU, Triton's kernels run through its interpreter; Triton reads this on import.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from mdssd import ops  # noqa: E402
+from mdssd.ops import _dispatch  # noqa: E402
 from mdssd.testing import CASES  # noqa: E402
 
 DEVICES = ["cpu"] + [name for name in ("cuda", "xpu") if getattr(torch, name).is_available()]
 _HOME = {"cpp": "cpu", "cuda": "cuda", "simt": "cpu"}  # the others follow the tensor
 
 
-def _for_the_night(row: dict[str, Any], backend: str, device: str) -> bool:
-    """Whether it takes minutes: Triton's interpreter on the sizes of the benchmarks."""
-    if backend != "triton" or device != "cpu" or "size" not in row:
-        return False
-    return bool(row["case"].sizes[row["size"]].benchmark)
+def _emulated(backend: str, device: str) -> bool:
+    """Whether the kernels are a GPU's, run on the CPU."""
+    return backend == "simt" or (backend == "triton" and device == "cpu")
+
+
+def _large(row: dict[str, Any]) -> bool:
+    return "size" in row and row["case"].sizes[row["size"]].benchmark
 
 
 def _rows(
-    case: Any, names: set[str], filters: dict[str, Any], nightly: bool
+    case: Any, names: set[str], filters: dict[str, Any], config: pytest.Config
 ) -> list[dict[str, Any]]:
+    nightly = config.getoption("nightly")
     rows: list[dict[str, Any]] = [{"case": case}]
     if "size" in names:
         keep = filters.get("size", lambda size: True)
         rows = [r | {"size": name} for r in rows for name, s in case.sizes.items() if keep(s)]
+        if config.getoption("small"):
+            rows = [r for r in rows if not _large(r)]
     if "dtype" in names:
         rows = [r | {"dtype": dtype} for r in rows for dtype in case.sizes[r["size"]].dtypes]
     if "backend" in names:
@@ -47,7 +69,9 @@ def _rows(
             for backend in ops.backends()[_torch_op(case.op)]
             if _HOME.get(backend, device) == device
             and (backend != "reference" or filters.get("reference", False))
-            and (nightly or not _for_the_night(r, backend, device))
+            and (not _emulated(backend, device) or filters.get("emulated", True))
+            # Large sizes take the interpreter minutes.
+            and (nightly or (backend, device, _large(r)) != ("triton", "cpu", True))
         ]
     return rows
 
@@ -64,15 +88,14 @@ def _row_id(row: dict[str, Any]) -> str:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Expand tests that take `case`; a `cases` marker narrows them (size=, case=, reference=)."""
+    """Expand tests that take `case`; a `cases` marker narrows them."""
     names = set(metafunc.fixturenames) & {"case", "size", "dtype", "backend", "device"}
     if "case" not in names:
         return
     marker = metafunc.definition.get_closest_marker("cases")
     filters = marker.kwargs if marker else {}
     keep = filters.get("case", lambda case: True)
-    nightly = metafunc.config.getoption("--nightly")
-    rows = [row for case in CASES if keep(case) for row in _rows(case, names, filters, nightly)]
+    rows = [row for c in CASES if keep(c) for row in _rows(c, names, filters, metafunc.config)]
     order = sorted(names)
     metafunc.parametrize(
         order, [[row[n] for n in order] for row in rows], ids=[_row_id(row) for row in rows]
@@ -81,9 +104,28 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
+        "--small", action="store_true", help="leave out the sizes of CASES that are benchmarks"
+    )
+    parser.addoption(
         "--nightly", action="store_true", help="also what takes minutes: large sizes, interpreted"
+    )
+    parser.addoption(
+        "--simt-shuffle",
+        type=int,
+        default=0,
+        metavar="SEED",
+        help="run the threads and blocks of the simt backend in an order that follows from SEED",
     )
 
 
+@pytest.fixture(autouse=True)
+def _simt_order(request: pytest.FixtureRequest) -> None:
+    # Before each test, so that a test alone repeats what it did among others.
+    if _dispatch.simt is not None:
+        _dispatch.simt.set_shuffle(request.config.getoption("simt_shuffle"))
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "cases(case, size, reference): narrow the expanded CASES")
+    config.addinivalue_line(
+        "markers", "cases(case, size, reference, emulated): narrow the expanded CASES"
+    )
