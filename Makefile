@@ -5,14 +5,19 @@ PIP_ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/mdssd-installed
-SOURCES := pyproject.toml setup.py constraints.txt CMakeLists.txt $(shell find cmake csrc -type f)
+SOURCES := pyproject.toml setup.py constraints.txt CMakeLists.txt \
+	$(shell find cmake csrc -type f -not -name '*.py*' -not -name resources.txt)
+SANITIZED := $(CURDIR)/build/simt-sanitized
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-checkpoint test lint format
+.PHONY: help venv demo demo-checkpoint test simt-check resources gpu-check lint format
 
 help:
 	@echo "make demo    install into $(VENV), detect on sample scenes"
 	@echo "make test    install, run the tests"
+	@echo "make simt-check  install, run the CUDA kernels on the CPU shuffled and sanitized (needs g++)"
+	@echo "make gpu-check   build and check all on an NVIDIA GPU, with PYTHON as it is: no install"
+	@echo "make resources   registers and shared memory of the kernels (needs nvcc): csrc/cuda/resources.txt"
 	@echo "make lint    install, run ruff and mypy"
 	@echo "make format  install, let ruff rewrite the Python files"
 	@echo "make venv    install only"
@@ -37,6 +42,28 @@ demo-checkpoint: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q
+
+# The sanitizers' libraries must be there before Python's first allocation.
+simt-check: $(STAMP)
+	for seed in 1 2 3; do \
+		$(BIN)/python -m pytest -q --small --simt-shuffle $$seed -k "simt and agrees" tests/test_ops.py \
+			|| exit 1; \
+	done
+	$(BIN)/cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+		-DMDSSD_CUDA=off -DMDSSD_SIMT=sanitized -DPython_EXECUTABLE=$(abspath $(BIN))/python \
+		-Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
+	$(BIN)/cmake --build $(SANITIZED) --target _simt
+	cxx="$${CXX:-c++}"; \
+	MDSSD_SIMT_MODULE=$$(echo $(SANITIZED)/_simt*.so) ASAN_OPTIONS=detect_leaks=0 \
+		UBSAN_OPTIONS=print_stacktrace=1 \
+		LD_PRELOAD="$$($$cxx -print-file-name=libasan.so) $$($$cxx -print-file-name=libubsan.so)" \
+		$(BIN)/python -m pytest -q --small -k simt tests/test_ops.py tests/test_simt.py
+
+resources:
+	$(PYTHON) csrc/cuda/resources.py
+
+gpu-check:
+	$(PYTHON) tests/gpu_check.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check

@@ -1,7 +1,12 @@
-"""Builds the native module `mdssd._C` with CMake; everything else is in pyproject.toml.
+"""Builds the native modules with CMake; everything else is in pyproject.toml.
+
+They are `mdssd._C` and, in an editable install, `mdssd._simt`: the CUDA kernels on the CPU, for the
+tests.
 
 Environment: MDSSD_CUDA=auto|on|off (default auto: with CUDA where nvcc is found),
-MDSSD_CUDA_ARCHS="90;100" (default: what the nvcc found supports), CXX, CUDACXX, CUDAHOSTCXX.
+MDSSD_CUDA_ARCHS="90;100"|all|development (default all: what the nvcc found supports; in an editable
+install development: those of this machine's GPUs, without one 80 and 90), MDSSD_WERROR=on|off
+(default off; on: a warning ends the build), CXX, CUDACXX, CUDAHOSTCXX.
 """
 
 import hashlib
@@ -86,8 +91,20 @@ def run(command):
         raise CompileError("the native build of mdssd failed: see the messages above") from error
 
 
+def replace(target, source):
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # A process that has the old module mapped keeps it: never write into the file itself.
+    target.unlink(missing_ok=True)
+    shutil.copy2(source, target)
+
+
 class CMakeBuild(build_ext):
     """Configures and builds in build/<python tag>, which stays: the next install is incremental."""
+
+    def run(self):
+        # `pip install -e .` or `build_ext --inplace`; setuptools hides it while it builds.
+        self.development = bool(self.inplace)
+        super().run()
 
     def build_extension(self, ext):
         check_compiler()
@@ -97,6 +114,7 @@ class CMakeBuild(build_ext):
         build.mkdir(parents=True, exist_ok=True)
         key, stamp = toolchain_key(), build / "toolchain"
         fresh = not stamp.exists() or stamp.read_text() != key
+        archs = "development" if self.development else "all"
         configure = [
             *([cmake, "--fresh"] if fresh else [cmake]),
             *("-S", ROOT, "-B", build, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"),
@@ -104,15 +122,17 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11_config(build)}",
             f"-DMDSSD_CUDA={os.environ.get('MDSSD_CUDA') or 'auto'}",
-            f"-DMDSSD_CUDA_ARCHS={os.environ.get('MDSSD_CUDA_ARCHS', '')}",
+            f"-DMDSSD_CUDA_ARCHS={os.environ.get('MDSSD_CUDA_ARCHS') or archs}",
+            f"-DMDSSD_SIMT={'on' if self.development else 'off'}",
+            f"-DCMAKE_COMPILE_WARNING_AS_ERROR={os.environ.get('MDSSD_WERROR') or 'off'}",
         ]
         run(configure)
         stamp.write_text(key)
         run([cmake, "--build", build])
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # A process that has the old module mapped keeps it: never write into the file itself.
-        target.unlink(missing_ok=True)
-        shutil.copy2(build / target.name, target)
+        replace(target, build / target.name)
+        if self.development:
+            simt = Path(self.get_ext_filename("mdssd._simt"))
+            replace(ROOT / simt, build / simt.name)
         print((build / "backends.txt").read_text(), flush=True)
 
 

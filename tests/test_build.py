@@ -22,12 +22,21 @@ CODE_12_8 = [*CODE_12_4, 100, 101, 120]
 CODE_13_0 = [75, 80, 86, 87, 88, 89, 90, 100, 103, 110, 120, 121]
 
 
-@pytest.fixture(scope="module")
-def setup_script():
-    spec = importlib.util.spec_from_file_location("mdssd_setup", ROOT / "setup.py")
+def load(path):
+    spec = importlib.util.spec_from_file_location(f"mdssd_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def setup_script():
+    return load(ROOT / "setup.py")
+
+
+@pytest.fixture(scope="module")
+def resources():
+    return load(ROOT / "csrc" / "cuda" / "resources.py")
 
 
 @pytest.fixture
@@ -41,7 +50,7 @@ def choose_cuda(setup_script, tmp_path):
         'message("reason=${MDSSD_CUDA_OFF_REASON}")\n'
     )
 
-    def choose(cuda="auto", archs="", **environment):
+    def choose(cuda="auto", archs="all", **environment):
         done = subprocess.run(
             [
                 *(setup_script.find_tool("cmake"), f"-DMDSSD_CUDA={cuda}"),
@@ -116,6 +125,27 @@ def test_architectures_follow_the_nvcc_found(choose_cuda, tmp_path, codes, expec
     assert said["archs"].split(";") == [f"{arch}-real" for arch in real] + [f"{real[-1]}-virtual"]
 
 
+@pytest.mark.parametrize(
+    "said, expected",
+    [
+        ("exit 9", "80-real;90-real;90-virtual"),  # no GPU
+        ("echo 9.0; echo 9.0", "90-real"),
+        ("echo 8.9; echo 12.0", "89-real;120-real"),
+        ("echo 6.1", "80-real;90-real;90-virtual"),  # nvcc 13 builds nothing for it
+        ("echo No devices were found", "80-real;90-real;90-virtual"),
+    ],
+)
+def test_development_builds_for_the_gpus_here(choose_cuda, tmp_path, said, expected):
+    nvidia_smi = tmp_path / "nvidia-smi"
+    nvidia_smi.write_text(f"#!/bin/sh\n{said}\n")
+    nvidia_smi.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    code, said, _ = choose_cuda(
+        archs="development", CUDACXX=fake_nvcc(tmp_path, CODE_13_0), PATH=path
+    )
+    assert (code, said["archs"]) == (0, expected)
+
+
 def test_architectures_asked_for_are_taken_as_they_are(choose_cuda, tmp_path):
     nvcc = fake_nvcc(tmp_path, CODE_13_0)
     assert choose_cuda(archs="90", CUDACXX=nvcc)[1]["archs"] == "90"
@@ -169,6 +199,83 @@ def test_cuda_side_answers_without_a_gpu():
     count = _dispatch.native.cuda_device_count()
     assert count >= 0
     assert _dispatch.native.cuda_device_fault(count) != ""
+
+
+def test_no_kernel_spills_and_the_report_is_fresh(resources):
+    assert resources.faults() == []
+
+
+PTXAS = """\
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function '_Z4pairv' for 'sm_75'
+ptxas info    : Function properties for _Z4pairv
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 28 registers, used 1 barriers, 4096 bytes smem, 392 bytes cmem[0]
+ptxas info    : Compile time = 3.2 ms
+ptxas info    : Compiling entry function '_Z4pairv' for 'sm_90'
+ptxas info    : Function properties for _Z4pairv
+    16 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads
+ptxas info    : Used 22 registers, used 0 barriers
+"""
+
+
+def test_the_report_reads_ptxas(resources):
+    assert [str(kernel) for kernel in resources.parse_ptxas(PTXAS)] == [
+        "_Z4pairv  sm_75  28 registers  4096 shared  0 stack  0 spilled",
+        "_Z4pairv  sm_90  22 registers  0 shared  16 stack  20 spilled",
+    ]
+
+
+def test_the_report_complains_of_spills_and_of_changed_code(resources, monkeypatch, tmp_path):
+    kernel, header = tmp_path / "pair.cu", tmp_path / "sum.h"
+    kernel.write_text('#include "sum.h"\n__global__ void pair() {}\n')
+    header.write_text("float sum();\n")
+    monkeypatch.setattr(resources, "CUDA", tmp_path)
+    monkeypatch.setattr(resources, "REPORT", tmp_path / "resources.txt")
+    stale = ["pair.cu: the report is stale: make resources"]
+    assert resources.faults() == stale
+    line = "pair  sm_75  28 registers  0 shared  0 stack  {} spilled"
+    head = f"# nvcc 13.0.88; by\n\n# pair.cu {resources.fingerprint(kernel)}\n"
+    resources.REPORT.write_text(head + line.format(0) + "\n")
+    assert resources.faults() == []
+    assert resources.read_report()[0] == "13.0.88"
+    header.write_text("// Adds.\nfloat\n  sum();  /* all */\n")
+    assert resources.faults() == []
+    header.write_text("double sum();\n")
+    assert resources.faults() == stale
+    header.write_text("float sum();\n")
+    resources.REPORT.write_text(head + line.format(10) + "\n")
+    assert resources.faults() == [f"pair.cu: spills: {line.format(10)}"]
+
+
+@pytest.mark.parametrize(
+    "demangled, short",
+    [
+        ("(anonymous namespace)::answer_kernel(int*)", "answer_kernel"),
+        ("void mdssd::(anonymous namespace)::sum_kernel<mdssd::Half>(mdssd::Half*)", None),
+        ("void mdssd::_GLOBAL__N__a9_5_pair_cu_5f::sum_kernel<mdssd::Half>(void (*)(int))", None),
+    ],
+)
+def test_the_report_names_kernels_briefly(resources, demangled, short):
+    assert resources.short_name(demangled) == (short or "sum_kernel<Half>")
+
+
+def test_gpu_check_lists_its_steps_and_reads_reports(capsys, monkeypatch):
+    gpu_check = load(ROOT / "tests" / "gpu_check.py")
+    monkeypatch.setattr("sys.argv", ["gpu_check.py", "--dry-run"])
+    assert gpu_check.main() == 0
+    listed = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert listed[:2] == ["build", "info"] and listed[-4:] == list(gpu_check.TOOLS)
+    report = gpu_check.ElementTree.fromstring(
+        "<testsuites><testsuite><testcase/><testcase><failure/></testcase>"
+        '<testcase><skipped message="no second GPU"/></testcase></testsuite></testsuites>'
+    )
+    assert gpu_check.counts(report) == {
+        "passed": 1,
+        "failed": 1,
+        "skipped": 1,
+        "why_skipped": {"no second GPU": 1},
+    }
 
 
 def test_info_names_versions_devices_threads_and_backends(monkeypatch):

@@ -10,6 +10,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kPairsPerThread = 4;
+constexpr int kGradientBlocks = 2;  // at once on a multiprocessor: leaves a thread 128 registers
 
 // One thread computes kPairsPerThread pairs, a block apart, so that each store of a warp is one run.
 template <class S>
@@ -36,16 +37,18 @@ MDSSD_INLINE T won(T mine, T other) {
 
 // The part of `mine` in the gradient of iou(mine, other), for an incoming gradient `weight`.
 template <class T>
-__device__ Box<T> iou_gradient(T weight, Box<T> mine, Box<T> other) {
-  const T area_mine = area(mine), area_other = area(other);
-  const T quotient = iou(mine, area_mine, other, area_other);
-  if (!(quotient > T(0))) return {0, 0, 0, 0};
-  const T width = min(mine.x2, other.x2) - max(mine.x1, other.x1);
-  const T height = min(mine.y2, other.y2) - max(mine.y1, other.y1);
-  const T total = area_mine + area_other - width * height;
-  const T d_width = weight * (T(1) + quotient) / total * height;
-  const T d_height = weight * (T(1) + quotient) / total * width;
-  const T d_area = -weight * quotient / total;
+__device__ __forceinline__ Box<T> iou_gradient(T weight, Box<T> mine, Box<T> other) {
+  const T width = smaller(mine.x2, other.x2) - larger(mine.x1, other.x1);
+  const T height = smaller(mine.y2, other.y2) - larger(mine.y1, other.y1);
+  const T intersection = width * height;
+  const T total = area(mine) + area(other) - intersection;
+  const T quotient = intersection / total;
+  // Not an overlap, as in `iou`; with a NaN, or an infinite side, the comparison fails too.
+  if (!(width > T(0) && height > T(0) && quotient > T(0))) return {0, 0, 0, 0};
+  // iou = I / (A + B - I)
+  const T per_total = weight / total;
+  const T d_intersection = per_total + per_total * quotient, d_area = -per_total * quotient;
+  const T d_width = d_intersection * height, d_height = d_intersection * width;
   const T own_width = mine.x2 - mine.x1, own_height = mine.y2 - mine.y1;
   return {-d_width * won(mine.x1, other.x1) - d_area * own_height,
           -d_height * won(mine.y1, other.y1) - d_area * own_width,
@@ -60,7 +63,7 @@ MDSSD_INLINE Box<T> add(Box<T> a, Box<T> b) {
 
 // One warp computes the gradient of one box of a: its row of `grad` is one run.
 template <class S>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kGradientBlocks)
     box_iou_backward_rows_kernel(const S* __restrict__ grad, const S* __restrict__ a, int64_t n,
                                  const S* __restrict__ b, int64_t m, S* __restrict__ grad_a) {
   using T = Wide<S>;
@@ -79,7 +82,7 @@ __global__ void __launch_bounds__(kThreads)
 // that the rows of `grad` are read in runs; then one thread per number adds up the warps.
 constexpr int kColumns = 32, kRowGroups = 16;
 template <class S>
-__global__ void __launch_bounds__(kColumns* kRowGroups)
+__global__ void __launch_bounds__(kColumns* kRowGroups, kGradientBlocks / 2)
     box_iou_backward_columns_kernel(const S* __restrict__ grad, const S* __restrict__ a, int64_t n,
                                     const S* __restrict__ b, int64_t m, S* __restrict__ grad_b) {
   using T = Wide<S>;

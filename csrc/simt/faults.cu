@@ -65,12 +65,13 @@ __global__ void uninitialised_shared_kernel(int* out) {
   out[threadIdx.x] = numbers[threadIdx.x];
 }
 
-// For AddressSanitizer: one element beyond the end.
+// For AddressSanitizer: one element beyond the end of an array that the compiler has lost sight of.
 __global__ void shared_overflow_kernel(int* out) {
   __shared__ int numbers[kThreads];
   numbers[threadIdx.x] = 0;
   __syncthreads();
-  if (threadIdx.x == 0) numbers[out[0]] = 1;
+  int* volatile scratch = numbers;
+  if (threadIdx.x == 0) scratch[out[0]] = 1;
   out[threadIdx.x] = numbers[threadIdx.x];
 }
 

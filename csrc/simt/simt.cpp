@@ -183,7 +183,7 @@ class Machine {
   int lane() const { return int(running_->id) & (kLanes - 1); }
   void set_shuffle(uint64_t seed) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    random_ = seed;
+    random_ = seed * 0x9e3779b97f4a7c15u;  // small seeds, too, have all bits
   }
 
  private:

@@ -1,0 +1,154 @@
+"""What only a GPU can show of the CUDA kernels: graphs, streams, devices, repeated bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mdssd import ops
+from mdssd.testing import Case, to_device
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+
+
+@pytest.fixture(autouse=True)
+def cuda_backend() -> Iterator[None]:
+    with ops.backend("cuda"):
+        yield
+
+
+def sizes(case: Case) -> list[str]:
+    """The sizes to try: the one whose edges fit no tile, and those of the benchmarks."""
+    names = [n for n, s in case.sizes.items() if s.benchmark or n in ("odd", "ragged")]
+    return [n for n in names if torch.float32 in case.sizes[n].dtypes]
+
+
+def inputs(case: Case, size: str, seed: int, device: str = "cuda") -> tuple[list[Any], Any]:
+    args, kwargs = case.inputs(size, torch.float32, device, seed)
+    leaves = [
+        arg.requires_grad_() if position in case.gradients else arg
+        for position, arg in enumerate(args)
+    ]
+    return leaves, kwargs
+
+
+def call(case: Case, args: list[Any], kwargs: Any) -> tuple[Tensor, ...]:
+    """The results and the gradients of their sums, of the form of nms that has a fixed size."""
+    if case.op in ("nms", "batched_nms"):
+        boxes, scores, *idxs, threshold = args
+        return tuple(ops.nms_padded(boxes, scores, threshold, *idxs))
+    results = case(*args, **kwargs)
+    if not case.gradients:
+        return results
+    ones = [torch.ones_like(result) for result in results]
+    leaves = [args[position] for position in case.gradients]
+    return (*(r.detach() for r in results), *torch.autograd.grad(results, leaves, ones))
+
+
+def flat(values: list[Any]) -> list[Tensor]:
+    """The tensors of the arguments, those in lists too."""
+    nested = [v if isinstance(v, list) else [v] for v in values]
+    return [v for row in nested for v in row if isinstance(v, Tensor)]
+
+
+def overwrite(args: list[Any], values: list[Any]) -> None:
+    with torch.no_grad():
+        for arg, value in zip(flat(args), flat(values), strict=True):
+            arg.copy_(value)
+
+
+def assert_same_bits(got: tuple[Tensor, ...], want: tuple[Tensor, ...], where: str) -> None:
+    for position, (g, w) in enumerate(zip(got, want, strict=True)):
+        torch.testing.assert_close(
+            g.cpu(),
+            w.cpu(),
+            rtol=0,
+            atol=0,
+            equal_nan=True,
+            msg=lambda m, p=position: f"{where}, result {p}: {m}",
+        )
+
+
+def test_a_graph_replays_what_eager_gives(case: Case) -> None:
+    """Captured on one input, replayed on another: nothing of the first may stay behind."""
+    for size in sizes(case):
+        args, kwargs = inputs(case, size, seed=0)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            call(case, args, kwargs)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            got = call(case, args, kwargs)
+        for seed in (1, 0):
+            values, _ = inputs(case, size, seed)
+            overwrite(args, values)
+            graph.replay()
+            assert_same_bits(got, call(case, values, kwargs), f"{size}, seed {seed}")
+
+
+def test_two_runs_give_the_same_bits(case: Case) -> None:
+    for size in sizes(case):
+        args, kwargs = inputs(case, size, seed=0)
+        first = tuple(result.clone() for result in call(case, args, kwargs))
+        for _ in range(3):
+            assert_same_bits(call(case, args, kwargs), first, size)
+
+
+def test_the_callers_stream_is_used(case: Case) -> None:
+    """The input arrives late on a side stream: a kernel on another one would read the old one."""
+    for size in sizes(case):
+        args, kwargs = inputs(case, size, seed=0)
+        values, _ = inputs(case, size, seed=1)
+        want = call(case, values, kwargs)
+        torch.cuda.synchronize()
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            torch.cuda._sleep(100_000_000)
+            overwrite(args, values)
+            got = call(case, args, kwargs)
+        side.synchronize()
+        assert_same_bits(got, want, size)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no second GPU")
+def test_a_second_device_gives_the_same_bits(case: Case) -> None:
+    for size in sizes(case):
+        args, kwargs = inputs(case, size, seed=0)
+        there, _ = inputs(case, size, seed=0, device="cuda:1")
+        got = call(case, there, kwargs)
+        assert torch.cuda.current_device() == 0
+        assert all(result.device.index == 1 for result in got)
+        assert_same_bits(got, call(case, args, kwargs), size)
+
+
+@pytest.mark.cases(case=lambda case: case.op in ("nms", "batched_nms"))
+def test_nms_of_fixed_size_keeps_what_nms_keeps(case: Case) -> None:
+    for size in sizes(case):
+        args, kwargs = inputs(case, size, seed=0)
+        keep, count = call(case, args, kwargs)
+        assert_same_bits((keep[: int(count)],), case(*args, **kwargs), size)
+
+
+@pytest.mark.cases(case=lambda case: case.op not in ("nms", "batched_nms"))
+def test_nothing_waits_for_the_device(case: Case) -> None:
+    for size in sizes(case):
+        args, kwargs = inputs(case, size, seed=0)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            call(case, args, kwargs)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_an_argument_on_the_cpu_is_refused(case: Case) -> None:
+    args, kwargs = inputs(case, sizes(case)[0], seed=0)
+    last = max(i for i, arg in enumerate(args) if isinstance(arg, Tensor | list))
+    args[last] = to_device(args[last], "cpu")
+    with pytest.raises(ValueError, match=f"{case.op}: .*device"):
+        case(*args, **kwargs)
