@@ -1,7 +1,9 @@
 """Expansion of the operators' cases over backends and devices, for tests and benchmarks alike.
 
 A test that takes `case` runs for every row of CASES; with `size` and `dtype` for each of its
-inputs, with `backend` (a name) and `device` for each backend that can run here.
+inputs, with `backend` (a name) and `device` for each backend that can run here. Its `cases`
+marker narrows the rows: `case` and `size` are predicates, `reference` includes that backend,
+`emulated` are the sizes for kernels of a GPU that run on the CPU.
 
 MDSSD_SIMT_MODULE names another build of `mdssd._simt` to test with, such as the sanitized one.
 """
@@ -45,20 +47,25 @@ def _emulated(backend: str, device: str) -> bool:
     return backend == "simt" or (backend == "triton" and device == "cpu")
 
 
-def _large(row: dict[str, Any]) -> bool:
-    return "size" in row and row["case"].sizes[row["size"]].benchmark
+def _for_the_night(row: dict[str, Any], backend: str, device: str) -> bool:
+    """Whether Triton's interpreter takes minutes for it."""
+    if backend != "triton" or device != "cpu" or "size" not in row:
+        return False
+    size = row["case"].sizes[row["size"]]
+    return bool(size.benchmark or size.nightly)
 
 
 def _rows(
     case: Any, names: set[str], filters: dict[str, Any], config: pytest.Config
 ) -> list[dict[str, Any]]:
     nightly = config.getoption("nightly")
+    emulated_sizes = filters.get("emulated", (None, *case.sizes))
     rows: list[dict[str, Any]] = [{"case": case}]
     if "size" in names:
         keep = filters.get("size", lambda size: True)
         rows = [r | {"size": name} for r in rows for name, s in case.sizes.items() if keep(s)]
         if config.getoption("small"):
-            rows = [r for r in rows if not _large(r)]
+            rows = [r for r in rows if not case.sizes[r["size"]].benchmark]
     if "dtype" in names:
         rows = [r | {"dtype": dtype} for r in rows for dtype in case.sizes[r["size"]].dtypes]
     if "backend" in names:
@@ -69,9 +76,8 @@ def _rows(
             for backend in ops.backends()[_torch_op(case.op)]
             if _HOME.get(backend, device) == device
             and (backend != "reference" or filters.get("reference", False))
-            and (not _emulated(backend, device) or filters.get("emulated", True))
-            # Large sizes take the interpreter minutes.
-            and (nightly or (backend, device, _large(r)) != ("triton", "cpu", True))
+            and (r.get("size") in emulated_sizes or not _emulated(backend, device))
+            and (nightly or not _for_the_night(r, backend, device))
         ]
     return rows
 

@@ -17,7 +17,6 @@ import torch
 from mdssd import ops
 from mdssd.testing import Case
 
-
 _READS_BACK = ("nms", "batched_nms")  # how many boxes are kept
 
 
@@ -45,7 +44,7 @@ def device_microseconds(call: Callable[[], Any], capture: bool) -> float:
     return statistics.median(times)
 
 
-@pytest.mark.cases(size=lambda size: size.benchmark, reference=True, emulated=False)
+@pytest.mark.cases(size=lambda size: size.benchmark, reference=True, emulated=())
 def test_latency(
     case: Case, size: str, dtype: torch.dtype, backend: str, device: str, benchmark: Any
 ) -> None:

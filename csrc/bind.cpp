@@ -84,6 +84,11 @@ void bind_cuda(py::module_& module) {
   MDSSD_BIND(nms_cuda);
   MDSSD_BIND(detection_output_cuda);
   MDSSD_BIND(detection_output_workspace);
+  MDSSD_BIND(l2norm_cuda);
+  MDSSD_BIND(l2norm_backward_cuda);
+  MDSSD_BIND(l2norm_add_relu_cuda);
+  MDSSD_BIND(l2norm_add_relu_backward_cuda);
+  MDSSD_BIND(l2norm_workspace);
   MDSSD_BIND(multibox_loss_cuda);
   MDSSD_BIND(multibox_loss_workspace);
   MDSSD_BIND(multibox_loss_backward_cuda);

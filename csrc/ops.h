@@ -151,4 +151,24 @@ void multibox_loss_backward_cuda(const void* grad_loc_loss, const void* grad_con
                                  const int64_t* normaliser, int64_t rows, int64_t classes,
                                  void* grad_loc, void* grad_logits, DType dtype, Stream stream);
 
+void l2norm_cuda(const void* x, const void* scale, double eps, int64_t images, int64_t channels,
+                 int64_t pixels, bool channels_last, void* y, void* rnorm, DType dtype,
+                 Stream stream);
+void l2norm_backward_cuda(const void* grad, const void* x, const void* scale, const void* rnorm,
+                          int64_t images, int64_t channels, int64_t pixels, bool channels_last,
+                          void* grad_x, void* grad_scale, void* workspace, DType dtype,
+                          Stream stream);
+void l2norm_add_relu_cuda(const void* a, const void* b, const void* scale_a, const void* scale_b,
+                          double eps, int64_t images, int64_t channels, int64_t pixels,
+                          bool channels_last, void* y, void* rnorm_a, void* rnorm_b, DType dtype,
+                          Stream stream);
+void l2norm_add_relu_backward_cuda(const void* grad, const void* y, const void* a, const void* b,
+                                   const void* scale_a, const void* scale_b, const void* rnorm_a,
+                                   const void* rnorm_b, int64_t images, int64_t channels,
+                                   int64_t pixels, bool channels_last, void* grad_a, void* grad_b,
+                                   void* grad_scale_a, void* grad_scale_b, void* workspace,
+                                   DType dtype, Stream stream);
+// Of either backward op: maps is 1, or 2 with add and ReLU.
+int64_t l2norm_workspace(int64_t maps, int64_t channels, DType dtype);
+
 }  // namespace mdssd

@@ -37,12 +37,14 @@ class Size:
         dtypes: those it is tested in; large inputs in one only.
         gradcheck: small and smooth enough for numerical differentiation.
         benchmark: also a row of the benchmarks.
+        nightly: takes Triton's interpreter minutes, as those of the benchmarks do.
     """
 
     arguments: dict[str, Any]
     dtypes: tuple[torch.dtype, ...] = FLOATS
     gradcheck: bool = False
     benchmark: bool = False
+    nightly: bool = False
 
 
 @dataclass(frozen=True)
@@ -344,7 +346,9 @@ CASES = [
             "inf": Size({"priors": 513, "boxes": (9, 40), "kind": "inf"}),
             "rows": Size({"priors": 1025, "boxes": (40, 7), "kind": "rows"}),
             "many_boxes": Size({"priors": 257, "boxes": (9, 300)}),
-            "many_images": Size({"priors": 3, "boxes": (1, 0, 2) * 200}, _SINGLE),
+            "many_images": Size(
+                {"priors": 3, "boxes": (*[0] * 50, 1, 2) * 10}, _SINGLE, nightly=True
+            ),
             "mdssd300": Size(
                 {"priors": 31232, "boxes": (10, 0, 50, 1, 3, 9, 0, 12)}, _SINGLE, benchmark=True
             ),
@@ -367,7 +371,9 @@ CASES = [
             "nan": Size({"priors": 513, "boxes": (9, 40), "kind": "nan"}),
             "rows": Size({"priors": 1025, "boxes": (40, 7), "kind": "rows"}),
             "many_boxes": Size({"priors": 257, "boxes": (9, 300)}),
-            "many_images": Size({"priors": 3, "boxes": (1, 0, 2) * 200}, _SINGLE),
+            "many_images": Size(
+                {"priors": 3, "boxes": (*[0] * 50, 1, 2) * 10}, _SINGLE, nightly=True
+            ),
             "mdssd300": Size(
                 {"priors": 31232, "boxes": (10, 0, 50, 1, 3, 9, 0, 12)}, _SINGLE, benchmark=True
             ),
@@ -386,7 +392,7 @@ CASES = [
             "degenerate": Size({"n": 129, "kind": "degenerate"}),
             "nan": Size({"n": 129, "kind": "nan"}),
             "inf": Size({"n": 129, "kind": "inf"}),
-            "two_chunks": Size({"n": 2049}, (torch.float32, torch.float64)),
+            "two_chunks": Size({"n": 2049}, (torch.float32, torch.float64), nightly=True),
             "large": Size({"n": 5000}, _SINGLE, benchmark=True),
         },
         exact=(0,),
@@ -400,7 +406,7 @@ CASES = [
             "odd": Size({"n": 257, "classes": 5}),
             "ties": Size({"n": 257, "classes": 5, "kind": "ties"}),
             "nan": Size({"n": 129, "classes": 5, "kind": "nan"}),
-            "two_chunks": Size({"n": 2049, "classes": 2}, _SINGLE),
+            "two_chunks": Size({"n": 2049, "classes": 2}, _SINGLE, nightly=True),
             "large": Size({"n": 8000, "classes": 20}, _SINGLE, benchmark=True),
         },
         exact=(0,),
@@ -450,7 +456,9 @@ CASES = [
                 {"images": 2, "priors": 2501, "classes": 5, "kind": "untrained"}, _HALVES
             ),
             "untrained_many_classes": Size(
-                {"images": 1, "priors": 2501, "classes": 40, "kind": "untrained"}, _SINGLE
+                {"images": 1, "priors": 2501, "classes": 40, "kind": "untrained"},
+                _SINGLE,
+                nightly=True,
             ),
             "peaked": Size({"images": 2, "priors": 4001, "classes": 3, "kind": "peaked"}, _SINGLE),
             "alike": Size({"images": 1, "priors": 9001, "classes": 3, "kind": "alike"}, _SINGLE),
@@ -475,6 +483,7 @@ CASES = [
                     "nms_threshold": 0.9,
                 },
                 _SINGLE,
+                nightly=True,
             ),
             "ties": Size({"images": 2, "priors": 1025, "classes": 5, "kind": "ties"}),
             "nan": Size({"images": 2, "priors": 257, "classes": 5, "kind": "nan"}),
@@ -505,6 +514,9 @@ CASES = [
             "zeros": Size({"shape": (2, 33, 7, 5), "zeros": True}),
             "odd": Size({"shape": (2, 257, 19, 7)}),
             "odd_nhwc": Size({"shape": (2, 257, 19, 7), "channels_last": True}),
+            # More channels than a Triton tile has room for.
+            "wide": Size({"shape": (2, 1030, 3, 3)}, _SINGLE),
+            "wide_nhwc": Size({"shape": (2, 1030, 3, 3), "channels_last": True}, _SINGLE),
             "conv4_3": Size({"shape": (1, 512, 38, 38)}, _SINGLE, benchmark=True),
         },
         gradients=(0, 1),
@@ -522,6 +534,9 @@ CASES = [
             "zeros": Size({"shape": (2, 33, 7, 5), "zeros": True}),
             "odd": Size({"shape": (2, 257, 19, 7)}),
             "odd_nhwc": Size({"shape": (2, 257, 19, 7), "channels_last": True}),
+            # More channels than a Triton tile has room for.
+            "wide": Size({"shape": (2, 1030, 3, 3)}, _SINGLE),
+            "wide_nhwc": Size({"shape": (2, 1030, 3, 3), "channels_last": True}, _SINGLE),
             "module1": Size({"shape": (1, 256, 75, 75)}, _SINGLE, benchmark=True),
             "module1_nhwc": Size(
                 {"shape": (1, 256, 75, 75), "channels_last": True}, _SINGLE, benchmark=True
@@ -553,7 +568,14 @@ CASES = [
             "most_classes": Size({"images": 2, "priors": 65, "classes": 133}),
             # A block of threads takes one tile of rows after the other.
             "many_rows": Size(
-                {"images": 2, "priors": 140_001, "classes": 2, "positives": 0.01}, _SINGLE
+                {"images": 2, "priors": 140_001, "classes": 2, "positives": 0.01},
+                _SINGLE,
+                nightly=True,
+            ),
+            # More classes, or priors of an image, than a Triton program keeps in registers.
+            "more_classes": Size({"images": 2, "priors": 33, "classes": 300}, _HALVES),
+            "many_priors": Size(
+                {"images": 1, "priors": 33_001, "classes": 2, "positives": 0.01}, _SINGLE
             ),
             "mdssd300": Size(
                 {"images": 4, "priors": 31232, "classes": 21, "positives": 0.002},

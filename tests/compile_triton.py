@@ -1,7 +1,8 @@
 """Compiles every Triton kernel, as the operators launch it on CASES, for GPUs that are not here.
 
 Triton's interpreter forgives what its compiler does not. Run without TRITON_INTERPRET:
-`python tests/compile_triton.py [op ...]`; prints a line per kernel, signature and target.
+`python tests/compile_triton.py [--one-per-kernel] [op ...]`; prints a line per kernel, signature
+and target. With --one-per-kernel only the first signature of each, in float16 where it has one.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def _run(case: Case, size: str, dtype: torch.dtype) -> None:
         torch.autograd.grad(results, wanted, [torch.ones_like(r) for r in results])
 
 
-def main(names: list[str]) -> None:
+def main(names: list[str], one_per_kernel: bool) -> None:
     """Record what the operators launch, then compile it for each target."""
     recorder = Recorder()
     JITFunction.run = lambda kernel, *args, **kwargs: recorder.run(kernel, *args, **kwargs)
@@ -96,11 +97,19 @@ def main(names: list[str]) -> None:
         if names and case.op not in names:
             continue
         for size, row in case.sizes.items():
+            if one_per_kernel and row.benchmark:
+                continue
             for dtype in row.dtypes:
                 if dtype != torch.float64:
                     with ops.backend("triton"):
                         _run(case, size, dtype)
-    for key, (kernel, signature, constants, options) in sorted(recorder.launches.items()):
+    launches = sorted(recorder.launches.items(), key=lambda item: ("*fp16" not in item[0], item[0]))
+    compiled_already: set[tuple[str, str]] = set()
+    for key, (kernel, signature, constants, options) in launches:
+        which = (kernel.fn.__module__, kernel.fn.__name__)
+        if one_per_kernel and which in compiled_already:
+            continue
+        compiled_already.add(which)
         source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
         for name, target in TARGETS.items():
             compiled = triton.compile(source, target=target, options=options)
@@ -108,4 +117,6 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    arguments = sys.argv[1:]
+    one = "--one-per-kernel" in arguments
+    main([name for name in arguments if not name.startswith("--")], one)

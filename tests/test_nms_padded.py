@@ -92,6 +92,8 @@ def chain(count: int) -> tuple[Tensor, Tensor]:
 # Around the sizes of a word, two words and the kernels' chunk.
 @pytest.mark.parametrize("count", [63, 64, 65, 127, 128, 2047, 2048, 2049, 2112, 4097])
 def test_every_decision_hangs_on_the_one_before(backend: str, count: int) -> None:
+    if backend == "triton" and count > 200 and not torch.cuda.is_available():
+        pytest.skip("takes Triton's interpreter minutes")
     got = ops.nms_padded(*chain(count), 0.3)
     kept = list(range(0, count, 2))
     assert_kept(got, kept + [0] * (count - len(kept)), len(kept))

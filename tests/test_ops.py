@@ -12,6 +12,9 @@ from torch import Tensor
 from mdssd import ops
 from mdssd.testing import Case
 
+# What does not depend on the kernels is tried on a few sizes where those are slow.
+_FEW = ("empty", "no_image", "one", "small", "odd", "ragged")
+
 
 @pytest.fixture(autouse=True)
 def memory_filled() -> Iterator[None]:
@@ -42,7 +45,7 @@ def test_agrees_with_reference(
     compare(case, got, run(case, "reference", args, kwargs), dtype)
 
 
-@pytest.mark.cases(size=lambda size: not size.benchmark)
+@pytest.mark.cases(size=lambda size: not size.benchmark, emulated=_FEW)
 def test_other_layouts_of_the_same_input(case: Case, size: str, backend: str, device: str) -> None:
     args, kwargs = case.inputs(size, torch.float32, device)
 
@@ -59,7 +62,7 @@ def test_other_layouts_of_the_same_input(case: Case, size: str, backend: str, de
     compare(case, got, run(case, "reference", args, kwargs), torch.float32)
 
 
-@pytest.mark.cases(size=lambda size: not size.benchmark)
+@pytest.mark.cases(size=lambda size: not size.benchmark, emulated=())
 def test_same_bits_for_any_number_of_threads(
     case: Case, size: str, backend: str, device: str
 ) -> None:
@@ -139,7 +142,7 @@ def _torch_arguments(case: Case, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     return recorded[0]
 
 
-@pytest.mark.cases(size=lambda size: not size.benchmark, reference=True)
+@pytest.mark.cases(size=lambda size: not size.benchmark, reference=True, emulated=_FEW)
 def test_opcheck(case: Case, size: str, backend: str, device: str) -> None:
     args, kwargs = case.inputs(size, torch.float32, device)
     arguments = _torch_arguments(case, args, kwargs)

@@ -101,7 +101,7 @@ def _check_count(op: str, argument: str, value: object) -> int:
 # --- reference ---------------------------------------------------------------------------------
 
 
-def _empty_detections(loc: Tensor, logits: Tensor, max_detections: int) -> tuple[Tensor, ...]:
+def empty_detections(loc: Tensor, logits: Tensor, max_detections: int) -> tuple[Tensor, ...]:
     dtype = torch.promote_types(accumulation_dtype(loc.dtype), accumulation_dtype(logits.dtype))
     images = loc.shape[0]
     return (
@@ -123,7 +123,7 @@ def _detection_output_reference(
     v0: float,
     v1: float,
 ) -> tuple[Tensor, ...]:
-    result = _empty_detections(loc, logits, max_detections)
+    result = empty_detections(loc, logits, max_detections)
     dtype = result[0].dtype
     all_boxes = decode(loc.to(dtype), priors.to(dtype), v0, v1)
     all_scores = logits.to(dtype).softmax(-1)
@@ -161,7 +161,7 @@ def _detection_output_cpp(
     v0: float,
     v1: float,
 ) -> tuple[Tensor, ...]:
-    result = _empty_detections(loc, logits, max_detections)
+    result = empty_detections(loc, logits, max_detections)
     boxes, scores, labels, count = result
     if loc.dtype != logits.dtype:
         loc, logits = loc.to(boxes.dtype), logits.to(boxes.dtype)
@@ -190,9 +190,28 @@ def _detection_output_cpp(
     return result
 
 
-# --- cuda --------------------------------------------------------------------------------------
+# --- cuda and triton -----------------------------------------------------------------------------
 
 _MOST_ON_GPU = 1024  # kMostKept of csrc/cuda/detection_output.cu
+
+
+def check_limits(logits: Tensor, top_k: int, max_detections: int) -> int:
+    """Check what the kernels for GPUs have room for; return `top_k`, at most the priors."""
+    images, count, classes = logits.shape
+    top_k = min(top_k, count)
+    for argument, value in (("top_k", top_k), ("max_detections", max_detections)):
+        if value > _MOST_ON_GPU:
+            raise ValueError(
+                f"detection_output: {argument}: expected at most {_MOST_ON_GPU} on a GPU "
+                f'(or ops.backend("reference")), got {value}'
+            )
+    sizes = (("priors in a batch", images * count), ("logits per image", count * classes))
+    for what, value in sizes:
+        if value >= 2**32:
+            raise ValueError(
+                f"detection_output: logits: expected fewer than 2^32 {what} on a GPU, got {value}"
+            )
+    return top_k
 
 
 def _detection_output_cuda(
@@ -208,25 +227,13 @@ def _detection_output_cuda(
     v0: float,
     v1: float,
 ) -> tuple[Tensor, ...]:
+    top_k = check_limits(logits, top_k, max_detections)
     settings = (score_threshold, nms_threshold, top_k, max_detections, v0, v1)
-    images, count, classes = logits.shape
-    top_k = min(top_k, count)
-    for argument, value in (("top_k", top_k), ("max_detections", max_detections)):
-        if value > _MOST_ON_GPU:
-            raise ValueError(
-                f"detection_output: {argument}: expected at most {_MOST_ON_GPU} on a GPU "
-                f'(or ops.backend("reference")), got {value}'
-            )
-    sizes = (("priors in a batch", images * count), ("logits per image", count * classes))
-    for what, value in sizes:
-        if value >= 2**32:
-            raise ValueError(
-                f"detection_output: logits: expected fewer than 2^32 {what} on a GPU, got {value}"
-            )
     if torch.float64 in (loc.dtype, logits.dtype):
         return _detection_output_reference(loc, logits, priors, *settings)
+    images, count, classes = logits.shape
     if images == 0 or count == 0 or score_threshold == 1:
-        return _empty_detections(loc, logits, max_detections)
+        return empty_detections(loc, logits, max_detections)
     if loc.dtype != logits.dtype:
         loc, logits = loc.float(), logits.float()
     loc, logits, priors = aligned(loc), aligned(logits), aligned(priors.float())
@@ -271,7 +278,8 @@ _detection_output = define(
     reference=_detection_output_reference,
     cpp=_detection_output_cpp,
     cuda=_detection_output_cuda,
-    fake=lambda loc, logits, priors, score, nms, top_k, max_detections, v0, v1: _empty_detections(
+    triton="detection_output.detection_output",
+    fake=lambda loc, logits, priors, score, nms, top_k, max_detections, v0, v1: empty_detections(
         loc, logits, max_detections
     ),
 )

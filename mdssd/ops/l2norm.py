@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mdssd.ops._dispatch import (
     accumulation_dtype,
+    aligned,
     check_number,
     check_same_dtype,
     check_tensor,
@@ -266,6 +267,151 @@ def _l2norm_add_relu_backward_cpp(
     return grad_a, grad_b, grad_scale_a.to(scale_a.dtype), grad_scale_b.to(scale_b.dtype)
 
 
+# --- cuda --------------------------------------------------------------------------------------
+
+
+def _l2norm_cuda(
+    kernels: Any, stream: int, x: Tensor, scale: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    layout = _memory_format(x)
+    dtype = accumulation_dtype(x.dtype)
+    x, scale = aligned(x, layout), aligned(scale.to(dtype))
+    y = torch.empty_like(x)
+    r = x.new_empty(x.shape[0], *x.shape[2:], dtype=dtype)
+    kernels.l2norm_cuda(
+        x.data_ptr(),
+        scale.data_ptr(),
+        eps,
+        x.shape[0],
+        x.shape[1],
+        x.shape[2] * x.shape[3],
+        layout == torch.channels_last,
+        y.data_ptr(),
+        r.data_ptr(),
+        dtype_code(x),
+        stream,
+    )
+    return y, r
+
+
+def _l2norm_add_relu_cuda(
+    kernels: Any,
+    stream: int,
+    a: Tensor,
+    b: Tensor,
+    scale_a: Tensor,
+    scale_b: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    layout = _memory_format(a)
+    dtype = accumulation_dtype(a.dtype)
+    a, b = aligned(a, layout), aligned(b, layout)
+    scale_a, scale_b = aligned(scale_a.to(dtype)), aligned(scale_b.to(dtype))
+    y = torch.empty_like(a)
+    ra = a.new_empty(a.shape[0], *a.shape[2:], dtype=dtype)
+    rb = torch.empty_like(ra)
+    kernels.l2norm_add_relu_cuda(
+        a.data_ptr(),
+        b.data_ptr(),
+        scale_a.data_ptr(),
+        scale_b.data_ptr(),
+        eps,
+        a.shape[0],
+        a.shape[1],
+        a.shape[2] * a.shape[3],
+        layout == torch.channels_last,
+        y.data_ptr(),
+        ra.data_ptr(),
+        rb.data_ptr(),
+        dtype_code(a),
+        stream,
+    )
+    return y, ra, rb
+
+
+def _workspace(kernels: Any, maps: int, x: Tensor) -> Tensor:
+    size = kernels.l2norm_workspace(maps, x.shape[1], dtype_code(x))
+    return torch.empty(size, dtype=torch.uint8, device=x.device)
+
+
+def _l2norm_backward_cuda(
+    kernels: Any, stream: int, grad: Tensor, x: Tensor, scale: Tensor, r: Tensor
+) -> tuple[Tensor, Tensor]:
+    if x.numel() == 0:
+        return _fake_map(x), torch.zeros_like(scale)
+    layout = _memory_format(x)
+    x, grad = aligned(x, layout), aligned(grad, layout)
+    wide_scale = aligned(scale.to(accumulation_dtype(x.dtype)))
+    grad_x, grad_scale = torch.empty_like(x), torch.empty_like(wide_scale)
+    workspace = _workspace(kernels, 1, x)
+    kernels.l2norm_backward_cuda(
+        grad.data_ptr(),
+        x.data_ptr(),
+        wide_scale.data_ptr(),
+        r.data_ptr(),
+        x.shape[0],
+        x.shape[1],
+        x.shape[2] * x.shape[3],
+        layout == torch.channels_last,
+        grad_x.data_ptr(),
+        grad_scale.data_ptr(),
+        workspace.data_ptr(),
+        dtype_code(x),
+        stream,
+    )
+    return grad_x, grad_scale.to(scale.dtype)
+
+
+def _l2norm_add_relu_backward_cuda(
+    kernels: Any,
+    stream: int,
+    grad: Tensor,
+    y: Tensor,
+    a: Tensor,
+    b: Tensor,
+    scale_a: Tensor,
+    scale_b: Tensor,
+    ra: Tensor,
+    rb: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if a.numel() == 0:
+        return (
+            _fake_map(a),
+            _fake_map(b, like=a),
+            torch.zeros_like(scale_a),
+            torch.zeros_like(scale_b),
+        )
+    layout = _memory_format(a)
+    dtype = accumulation_dtype(a.dtype)
+    grad, y, a, b = (aligned(t, layout) for t in (grad, y, a, b))
+    wide_a, wide_b = aligned(scale_a.to(dtype)), aligned(scale_b.to(dtype))
+    grad_a, grad_b = torch.empty_like(a), torch.empty_like(a)
+    grad_scale_a, grad_scale_b = torch.empty_like(wide_a), torch.empty_like(wide_b)
+    workspace = _workspace(kernels, 2, a)
+    kernels.l2norm_add_relu_backward_cuda(
+        grad.data_ptr(),
+        y.data_ptr(),
+        a.data_ptr(),
+        b.data_ptr(),
+        wide_a.data_ptr(),
+        wide_b.data_ptr(),
+        ra.data_ptr(),
+        rb.data_ptr(),
+        a.shape[0],
+        a.shape[1],
+        a.shape[2] * a.shape[3],
+        layout == torch.channels_last,
+        grad_a.data_ptr(),
+        grad_b.data_ptr(),
+        grad_scale_a.data_ptr(),
+        grad_scale_b.data_ptr(),
+        workspace.data_ptr(),
+        dtype_code(a),
+        stream,
+    )
+    return grad_a, grad_b, grad_scale_a.to(scale_a.dtype), grad_scale_b.to(scale_b.dtype)
+
+
 # --- definitions -------------------------------------------------------------------------------
 
 
@@ -293,6 +439,8 @@ _l2norm_backward = define(
     "l2norm_backward(Tensor grad, Tensor x, Tensor scale, Tensor r) -> (Tensor, Tensor)",
     reference=_l2norm_backward_reference,
     cpp=_l2norm_backward_cpp,
+    cuda=_l2norm_backward_cuda,
+    triton="l2norm.l2norm_backward",
     fake=lambda grad, x, scale, r: (_fake_map(x), scale.new_empty(scale.shape)),
 )
 
@@ -300,6 +448,8 @@ _l2norm = define(
     "l2norm(Tensor x, Tensor scale, float eps) -> (Tensor, Tensor)",
     reference=_l2norm_reference,
     cpp=_l2norm_cpp,
+    cuda=_l2norm_cuda,
+    triton="l2norm.l2norm",
     fake=lambda x, scale, eps: (_fake_map(x), _fake_rnorm(x)),
     setup_context=_save_l2norm,
     backward=lambda ctx, grad, _: (*_l2norm_backward(grad, *ctx.saved_tensors), None),
@@ -310,6 +460,8 @@ _l2norm_add_relu_backward = define(
     " Tensor scale_b, Tensor ra, Tensor rb) -> (Tensor, Tensor, Tensor, Tensor)",
     reference=_l2norm_add_relu_backward_reference,
     cpp=_l2norm_add_relu_backward_cpp,
+    cuda=_l2norm_add_relu_backward_cuda,
+    triton="l2norm.l2norm_add_relu_backward",
     fake=lambda grad, y, a, b, scale_a, scale_b, ra, rb: (
         _fake_map(a),
         _fake_map(b, like=a),
@@ -323,6 +475,8 @@ _l2norm_add_relu = define(
     " -> (Tensor, Tensor, Tensor)",
     reference=_l2norm_add_relu_reference,
     cpp=_l2norm_add_relu_cpp,
+    cuda=_l2norm_add_relu_cuda,
+    triton="l2norm.l2norm_add_relu",
     fake=lambda a, b, scale_a, scale_b, eps: (_fake_map(a), _fake_rnorm(a), _fake_rnorm(a)),
     setup_context=_save_l2norm_add_relu,
     backward=lambda ctx, grad, *_: (

@@ -326,6 +326,7 @@ _match_priors = define(
     reference=_match_priors_reference,
     cpp=_match_priors_cpp,
     cuda=_match_priors_cuda,
+    triton="matching.match_priors",
     fake=lambda gt, offsets, priors, iou_threshold: (
         gt.new_empty(offsets.shape[0] - 1, priors.shape[0], dtype=torch.int64),
         gt.new_empty(offsets.shape[0] - 1, priors.shape[0], dtype=torch.float32),
@@ -338,6 +339,7 @@ _encode_targets = define(
     reference=_encode_targets_reference,
     cpp=_encode_targets_cpp,
     cuda=_encode_targets_cuda,
+    triton="matching.encode_targets",
     fake=lambda gt, gt_labels, offsets, priors, *settings: (
         gt.new_empty(offsets.shape[0] - 1, priors.shape[0], 4),
         gt.new_empty(offsets.shape[0] - 1, priors.shape[0], dtype=torch.int64),

@@ -283,6 +283,7 @@ _multibox_loss_backward = define(
     reference=_multibox_loss_backward_reference,
     cpp=_multibox_loss_backward_cpp,
     cuda=_multibox_loss_backward_cuda,
+    triton="multibox_loss.multibox_loss_backward",
     fake=lambda grad_loc_loss, grad_conf_loss, loc, logits, *rest: (
         loc.new_empty(loc.shape),
         logits.new_empty(logits.shape),
@@ -295,6 +296,7 @@ _multibox_loss = define(
     reference=_multibox_loss_reference,
     cpp=_multibox_loss_cpp,
     cuda=_multibox_loss_cuda,
+    triton="multibox_loss.multibox_loss",
     fake=_multibox_loss_fake,
     setup_context=_save,
     backward=lambda ctx, grad_loc_loss, grad_conf_loss, *_: (

@@ -234,6 +234,7 @@ _nms = define(
     reference=_nms_reference,
     cpp=_nms_cpp,
     cuda=_nms_cuda,
+    triton="nms.nms",
     fake=_nms_fake,
 )
 
@@ -243,6 +244,7 @@ _nms_padded = define(
     reference=_nms_padded_reference,
     cpp=_nms_padded_cpp,
     cuda=_nms_padded_cuda,
+    triton="nms.nms_padded",
     fake=lambda boxes, scores, idxs, threshold: (
         boxes.new_empty(boxes.shape[0], dtype=torch.int64),
         boxes.new_empty((), dtype=torch.int64),

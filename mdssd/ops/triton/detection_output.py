@@ -1,0 +1,404 @@
+"""detection_output in Triton: the design of csrc/cuda/detection_output.cu, in another form.
+
+Every (image, class) has a list of CAPACITY candidates:
+  1. scan_kernel reads the logits once, puts what passes the threshold into the lists, and counts it
+     in histograms. A list that overflows is done again; in a trained network none does, and the
+     launches up to step 4 end at once.
+  2. select_kernel and, where one histogram does not settle it, scan_kernel again find a bound that
+     lets through at least top_k and at most CAPACITY candidates: a radix selection.
+  3. scan_kernel fills those lists.
+  4. rank_kernel sorts: each candidate counts the better ones of its list, and decodes its box.
+  5. suppress_kernel: greedy NMS of a list.
+  6. place_kernel: each box kept counts the better ones of its image, and is written to its row.
+Here the *smaller* key is the better one. A candidate's is the distance of its score's bits below
+those of 1, then the prior. No two are equal, so that a selection always comes to an end, ties are
+settled, and the order in which the programs ran leaves no trace. Memory is O(images x classes).
+
+Block sizes and warps are by reasoning (no GPU was at hand): 8 to 32 numbers of a tile per thread,
+with which none of the kernels spills registers on sm_90.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra import libdevice
+
+from mdssd.ops.detection_output import check_limits, empty_detections
+from mdssd.ops.triton.common import (
+    _INTERPRETED,
+    OPTIONS,
+    blocks,
+    decode,
+    dense,
+    load_four,
+    power_of_2,
+    store_four,
+)
+
+DIGIT_BITS = tl.constexpr(11)
+BINS = tl.constexpr(2048)
+ONE = tl.constexpr(0x3F800000)  # bits of 1.0
+WORST = tl.constexpr(2**63 - 1)  # a key after all others
+
+TILE = 2048  # logits at once, by 8 warps
+SCAN_PROGRAMS = 4096  # several for each multiprocessor; few enough that an idle launch ends fast
+RANK_PROGRAMS = 128
+RANKED, OTHERS = 128, 64  # a program's candidates, and those that it compares them with at once
+SUPPRESSED = 64  # boxes of a tile
+PLACED, LISTS = 64, 32  # a program's boxes, and the lists that it searches at once
+
+
+@triton.jit
+def exp(x):
+    """Rounded as well as PyTorch's: close scores keep their order, which tl.exp would change."""
+    if _INTERPRETED:
+        return tl.exp(x.to(tl.float64)).to(tl.float32)
+    else:
+        return libdevice.exp(x)
+
+
+@triton.jit
+def append(wanted, key, c, candidates, size, flags, WAYS: tl.constexpr, CAPACITY: tl.constexpr):
+    """Put the wanted keys [rows, classes] into the lists of their classes, as far as there is room.
+
+    The program asks once per class for room. The tile has a number for every thread, of which one
+    row is used: up to Triton 3.4 the result of an atomic is wrong in threads that only repeat one
+    (triton issue 7402). An overflown list grows no more, which spares the atomics.
+    """
+    count = tl.sum(wanted.to(tl.int32), 0)
+    way = tl.arange(0, WAYS)[:, None]
+    counts = tl.where(way == 0, count[None, :], 0)
+    at = size + c[None, :] + 0 * way
+    seen = tl.load(at, mask=counts > 0, other=0, volatile=True)
+    room = (counts > 0) & (seen <= CAPACITY)
+    grown = tl.atomic_add(at, counts, mask=room, sem="relaxed")
+    first = tl.sum(tl.where(room, grown, seen), 0)
+    place = first[None, :] + tl.cumsum(wanted.to(tl.int32), 0) - 1
+    tl.store(candidates + (c[None, :] * CAPACITY + place), key, mask=wanted & (place < CAPACITY))
+    tl.store(flags + 0 * c, 1, mask=first + count > CAPACITY)
+
+
+@triton.jit(do_not_specialize=["level", "levels", "shift"])
+def scan_kernel(
+    logits, candidates, size, histogram, need, bound, flags, images, count, classes,
+    threshold, log_threshold, index_bits, level, levels, shift,
+    ROWS: tl.constexpr, BLOCK_C: tl.constexpr, WAYS: tl.constexpr, CAPACITY: tl.constexpr,
+):  # fmt: skip
+    """score = exp(x - max x) / sum exp(x - max x) of the rows of logits [images, count, classes].
+
+    A program has every so many blocks of ROWS rows of one image, with all classes in one tile.
+    Level 0: the scores above the threshold are appended and counted by the first digit of their
+    keys. Levels up to `levels`: those in the cells of the open lists are counted by the next digit.
+    Level `levels`: those up to the lists' bounds are appended. It is one kernel, since two could
+    add up a row in different orders, and then disagree about a last bit.
+    """
+    per_image = (count + ROWS - 1) // ROWS
+    busy = (level == 0) | (tl.load(flags + level % levels) != 0)
+    stop = tl.where(busy, images * per_image, 0)
+    r = tl.arange(0, ROWS)
+    c = tl.arange(0, BLOCK_C)
+    for block in range(tl.program_id(0), stop, tl.num_programs(0)):
+        image = (block // per_image).to(tl.int64)
+        first_row = (block % per_image).to(tl.int64) * ROWS
+        inside = (r < count - first_row)[:, None] & (c < classes)[None, :]
+        tile = logits + (image * count + first_row) * classes
+        x = tl.load(tile + (r[:, None] * classes + c[None, :]), mask=inside, other=0)
+        x = tl.where((c < classes)[None, :], x.to(tl.float32), -float("inf"))
+        # A score is at most exp(its logit - the background's), which needs no exponential to be
+        # compared; rows let through in error fail the exact test.
+        background = tl.sum(tl.where(c[None, :] == 0, x, 0.0), 1)
+        foreground = tl.max(tl.where(c[None, :] > 0, x, -float("inf")), 1)
+        hopeful = (foreground - background >= log_threshold) & (r < count - first_row)
+        if tl.max(hopeful.to(tl.int32), 0) > 0:
+            top = tl.where(background > foreground, background, foreground)
+            e = exp(x - top[:, None])
+            score = tl.div_rn(e, tl.sum(e, 1)[:, None] + tl.zeros_like(e))
+            passes = (score > threshold) & inside & (c > 0)[None, :]
+            distance = -(score.to(tl.int32, bitcast=True) - ONE).to(tl.int64)
+            key = (distance << index_bits) | (first_row + r)[:, None]
+            # Class 0 has no list: it would stand before the first of the image.
+            skip = image * (classes - 1) - 1
+            listed = (c > 0) & (c < classes)
+            limit = tl.load(bound + skip + c, mask=listed, other=0)[None, :]
+            if level < levels:
+                searched = tl.load(need + skip + c, mask=listed, other=0)
+                searched = tl.where(level == 0, 1, searched)[None, :] > 0
+                here = passes & searched & ((key >> (shift + DIGIT_BITS)) == limit)
+                digit = ((key >> shift) & (BINS - 1)).to(tl.int32)
+                bins = histogram + skip * BINS + (c[None, :] * BINS + digit)
+                tl.atomic_add(bins, tl.full(key.shape, 1, tl.int32), mask=here, sem="relaxed")
+            if level % levels == 0:
+                wanted = passes & (key < tl.where(level == 0, WORST, limit))
+                row = candidates + skip * CAPACITY
+                append(wanted, key, c, row, size + skip, flags, WAYS, CAPACITY)
+
+
+@triton.jit(do_not_specialize=["level", "shift"])
+def select_kernel(size, histogram, need, bound, flags, top_k, level, shift, CAPACITY: tl.constexpr):
+    """Settle a digit of the bound: that of the candidate of rank `need` in the cell searched.
+
+    A program has a list. `bound` is the digits settled while `need` is above 0, then the bound.
+    """
+    i = tl.program_id(0).to(tl.int64)
+    wanted = tl.load(need + i)
+    if level == 0:
+        wanted = tl.where(tl.load(size + i) > CAPACITY, top_k, 0)
+    if (tl.load(flags + level) != 0) & (wanted > 0):
+        digit = tl.arange(0, BINS)
+        row = histogram + i * BINS + digit
+        counts = tl.load(row).to(tl.uint32, bitcast=True).to(tl.int64)
+        up_to = tl.cumsum(counts, 0)
+        found = tl.sum((up_to < wanted).to(tl.int32), 0)
+        before = tl.sum(tl.where(digit < found, counts, 0), 0)
+        cell = tl.sum(tl.where(digit == found, counts, 0), 0)
+        prefix = (tl.load(bound + i) << DIGIT_BITS) | found
+        settled = top_k - wanted + before + cell <= CAPACITY
+        tl.store(bound + i, tl.where(settled, (prefix + 1) << shift, prefix))
+        tl.store(need + i, tl.where(settled, 0, wanted - before).to(tl.int32))
+        tl.store(flags + level + 1, 1, mask=settled == 0)
+        tl.store(size + i, 0)
+        tl.store(row, tl.zeros_like(digit))  # for the next digit
+
+
+@triton.jit
+def rank_kernel(
+    loc, priors, candidates, size, keys, boxes, count, classes, index_bits, top_k, v0, v1, parts,
+    CAPACITY: tl.constexpr, RANKED: tl.constexpr, OTHERS: tl.constexpr,
+):  # fmt: skip
+    """The rank of a candidate is the number of smaller keys in its list.
+
+    The best top_k get their places in `keys` [lists, top_k], as detections (below), and `boxes`
+    [lists, top_k, 4]. `parts` programs share a list; each has every so many blocks of RANKED keys.
+    A detection's key orders over all classes: distance of the score, lower prior, lower class.
+    """
+    i = (tl.program_id(0) // parts).to(tl.int64)
+    image, label = i // (classes - 1), i % (classes - 1) + 1
+    found = tl.load(size + i)
+    row = candidates + i * CAPACITY
+    for first in range(tl.program_id(0) % parts * RANKED, found, parts * RANKED):
+        mine = first + tl.arange(0, RANKED)
+        key = tl.load(row + mine, mask=mine < found, other=0)
+        smaller = tl.zeros((RANKED, OTHERS), tl.int32)
+        for start in range(0, found, OTHERS):
+            other = start + tl.arange(0, OTHERS)
+            its_key = tl.load(row + other, mask=other < found, other=WORST)
+            smaller += (its_key[None, :] < key[:, None]).to(tl.int32)
+        rank = tl.sum(smaller, 1)
+        best = (mine < found) & (rank < top_k)
+        prior = key & ((tl.full((), 1, tl.int64) << index_bits) - 1)
+        ox, oy, ow, oh = load_four(loc, image * count + prior, best)
+        cx, cy, w, h = load_four(priors, prior, best)
+        x1, y1, x2, y2 = decode(ox, oy, ow, oh, cx, cy, w, h, v0, v1)
+        place = i * top_k + rank
+        store_four(boxes, place, x1, y1, x2, y2, best)
+        detection = ((key >> index_bits) << 32) | (prior * classes + label)
+        tl.store(keys + place, detection, mask=best)
+
+
+@triton.jit
+def over(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2, threshold):
+    """Whether the IoU of boxes a [A] and b [B] is above the threshold: [A, B].
+
+    As `iou` of common, less what only matters for its value: a NaN makes an area NaN.
+    """
+    width = tl.minimum(ax2[:, None], bx2[None, :]) - tl.maximum(ax1[:, None], bx1[None, :])
+    height = tl.minimum(ay2[:, None], by2[None, :]) - tl.maximum(ay1[:, None], by1[None, :])
+    intersection = tl.maximum(width, 0.0) * tl.maximum(height, 0.0)
+    area_a, area_b = (ax2 - ax1) * (ay2 - ay1), (bx2 - bx1) * (by2 - by1)
+    return tl.div_rn(intersection, area_a[:, None] + area_b[None, :] - intersection) > threshold
+
+
+@triton.jit
+def suppress_kernel(
+    keys, boxes, size, kept_keys, kept_boxes, kept_size, top_k, most, threshold, TILE: tl.constexpr
+):
+    """Greedy NMS of `boxes` [lists, top_k, 4], by falling score; a program has a list.
+
+    By tiles: first the boxes kept before against the tile's, then the pairs within the tile. There,
+    alive[j] = not any of i < j: alive[i] and over[i, j] is applied until nothing changes: the first
+    t boxes are right after t rounds, and chains of suppression are short. After `most` boxes it
+    ends: more of one class can never be among the best of the image.
+    """
+    i = tl.program_id(0).to(tl.int64)
+    found = tl.load(size + i)
+    n = tl.where(found < top_k, found, top_k)
+    t = tl.arange(0, TILE)
+    keys += i * top_k
+    boxes += i * top_k * 4
+    kept_keys += i * most
+    kept_boxes += i * most * 4
+    kept = found * 0
+    first = found * 0
+    while (first < n) & (kept < most):
+        mine = first + t
+        x1, y1, x2, y2 = load_four(boxes, mine, mine < n)
+        alive = (mine < n).to(tl.int32)
+        for start in range(0, kept, TILE):
+            other = start + t
+            ox1, oy1, ox2, oy2 = load_four(kept_boxes, other, other < kept)
+            hit = over(ox1, oy1, ox2, oy2, x1, y1, x2, y2, threshold) & (other < kept)[:, None]
+            alive = tl.where(tl.max(hit.to(tl.int32), 0) > 0, 0, alive)
+        if tl.max(alive, 0) > 0:
+            hit = over(x1, y1, x2, y2, x1, y1, x2, y2, threshold) & (t[:, None] < t[None, :])
+            hit = hit.to(tl.int32)
+            candidates = alive
+            changed = n * 0 + 1
+            while changed > 0:
+                suppressed = tl.max(hit * alive[:, None], 0)
+                now = candidates * (1 - suppressed)
+                changed = tl.max((now != alive).to(tl.int32), 0)
+                alive = now
+            place = kept + tl.cumsum(alive, 0) - 1
+            fits = (alive > 0) & (place < most)
+            key = tl.load(keys + mine, mask=mine < n, other=0)
+            tl.store(kept_keys + place, key, mask=fits)
+            store_four(kept_boxes, place, x1, y1, x2, y2, fits)
+            kept += tl.sum(alive, 0)
+            tl.debug_barrier()  # the other threads of the program read these boxes
+        first += TILE
+    tl.store(kept_size + i, tl.where(kept < most, kept, most))
+
+
+@triton.jit
+def place_kernel(
+    kept_keys, kept_boxes, kept_size, boxes, scores, labels, found, foreground, most,
+    PLACED: tl.constexpr, LISTS: tl.constexpr, STEPS: tl.constexpr, MOST: tl.constexpr,
+    FOREGROUND: tl.constexpr,
+):  # fmt: skip
+    """The row of a kept box is the number of smaller keys in all lists of its image.
+
+    They are sorted: a binary search of STEPS steps in each. A program has a list, PLACED boxes at a
+    time, until the rows are beyond the last one, `most`. The first program of an image also writes
+    what is the same for all: the count, and zeros from it on.
+    """
+    i = tl.program_id(0).to(tl.int64)
+    image = i // foreground
+    lists = image * foreground
+    if i == lists:
+        c = tl.arange(0, FOREGROUND)
+        total = tl.sum(tl.load(kept_size + lists + c, mask=c < foreground, other=0).to(tl.int64), 0)
+        total = tl.where(total < most, total, most)
+        row = tl.arange(0, MOST)
+        unused = (row >= total) & (row < most)
+        zero = tl.zeros((MOST,), tl.float32)
+        store_four(boxes, image * most + row, zero, zero, zero, zero, unused)
+        tl.store(scores + image * most + row, zero, mask=unused)
+        tl.store(labels + image * most + row, zero.to(tl.int64), mask=unused)
+        tl.store(found + image, total)
+    n = tl.load(kept_size + i)
+    first = n * 0
+    while first < n:
+        mine = first + tl.arange(0, PLACED)
+        key = tl.load(kept_keys + i * most + mine, mask=mine < n, other=WORST)
+        place = tl.where(mine < n, 0, most)
+        start = n * 0
+        while (start < foreground) & (tl.min(place, 0) < most):
+            other = start + tl.arange(0, LISTS)
+            sizes = tl.load(kept_size + lists + other, mask=other < foreground, other=0)[None, :]
+            before = kept_keys + (lists + other[None, :]) * most - 1
+            smaller = tl.zeros((PLACED, LISTS), tl.int32)
+            for step in tl.static_range(STEPS):
+                probe = smaller + (1 << (STEPS - 1 - step))
+                its_key = tl.load(before + probe, mask=probe <= sizes, other=WORST)
+                smaller = tl.where(its_key < key[:, None], probe, smaller)
+            place += tl.sum(smaller, 1)
+            start += LISTS
+        best = place < most
+        row = image * most + place
+        x1, y1, x2, y2 = load_four(kept_boxes, i * most + mine, best)
+        store_four(boxes, row, x1, y1, x2, y2, best)
+        score = (-((key >> 32) - ONE)).to(tl.int32).to(tl.float32, bitcast=True)
+        tl.store(scores + row, score, mask=best)
+        tl.store(labels + row, (i - lists + 1) + mine * 0, mask=best)
+        # The later boxes of the list come after these.
+        first = tl.where(tl.min(place, 0) < most, first + PLACED, n)
+
+
+def _bits(x: float) -> int:
+    """Of the float32 next to x."""
+    return int(struct.unpack("I", struct.pack("f", x))[0])
+
+
+def detection_output(
+    loc: Tensor,
+    logits: Tensor,
+    priors: Tensor,
+    score_threshold: float,
+    nms_threshold: float,
+    top_k: int,
+    max_detections: int,
+    v0: float,
+    v1: float,
+) -> tuple[Tensor, ...]:
+    """As `mdssd.ops.detection_output`."""
+    top_k = check_limits(logits, top_k, max_detections)
+    images, count, classes = logits.shape
+    boxes, scores, labels, found = result = empty_detections(loc, logits, max_detections)
+    if images == 0 or count == 0 or score_threshold == 1:
+        return result
+    loc, logits, priors = dense(loc), dense(logits), dense(priors.float())
+    lists = images * (classes - 1)
+
+    index_bits = (count - 1).bit_length()
+    bits = (_bits(1.0) - _bits(score_threshold)).bit_length() + index_bits
+    # Room for top_k, and for a cell of half as many keys: what the last digit leaves undecided.
+    capacity = 2 * max(512, power_of_2(top_k, 1024))
+    levels = max(1, blocks(bits - (capacity // 2).bit_length() + 1, DIGIT_BITS.value))
+    shifts = [max(0, bits - (level + 1) * DIGIT_BITS.value) for level in range(levels)]
+    # One run of memory, so that one launch fills it with zeros.
+    zeros = loc.new_zeros(lists * (BINS.value + 4) + levels + 1, dtype=torch.int32)
+    bound, need, size, histogram, flags = zeros.split(
+        [2 * lists, lists, lists, lists * BINS.value, levels + 1]
+    )
+    bound = bound.view(torch.int64)
+    candidates = loc.new_empty(lists, capacity, dtype=torch.int64)
+
+    block_c = power_of_2(classes, 1 << 20)
+    rows = max(1, TILE // block_c)
+    warps = min(16, 8 * blocks(block_c, TILE))
+    # The margin covers the rounding of softmax.
+    log_threshold = math.log(score_threshold) - 1e-3 if score_threshold > 0 else -math.inf
+    programs = min(SCAN_PROGRAMS, images * blocks(count, rows))
+    for level in range(levels + 1):
+        shift = shifts[level] if level < levels else 0
+        scan_kernel[(programs,)](
+            logits, candidates, size, histogram, need, bound, flags, images, count, classes,
+            score_threshold, log_threshold, index_bits, level, levels, shift, ROWS=rows,
+            BLOCK_C=block_c, WAYS=max(1, 64 * warps // block_c), CAPACITY=capacity,
+            num_warps=warps, **OPTIONS,
+        )  # fmt: skip
+        if level == levels or count <= capacity:  # no list can overflow
+            break
+        select_kernel[(lists,)](
+            size, histogram, need, bound, flags, top_k, level, shift, CAPACITY=capacity,
+            num_warps=4, **OPTIONS,
+        )  # fmt: skip
+
+    keys = loc.new_empty(lists, top_k, dtype=torch.int64)
+    sorted_boxes = loc.new_empty(lists, top_k, 4, dtype=torch.float32)
+    parts = max(1, min(capacity // RANKED, RANK_PROGRAMS // lists))
+    rank_kernel[(lists * parts,)](
+        loc, priors, candidates, size, keys, sorted_boxes, count, classes, index_bits, top_k,
+        v0, v1, parts, CAPACITY=capacity, RANKED=RANKED, OTHERS=OTHERS, num_warps=8, **OPTIONS,
+    )  # fmt: skip
+    kept_keys = loc.new_empty(lists, max_detections, dtype=torch.int64)
+    kept_boxes = loc.new_empty(lists, max_detections, 4, dtype=torch.float32)
+    kept_size = torch.empty_like(size)
+    suppress_kernel[(lists,)](
+        keys, sorted_boxes, size, kept_keys, kept_boxes, kept_size, top_k, max_detections,
+        nms_threshold, TILE=SUPPRESSED, num_warps=16, **OPTIONS,
+    )  # fmt: skip
+    most_kept = min(top_k, max_detections)
+    place_kernel[(lists,)](
+        kept_keys, kept_boxes, kept_size, boxes, scores, labels, found, classes - 1, max_detections,
+        PLACED=PLACED, LISTS=power_of_2(classes - 1, LISTS), STEPS=most_kept.bit_length(),
+        MOST=power_of_2(max_detections, 1024), FOREGROUND=power_of_2(classes - 1, 1 << 20),
+        num_warps=8, **OPTIONS,
+    )  # fmt: skip
+    return result

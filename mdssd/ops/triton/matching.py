@@ -1,0 +1,242 @@
+"""match_priors and encode_targets in Triton.
+
+As in `csrc/cuda/matching.cu` there is no matrix of priors x boxes: a program keeps the best box of
+each of its priors in registers while the boxes of the image pass over them, and the best prior of a
+box is an atomic maximum that no order of programs can change. Most pairs do not overlap, and the
+priors of a program lie close together, so it first picks the boxes that meet their common bounds.
+What is skipped has an IoU of 0, which could change nothing.
+
+Block sizes are by reasoning (no GPU was at hand): few priors per program, so that their bounds are
+tight, and few boxes in a tile, since as a rule only a few meet them; two warps then have 16 pairs
+per thread, which leaves the registers for 16 warps on a multiprocessor.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mdssd.ops.triton.common import (
+    OPTIONS,
+    area,
+    blocks,
+    dense,
+    encode,
+    iou,
+    load_four,
+    store_four,
+    to_corners,
+)
+
+PRIORS = 256  # of a program
+LIST = 32  # boxes tested against the bounds at a time
+TILE = 4  # boxes that meet them, compared with all priors at a time
+FORCED = 64  # boxes of a program that forces their priors
+_LOW = tl.constexpr(0x7FFFFFFF)
+
+
+@triton.jit
+def write(
+    first_out, second_out, gt, gt_labels, priors, row, prior, box, begin, v0, v1, mask,
+    ENCODE: tl.constexpr,
+):  # fmt: skip
+    """What becomes of a match: the index in the image's list, or the targets of `encode_targets`.
+
+    `box` counts over the whole batch from `begin` of its image; below it is background.
+    """
+    hit = mask & (box >= begin)
+    if ENCODE:
+        zero = row.to(tl.float32) * 0
+        ox, oy, ow, oh, label = zero, zero, zero, zero, row * 0
+        if tl.max(hit.to(tl.int32), 0) > 0:  # in most programs all is background
+            x1, y1, x2, y2 = load_four(gt, box, hit)
+            cx, cy, w, h = load_four(priors, prior, hit)
+            ox, oy, ow, oh = encode(x1, y1, x2, y2, cx, cy, w, h, v0, v1)
+            ox, oy = tl.where(hit, ox, 0.0), tl.where(hit, oy, 0.0)
+            ow, oh = tl.where(hit, ow, 0.0), tl.where(hit, oh, 0.0)
+            label = tl.load(gt_labels + box, mask=hit, other=0)
+        store_four(first_out, row, ox, oy, ow, oh, mask)
+        tl.store(second_out + row, label, mask=mask)
+    else:
+        tl.store(first_out + row, tl.where(hit, box - begin, -1), mask=mask)
+
+
+@triton.jit
+def match_kernel(
+    gt, gt_labels, begins, priors, best_priors, first_out, second_out, count, programs,
+    threshold, v0, v1,
+    PRIORS: tl.constexpr, LIST: tl.constexpr, TILE: tl.constexpr, ENCODE: tl.constexpr,
+):  # fmt: skip
+    """For each prior of an image the box of the highest iou(box, prior), if at least `threshold`.
+
+    `programs` programs share an image, each has PRIORS of its `count` priors. best_priors[box]
+    becomes the maximum over all programs of the IoU's bits (which order as the IoU does, since it
+    is not negative) above, and below them the complement of the prior, so that of equal IoUs the
+    lower prior is the maximum; 0 where the box overlaps none. Source: SSD, section 2.2.
+    """
+    image = tl.program_id(0) // programs
+    first_prior = (tl.program_id(0) % programs) * PRIORS
+    prior = first_prior + tl.arange(0, PRIORS)
+    inside = prior < count
+    begin = tl.load(begins + image) - image
+    boxes = (tl.load(begins + image + 1) - (image + 1) - begin).to(tl.int32)
+
+    best = tl.full((PRIORS,), 0.0, tl.float32)
+    best_box = tl.full((PRIORS,), 0, tl.int32)  # from `begin`
+    if boxes > 0:
+        cx, cy, w, h = load_four(priors, prior.to(tl.int64), inside)
+        x1, y1, x2, y2 = to_corners(cx, cy, w, h)
+        own_area = area(x1, y1, x2, y2)
+        # A NaN would spoil the bounds; its IoUs are 0, as are those of a box that is nowhere.
+        real = inside & (own_area == own_area)
+        x1, y1 = tl.where(real, x1, float("inf")), tl.where(real, y1, float("inf"))
+        x2, y2 = tl.where(real, x2, float("-inf")), tl.where(real, y2, float("-inf"))
+        left, top = tl.min(x1, 0), tl.min(y1, 0)
+        right, bottom = tl.max(x2, 0), tl.max(y2, 0)
+        for first in range(0, boxes, LIST):
+            k = first + tl.arange(0, LIST)
+            lx1, ly1, lx2, ly2 = load_four(gt, begin + k, k < boxes)
+            meets = (k < boxes) & (lx1 < right) & (lx2 > left) & (ly1 < bottom) & (ly2 > top)
+            rank = tl.cumsum(meets.to(tl.int32), 0)  # of those that meet, from 1
+            hits = tl.max(rank, 0)
+            for start in range(0, hits, TILE):
+                wanted = start + 1 + tl.arange(0, TILE)
+                found = meets[None, :] & (rank[None, :] == wanted[:, None])
+                box = tl.sum(tl.where(found, k[None, :], 0), 1).to(tl.int32)
+                bx1, by1, bx2, by2 = load_four(gt, begin + box, wanted <= hits)
+                value = iou(
+                    bx1[:, None], by1[:, None], bx2[:, None], by2[:, None],
+                    area(bx1, by1, bx2, by2)[:, None],
+                    x1[None, :], y1[None, :], x2[None, :], y2[None, :], own_area[None, :],
+                )  # fmt: skip
+                # The boxes come in rising order; of equal ones the first wins, here and before.
+                highest = tl.max(value, 0)
+                winner = tl.min(tl.where(value == highest[None, :], box[:, None], _LOW), 0)
+                best_box = tl.where(highest > best, winner, best_box)
+                best = tl.where(highest > best, highest, best)
+                # The same for the priors of each box.
+                highest, lane = tl.max(value, 1, return_indices=True)
+                low = _LOW - (first_prior + lane)
+                packed = (highest.to(tl.int32, bitcast=True).to(tl.int64) << 32) | low
+                tl.atomic_max(best_priors + begin + box, packed, mask=highest > 0, sem="relaxed")
+
+    row = image.to(tl.int64) * count + prior
+    matched = (boxes > 0) & (best >= threshold)
+    box = begin + tl.where(matched, best_box, -1)
+    write(
+        first_out, second_out, gt, gt_labels, priors, row, prior.to(tl.int64), box, begin, v0, v1,
+        inside, ENCODE,
+    )  # fmt: skip
+    if not ENCODE:
+        tl.store(second_out + row, best, mask=inside)
+
+
+@triton.jit
+def force_kernel(
+    gt, gt_labels, begins, priors, best_priors, first_out, second_out, count, images, total, v0, v1,
+    FORCED: tl.constexpr, ENCODE: tl.constexpr,
+):  # fmt: skip
+    """Each box gets its best prior; of several boxes of an image with one prior, the last.
+
+    A program has FORCED of all `total` boxes, and compares them with the later ones of their image,
+    so that no prior is written twice.
+    """
+    start = tl.program_id(0) * FORCED
+    k = start + tl.arange(0, FORCED)
+    inside = k < total
+    image = tl.full((FORCED,), 0, tl.int64)  # as many images as have ended before
+    for first in range(0, images, FORCED):
+        i = first + 1 + tl.arange(0, FORCED)
+        ends = tl.load(begins + i, mask=i <= images, other=1 << 62) - i
+        image += tl.sum((ends[:, None] <= k[None, :]).to(tl.int64), 0)
+    begin = tl.load(begins + image, mask=inside, other=0) - image
+    end = tl.load(begins + image + 1, mask=inside, other=0) - (image + 1)
+    packed = tl.load(best_priors + k, mask=inside, other=0)
+    prior = tl.where(packed == 0, 0, _LOW - (packed & _LOW))  # who overlaps nothing takes prior 0
+    last = inside
+    for first in range(start, tl.max(end, 0).to(tl.int32), FORCED):
+        other = first + tl.arange(0, FORCED)
+        packed = tl.load(best_priors + other, mask=other < total, other=0)
+        other_prior = tl.where(packed == 0, 0, _LOW - (packed & _LOW))
+        later = (other[:, None] > k[None, :]) & (other[:, None] < end[None, :])
+        taken = later & (other_prior[:, None] == prior[None, :])
+        last = last & (tl.max(taken.to(tl.int32), 0) == 0)
+    write(
+        first_out, second_out, gt, gt_labels, priors, image * count + prior, prior,
+        k.to(tl.int64), begin, v0, v1, last, ENCODE,
+    )  # fmt: skip
+
+
+def _begins(offsets: Tensor, device: torch.device) -> Tensor:
+    """offsets[i] + i of the CPU's offsets [B + 1], on the device.
+
+    Not copied but cut out of an arange: a copy would have to be waited for, or its source to be
+    kept for as long as a CUDA graph may replay it. `i` is added as no piece may be empty.
+    """
+    counts = offsets.diff().tolist()
+    pieces = [size for count in counts for size in (1, count)] + [1]
+    numbers = torch.arange(sum(pieces), device=device)
+    return torch.cat(numbers.split(pieces)[::2])
+
+
+def _match(
+    gt: Tensor,
+    gt_labels: Tensor | None,
+    offsets: Tensor,
+    priors: Tensor,
+    threshold: float,
+    v0: float,
+    v1: float,
+    outputs: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Both operators: `encode_targets` is the one with labels."""
+    images, count = offsets.shape[0] - 1, priors.shape[0]
+    if images == 0 or count == 0:
+        return outputs
+    gt, priors = dense(gt), dense(priors.float())
+    gt_labels = None if gt_labels is None else dense(gt_labels)
+    begins = _begins(offsets, gt.device)
+    best_priors = torch.zeros(gt.shape[0], dtype=torch.int64, device=gt.device)
+    encoded: dict[str, Any] = {"ENCODE": gt_labels is not None, **OPTIONS}
+    programs = blocks(count, PRIORS)
+    match_kernel[(programs * images,)](
+        gt, gt_labels, begins, priors, best_priors, *outputs, count, programs, threshold, v0, v1,
+        PRIORS=PRIORS, LIST=LIST, TILE=TILE, num_warps=2, **encoded,
+    )  # fmt: skip
+    total = gt.shape[0]
+    if total:
+        force_kernel[(blocks(total, FORCED),)](
+            gt, gt_labels, begins, priors, best_priors, *outputs, count, images, total, v0, v1,
+            FORCED=FORCED, num_warps=4, **encoded,
+        )  # fmt: skip
+    return outputs
+
+
+def match_priors(
+    gt: Tensor, offsets: Tensor, priors: Tensor, threshold: float
+) -> tuple[Tensor, Tensor]:
+    """As `mdssd.ops.match_priors`, of all boxes [sum of M_i, 4] and the CPU's offsets [B + 1]."""
+    shape = (offsets.shape[0] - 1, priors.shape[0])
+    index = gt.new_empty(shape, dtype=torch.int64)
+    best_iou = gt.new_empty(shape, dtype=torch.float32)
+    return _match(gt, None, offsets, priors, threshold, 1.0, 1.0, (index, best_iou))
+
+
+def encode_targets(
+    gt: Tensor,
+    gt_labels: Tensor,
+    offsets: Tensor,
+    priors: Tensor,
+    threshold: float,
+    v0: float,
+    v1: float,
+) -> tuple[Tensor, Tensor]:
+    """As `mdssd.ops.encode_targets`, of all boxes and labels and the CPU's offsets [B + 1]."""
+    shape = (offsets.shape[0] - 1, priors.shape[0])
+    loc = gt.new_empty(*shape, 4)
+    labels = gt.new_empty(shape, dtype=torch.int64)
+    return _match(gt, gt_labels, offsets, priors, threshold, v0, v1, (loc, labels))

@@ -1,0 +1,383 @@
+"""multibox_loss and its gradient in Triton.
+
+Forward is three launches whatever the batch: a pass over the logits, a selection per image of the
+hardest background priors, and the sums. Each program's share of a sum is a plain store to its own
+place, and each sum has a fixed order: the same bits every time. Sizes are by reasoning (no GPU was
+at hand).
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mdssd.ops.triton.common import OPTIONS, blocks, dense, narrow, power_of_2
+
+LANES = tl.constexpr(8)  # neighbouring threads that share a row of logits
+TILE = 4096  # logits of a program at a time: 32 registers of each of its 128 threads
+BACKWARD_TILE = 2048  # smaller: the fewer rows, the more programs have none to compute
+MOST_CLASSES = 256  # of a tile
+ROW_PROGRAMS = 2048  # at most; each takes one tile after the other and leaves one share of the sums
+ROW_TILES = 2  # at least, of a program: half the shares, and still programs enough
+HELD = 32768  # priors of an image whose losses a program keeps: 64 registers of 512 threads
+PRIORS = 16384  # of larger images, at a time
+TERMS = 1024  # of the last sums that are added at a time
+
+# A loss as an integer that orders as the number does; -0 is +0, NaN is the largest, and no number
+# has the smallest: it stands for a positive, which is no candidate for mining.
+POSITIVE = tl.constexpr(-(2**31))
+NAN = tl.constexpr(2**31 - 1)
+
+
+@triton.jit
+def to_ordered(x):
+    """The integer of a float32."""
+    bits = tl.where(x == 0, 0.0, x).to(tl.int32, bitcast=True)
+    return tl.where(x != x, NAN, tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits))
+
+
+@triton.jit
+def from_ordered(ordered):
+    """The float32 of an integer."""
+    return tl.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def class_tile(first, CHUNKS: tl.constexpr):
+    """Classes from `first` on as [CHUNKS, 1, LANES], of a tile [CHUNKS, ROWS, LANES].
+
+    A row belongs to LANES threads, each with every LANES-th class: they read what is neighbouring,
+    and for a sum over the row they exchange little, since most of it is of their own numbers.
+    """
+    chunk, lane = tl.arange(0, CHUNKS), tl.arange(0, LANES)
+    return first + chunk[:, None, None] * LANES + lane[None, None, :]
+
+
+@triton.jit
+def load_logits(logits, row, wanted, first, classes, CHUNKS: tl.constexpr):
+    """A tile of rows [ROWS]; -inf where there is no class or the row is not wanted."""
+    index = class_tile(first, CHUNKS)
+    mask = wanted[None, :, None] & (index < classes)
+    pointers = logits + row[None, :, None] * classes + index
+    return tl.load(pointers, mask=mask, other=float("-inf")).to(tl.float32)
+
+
+@triton.jit
+def row_max(x, wanted):
+    """The largest of each row of a tile; 0 of rows not wanted, so that they bring no NaN."""
+    return tl.where(wanted, tl.max(tl.max(x, 0), 1), 0.0)
+
+
+@triton.jit
+def row_sum_of_exp(x, top):
+    """The sum of exp(x - top) of each row of a tile."""
+    return tl.sum(tl.sum(tl.exp(x - top[None, :, None]), 0), 1)
+
+
+@triton.jit
+def softmax_parts(
+    logits, row, wanted, classes, ROWS: tl.constexpr, CHUNKS: tl.constexpr, KEPT: tl.constexpr
+):
+    """Largest logit and sum of exp(logit - largest) of rows; 0 and 1 of rows not wanted.
+
+    One tile has all classes if KEPT; else two passes over them, the second from the cache.
+    """
+    if KEPT:
+        x = load_logits(logits, row, wanted, 0, classes, CHUNKS)
+        top = row_max(x, wanted)
+        total = row_sum_of_exp(x, top)
+    else:
+        top = tl.full((ROWS,), float("-inf"), tl.float32)
+        for first in range(0, classes, CHUNKS * LANES):
+            x = load_logits(logits, row, wanted, first, classes, CHUNKS)
+            top = tl.maximum(top, row_max(x, wanted))
+        total = tl.zeros((ROWS,), tl.float32)
+        for first in range(0, classes, CHUNKS * LANES):
+            x = load_logits(logits, row, wanted, first, classes, CHUNKS)
+            total += row_sum_of_exp(x, top)
+    return top, tl.where(wanted, total, 1.0)
+
+
+@triton.jit
+def load_difference(loc, loc_targets, row, wanted):
+    """loc - loc_targets of rows, [ROWS, 4]; 0 of rows not wanted."""
+    offsets = row[:, None] * 4 + tl.arange(0, 4)[None, :]
+    mask = wanted[:, None]
+    predicted = tl.load(loc + offsets, mask=mask, other=0).to(tl.float32)
+    return predicted - tl.load(loc_targets + offsets, mask=mask, other=0).to(tl.float32)
+
+
+@triton.jit
+def row_kernel(
+    loc, logits, loc_targets, labels, ordered, shares, rows, classes, tiles,
+    ROWS: tl.constexpr, CHUNKS: tl.constexpr, KEPT: tl.constexpr,
+):  # fmt: skip
+    """Loss of each row's label, -log softmax(logits)[label], as an ordered integer.
+
+    A program has tiles of ROWS rows. shares[program] are its positives' sums: localisation, then
+    confidence. A label that is no class makes its row a positive one with a loss of NaN. SSD,
+    section 2.2, equations 1 to 3.
+    """
+    localisation = tl.zeros((ROWS, 4), tl.float32)
+    confidence = tl.zeros((ROWS,), tl.float32)
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        row = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
+        valid = row < rows
+        top, total = softmax_parts(logits, row, valid, classes, ROWS, CHUNKS, KEPT)
+        label = tl.load(labels + row, mask=valid, other=-1)
+        fits = (label >= 0) & (label < classes)
+        own = tl.load(logits + row * classes + label, mask=fits, other=0).to(tl.float32)
+        loss = tl.where(fits, tl.log(total) + (top - own), float("nan"))
+        value = tl.where(label == 0, to_ordered(loss), POSITIVE)
+        tl.store(ordered + row, value, mask=valid)
+
+        positive = valid & (label != 0)
+        confidence += tl.where(positive, loss, 0.0)
+        difference = load_difference(loc, loc_targets, row, positive)
+        size = tl.abs(difference)
+        localisation += tl.where(size < 1, 0.5 * difference * difference, size - 0.5)
+    tl.store(shares + 2 * tl.program_id(0), tl.sum(tl.sum(localisation, 1), 0))
+    tl.store(shares + 2 * tl.program_id(0) + 1, tl.sum(confidence, 0))
+
+
+@triton.jit
+def load_ordered(ordered, index, count):
+    """Losses of an image's priors; what is beyond the last is no candidate."""
+    return tl.load(ordered + index, mask=index < count, other=POSITIVE)
+
+
+@triton.jit
+def count_above(ordered, held, count, bound, BLOCK: tl.constexpr, ONE: tl.constexpr):
+    """Priors whose loss is above the bound. `held` is the image's first block: all of it if ONE."""
+    total = (held > bound).to(tl.int32)
+    if not ONE:
+        for first in range(BLOCK, count, BLOCK):
+            value = load_ordered(ordered, first + tl.arange(0, BLOCK), count)
+            total += (value > bound).to(tl.int32)
+    return tl.sum(total, 0)
+
+
+@triton.jit
+def count_ties(ordered, held, count, bound, last, BLOCK: tl.constexpr, ONE: tl.constexpr):
+    """Priors up to `last` whose loss is the bound."""
+    index = tl.arange(0, BLOCK)
+    total = ((held == bound) & (index <= last)).to(tl.int32)
+    if not ONE:
+        for first in range(BLOCK, count, BLOCK):
+            value = load_ordered(ordered, first + index, count)
+            total += ((value == bound) & (first + index <= last)).to(tl.int32)
+    return tl.sum(total, 0)
+
+
+@triton.jit
+def select_kernel(
+    ordered, selected, negatives, positives, count, ratio_bits,
+    BLOCK: tl.constexpr, ONE: tl.constexpr,
+):  # fmt: skip
+    """Mark an image's positives and mine its negatives: SSD, section 2.2, "hard negative mining".
+
+    A program per image. It halves the range of the losses, as integers, until the priors above
+    their middle are as many as wanted, or until one value is left; then, where some of those at
+    that value belong to the wanted, it finds the last of them in the same way. Each step counts in
+    registers, and where the image has more priors than they hold, reads the rest from the cache. A
+    dozen or so steps do for distinct losses.
+    """
+    image = tl.program_id(0).to(tl.int64)
+    ordered += image * count
+    selected += image * count
+    index = tl.arange(0, BLOCK)
+    held = load_ordered(ordered, index, count)
+
+    largest = held
+    smallest = tl.where(held == POSITIVE, NAN, held)
+    if not ONE:
+        for first in range(BLOCK, count, BLOCK):
+            value = load_ordered(ordered, first + index, count)
+            largest = tl.maximum(largest, value)
+            smallest = tl.minimum(smallest, tl.where(value == POSITIVE, NAN, value))
+    background = count_above(ordered, held, count, POSITIVE, BLOCK, ONE)
+    positive_count = count - background
+    # In float64, as on every backend: 0.7 * 10 must be 7.
+    ratio = tl.cast(ratio_bits, tl.int64).to(tl.float64, bitcast=True)
+    most = ratio * positive_count.to(tl.float64)
+    limit = background.to(tl.float64)
+    wanted = tl.where(most < limit, most, limit).to(tl.int32)
+    wanted = tl.where(positive_count == 0, 0, wanted)
+
+    # At most `wanted` priors are above `high`, just `above`; more of them are above low - 1.
+    high = tl.max(largest, 0)
+    low = tl.where(wanted == 0, high, tl.min(smallest, 0) - 1)
+    above = 0
+    while low < high:
+        middle = (low & high) + ((low ^ high) >> 1)  # no overflow
+        n = count_above(ordered, held, count, middle, BLOCK, ONE)
+        fits = n <= wanted
+        above = tl.where(fits, n, above)
+        high = tl.where(fits, middle, high)
+        low = tl.where(n == wanted, high, tl.where(fits, low, middle + 1))
+    bound = high
+
+    # Ties: those up to `last`.
+    missing = wanted - above
+    last = tl.where(missing > 0, count - 1, -1)
+    begin = tl.where(missing > 0, 0, -1)
+    while begin < last:
+        middle = (begin + last) >> 1
+        enough = count_ties(ordered, held, count, bound, middle, BLOCK, ONE) >= missing
+        last = tl.where(enough, middle, last)
+        begin = tl.where(enough, begin, middle + 1)
+
+    loss = tl.zeros((BLOCK,), tl.float32)
+    for first in range(0, count, BLOCK):
+        prior = first + index
+        value = load_ordered(ordered, prior, count)
+        negative = (value > bound) | ((value == bound) & (prior <= last))
+        loss += tl.where(negative, from_ordered(value), 0.0)
+        tl.store(selected + prior, negative | (value == POSITIVE), mask=prior < count)
+    tl.store(negatives + image, tl.sum(loss, 0))
+    tl.store(positives + image, positive_count)
+
+
+@triton.jit
+def finish_kernel(
+    shares, programs, negatives, positives, images, loc_loss, conf_loss, normaliser,
+    TERMS: tl.constexpr,
+):  # fmt: skip
+    """Both losses over max(1, positives); one program adds up the shares and the images."""
+    index = tl.arange(0, TERMS)
+    localisation = tl.zeros((TERMS,), tl.float32)
+    confidence = tl.zeros((TERMS,), tl.float32)
+    count = tl.zeros((TERMS,), tl.int64)
+    for first in range(0, programs, TERMS):
+        mask = first + index < programs
+        localisation += tl.load(shares + 2 * (first + index), mask=mask, other=0)
+        confidence += tl.load(shares + 2 * (first + index) + 1, mask=mask, other=0)
+    for first in range(0, images, TERMS):
+        mask = first + index < images
+        confidence += tl.load(negatives + first + index, mask=mask, other=0)
+        count += tl.load(positives + first + index, mask=mask, other=0)
+    total = tl.sum(count, 0)
+    total = tl.where(total < 1, 1, total)
+    tl.store(loc_loss, tl.div_rn(tl.sum(localisation, 0), total.to(tl.float32)))
+    tl.store(conf_loss, tl.div_rn(tl.sum(confidence, 0), total.to(tl.float32)))
+    tl.store(normaliser, total)
+
+
+@triton.jit
+def multibox_loss_backward_kernel(
+    grad_loc_loss, grad_conf_loss, loc, logits, loc_targets, labels, selected, normaliser,
+    grad_loc, grad_logits, rows, classes,
+    ROWS: tl.constexpr, CHUNKS: tl.constexpr, KEPT: tl.constexpr,
+):  # fmt: skip
+    """Both gradients of ROWS rows, nearly all zeros; of the inputs only what is selected is read.
+
+    d smooth_l1 = clamp(difference, -1, 1) of the positives, d cross entropy = softmax - one hot of
+    the rows selected, each scaled by its loss's gradient / normaliser.
+    """
+    first_row = tl.program_id(0).to(tl.int64) * ROWS
+    row = first_row + tl.arange(0, ROWS)
+    valid = row < rows
+    wanted = tl.load(selected + row, mask=valid, other=0) != 0
+    label = tl.load(labels + row, mask=wanted, other=0)
+    count = tl.load(normaliser).to(tl.float32)
+
+    positive = label != 0
+    loc_scale = tl.div_rn(tl.load(grad_loc_loss).to(tl.float32), count)
+    slope = load_difference(loc, loc_targets, row, positive)
+    slope = tl.where(slope > 1, 1.0, tl.where(slope < -1, -1.0, slope))  # a NaN stays
+    value = tl.where(positive[:, None], slope * loc_scale, 0.0)
+    dtype = grad_logits.dtype.element_ty
+    offsets = row[:, None] * 4 + tl.arange(0, 4)[None, :]
+    tl.store(grad_loc + offsets, narrow(value, dtype), mask=valid[:, None])
+
+    if tl.sum(wanted.to(tl.int32), 0) > 0:
+        scale = tl.div_rn(tl.load(grad_conf_loss).to(tl.float32), count)
+        scale = tl.where((label >= 0) & (label < classes), scale, float("nan"))
+        top, total = softmax_parts(logits, row, wanted, classes, ROWS, CHUNKS, KEPT)
+        for first in range(0, classes, CHUNKS * LANES):
+            x = load_logits(logits, row, wanted, first, classes, CHUNKS)  # from the cache
+            index = class_tile(first, CHUNKS)
+            hot = tl.where(index == label[None, :, None], 1.0, 0.0)
+            error = tl.div_rn(tl.exp(x - top[None, :, None]), total[None, :, None]) - hot
+            error = tl.where(wanted[None, :, None], error * scale[None, :, None], 0.0)
+            pointers = grad_logits + row[None, :, None] * classes + index
+            mask = valid[None, :, None] & (index < classes)
+            tl.store(pointers, narrow(error, dtype), mask=mask)
+    else:  # most programs: one run of zeros
+        start = first_row * classes
+        end = tl.minimum(first_row + ROWS, rows) * classes
+        zeros = tl.zeros((ROWS * CHUNKS * LANES,), dtype)
+        for first in range(0, ROWS * classes, ROWS * CHUNKS * LANES):
+            number = start + first + tl.arange(0, ROWS * CHUNKS * LANES)
+            tl.store(grad_logits + number, zeros, mask=number < end)
+
+
+def _tile(classes: int, numbers: int) -> dict[str, Any]:
+    """How rows of logits are cut into tiles: the kernels' constants."""
+    wide = power_of_2(max(classes, LANES.value), MOST_CLASSES)
+    rows = numbers // wide
+    return {
+        "ROWS": rows,
+        "CHUNKS": wide // LANES.value,
+        "KEPT": classes <= wide,
+        "num_warps": max(4, rows // 64),  # with few classes, the rows' other numbers are the more
+        **OPTIONS,
+    }
+
+
+def multibox_loss(
+    loc: Tensor, logits: Tensor, loc_targets: Tensor, labels: Tensor, neg_pos_ratio: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `mdssd.ops.multibox_loss`; also the priors selected, and max(1, positives)."""
+    loc, logits, loc_targets, labels = map(dense, (loc, logits, loc_targets, labels))
+    images, count, classes = logits.shape
+    losses = [loc.new_empty((), dtype=torch.float32) for _ in range(2)]
+    selected = loc.new_empty(labels.shape, dtype=torch.bool)
+    normaliser = loc.new_empty((), dtype=torch.int64)
+    rows = images * count
+    if not rows:
+        return losses[0].zero_(), losses[1].zero_(), selected, normaliser.fill_(1)
+
+    tile = _tile(classes, TILE)
+    tiles = blocks(rows, tile["ROWS"])
+    programs = min(blocks(tiles, ROW_TILES), ROW_PROGRAMS)
+    ordered = loc.new_empty(rows, dtype=torch.int32)
+    shares = loc.new_empty(programs, 2, dtype=torch.float32)
+    negatives = loc.new_empty(images, dtype=torch.float32)
+    positives = loc.new_empty(images, dtype=torch.int32)
+    row_kernel[(programs,)](
+        loc, logits, loc_targets, labels, ordered, shares, rows, classes, tiles, **tile
+    )
+    block = power_of_2(count, HELD) if count <= HELD else PRIORS
+    (ratio_bits,) = struct.unpack("<q", struct.pack("<d", neg_pos_ratio))
+    select_kernel[(images,)](
+        ordered, selected, negatives, positives, count, ratio_bits,
+        BLOCK=block, ONE=count <= block, num_warps=16 if block > 4096 else 4, **OPTIONS,
+    )  # fmt: skip
+    finish_kernel[(1,)](
+        shares, programs, negatives, positives, images, *losses, normaliser,
+        TERMS=power_of_2(max(programs, images), TERMS), **OPTIONS,
+    )  # fmt: skip
+    return losses[0], losses[1], selected, normaliser
+
+
+def multibox_loss_backward(
+    grad_loc_loss: Tensor, grad_conf_loss: Tensor, loc: Tensor, logits: Tensor,
+    loc_targets: Tensor, labels: Tensor, selected: Tensor, normaliser: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Gradients of `multibox_loss` in `loc` and `logits`; the scalars stay on the device."""
+    loc, logits, loc_targets, labels = map(dense, (loc, logits, loc_targets, labels))
+    grad_loc, grad_logits = torch.empty_like(loc), torch.empty_like(logits)
+    rows, classes = labels.numel(), logits.shape[2]
+    if rows:
+        tile = _tile(classes, BACKWARD_TILE)
+        multibox_loss_backward_kernel[(blocks(rows, tile["ROWS"]),)](
+            grad_loc_loss, grad_conf_loss, loc, logits, loc_targets, labels, dense(selected),
+            normaliser, grad_loc, grad_logits, rows, classes, **tile,
+        )  # fmt: skip
+    return grad_loc, grad_logits

@@ -1,0 +1,181 @@
+"""nms and batched_nms in Triton.
+
+As in `csrc/cuda/nms.cu` the boxes are worked through by falling score in chunks, so that the memory
+grows with the boxes and not with their square. For each chunk:
+  mask:  which boxes of the chunk suppress which, as bits; all pairs at once.
+  scan:  one program finds who is kept. Only this is serial, and it touches bits alone.
+  apply: the kept ones, and only they, suppress boxes of later chunks.
+The number of launches follows from the number of boxes; nothing comes back to the host.
+
+Block sizes are by reasoning (no GPU was at hand): a word of 64 bits for a group of boxes, and as
+many groups in a chunk as a program can keep in registers.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mdssd.ops.triton.common import OPTIONS, area, blocks, dense, iou, load_four
+
+GROUP = 64  # boxes of a word
+GROUPS = 32  # of a chunk
+CHUNK = GROUP * GROUPS
+ROWS = 128  # boxes that a program of the mask kernel compares with a group
+LATER = 128  # boxes that a program of the apply kernel looks at
+KEPT = 16  # kept boxes that pass over them at a time
+SHARES = 8  # of the kept boxes: programs with the same later boxes
+
+
+@triton.jit
+def suppresses(
+    boxes, idxs, first_box, first_mask, second_box, second_mask, threshold,
+):  # fmt: skip
+    """[A, B]: whether iou(first, second) > threshold, of one category, for boxes by their index."""
+    ax1, ay1, ax2, ay2 = load_four(boxes, first_box, first_mask)
+    bx1, by1, bx2, by2 = load_four(boxes, second_box, second_mask)
+    value = iou(
+        ax1[:, None], ay1[:, None], ax2[:, None], ay2[:, None], area(ax1, ay1, ax2, ay2)[:, None],
+        bx1[None, :], by1[None, :], bx2[None, :], by2[None, :], area(bx1, by1, bx2, by2)[None, :],
+    )  # fmt: skip
+    result = value > threshold  # not where there is no box: its IoU is 0
+    if idxs is not None:
+        first_category = tl.load(idxs + first_box, mask=first_mask, other=0)
+        second_category = tl.load(idxs + second_box, mask=second_mask, other=0)
+        result = result & (first_category[:, None] == second_category[None, :])
+    return result
+
+
+@triton.jit
+def mask_kernel(
+    boxes, idxs, order, mask, first, count, lines, threshold,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """mask[g, i]: the boxes of group g, as bits, that overlap box i of the chunk; g not after i's.
+
+    A program compares a group with ROWS boxes. These pairs are a triangle: line y has the groups
+    that begin before its last box. Line y and the line as far from the end share one of the grid.
+    """
+    x, y = tl.program_id(0), tl.program_id(1)
+    own_length = (y + 1) * (ROWS // GROUP)
+    line = tl.where(x < own_length, y, lines - 1 - y)
+    group = tl.where(x < own_length, x, x - own_length)
+    column = first + group * GROUP + tl.arange(0, GROUP)
+    row = line * ROWS + tl.arange(0, ROWS)
+    inside = first + row < count
+    column_box = tl.load(order + column, mask=column < count, other=0)
+    row_box = tl.load(order + first + row, mask=inside, other=0)
+    hit = suppresses(boxes, idxs, column_box, column < count, row_box, inside, threshold)
+    bit = tl.full((GROUP,), 1, tl.int64) << tl.arange(0, GROUP)
+    word = tl.sum(tl.where(hit, bit[:, None], 0), 0)
+    tl.store(mask + group * CHUNK + row, word)
+
+
+@triton.jit
+def scan_kernel(
+    mask, removed, order, keep, counts, first, count, groups,
+    GROUP: tl.constexpr, GROUPS: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Greedy suppression of a chunk: keep[counts[0]:counts[1]] become its kept boxes.
+
+    One program, group by group. In a group, a box that no undecided box before it can suppress any
+    more is kept, and those that it suppresses are gone: the first undecided one always is such a
+    box, and as a rule most are.
+    """
+    groups_before = tl.arange(0, GROUPS)
+    lane = tl.arange(0, GROUP)
+    bit = tl.full((GROUP,), 1, tl.int64) << lane
+    words = mask + groups_before[:, None] * CHUNK + lane[None, :]
+    base = tl.load(counts)
+    kept = tl.full((GROUPS,), 0, tl.int64)
+    tile = tl.load(words, mask=(groups_before == 0)[:, None], other=0)
+    for group in range(0, groups):
+        # What is read does not depend on what is found: the next words are on their way meanwhile.
+        following = tl.minimum(group + 1, groups - 1)
+        wanted = groups_before <= following
+        next_tile = tl.load(words + following * GROUP, mask=wanted[:, None], other=0)
+        i = first + group * GROUP + lane
+        gone = tl.load(removed + i, mask=i < count, other=1).to(tl.int32)
+        gone |= tl.max(((tile & kept[:, None]) != 0).to(tl.int32), 0)
+        own = tl.sum(tl.where((groups_before == group)[:, None], tile, 0), 0)
+        before = own & (bit - 1)
+        undecided = tl.sum(tl.where(gone == 0, bit, 0), 0)
+        found = undecided & 0
+        while undecided != 0:
+            is_open = (undecided & bit) != 0
+            is_kept = is_open & ((before & undecided) == 0)
+            found |= tl.sum(tl.where(is_kept, bit, 0), 0)
+            is_open = is_open & (is_kept == 0) & ((before & found) == 0)
+            undecided = tl.sum(tl.where(is_open, bit, 0), 0)
+        kept = tl.where(groups_before == group, found, kept)
+        tile = next_tile
+    flags = ((kept[:, None] >> lane[None, :]) & 1).to(tl.int32)
+    flags = tl.reshape(flags, (CHUNK,))
+    i = first + tl.arange(0, CHUNK)
+    position = base + tl.cumsum(flags, 0) - 1
+    tl.store(keep + position, tl.load(order + i, mask=flags != 0, other=0), mask=flags != 0)
+    tl.store(counts + 1, base + tl.sum(flags, 0))
+
+
+@triton.jit
+def apply_kernel(
+    boxes, idxs, order, keep, counts, removed, first, count, threshold,
+    LATER: tl.constexpr, KEPT: tl.constexpr, SHARES: tl.constexpr,
+):  # fmt: skip
+    """removed[i] = 1 for the boxes from `first` on that keep[counts[0]:counts[1]] suppress.
+
+    A program has LATER of them, and one of SHARES shares of the kept boxes.
+    """
+    i = first + tl.program_id(0) * LATER + tl.arange(0, LATER)
+    box = tl.load(order + i, mask=i < count, other=0)
+    start, end = tl.load(counts), tl.load(counts + 1)
+    hit = tl.full((KEPT, LATER), 0, tl.int32)
+    for k in range(start + tl.program_id(1) * KEPT, end, KEPT * SHARES):
+        slot = k + tl.arange(0, KEPT)
+        kept = tl.load(keep + slot, mask=slot < end, other=0)
+        hit |= suppresses(boxes, idxs, kept, slot < end, box, i < count, threshold).to(tl.int32)
+    one = tl.full((LATER,), 1, tl.uint8)
+    tl.store(removed + i, one, mask=tl.max(hit, 0) != 0)  # all shares write the same
+
+
+def nms_padded(
+    boxes: Tensor, scores: Tensor, idxs: Tensor | None, threshold: float
+) -> tuple[Tensor, Tensor]:
+    """As `mdssd.ops.nms_padded`."""
+    n = boxes.shape[0]
+    order = scores.argsort(descending=True, stable=True)
+    boxes = dense(boxes)
+    idxs = None if idxs is None else dense(idxs)
+    keep = torch.zeros_like(order)
+    chunks = blocks(n, CHUNK)
+    counts = order.new_zeros(chunks + 1)  # kept by the chunks before
+    removed = torch.zeros(n, dtype=torch.uint8, device=boxes.device)
+    # As many groups as the first chunk's lines have: the last may lie behind the boxes.
+    mask = order.new_empty(min(CHUNK, blocks(n, ROWS) * ROWS) // GROUP, CHUNK)
+    for chunk in range(chunks):
+        first = chunk * CHUNK
+        groups = min(GROUPS, blocks(n - first, GROUP))
+        lines = blocks(groups * GROUP, ROWS)
+        mask_kernel[((lines + 1) * (ROWS // GROUP), blocks(lines, 2))](
+            boxes, idxs, order, mask, first, n, lines, threshold,
+            GROUP=GROUP, ROWS=ROWS, CHUNK=CHUNK, num_warps=16, **OPTIONS,
+        )  # fmt: skip
+        scan_kernel[(1,)](
+            mask, removed, order, keep, counts[chunk:], first, n, groups,
+            GROUP=GROUP, GROUPS=GROUPS, CHUNK=CHUNK, num_warps=4, **OPTIONS,
+        )  # fmt: skip
+        later = n - first - CHUNK
+        if later > 0:
+            apply_kernel[(blocks(later, LATER), SHARES)](
+                boxes, idxs, order, keep, counts[chunk:], removed, first + CHUNK, n, threshold,
+                LATER=LATER, KEPT=KEPT, SHARES=SHARES, num_warps=4, **OPTIONS,
+            )  # fmt: skip
+    return keep, counts[chunks].clone()  # a result with a storage of its own
+
+
+def nms(boxes: Tensor, scores: Tensor, idxs: Tensor | None, threshold: float) -> Tensor:
+    """As `mdssd.ops.nms` and, with `idxs`, `mdssd.ops.batched_nms`."""
+    keep, count = nms_padded(boxes, scores, idxs, threshold)
+    return keep[: int(count)].clone()  # int() waits for the device; not a view of N rows
