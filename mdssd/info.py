@@ -2,6 +2,7 @@
 
 import os
 import platform
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import cv2
@@ -26,6 +27,7 @@ def info() -> str:
         f"numpy     {np.__version__}",
         f"opencv    {cv2.__version__}",
         *_native_lines(),
+        _triton_line(),
         *_device_lines(),
         f"threads   {torch.get_num_threads()} (torch.get_num_threads), {_cores()} cores usable",
     ]
@@ -51,6 +53,13 @@ def _native_lines() -> list[str]:
     else:
         lines.append(f"cuda      not built: {build['cuda_off_reason']}")
     return lines
+
+
+def _triton_line() -> str:
+    try:
+        return f"triton    {version('triton')}"
+    except PackageNotFoundError:
+        return "triton    not installed: pip install triton (optional, for GPUs)"
 
 
 def _device_lines() -> list[str]:

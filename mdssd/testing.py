@@ -514,7 +514,12 @@ CASES = [
             "zeros": Size({"shape": (2, 33, 7, 5), "zeros": True}),
             "odd": Size({"shape": (2, 257, 19, 7)}),
             "odd_nhwc": Size({"shape": (2, 257, 19, 7), "channels_last": True}),
-            # More channels than a Triton tile has room for.
+            # More than one tile of pixels for each row of the workspace.
+            "many_pixels": Size({"shape": (1, 2, 131, 131)}, _SINGLE),
+            "many_pixels_nhwc": Size({"shape": (1, 4, 131, 131), "channels_last": True}, _SINGLE),
+            # In loads of 16 bytes.
+            "vectors_nhwc": Size({"shape": (2, 64, 9, 5), "channels_last": True}),
+            # More channels than a Triton tile has room for, or than a block has threads.
             "wide": Size({"shape": (2, 1030, 3, 3)}, _SINGLE),
             "wide_nhwc": Size({"shape": (2, 1030, 3, 3), "channels_last": True}, _SINGLE),
             "conv4_3": Size({"shape": (1, 512, 38, 38)}, _SINGLE, benchmark=True),
@@ -534,7 +539,12 @@ CASES = [
             "zeros": Size({"shape": (2, 33, 7, 5), "zeros": True}),
             "odd": Size({"shape": (2, 257, 19, 7)}),
             "odd_nhwc": Size({"shape": (2, 257, 19, 7), "channels_last": True}),
-            # More channels than a Triton tile has room for.
+            # More than one tile of pixels for each row of the workspace.
+            "many_pixels": Size({"shape": (1, 2, 131, 131)}, _SINGLE),
+            "many_pixels_nhwc": Size({"shape": (1, 4, 131, 131), "channels_last": True}, _SINGLE),
+            # In loads of 16 bytes.
+            "vectors_nhwc": Size({"shape": (2, 64, 9, 5), "channels_last": True}),
+            # More channels than a Triton tile has room for, or than a block has threads.
             "wide": Size({"shape": (2, 1030, 3, 3)}, _SINGLE),
             "wide_nhwc": Size({"shape": (2, 1030, 3, 3), "channels_last": True}, _SINGLE),
             "module1": Size({"shape": (1, 256, 75, 75)}, _SINGLE, benchmark=True),

@@ -81,9 +81,13 @@ struct Pixel {
   int64_t pixel, first;
   bool valid;
 
-  __device__ Pixel(const Shape& shape, int64_t pixel) : pixel(pixel), valid(pixel < shape.all_pixels()) {
-    const int64_t image = valid ? pixel / shape.pixels : 0;
-    first = valid ? image * shape.channels * shape.pixels + (pixel - image * shape.pixels) : 0;
+  __device__ Pixel(const Shape& shape, int64_t at) : pixel(at), valid(at < shape.all_pixels()) {
+    if (!valid) pixel = 0;
+    // A division of 64 bits is ten times one of 32.
+    const int64_t image = shape.all_pixels() <= 0xffffffffll
+                              ? int64_t(uint32_t(pixel) / uint32_t(shape.pixels))
+                              : pixel / shape.pixels;
+    first = image * (shape.channels - 1) * shape.pixels + pixel;
   }
 };
 
@@ -205,26 +209,52 @@ __global__ void __launch_bounds__(kThreads, 2) forward_nhwc_kernel(Forward<S, kM
   }
 }
 
-// One block takes 32 pixels at a time: first a warp has a pixel, for the dot products, then a thread
-// has kVector channels of all of them.
+// The incoming gradient of kVector channels.
+template <class S, int kMaps, int kVector>
+__device__ __forceinline__ void load_incoming(const Backward<S, kMaps>& p, int64_t i,
+                                              Wide<S> (&g)[kVector]) {
+  using V = Vector<S, kVector>;
+  const V grad = *reinterpret_cast<const V*>(p.grad + i);
+  for (int k = 0; k < kVector; ++k) g[k] = widen(grad.at[k]);
+  if constexpr (kMaps == 2) {
+    const V y = *reinterpret_cast<const V*>(p.y + i);
+    for (int k = 0; k < kVector; ++k) g[k] = widen(y.at[k]) > Wide<S>(0) ? g[k] : Wide<S>(0);
+  }
+}
+
+// One block takes 32 pixels at a time: first a warp has a pixel, for the dot products; then a thread
+// has kVector channels of every `groups`-th pixel, as many groups as there are threads for, which
+// add up in shared memory.
 template <class S, int kMaps, int kVector>
 __global__ void __launch_bounds__(kThreads, 1)
     backward_nhwc_kernel(Backward<S, kMaps> p, Shape shape) {
   using T = Wide<S>;
   using V = Vector<S, kVector>;
   __shared__ T r[kMaps][kLanes], dots[kMaps][kLanes];
-  const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
+  __shared__ T group_sums[kMaps][kVector][kThreads];
+  const int thread = threadIdx.x, lane = thread % kLanes, warp = thread / kLanes;
+  const int vectors = int(shape.channels / kVector);
+  const int groups = vectors < kThreads ? kThreads / vectors : 1;
+  const int group = vectors < kThreads ? thread / vectors : 0;
   T* const parts = p.parts + int64_t(blockIdx.x) * kMaps * shape.channels;
   for (int64_t tile = blockIdx.x; tile * kLanes < shape.all_pixels(); tile += gridDim.x) {
     const int64_t left = shape.all_pixels() - tile * kLanes;
     const int here = left < kLanes ? int(left) : kLanes;
+    const auto add_part = [&](int m, int64_t c, T sum) {
+      T& part = parts[m * shape.channels + c];
+      part = tile == blockIdx.x ? sum : part + sum;
+    };
     __syncthreads();  // the tile before is done with
     for (int i = warp; i < here; i += kWarps) {
       const int64_t pixel = tile * kLanes + i, first = pixel * shape.channels;
       T sums[kMaps] = {};
-      for (int64_t c = lane; c < shape.channels; c += kLanes) {
-        const T g = p.incoming(first + c);
-        for (int m = 0; m < kMaps; ++m) sums[m] += g * p.scales[m][c] * widen(p.maps[m][first + c]);
+      for (int64_t c = lane * kVector; c < shape.channels; c += kLanes * kVector) {
+        T g[kVector];
+        load_incoming<S, kMaps, kVector>(p, first + c, g);
+        for (int m = 0; m < kMaps; ++m) {
+          const V x = *reinterpret_cast<const V*>(p.maps[m] + first + c);
+          for (int k = 0; k < kVector; ++k) sums[m] += g[k] * p.scales[m][c + k] * widen(x.at[k]);
+        }
       }
       for (int m = 0; m < kMaps; ++m) {
         const T rnorm = p.rnorms[m][pixel], dot = warp_sum(sums[m]) * rnorm * rnorm;
@@ -235,26 +265,21 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
     }
     __syncthreads();
-    for (int64_t c = threadIdx.x * kVector; c < shape.channels; c += kThreads * kVector) {
+    for (int v = groups > 1 ? thread % vectors : thread; v < vectors && group < groups;
+         v += kThreads) {
+      const int64_t c = int64_t(v) * kVector;
       T sums[kMaps][kVector] = {};
-      for (int i = 0; i < here; ++i) {
+#pragma unroll 2
+      for (int i = group; i < here; i += groups) {
         const int64_t at = (tile * kLanes + i) * shape.channels + c;
         T g[kVector];
-        {
-          const V grad = *reinterpret_cast<const V*>(p.grad + at);
-          for (int k = 0; k < kVector; ++k) g[k] = widen(grad.at[k]);
-        }
-        if constexpr (kMaps == 2) {
-          const V y = *reinterpret_cast<const V*>(p.y + at);
-          for (int k = 0; k < kVector; ++k) g[k] = widen(y.at[k]) > T(0) ? g[k] : T(0);
-        }
+        load_incoming<S, kMaps, kVector>(p, at, g);
         for (int m = 0; m < kMaps; ++m) {
           const V x = *reinterpret_cast<const V*>(p.maps[m] + at);
           V out;
           for (int k = 0; k < kVector; ++k) {
             const T value = widen(x.at[k]);
-            out.at[k] =
-                narrow<S>(r[m][i] * (g[k] * p.scales[m][c + k] - value * dots[m][i]));
+            out.at[k] = narrow<S>(r[m][i] * (g[k] * p.scales[m][c + k] - value * dots[m][i]));
             sums[m][k] += g[k] * value * r[m][i];
           }
           *reinterpret_cast<V*>(p.grad_maps[m] + at) = out;
@@ -262,10 +287,22 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
       for (int m = 0; m < kMaps; ++m)
         for (int k = 0; k < kVector; ++k) {
-          T& part = parts[m * shape.channels + c + k];
-          part = tile == blockIdx.x ? sums[m][k] : part + sums[m][k];
+          if (groups == 1)
+            add_part(m, c + k, sums[m][k]);
+          else
+            group_sums[m][k][thread] = sums[m][k];
         }
     }
+    if (groups == 1) continue;
+    __syncthreads();
+    if (thread < vectors)
+      for (int m = 0; m < kMaps; ++m)
+        for (int k = 0; k < kVector; ++k) {
+          T sum = 0;
+          for (int other = 0; other < groups; ++other)
+            sum += group_sums[m][k][other * vectors + thread];
+          add_part(m, int64_t(thread) * kVector + k, sum);
+        }
   }
 }
 
