@@ -143,7 +143,7 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks)
 
 // A block per list settles a digit: of the candidate of rank top_k, which the lower bound lets in.
 constexpr int kSelectThreads = 256;
-__global__ void __launch_bounds__(kSelectThreads)
+__global__ void __launch_bounds__(kSelectThreads, 4)
     select_kernel(Sizes sizes, int level, int shift, Lists lists) {
   if (lists.flags[level] == 0) return;
   __shared__ CellSearch<kSelectThreads> search;
@@ -233,7 +233,7 @@ struct Kept {
 // can never be among the best of the image.
 constexpr int kNmsThreads = 256;
 template <class S>
-__global__ void __launch_bounds__(kNmsThreads)
+__global__ void __launch_bounds__(kNmsThreads, 4)
     nms_kernel(const S* __restrict__ loc, const float* __restrict__ priors, Sizes sizes,
                Packing packing, float threshold, float v0, float v1, Lists lists, Kept kept) {
   __shared__ Key keys[kCapacity];
@@ -308,7 +308,7 @@ __global__ void __launch_bounds__(kNmsThreads)
 // memory and on the order over all classes.
 constexpr int kBestThreads = 512;
 template <class S>
-__global__ void __launch_bounds__(kBestThreads)
+__global__ void __launch_bounds__(kBestThreads, 2)
     best_kernel(const S* __restrict__ loc, const float* __restrict__ priors, Sizes sizes, float v0,
                 float v1, Kept kept, float* __restrict__ boxes, float* __restrict__ scores,
                 int64_t* __restrict__ labels, int64_t* __restrict__ found) {
