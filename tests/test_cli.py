@@ -308,10 +308,13 @@ def training(out, *more, epochs=1000):
     if "--resume" not in more:
         command += [*TINY, "--scenes", "4", "--epochs", str(epochs)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # A shell lets the jobs that it puts into the background ignore Ctrl-C, and so their children.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, start_new_session=True,
     )  # fmt: skip
+    signal.signal(signal.SIGINT, before)
     try:
         yield process
     finally:
