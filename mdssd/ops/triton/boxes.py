@@ -18,7 +18,6 @@ from mdssd.ops.triton.common import (
     area,
     blocks,
     decode,
-    dense,
     encode,
     iou,
     larger,
@@ -161,7 +160,7 @@ def decode_boxes_backward_kernel(grad, loc, priors, out, rows, period, v0, v1, B
 
 def box_iou(a: Tensor, b: Tensor) -> Tensor:
     """As `mdssd.ops.box_iou`."""
-    a, b = dense(a), dense(b)
+    a, b = a.contiguous(), b.contiguous()
     n, m = a.shape[0], b.shape[0]
     out = a.new_empty(n, m)
     if out.numel():
@@ -174,7 +173,7 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
 
 def box_iou_backward(grad: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of `box_iou` in both arguments."""
-    grad, a, b = dense(grad), dense(a), dense(b)
+    grad, a, b = grad.contiguous(), a.contiguous(), b.contiguous()
     n, m = grad.shape
     grad_a, grad_b = torch.zeros_like(a), torch.zeros_like(b)
     for mine, other, out, row_step, column_step in ((a, b, grad_a, m, 1), (b, a, grad_b, 1, m)):
@@ -192,8 +191,8 @@ def box_iou_backward(grad: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor
 def _code(kernel: Any, *args: Any) -> Tensor:
     """Launch one of the four coding kernels: tensors [..., N, 4], priors [N, 4], v0, v1."""
     *tensors, priors, v0, v1 = args
-    tensors = [dense(tensor) for tensor in tensors]
-    priors = dense(priors.float())
+    tensors = [tensor.contiguous() for tensor in tensors]
+    priors = priors.float().contiguous()
     out = torch.empty_like(tensors[0])
     rows = out.numel() // 4
     if rows:

@@ -11,7 +11,6 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
 # Triton's interpreter cuts float32 off to bfloat16 where GPUs round.
 _INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
@@ -27,11 +26,6 @@ def blocks(n: int, block: int) -> int:
 def power_of_2(n: int, most: int) -> int:
     """The least power of 2 that covers n, but at most `most`."""
     return min(most, 1 << max(0, n - 1).bit_length())
-
-
-def dense(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy, row-major."""
-    return tensor.contiguous()
 
 
 @triton.jit

@@ -35,7 +35,6 @@ from mdssd.ops.triton.common import (
     OPTIONS,
     blocks,
     decode,
-    dense,
     load_four,
     power_of_2,
     store_four,
@@ -342,7 +341,7 @@ def detection_output(
     boxes, scores, labels, found = result = empty_detections(loc, logits, max_detections)
     if images == 0 or count == 0 or score_threshold == 1:
         return result
-    loc, logits, priors = dense(loc), dense(logits), dense(priors.float())
+    loc, logits, priors = loc.contiguous(), logits.contiguous(), priors.float().contiguous()
     lists = images * (classes - 1)
 
     index_bits = (count - 1).bit_length()

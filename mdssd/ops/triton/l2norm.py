@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mdssd.ops.l2norm import _memory_format
-from mdssd.ops.triton.common import OPTIONS, blocks, dense, narrow, power_of_2
+from mdssd.ops.triton.common import OPTIONS, blocks, narrow, power_of_2
 
 TILE = 4096  # numbers of a map that a program keeps: of 8 warps, 16 each
 WARP_TILE = 512
@@ -243,7 +243,7 @@ class _Tiles:
 def _forward(maps: list[Tensor], scales: list[Tensor], eps: float) -> tuple[Tensor, ...]:
     layout = _memory_format(maps[0])
     maps = [x.contiguous(memory_format=layout) for x in maps]
-    scales = [dense(scale) for scale in scales]
+    scales = [scale.contiguous() for scale in scales]
     a = maps[0]
     out = torch.empty_like(a)
     norms = [a.new_empty(a.shape[0], *a.shape[2:], dtype=torch.float32) for _ in maps]
@@ -269,7 +269,7 @@ def _backward(
     if y is not None:
         y = y.contiguous(memory_format=layout)
     maps = [x.contiguous(memory_format=layout) for x in maps]
-    scales, norms = [dense(scale) for scale in scales], [dense(r) for r in norms]
+    scales, norms = [scale.contiguous() for scale in scales], [r.contiguous() for r in norms]
     grads = [torch.empty_like(x) for x in maps]
     if not grad.numel():
         return *grads, *(torch.zeros_like(scale) for scale in scales)

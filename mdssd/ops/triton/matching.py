@@ -24,7 +24,6 @@ from mdssd.ops.triton.common import (
     OPTIONS,
     area,
     blocks,
-    dense,
     encode,
     iou,
     load_four,
@@ -197,8 +196,8 @@ def _match(
     images, count = offsets.shape[0] - 1, priors.shape[0]
     if images == 0 or count == 0:
         return outputs
-    gt, priors = dense(gt), dense(priors.float())
-    gt_labels = None if gt_labels is None else dense(gt_labels)
+    gt, priors = gt.contiguous(), priors.float().contiguous()
+    gt_labels = None if gt_labels is None else gt_labels.contiguous()
     begins = _begins(offsets, gt.device)
     best_priors = torch.zeros(gt.shape[0], dtype=torch.int64, device=gt.device)
     encoded: dict[str, Any] = {"ENCODE": gt_labels is not None, **OPTIONS}

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mdssd.ops.triton.common import OPTIONS, blocks, dense, narrow, power_of_2
+from mdssd.ops.triton.common import OPTIONS, blocks, narrow, power_of_2
 
 LANES = tl.constexpr(8)  # neighbouring threads that share a row of logits
 TILE = 4096  # logits of a program at a time: 32 registers of each of its 128 threads
@@ -334,7 +334,7 @@ def multibox_loss(
     loc: Tensor, logits: Tensor, loc_targets: Tensor, labels: Tensor, neg_pos_ratio: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `mdssd.ops.multibox_loss`; also the priors selected, and max(1, positives)."""
-    loc, logits, loc_targets, labels = map(dense, (loc, logits, loc_targets, labels))
+    loc, logits, loc_targets, labels = (t.contiguous() for t in (loc, logits, loc_targets, labels))
     images, count, classes = logits.shape
     losses = [loc.new_empty((), dtype=torch.float32) for _ in range(2)]
     selected = loc.new_empty(labels.shape, dtype=torch.bool)
@@ -371,13 +371,13 @@ def multibox_loss_backward(
     loc_targets: Tensor, labels: Tensor, selected: Tensor, normaliser: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients of `multibox_loss` in `loc` and `logits`; the scalars stay on the device."""
-    loc, logits, loc_targets, labels = map(dense, (loc, logits, loc_targets, labels))
+    loc, logits, loc_targets, labels = (t.contiguous() for t in (loc, logits, loc_targets, labels))
     grad_loc, grad_logits = torch.empty_like(loc), torch.empty_like(logits)
     rows, classes = labels.numel(), logits.shape[2]
     if rows:
         tile = _tile(classes, BACKWARD_TILE)
         multibox_loss_backward_kernel[(blocks(rows, tile["ROWS"]),)](
-            grad_loc_loss, grad_conf_loss, loc, logits, loc_targets, labels, dense(selected),
+            grad_loc_loss, grad_conf_loss, loc, logits, loc_targets, labels, selected.contiguous(),
             normaliser, grad_loc, grad_logits, rows, classes, **tile,
         )  # fmt: skip
     return grad_loc, grad_logits

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mdssd.ops.triton.common import OPTIONS, area, blocks, dense, iou, load_four
+from mdssd.ops.triton.common import OPTIONS, area, blocks, iou, load_four
 
 GROUP = 64  # boxes of a word
 GROUPS = 32  # of a chunk
@@ -146,8 +146,8 @@ def nms_padded(
     """As `mdssd.ops.nms_padded`."""
     n = boxes.shape[0]
     order = scores.argsort(descending=True, stable=True)
-    boxes = dense(boxes)
-    idxs = None if idxs is None else dense(idxs)
+    boxes = boxes.contiguous()
+    idxs = None if idxs is None else idxs.contiguous()
     keep = torch.zeros_like(order)
     chunks = blocks(n, CHUNK)
     counts = order.new_zeros(chunks + 1)  # kept by the chunks before
