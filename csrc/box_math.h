@@ -54,14 +54,33 @@ MDSSD_INLINE Box<T> to_corners(CentreBox<T> p) {
   return {p.cx - half_w, p.cy - half_h, p.cx + half_w, p.cy + half_h};
 }
 
+template <class T>
+struct Areas {  // of two boxes
+  T intersection, both;
+};
+
+template <class T>
+MDSSD_INLINE Areas<T> areas(Box<T> a, T area_a, Box<T> b, T area_b) {
+  const T width = larger(smaller(a.x2, b.x2) - larger(a.x1, b.x1), T(0));
+  const T height = larger(smaller(a.y2, b.y2) - larger(a.y1, b.y1), T(0));
+  const T intersection = width * height;
+  return {intersection, area_a + area_b - intersection};
+}
+
 // 0 where the boxes do not overlap, where one is degenerate, and where one holds a NaN: its area is
 // then NaN, so the quotient is, and compares false.
 template <class T>
 MDSSD_INLINE T iou(Box<T> a, T area_a, Box<T> b, T area_b) {
-  const T width = larger(smaller(a.x2, b.x2) - larger(a.x1, b.x1), T(0));
-  const T height = larger(smaller(a.y2, b.y2) - larger(a.y1, b.y1), T(0));
-  const T intersection = width * height;
-  return larger(intersection / (area_a + area_b - intersection), T(0));
+  const Areas<T> of = areas(a, area_a, b, area_b);
+  return larger(of.intersection / of.both, T(0));
+}
+
+// iou(a, b) > threshold, to the bit, without a division where the IoU is clearly below.
+template <class T>
+MDSSD_INLINE bool overlap(Box<T> a, T area_a, Box<T> b, T area_b, T threshold) {
+  const Areas<T> of = areas(a, area_a, b, area_b);
+  if (of.intersection < threshold * of.both * T(0.999)) return false;
+  return larger(of.intersection / of.both, T(0)) > threshold;
 }
 
 // `log` and `exp` are arguments, so that each backend brings its own.

@@ -134,8 +134,8 @@ void detection_output_cuda(const void* loc, const void* logits, const void* prio
                            double nms_threshold, int64_t top_k, int64_t max_detections, double v0,
                            double v1, void* boxes, void* scores, int64_t* labels, int64_t* found,
                            void* workspace, DType dtype, Stream stream);
-int64_t detection_output_workspace(int64_t images, int64_t count, int64_t classes,
-                                   double score_threshold, int64_t top_k, int64_t max_detections);
+int64_t detection_output_workspace(int64_t images, int64_t count, int64_t classes, int64_t top_k,
+                                   int64_t max_detections);
 
 // loc_loss, conf_loss W; more than 2^31 - 1 priors or classes throw std::length_error. A label that
 // is not in [0, classes) gives a confidence loss of NaN.

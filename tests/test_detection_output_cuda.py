@@ -28,10 +28,42 @@ def test_launches_do_not_depend_on_the_batch_or_the_data() -> None:
     assert launches(1) == launches(7) == launches(3, "untrained")
 
 
-def test_longer_keys_need_more_digits() -> None:
-    # Ten for three digits: zero, append, select three times, histogram twice, collect, nms, best.
-    assert launches(1, priors=20_000) == 10
-    assert launches(1, priors=20_000, score_threshold=0.0) == 12
+def test_a_sample_is_taken_where_lists_could_overflow() -> None:
+    # Zero, bound, append, select, nms, best; the sample of many priors.
+    assert launches(1, priors=2048) == 6
+    assert launches(1, priors=2049) == launches(1, priors=20_000) == 7
+
+
+@pytest.mark.parametrize("shift", [3.0, -3.0])
+def test_a_sample_that_misleads(shift: float) -> None:
+    """The sampled priors alone score high, or low: too few reach the bound, or too many."""
+    count = 10_000
+    sample = (count + 23) // 24
+    i = torch.arange(sample + 1)
+    first = i * count // sample
+    jitter = (i[:-1] * 2654435761 % 2**32 >> 8) % (first[1:] - first[:-1])
+    generator = torch.Generator().manual_seed(0)
+    (loc, logits, priors), _ = detection_inputs(generator, torch.float32, 1, count, 3, "untrained")
+    logits[:, first[:-1] + jitter, 1] += shift
+    agree_with_reference(loc, logits, priors)
+
+
+def test_a_bound_of_few_candidates() -> None:
+    """More than the sample's rank pass, all of them in the sample, and fewer than top_k in all."""
+    generator = torch.Generator().manual_seed(0)
+    (loc, logits, priors), _ = detection_inputs(generator, torch.float32, 1, 2400, 2, "untrained")
+    logits[..., 0] += 20
+    i = torch.arange(100)  # of the sample
+    logits[:, 24 * i + (i * 2654435761 % 2**32 >> 8) % 24, 1] += 20
+    agree_with_reference(loc, logits, priors)
+
+
+def agree_with_reference(*args: torch.Tensor) -> None:
+    with ops.backend("simt"):
+        got = ops.detection_output(*args, max_detections=400)
+    with ops.backend("reference"):
+        want = ops.detection_output(*args, max_detections=400)
+    torch.testing.assert_close(got, want)
 
 
 @pytest.mark.parametrize("argument", ["top_k", "max_detections"])

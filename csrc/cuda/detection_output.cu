@@ -1,19 +1,23 @@
 // detection_output: softmax, threshold, best top_k per class, decode, NMS, best max_detections.
 //
 // What passes the threshold is a few priors in a trained network and all of them in an untrained
-// one. Every (image, class) has a list of kCapacity places:
-//   1. append_kernel reads the logits once, puts what passes into the lists, and counts it in
-//      histograms. A list that overflows is done again; in a trained network none does, and steps 2
-//      and 3 end at once.
-//   2. select_kernel and, where one histogram does not settle it, histogram_kernel find a lower
-//      bound that lets through at least top_k and at most kCapacity candidates: a radix selection.
-//   3. collect_kernel reads the logits again and fills those lists.
-//   4. nms_kernel, a block per (image, class): sort, decode, suppress.
-//   5. best_kernel, a block per image: the best of all classes.
+// one. Every (image, class) has a list of the candidates that can be among its top_k:
+//   1. sample_kernel puts what passes of a few rows, spread over all, into the lists.
+//   2. bound_kernel, a block per list, takes from them the candidate that about 905 of all rows will
+//      reach, or none where few pass, and empties the list.
+//   3. append_kernel reads the logits, once, and puts what reaches its list's bound into the list.
+//   4. select_kernel, a block per list, ends at once if the list holds top_k and has not overflown.
+//      A sample misleads one list in a million; such a list it fills by a radix selection.
+//   5. nms_kernel, a block per list: sort, decode, suppress.
+//   6. best_kernel, a block per image: the best of all classes.
+// So every class costs what its bound lets through, whatever the network.
 // A candidate is one integer: the bits of its score, which order as the scores do, then the prior,
-// turned so that the lower one is the larger number. No two are equal, so that a radix selection
-// always comes to an end, ties are settled, and the order in which the blocks ran leaves no trace.
+// turned so that the lower one is the larger number. No two are equal, so that ties are settled, a
+// bound can part equal scores, and the order in which the blocks ran leaves no trace. Nor does the
+// sample: whatever the bound, the list holds the best top_k.
 // Memory is O(images x classes), whatever the number of priors.
+#include <algorithm>
+#include <cmath>
 #include <type_traits>
 
 #include "../ops.h"
@@ -28,9 +32,15 @@ using Key = unsigned long long;
 
 constexpr int kCapacity = 2048;  // candidates of one class that are sorted
 constexpr int kMostKept = 1024;  // largest top_k and max_detections
-// A cell of this many low bits, and what lies above it, fit into a list.
-constexpr int kCellBits = 10;
-static_assert((1 << kCellBits) + kMostKept <= kCapacity);
+static_assert(kMostKept < kCapacity);
+
+// One prior in kSampled is sampled. A bound is meant for 905 candidates, between top_k = 400 and
+// kCapacity; of these 905 / 24 = 38 are in the sample. Its error would have to be five times the
+// standard deviation, 1 / sqrt(38), to miss a factor of 2.26.
+constexpr int kSampled = 24, kMostSampled = 4096;
+
+// Covers the rounding of scores that are compared by their logarithms.
+constexpr float kLogMargin = 1e-3f;
 
 // How a candidate is packed. A score lies above the threshold and is at most 1.
 struct Packing {
@@ -51,51 +61,63 @@ struct Packing {
 struct Sizes {
   int64_t images, count, classes;
   int top_k, max_detections;
+  int sample;  // priors of an image in the sample; 0: none, since every list has room for all
+  int rank;    // in the sample, of the candidate that is the bound
 
   MDSSD_INLINE int64_t lists() const { return images * (classes - 1); }
 };
 
-// The selection of one list's lower bound. Digits of the key are settled from the top.
-struct Cut {
-  Key prefix;      // the digits settled
-  unsigned above;  // candidates above the prefix's cell
-  unsigned state;
-};
-enum : unsigned { kFits, kOpen, kSettled };
-
+// Of every (image, class).
 struct Lists {
-  Key* candidates;      // [lists, kCapacity]
-  unsigned* size;       // [lists]; beyond kCapacity: overflown
-  unsigned* histogram;  // [lists, kBins]
-  Cut* cuts;            // [lists]
-  // [levels]: flags[0], a list overflowed; flags[l], one is open before digit l.
-  unsigned* flags;
+  Key* candidates;    // [lists, places]
+  int places;         // kCapacity, or as many as the sample has
+  unsigned* size;     // [lists]; beyond kCapacity: overflown
+  Key* bounds;        // [lists]: the lowest candidate that is let in; 0: all are
+  float* log_limits;  // [lists]: a little below the logarithm of its score
+
+  __device__ Key* of(int64_t list) const { return candidates + list * places; }
 };
 
-// Calls visit(lanes, list, key) for every score above the threshold; `lanes` are those of the warp
-// that call at the same time.
-template <class S, int kLanes, class Visit>
-__device__ void for_each_candidate(const S* logits, const Sizes& sizes, const Packing& packing,
+// Calls visit(lanes, list, key) for every score of a row that is above the threshold and, but for
+// rounding, above exp(log_limit(list)); `lanes` are those of the warp that call at the same time.
+// All lanes of a warp call it.
+template <class S, int kLanes, class LogLimit, class Visit>
+__device__ void for_each_candidate(const Row<S, kLanes>& row, const Sizes& sizes,
+                                   const Packing& packing, const LogLimit& log_limit,
                                    const Visit& visit) {
   const int classes = int(sizes.classes);
-  for_each_row<S, kLanes>(logits, sizes.images * sizes.count, classes, [&](const auto& row) {
-    // A score is at most exp(its logit - the background's), which needs no exponential to be
-    // compared; rows let through in error fail the exact test.
-    const float background = row.value(0), foreground = row.foreground_max();
-    const bool active = row.valid() && !(foreground - background < packing.log_threshold);
-    if (!__any_sync(kAllLanes, active)) return;
-    const float top = background > foreground ? background : foreground;
-    const float sum = row.sum_of_exp(top);
-    // Python refuses 2^32 rows: a division of 64 bits takes ten times as long as one of 32.
-    const unsigned image = unsigned(row.index()) / unsigned(sizes.count);
-    const unsigned prior = unsigned(row.index()) - image * unsigned(sizes.count);
-    row.for_each_class([&](int c, float x) {
-      const float score = exp(x - top) / sum;
-      const bool passes = active && c > 0 && score > packing.threshold;
+  // A score is at most exp(its logit - the background's), which needs no exponential to be
+  // compared; rows let through in error fail the exact test.
+  const float background = row.value(0), foreground = row.foreground_max();
+  const bool active = row.valid() && !(foreground - background < packing.log_threshold);
+  if (!__any_sync(kAllLanes, active)) return;
+  const float top = background > foreground ? background : foreground;
+  const float sum = row.sum_of_exp(top), log_sum = top + log(sum);
+  const float below = log_sum - fabs(log_sum) * 3e-7f;  // whatever the rounding
+  // Python refuses 2^32 rows: a division of 64 bits takes ten times as long as one of 32.
+  const unsigned image = unsigned(row.index()) / unsigned(sizes.count);
+  const unsigned prior = unsigned(row.index()) - image * unsigned(sizes.count);
+  const int64_t first_list = int64_t(image) * (classes - 1) - 1;  // of class 0, which has none
+  // Where all classes pass the threshold, a few per cent of them reach their limit: a bit each, so
+  // that a lane has as many turns with an exponential and a division as it has bits.
+  for (int first = row.lane(); first < classes; first += kWarpSize * kLanes) {
+    unsigned near = 0;
+    const int own = (classes - first + kLanes - 1) / kLanes;
+    const int turns = own < kWarpSize ? own : kWarpSize;
+    for (int k = first == 0; k < turns; ++k) {
+      const int c = first + k * kLanes;
+      near |= unsigned(!(row.value(c) - below < log_limit(first_list + c))) << k;
+    }
+    if (!active) near = 0;
+    while (__any_sync(kAllLanes, near != 0)) {
+      const int c = near ? first + (__ffs(int(near)) - 1) * kLanes : 0;
+      const float score = exp(row.value(c) - top) / sum;
+      const bool passes = near != 0 && score > packing.threshold;
       const unsigned lanes = __ballot_sync(kAllLanes, passes);
-      if (passes) visit(lanes, int64_t(image) * (classes - 1) + c - 1, packing.pack(score, prior));
-    });
-  });
+      if (passes) visit(lanes, first_list + c, packing.pack(score, prior));
+      near &= near - 1;
+    }
+  }
 }
 
 // Puts a key into its list, as far as there is room. Lanes with one list share an atomic.
@@ -106,84 +128,125 @@ __device__ __forceinline__ void append(unsigned lanes, int64_t list, Key key, co
   // An overflown list grows no more: a stale size costs an atomic, no more.
   if (lane == leader) {
     first = *static_cast<volatile unsigned*>(lists.size + list);
-    if (first <= kCapacity) first = atomicAdd(lists.size + list, unsigned(__popc(peers)));
+    if (first <= unsigned(lists.places))
+      first = atomicAdd(lists.size + list, unsigned(__popc(peers)));
   }
   first = __shfl_sync(peers, first, leader);
   const unsigned place = first + __popc(peers & ((1u << lane) - 1));
-  if (place < kCapacity)
-    lists.candidates[list * kCapacity + place] = key;
-  else
-    lists.flags[0] = 1;
+  if (place < unsigned(lists.places)) lists.of(list)[place] = key;
+}
+
+// The prior of an image that is number i of the sample: any one of the i-th part of all, as the
+// neighbours of a cell differ in shape by a fixed cycle, which equal steps could fall in with.
+__device__ __forceinline__ unsigned sampled_prior(unsigned i, const Sizes& sizes) {
+  const unsigned first = unsigned(i * sizes.count / sizes.sample);
+  const unsigned end = unsigned((i + 1) * sizes.count / sizes.sample);
+  return first + (i * 2654435761u >> 8) % (end - first);  // 2^32 over the golden ratio
 }
 
 template <class S, int kLanes>
 __global__ void __launch_bounds__(kRowThreads, kRowBlocks)
-    append_kernel(const S* __restrict__ logits, Sizes sizes, Packing packing, int shift,
-                  Lists lists) {
-  for_each_candidate<S, kLanes>(logits, sizes, packing,
-                                [&](unsigned lanes, int64_t list, Key key) {
-                                  append(lanes, list, key, lists);
-                                  atomicAdd(lists.histogram + list * kBins + (key >> shift), 1u);
-                                });
+    sample_kernel(const S* __restrict__ logits, Sizes sizes, Packing packing, Lists lists) {
+  const int64_t samples = sizes.images * sizes.sample;
+  const int64_t i = (int64_t(blockIdx.x) * kRowThreads + threadIdx.x) / kLanes;
+  const bool in_range = i < samples;
+  const unsigned image = in_range ? unsigned(i / sizes.sample) : 0;
+  const unsigned number = in_range ? unsigned(i % sizes.sample) : 0;
+  const int64_t index = image * sizes.count + sampled_prior(number, sizes);
+  const Row<S, kLanes> row{logits + index * sizes.classes, int(sizes.classes), index, in_range};
+  for_each_candidate(
+      row, sizes, packing, [&](int64_t) { return packing.log_threshold; },
+      [&](unsigned lanes, int64_t list, Key key) { append(lanes, list, key, lists); });
 }
 
-// Counts the next digit of the candidates in the open cells.
-template <class S, int kLanes>
-__global__ void __launch_bounds__(kRowThreads, kRowBlocks)
-    histogram_kernel(const S* __restrict__ logits, Sizes sizes, Packing packing, int level,
-                     int shift, Lists lists) {
-  if (lists.flags[level] == 0) return;
-  for_each_candidate<S, kLanes>(
-      logits, sizes, packing, [&](unsigned, int64_t list, Key key) {
-        const Cut& cut = lists.cuts[list];
-        if (cut.state == kOpen && key >> shift >> kDigitBits == cut.prefix)
-          atomicAdd(lists.histogram + list * kBins + ((key >> shift) & (kBins - 1)), 1u);
-      });
-}
-
-// A block per list settles a digit: of the candidate of rank top_k, which the lower bound lets in.
-constexpr int kSelectThreads = 256;
-__global__ void __launch_bounds__(kSelectThreads, 4)
-    select_kernel(Sizes sizes, int level, int shift, Lists lists) {
-  if (lists.flags[level] == 0) return;
-  __shared__ CellSearch<kSelectThreads> search;
+// A block per list.
+constexpr int kBoundThreads = 256;
+__global__ void __launch_bounds__(kBoundThreads, 4)
+    bound_kernel(Sizes sizes, Packing packing, Lists lists) {
+  __shared__ unsigned bins[kBins];
+  __shared__ CellSearch<kBoundThreads> search;
   const int64_t list = blockIdx.x;
-  Cut cut = {0, 0, kOpen};
-  if (level == 0) {
-    if (lists.size[list] <= kCapacity) {
-      if (threadIdx.x == 0) lists.cuts[list].state = kFits;
-      return;
-    }
-  } else {
-    cut = lists.cuts[list];
-    if (cut.state != kOpen) return;
+  const unsigned size = lists.size[list], rank = unsigned(sizes.rank);
+  Key bound = 0;
+  if (size > rank) {
+    const Key* const keys = lists.of(list);
+    bound = find_bound<kBoundThreads, Key>(
+        size, rank, rank + rank / 4, packing.bits,
+        [&](auto visit) {
+          for (unsigned i = threadIdx.x; i < size; i += kBoundThreads) visit(keys[i]);
+        },
+        bins, search);
   }
-  unsigned* const bins = lists.histogram + list * kBins;
-  const Cell cell = find_cell(bins, unsigned(sizes.top_k) - cut.above, search);
-  for (int i = threadIdx.x; i < kBins; i += kSelectThreads) bins[i] = 0;  // for the next digit
+  __syncthreads();  // all have read the size
   if (threadIdx.x != 0) return;
-  cut.prefix = cut.prefix << kDigitBits | cell.bin;
-  cut.above += cell.above;
-  cut.state = cut.above + cell.size <= kCapacity ? kSettled : kOpen;
-  if (cut.state == kOpen)
-    lists.flags[level + 1] = 1;
-  else
-    cut.prefix <<= shift;  // from here on it is the lower bound
-  lists.cuts[list] = cut;
   lists.size[list] = 0;
+  lists.bounds[list] = bound;
+  lists.log_limits[list] =
+      bound == 0 ? packing.log_threshold
+                 : log(__uint_as_float(packing.score_bits(bound))) - kLogMargin;
 }
 
 template <class S, int kLanes>
 __global__ void __launch_bounds__(kRowThreads, kRowBlocks)
-    collect_kernel(const S* __restrict__ logits, Sizes sizes, Packing packing, Lists lists) {
-  if (lists.flags[0] == 0) return;
-  for_each_candidate<S, kLanes>(logits, sizes, packing,
-                                [&](unsigned lanes, int64_t list, Key key) {
-                                  const Cut& cut = lists.cuts[list];
-                                  const bool wanted = cut.state == kSettled && key >= cut.prefix;
-                                  const unsigned all = __ballot_sync(lanes, wanted);
-                                  if (wanted) append(all, list, key, lists);
-                                });
+    append_kernel(const S* __restrict__ logits, Sizes sizes, Packing packing, Lists lists) {
+  for_each_row<S, kLanes>(logits, sizes.images * sizes.count, int(sizes.classes),
+                          [&](const auto& row) {
+    for_each_candidate(
+        row, sizes, packing, [&](int64_t list) { return lists.log_limits[list]; },
+        [&](unsigned lanes, int64_t list, Key key) {
+          const bool wanted = key >= lists.bounds[list];
+          const unsigned all = __ballot_sync(lanes, wanted);
+          if (wanted) append(all, list, key, lists);
+        });
+  });
+}
+
+// A block per list. The rare list that has to be filled by this kernel costs several times what
+// append_kernel spent on the image: the block works out every row's normaliser, for one class.
+constexpr int kSelectThreads = 256;
+template <class S, int kLanes>
+__global__ void __launch_bounds__(kSelectThreads, 4)
+    select_kernel(const S* __restrict__ logits, Sizes sizes, Packing packing, Lists lists) {
+  const int64_t list = blockIdx.x;
+  const unsigned top_k = unsigned(sizes.top_k), appended = lists.size[list];
+  if (appended <= kCapacity && (lists.bounds[list] == 0 || appended >= top_k)) return;
+  __shared__ unsigned bins[kBins];
+  __shared__ CellSearch<kSelectThreads> search;
+  __shared__ unsigned gathered;
+  const int64_t image = list / (sizes.classes - 1);
+  const auto for_each_key = [&](auto visit) {
+    constexpr int kRows = kSelectThreads / kLanes;
+    const int mine = int(threadIdx.x) / kLanes;
+    for (int64_t first = 0; first < sizes.count; first += kRows) {
+      const bool in_range = first + mine < sizes.count;
+      const int64_t index = image * sizes.count + (in_range ? first + mine : 0);
+      const Row<S, kLanes> row{logits + index * sizes.classes, int(sizes.classes), index, in_range};
+      for_each_candidate(
+          row, sizes, packing,
+          [&](int64_t other) { return other == list ? packing.log_threshold : INFINITY; },
+          [&](unsigned, int64_t other, Key key) {
+            if (other == list) visit(key);
+          });
+    }
+  };
+  const auto count_to_zero = [&] {
+    __syncthreads();
+    if (threadIdx.x == 0) gathered = 0;
+    __syncthreads();
+  };
+
+  count_to_zero();
+  for_each_key([&](Key) { atomicAdd(&gathered, 1u); });
+  __syncthreads();
+  const unsigned total = gathered;
+  const Key lowest = find_bound<kSelectThreads, Key>(total, top_k, kCapacity, packing.bits,
+                                                     for_each_key, bins, search);
+  count_to_zero();
+  for_each_key([&](Key key) {
+    if (key >= lowest) lists.of(list)[atomicAdd(&gathered, 1u)] = key;
+  });
+  __syncthreads();
+  if (threadIdx.x == 0) lists.size[list] = gathered;
 }
 
 // Sorts n keys, at most kCapacity, in falling order, by the whole block: a bitonic network.
@@ -227,10 +290,24 @@ struct Kept {
   unsigned* size;
 };
 
+// Greedy suppression within a tile. `before` are the boxes that suppress this lane's. A box that no
+// undecided box can suppress any more is kept, and those that it suppresses are gone: the first
+// undecided one always is such a box, and as a rule most are.
+__device__ __forceinline__ unsigned greedy(unsigned undecided, unsigned before) {
+  const int lane = threadIdx.x % kWarpSize;
+  unsigned kept = 0;
+  while (undecided != 0) {
+    const bool open = undecided >> lane & 1u, keep = open && !(before & undecided);
+    kept |= __ballot_sync(kAllLanes, keep);
+    undecided = __ballot_sync(kAllLanes, open && !keep && !(before & kept));
+  }
+  return kept;
+}
+
 // A block per (image, class). Suppression goes by tiles of 32 boxes: the pairs within a tile in
-// parallel, then their order of precedence, which every thread works out for itself, then the
-// tile's kept boxes against all later boxes. After max_detections boxes it ends: more of one class
-// can never be among the best of the image.
+// parallel, then who of them is kept, which every warp works out for itself, then the tile's kept
+// boxes against all later boxes. After max_detections boxes it ends: more of one class can never be
+// among the best of the image.
 constexpr int kNmsThreads = 256;
 template <class S>
 __global__ void __launch_bounds__(kNmsThreads, 4)
@@ -239,7 +316,7 @@ __global__ void __launch_bounds__(kNmsThreads, 4)
   __shared__ Key keys[kCapacity];
   __shared__ Box<float> boxes[kMostKept];
   __shared__ unsigned removed[kMostKept / kWarpSize];  // a bit per box
-  __shared__ unsigned overlaps[kWarpSize];             // of a tile: bit j of [i], i suppresses j
+  __shared__ unsigned before[kWarpSize];               // of a tile: bit i of [j], i suppresses j
   const int64_t list = blockIdx.x, image = list / (sizes.classes - 1);
   const int thread = threadIdx.x, lane = thread % kWarpSize, warp = thread / kWarpSize;
   const int found = int(lists.size[list]);
@@ -247,7 +324,7 @@ __global__ void __launch_bounds__(kNmsThreads, 4)
     if (thread == 0) kept.size[list] = 0;
     return;
   }
-  for (int i = thread; i < found; i += kNmsThreads) keys[i] = lists.candidates[list * kCapacity + i];
+  for (int i = thread; i < found; i += kNmsThreads) keys[i] = lists.of(list)[i];
   sort_falling(keys, found);
 
   const int n = found < sizes.top_k ? found : sizes.top_k;
@@ -260,24 +337,19 @@ __global__ void __launch_bounds__(kNmsThreads, 4)
 
   int total = 0;
   for (int first = 0; first < n && total < sizes.max_detections; first += kWarpSize) {
-    const int j = first + lane;
-    for (int i = warp; i < kWarpSize; i += kNmsThreads / kWarpSize) {
-      bool over = false;
-      if (i < lane && j < n) {
-        const Box<float> a = boxes[first + i], b = boxes[j];
-        over = iou(a, area(a), b, area(b)) > threshold;
-      }
-      const unsigned row = __ballot_sync(kAllLanes, over);
-      if (lane == 0) overlaps[i] = row;
+    for (int j = warp; j < kWarpSize && first + j < n; j += kNmsThreads / kWarpSize) {
+      const Box<float> a = boxes[first + lane], b = boxes[first + j];
+      const bool over = lane < j && overlap(a, area(a), b, area(b), threshold);
+      const unsigned word = __ballot_sync(kAllLanes, over);
+      if (lane == 0) before[j] = word;
     }
     __syncthreads();
     unsigned alive = ~removed[first / kWarpSize];
     if (n - first < kWarpSize) alive &= (1u << (n - first)) - 1;
-    for (int i = 0; i < kWarpSize; ++i)
-      if (alive >> i & 1u) alive &= ~overlaps[i];
+    alive = greedy(alive, first + lane < n ? before[lane] : 0);
     const int place = total + __popc(alive & ((1u << lane) - 1));
     if (warp == 0 && (alive >> lane & 1u) && place < sizes.max_detections) {
-      const Key key = keys[j];
+      const Key key = keys[first + lane];
       const unsigned label = unsigned(list - image * (sizes.classes - 1)) + 1;
       kept.keys[list * sizes.max_detections + place] =
           pack_detection(packing.score_bits(key), packing.prior(key), label, sizes.classes);
@@ -292,7 +364,7 @@ __global__ void __launch_bounds__(kNmsThreads, 4)
         const float area_b = area(b);
         for (unsigned left = alive; left && !over; left &= left - 1) {
           const Box<float> a = boxes[first + __ffs(int(left)) - 1];
-          over = iou(a, area(a), b, area_b) > threshold;
+          over = overlap(a, area(a), b, area_b, threshold);
         }
       }
       const unsigned word = __ballot_sync(kAllLanes, over);
@@ -332,27 +404,9 @@ __global__ void __launch_bounds__(kBestThreads, 2)
        list += kBestThreads)
     mine += kept.size[list];
   const unsigned total = block_sum(mine, sums);
-  Key lowest = 0;
-  if (total > kCapacity) {
-    Key prefix = 0;
-    unsigned above = 0, cell = total;
-    int shift = 62;  // a score is at most 1: the two upper bits are 0
-    while (above + cell > kCapacity) {
-      shift -= kDigitBits;
-      for (int i = thread; i < kBins; i += kBestThreads) histogram[i] = 0;
-      __syncthreads();
-      for_each_kept([&](Key key) {
-        if (key >> shift >> kDigitBits == prefix)
-          atomicAdd(histogram + ((key >> shift) & (kBins - 1)), 1u);
-      });
-      __syncthreads();
-      const Cell next = find_cell(histogram, unsigned(sizes.max_detections) - above, search);
-      prefix = prefix << kDigitBits | next.bin;
-      above += next.above;
-      cell = next.size;
-    }
-    lowest = prefix << shift;
-  }
+  // A score is at most 1: the two upper bits are 0.
+  const Key lowest = find_bound<kBestThreads, Key>(total, unsigned(sizes.max_detections), kCapacity,
+                                                   62, for_each_kept, histogram, search);
   if (thread == 0) gathered = 0;
   __syncthreads();
   for_each_kept([&](Key key) {
@@ -391,19 +445,18 @@ int bit_length(uint64_t x) {
 Packing make_packing(float threshold, int64_t count) {
   const unsigned one = bit_cast<unsigned>(1.0f), at = bit_cast<unsigned>(threshold);
   const int score_bits = bit_length(one - at), index_bits = bit_length(uint64_t(count - 1));
-  // The margin covers the rounding of softmax.
-  return {threshold, std::log(threshold) - 1e-3f, at + 1, index_bits, score_bits + index_bits};
+  return {threshold, std::log(threshold) - kLogMargin, at + 1, index_bits, score_bits + index_bits};
 }
 
-// Digits until a cell fits into a list.
-int count_levels(const Packing& packing) {
-  const int bits = packing.bits - kCellBits;
-  return bits > kDigitBits ? (bits + kDigitBits - 1) / kDigitBits : 1;
-}
-
-int shift_after(const Packing& packing, int level) {
-  const int shift = packing.bits - (level + 1) * kDigitBits;
-  return shift > 0 ? shift : 0;
+Sizes make_sizes(int64_t images, int64_t count, int64_t classes, int64_t top_k,
+                 int64_t max_detections) {
+  Sizes sizes{images, count, classes, int(top_k), int(max_detections), 0, 0};
+  if (count > kCapacity) {
+    sizes.sample = int(std::min<int64_t>((count + kSampled - 1) / kSampled, kMostSampled));
+    const double wanted = std::sqrt(double(top_k) * kCapacity);
+    sizes.rank = int(std::ceil(wanted * sizes.sample / double(count)));
+  }
+  return sizes;
 }
 
 struct Memory {
@@ -411,15 +464,15 @@ struct Memory {
   Kept kept;
   int64_t zeros, bytes;  // the part that starts as zeros comes first
 
-  Memory(void* workspace, const Sizes& sizes, int levels) {
+  Memory(void* workspace, const Sizes& sizes) {
     Workspace memory(workspace);
     const int64_t n = sizes.lists();
-    lists.flags = memory.take<unsigned>(levels + 1);
+    lists.places = std::max(kCapacity, sizes.sample);
     lists.size = memory.take<unsigned>(n);
-    lists.histogram = memory.take<unsigned>(n * kBins);
     zeros = memory.bytes();
-    lists.cuts = memory.take<Cut>(n);
-    lists.candidates = memory.take<Key>(n * kCapacity);
+    lists.bounds = memory.take<Key>(n);
+    lists.log_limits = memory.take<float>(n);
+    lists.candidates = memory.take<Key>(n * lists.places);
     kept.keys = memory.take<Key>(n * sizes.max_detections);
     kept.size = memory.take<unsigned>(n);
     bytes = memory.bytes();
@@ -427,30 +480,23 @@ struct Memory {
 };
 
 template <class S, int kLanes>
-void find_candidates(const S* logits, const Sizes& sizes, const Packing& packing, int levels,
+void find_candidates(const S* logits, const Sizes& sizes, const Packing& packing,
                      const Lists& lists, Stream stream) {
   const char* op = "detection_output";
-  const unsigned blocks = row_blocks<kLanes>(sizes.images * sizes.count);
   const unsigned each = grid_size(sizes.lists(), 1);
-  launch(op, append_kernel<S, kLanes>, blocks, kRowThreads, stream, logits, sizes, packing,
-         shift_after(packing, 0), lists);
-  launch(op, select_kernel, each, kSelectThreads, stream, sizes, 0, shift_after(packing, 0), lists);
-  for (int level = 1; level < levels; ++level) {
-    const int shift = shift_after(packing, level);
-    launch(op, histogram_kernel<S, kLanes>, blocks, kRowThreads, stream, logits, sizes, packing,
-           level, shift, lists);
-    launch(op, select_kernel, each, kSelectThreads, stream, sizes, level, shift, lists);
-  }
-  launch(op, collect_kernel<S, kLanes>, blocks, kRowThreads, stream, logits, sizes, packing, lists);
+  launch(op, sample_kernel<S, kLanes>, grid_size(sizes.images * sizes.sample, kRowThreads / kLanes),
+         kRowThreads, stream, logits, sizes, packing, lists);
+  launch(op, bound_kernel, each, kBoundThreads, stream, sizes, packing, lists);
+  launch(op, append_kernel<S, kLanes>, row_blocks<kLanes>(sizes.images * sizes.count), kRowThreads,
+         stream, logits, sizes, packing, lists);
+  launch(op, select_kernel<S, kLanes>, each, kSelectThreads, stream, logits, sizes, packing, lists);
 }
 
 }  // namespace
 
-int64_t detection_output_workspace(int64_t images, int64_t count, int64_t classes,
-                                   double score_threshold, int64_t top_k, int64_t max_detections) {
-  const Packing packing = make_packing(float(score_threshold), count);
-  const Sizes sizes{images, count, classes, int(top_k), int(max_detections)};
-  return Memory(nullptr, sizes, count_levels(packing)).bytes;
+int64_t detection_output_workspace(int64_t images, int64_t count, int64_t classes, int64_t top_k,
+                                   int64_t max_detections) {
+  return Memory(nullptr, make_sizes(images, count, classes, top_k, max_detections)).bytes;
 }
 
 void detection_output_cuda(const void* loc, const void* logits, const void* priors, int64_t images,
@@ -460,9 +506,8 @@ void detection_output_cuda(const void* loc, const void* logits, const void* prio
                            void* workspace, DType dtype, Stream stream) {
   const char* op = "detection_output";
   const Packing packing = make_packing(float(score_threshold), count);
-  const Sizes sizes{images, count, classes, int(top_k), int(max_detections)};
-  const int levels = count_levels(packing);
-  const Memory memory(workspace, sizes, levels);
+  const Sizes sizes = make_sizes(images, count, classes, top_k, max_detections);
+  const Memory memory(workspace, sizes);
   zero(op, workspace, memory.zeros, stream);
   with_storage(dtype, [&](auto storage) {
     using S = typename decltype(storage)::type;
@@ -471,7 +516,7 @@ void detection_output_cuda(const void* loc, const void* logits, const void* prio
       const auto* offsets = static_cast<const S*>(loc);
       const auto* prior_rows = static_cast<const float*>(priors);
       with_row_lanes(classes, [&](auto lanes) {
-        find_candidates<S, lanes>(rows, sizes, packing, levels, memory.lists, stream);
+        find_candidates<S, lanes>(rows, sizes, packing, memory.lists, stream);
       });
       launch(op, nms_kernel<S>, grid_size(sizes.lists(), 1), kNmsThreads, stream, offsets,
              prior_rows, sizes, packing, nms_threshold, v0, v1, memory.lists, memory.kept);

@@ -51,7 +51,7 @@ struct Suppression {
 
   __device__ bool operator()(Box<T> a, T area_a, int64_t category_a, Box<T> b, T area_b,
                              int64_t category_b) const {
-    return (!by_category || category_a == category_b) && iou(a, area_a, b, area_b) > threshold;
+    return (!by_category || category_a == category_b) && overlap(a, area_a, b, area_b, threshold);
   }
 };
 

@@ -58,4 +58,31 @@ __device__ Cell find_cell(const unsigned* bins, unsigned need, CellSearch<kThrea
   return cell;
 }
 
+// A lower bound that lets in at least `need` and at most `most` of the keys that for_each(visit)
+// visits: `total` of them, no two equal, of `bits` bits. `bins` are kBins of shared memory. All
+// threads of the block call it, and each visits a part.
+template <int kThreads, class Key, class ForEach>
+__device__ Key find_bound(unsigned total, unsigned need, unsigned most, int bits,
+                          const ForEach& for_each, unsigned* bins, CellSearch<kThreads>& search) {
+  Key prefix = 0;  // the digits settled: those from bit `shift` up
+  unsigned above = 0, cell = total;
+  int shift = bits;
+  while (above + cell > most) {
+    const int width = shift < kDigitBits ? shift : kDigitBits;
+    shift -= width;
+    for (int i = int(threadIdx.x); i < kBins; i += kThreads) bins[i] = 0;
+    __syncthreads();
+    for_each([&](Key key) {
+      if (key >> shift >> width == prefix)
+        atomicAdd(bins + unsigned((key >> shift) & ((Key(1) << width) - 1)), 1u);
+    });
+    __syncthreads();
+    const Cell next = find_cell(bins, need - above, search);
+    prefix = prefix << width | next.bin;
+    above += next.above;
+    cell = next.size;
+  }
+  return shift < bits ? prefix << shift : 0;
+}
+
 }  // namespace mdssd

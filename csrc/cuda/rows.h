@@ -41,30 +41,20 @@ struct Row {
   // A maximum passes over NaNs, but may be one where some are; sum_of_exp then is NaN either way.
   __device__ T max() const { return max_from(0); }
   __device__ T foreground_max() const { return max_from(1); }
+  // Of exp(x - top): terms of at most 1.
   __device__ T sum_of_exp(T top) const {
     T sum = 0;
-    for (int c = lane(); c < classes; c += kLanes) sum += exp(value(c) - top);
+    for (int c = lane(); c < classes; c += kLanes) sum += exp_of_term(value(c) - top);
     for (int step = kLanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
     return sum;
-  }
-  // visit(class, logit), each class by one lane. Lanes without a class of their own call with one
-  // that no score comes from.
-  template <class Visit>
-  __device__ void for_each_class(const Visit& visit) const {
-    for (int first = 0; first < classes; first += kLanes) {
-      const int c = first + lane();
-      visit(c, c < classes ? value(c) : T(-INFINITY));
-    }
   }
 
  private:
   __device__ T max_from(int first) const {
     T best = value(first);
-    for (int c = first + lane(); c < classes; c += kLanes) best = value(c) > best ? value(c) : best;
-    for (int step = kLanes / 2; step > 0; step /= 2) {
-      const T other = __shfl_xor_sync(kAllLanes, best, step);
-      best = other > best ? other : best;
-    }
+    for (int c = first + lane(); c < classes; c += kLanes) best = larger(value(c), best);
+    for (int step = kLanes / 2; step > 0; step /= 2)
+      best = larger(__shfl_xor_sync(kAllLanes, best, step), best);
     return best;
   }
 };

@@ -241,9 +241,7 @@ def _detection_output_cuda(
     scores = loc.new_empty(images, max_detections, dtype=torch.float32)
     labels = loc.new_empty(images, max_detections, dtype=torch.int64)
     found = loc.new_empty(images, dtype=torch.int64)
-    needed = kernels.detection_output_workspace(
-        images, count, classes, score_threshold, top_k, max_detections
-    )
+    needed = kernels.detection_output_workspace(images, count, classes, top_k, max_detections)
     workspace = loc.new_empty(needed, dtype=torch.uint8)
     kernels.detection_output_cuda(
         loc.data_ptr(),
