@@ -65,6 +65,7 @@ void bind_cpu(py::module_& module) {
   MDSSD_BIND(l2norm_add_relu_backward_cpu);
   MDSSD_BIND(multibox_loss_cpu);
   MDSSD_BIND(multibox_loss_backward_cpu);
+  MDSSD_BIND(resize_cpu);
 }
 #endif
 
@@ -92,6 +93,7 @@ void bind_cuda(py::module_& module) {
   MDSSD_BIND(multibox_loss_cuda);
   MDSSD_BIND(multibox_loss_workspace);
   MDSSD_BIND(multibox_loss_backward_cuda);
+  MDSSD_BIND(resize_cuda);
 }
 #endif
 

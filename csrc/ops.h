@@ -45,6 +45,10 @@ void encode_targets_cpu(const void* gt, const int64_t* gt_labels, const int64_t*
                         double v0, double v1, void* loc, int64_t* labels, DType dtype,
                         int threads);
 
+// images [count, height, width, channels] -> out [count, out_height, out_width, channels].
+void resize_cpu(const uint8_t* images, int64_t count, int64_t height, int64_t width,
+                int64_t channels, int64_t out_height, int64_t out_width, uint8_t* out, int threads);
+
 // boxes [count, 4], scores [count], float32 or float64; idxs [count] or null; keep [count].
 // Returns how many entries of keep are set.
 int64_t nms_cpu(const void* boxes, const void* scores, const int64_t* idxs, int64_t count,
@@ -170,5 +174,9 @@ void l2norm_add_relu_backward_cuda(const void* grad, const void* y, const void* 
                                    DType dtype, Stream stream);
 // Of either backward op: maps is 1, or 2 with add and ReLU.
 int64_t l2norm_workspace(int64_t maps, int64_t channels, DType dtype);
+
+void resize_cuda(const uint8_t* images, int64_t count, int64_t height, int64_t width,
+                 int64_t channels, int64_t out_height, int64_t out_width, uint8_t* out,
+                 Stream stream);
 
 }  // namespace mdssd

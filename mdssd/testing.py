@@ -284,6 +284,14 @@ _SINGLE = (torch.float32,)
 _HALVES = (torch.float32, torch.float16, torch.bfloat16)
 _SUMS = TOLERANCE | {torch.float32: (2e-5, 2e-6)}
 
+
+def _resize(
+    generator: Generator, dtype: torch.dtype, shape: tuple[int, ...], size: tuple[int, int]
+) -> Any:
+    """Bytes, whatever the dtype."""
+    return (torch.randint(256, shape, generator=generator, dtype=torch.uint8), size), {}
+
+
 CASES = [
     Case(
         "box_iou",
@@ -595,5 +603,22 @@ CASES = [
         },
         gradients=(0, 1),
         tolerance=_SUMS,
+    ),
+    Case(
+        "resize",
+        _resize,
+        {
+            "no_image": Size({"shape": (0, 3, 5, 3), "size": (2, 2)}, _SINGLE),
+            "no_channel": Size({"shape": (2, 3, 5, 0), "size": (2, 2)}, _SINGLE),
+            "one": Size({"shape": (1, 1, 3), "size": (1, 1)}, _SINGLE),
+            "grown_from_one": Size({"shape": (1, 1, 1), "size": (3, 4)}, _SINGLE),
+            "odd": Size({"shape": (2, 33, 47, 3), "size": (19, 31)}, _SINGLE),
+            "grown": Size({"shape": (2, 1, 7, 9, 4), "size": (30, 23)}, _SINGLE),
+            "as_it_is": Size({"shape": (21, 13, 3), "size": (21, 13)}, _SINGLE),
+            "frame": Size(
+                {"shape": (1, 1080, 1920, 3), "size": (300, 300)}, _SINGLE, benchmark=True
+            ),
+        },
+        exact=(0,),
     ),
 ]

@@ -10,6 +10,7 @@ import os
 import threading
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -514,3 +515,43 @@ def test_autocast_keeps_float32_results() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert ops.l2norm(x, scale).dtype == torch.float32
         assert ops.l2norm(x.bfloat16(), scale).dtype == torch.bfloat16
+
+
+# --- resize ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", [(300, 300), (512, 512), (960, 400), (37, 1001)])
+def test_resize_is_opencvs_to_within_a_level(target: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    got = ops.resize(torch.from_numpy(image), target)
+    want = cv2.resize(image, target[::-1], interpolation=cv2.INTER_LINEAR)
+    assert got.shape == want.shape
+    assert np.abs(got.numpy().astype(int) - want).max() <= 1
+
+
+def test_resize_by_hand() -> None:
+    row = torch.tensor([0, 100], dtype=torch.uint8)[None, :, None]
+    assert ops.resize(row, (1, 4))[0, :, 0].tolist() == [0, 25, 75, 100]
+    assert ops.resize(row, (2, 1))[:, 0, 0].tolist() == [50, 50]
+    step = torch.tensor([0, 1], dtype=torch.uint8)[None, :, None]
+    assert ops.resize(step, (1, 1)).item() == 1  # a half rounds up
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "error", "message"),
+    [
+        ((4, 4), (2, 2), ValueError, r"images: expected shape \[..., H, W, C\], got \[4, 4\]"),
+        ((0, 4, 3), (2, 2), ValueError, r"images: expected H and W above 0, got \[0, 4, 3\]"),
+        ((4, 4, 3), (2, 0), ValueError, r"size: expected sides above 0, got \(2, 0\)"),
+        ((4, 4, 3), 2, ValueError, r"size: expected \(height, width\), got 2"),
+        ((4, 4, 3), (2.0, 2), TypeError, r"size: expected two ints, got \(2.0, 2\)"),
+    ],
+)
+def test_resize_names_what_is_wrong(shape: Any, size: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match="resize: " + message):
+        ops.resize(torch.zeros(shape, dtype=torch.uint8), size)
+
+
+def test_resize_takes_bytes_alone() -> None:
+    with pytest.raises(TypeError, match="resize: images: expected dtype uint8; got torch.float32"):
+        ops.resize(torch.zeros(4, 4, 3), (2, 2))

@@ -7,6 +7,7 @@ from mdssd.ops.l2norm import l2norm, l2norm_add_relu
 from mdssd.ops.matching import Match, Targets, encode_targets, match_priors
 from mdssd.ops.multibox_loss import multibox_loss
 from mdssd.ops.nms import PaddedKeep, batched_nms, nms, nms_padded
+from mdssd.ops.resize import resize
 
 __all__ = [
     "Detections",
@@ -27,4 +28,5 @@ __all__ = [
     "multibox_loss",
     "nms",
     "nms_padded",
+    "resize",
 ]

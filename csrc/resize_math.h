@@ -1,0 +1,39 @@
+// Where a linearly resized image takes its pixels from, on host and device. In integers, so that
+// every backend gives the same bytes.
+#pragma once
+
+#include <cstdint>
+
+#include "inline.h"
+
+namespace mdssd {
+
+constexpr int kFractionBits = 11;  // as OpenCV's
+
+// Number `index` and the next one, in parts of 2048: 2048 - fraction and fraction.
+struct Tap {
+  int64_t index;
+  int fraction;
+};
+
+// The centre of place i of `to` places, as a place among `from`; beyond the outer centres the outer
+// place itself.
+MDSSD_INLINE Tap tap(int64_t i, int64_t from, int64_t to) {
+  const int64_t numerator = (((2 * i + 1) * from - to) << kFractionBits) + to;  // + to: rounds
+  if (numerator < 0) return {0, 0};
+  const int64_t position = numerator / (2 * to), index = position >> kFractionBits;
+  if (index >= from - 1) return {from - 1, 0};
+  return {index, int(position & ((1 << kFractionBits) - 1))};
+}
+
+MDSSD_INLINE int blend(int a, int b, int fraction) {
+  return a * ((1 << kFractionBits) - fraction) + b * fraction;
+}
+
+// The four pixels at (y, x), (y, x + 1), (y + 1, x), (y + 1, x + 1); halves round up.
+MDSSD_INLINE uint8_t blend_four(int a, int b, int c, int d, int fraction_x, int fraction_y) {
+  const int sum = blend(blend(a, b, fraction_x), blend(c, d, fraction_x), fraction_y);
+  return uint8_t((sum + (1 << (2 * kFractionBits - 1))) >> (2 * kFractionBits));
+}
+
+}  // namespace mdssd

@@ -1,0 +1,57 @@
+"""resize in Triton. Bound by memory: a program has a run of pixels of the result."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mdssd.ops.resize import resized
+from mdssd.ops.triton.common import OPTIONS, blocks
+
+PIXELS = 512  # of a program of four warps, by reasoning: four to a thread
+
+
+@triton.jit
+def tap(i, source, target):
+    """The two places and the second's share, of 2048: `tap` of csrc/resize_math.h."""
+    numerator = ((2 * i + 1) * source - target) * 2048 + target
+    position = tl.maximum(numerator, 0) // (2 * target)
+    position = tl.minimum(position, (source - 1) * 2048)
+    first = position // 2048
+    return first, tl.minimum(first + 1, source - 1), (position % 2048).to(tl.int32)
+
+
+@triton.jit
+def resize_kernel(
+    images, out, pixels, height, width, channels, out_height, out_width, BLOCK: tl.constexpr
+):
+    """out[n, y, x, c] = the four pixels around its centre, weighted by nearness."""
+    pixel = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = pixel < pixels
+    line = pixel // out_width
+    image = line // out_height
+    left, right, along = tap(pixel - line * out_width, width, out_width)
+    top, bottom, down = tap(line - image * out_height, height, out_height)
+    upper = images + (image * height + top) * width * channels
+    lower = images + (image * height + bottom) * width * channels
+    for c in range(channels):
+        a = tl.load(upper + left * channels + c, mask=mask, other=0).to(tl.int32)
+        b = tl.load(upper + right * channels + c, mask=mask, other=0).to(tl.int32)
+        under_a = tl.load(lower + left * channels + c, mask=mask, other=0).to(tl.int32)
+        under_b = tl.load(lower + right * channels + c, mask=mask, other=0).to(tl.int32)
+        first = a * (2048 - along) + b * along
+        second = under_a * (2048 - along) + under_b * along
+        value = (first * (2048 - down) + second * down + (1 << 21)) >> 22
+        tl.store(out + pixel * channels + c, value.to(tl.uint8), mask=mask)
+
+
+def resize(images: Tensor, height: int, width: int) -> Tensor:
+    """As `ops.resize`."""
+    images, out = images.contiguous(), resized(images, height, width)
+    pixels = images.shape[:-3].numel() * height * width
+    if out.numel():
+        resize_kernel[(blocks(pixels, PIXELS),)](
+            images, out, pixels, *images.shape[-3:], height, width, BLOCK=PIXELS, **OPTIONS
+        )
+    return out
