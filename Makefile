@@ -17,7 +17,7 @@ help:
 	@echo "make test    install, run the tests"
 	@echo "make simt-check  install, run the CUDA kernels on the CPU shuffled and sanitized (needs g++)"
 	@echo "make gpu-check   build and check all on an NVIDIA GPU, with PYTHON as it is: no install"
-	@echo "make resources   registers and shared memory of the kernels (needs nvcc): csrc/cuda/resources.txt"
+	@echo "make resources   registers and shared memory of the kernels (needs nvcc): resources.txt"
 	@echo "make lint    install, run ruff and mypy"
 	@echo "make format  install, let ruff rewrite the Python files"
 	@echo "make venv    install only"
@@ -59,8 +59,9 @@ simt-check: $(STAMP)
 		LD_PRELOAD="$$($$cxx -print-file-name=libasan.so) $$($$cxx -print-file-name=libubsan.so)" \
 		$(BIN)/python -m pytest -q --small -k simt tests/test_ops.py tests/test_simt.py
 
-resources:
-	$(PYTHON) csrc/cuda/resources.py
+resources: $(STAMP)
+	$(BIN)/python tests/compile_triton.py --report
+	$(BIN)/python csrc/cuda/resources.py
 
 gpu-check:
 	$(PYTHON) tests/gpu_check.py

@@ -1,8 +1,8 @@
 """What is installed here and what it can run on: the text of `mdssd info`."""
 
+import importlib.util
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import cv2
@@ -56,10 +56,12 @@ def _native_lines() -> list[str]:
 
 
 def _triton_line() -> str:
-    try:
-        return f"triton    {version('triton')}"
-    except PackageNotFoundError:
+    if importlib.util.find_spec("triton") is None:
         return "triton    not installed: pip install triton (optional, for GPUs)"
+    try:
+        return f"triton    {importlib.import_module('triton').__version__}"
+    except ImportError as error:
+        return f"triton    does not import: {error}"
 
 
 def _device_lines() -> list[str]:

@@ -1,10 +1,10 @@
-"""Checks the CUDA kernels on a machine with an NVIDIA GPU: `make gpu-check`.
+"""Checks the CUDA and Triton kernels on a machine with an NVIDIA GPU: `make gpu-check`.
 
 Builds the native modules in place for this machine's GPU, with the Python that runs this and no
 network, then runs the steps of `steps()` in turn. Prints a table and writes it, with device,
 versions and commit (git's, or MDSSD_COMMIT), to benchmarks/results/gpu-check-DEVICE.json. Needs
-nvcc, compute-sanitizer, and in Python torch, pytest, hypothesis, opencv, setuptools, cmake, ninja
-and pybind11.
+nvcc, compute-sanitizer, and in Python torch, triton, pytest, hypothesis, opencv, setuptools, cmake,
+ninja and pybind11.
 
     python tests/gpu_check.py [--dry-run] [--steps build,graphs] [--minutes 30] [--out FILE]
 
@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
+BACKENDS = ("cuda", "triton")
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
 
@@ -51,21 +52,25 @@ def left_out() -> dict[str, str]:
     return {path.name: reason for path in files if users.search(path.read_text())}
 
 
-def sanitizer(tool: str) -> Step:
-    """A shortened suite under compute-sanitizer, which looks at this project's kernels."""
+def sanitizer(tool: str, backend: str) -> Step:
+    """A shortened suite under compute-sanitizer, which looks at this project's kernels.
+
+    Triton's carry no namespace: there it looks at PyTorch's as well, and at what both call so.
+    """
     program = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     said = ""
     if Path(program).exists():
         said = subprocess.run([program, "--help"], capture_output=True, text=True).stdout
     # The option has two names, by version.
-    own = ["--kernel-name" if "--kernel-name" in said else "--kernel-regex", "kns=mdssd"]
+    option = "--kernel-name" if "--kernel-name" in said else "--kernel-regex"
+    own = [option, "kns=mdssd" if backend == "cuda" else "kns=_kernel"]
     if tool == "initcheck":
         own = []  # it has to see the kernels of torch write what these read
     return Step(
-        tool,
+        f"{tool}-{backend}",
         [
             *(program, "--tool", tool, "--error-exitcode", "9", *own),
-            *pytest("--small", "-k", "cuda and agrees and float32", "tests/test_ops.py"),
+            *pytest("--small", "-k", f"agrees and {backend}-cuda-float32", "tests/test_ops.py"),
         ],
         # Each tensor an allocation of its own, so that memcheck sees where it ends.
         {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
@@ -86,7 +91,7 @@ def steps() -> list[Step]:
         Step("info", [sys.executable, "-c", "from mdssd.info import info; print(info())"]),
         Step("suite", pytest(*ignored, "tests")),
         *(Step(name, pytest("-k", key, "tests/test_cuda.py")) for name, key in own.items()),
-        *(sanitizer(tool) for tool in TOOLS),
+        *(sanitizer(tool, backend) for backend in BACKENDS for tool in TOOLS),
     ]
 
 
@@ -158,6 +163,7 @@ def facts() -> dict[str, Any]:
         "driver": said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda,
+        "triton": said(sys.executable, "-c", "import triton; print(triton.__version__)"),
         "nvcc": said("nvcc", "--version").rpartition("release ")[2].partition(",")[0] or "unknown",
         "python": sys.version.split()[0],
         "commit": os.environ.get("MDSSD_COMMIT") or said("git", "rev-parse", "HEAD"),
@@ -166,7 +172,7 @@ def facts() -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Check the CUDA kernels on this machine's GPU.")
+    parser = argparse.ArgumentParser(description="Check the kernels on this machine's GPU.")
     parser.add_argument("--dry-run", action="store_true", help="list the steps and stop")
     parser.add_argument("--steps", help="comma-separated: only these")
     parser.add_argument("--minutes", type=float, default=30, help="limit of each step")
@@ -200,11 +206,11 @@ def main() -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=2) + "\n")
     print(f"\n{about['device']}, torch {about['torch']}, commit {about['commit']}")
-    print(f"{'step':<10} {'seconds':>8} {'passed':>7} {'failed':>7} {'skipped':>8}  outcome")
+    print(f"{'step':<16} {'seconds':>8} {'passed':>7} {'failed':>7} {'skipped':>8}  outcome")
     for row in ordered:
         numbers = [str(row.get(key, "")) for key in ("passed", "failed", "skipped")]
         print(
-            f"{row['step']:<10} {row['seconds']:>8} {numbers[0]:>7} {numbers[1]:>7} "
+            f"{row['step']:<16} {row['seconds']:>8} {numbers[0]:>7} {numbers[1]:>7} "
             f"{numbers[2]:>8}  {row['outcome']}"
         )
     reasons = {(r["step"], why): n for r in ordered for why, n in r.get("why_skipped", {}).items()}

@@ -5,6 +5,7 @@ import os
 import re
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -265,7 +266,9 @@ def test_gpu_check_lists_its_steps_and_reads_reports(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["gpu_check.py", "--dry-run"])
     assert gpu_check.main() == 0
     listed = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
-    assert listed[:2] == ["build", "info"] and listed[-4:] == list(gpu_check.TOOLS)
+    assert listed[:2] == ["build", "info"] and listed[-8:] == [
+        f"{tool}-{backend}" for backend in ("cuda", "triton") for tool in gpu_check.TOOLS
+    ]
     report = gpu_check.ElementTree.fromstring(
         "<testsuites><testsuite><testcase/><testcase><failure/></testcase>"
         '<testcase><skipped message="no second GPU"/></testcase></testsuite></testsuites>'
@@ -292,3 +295,29 @@ def test_info_without_the_native_module_says_why(monkeypatch):
     monkeypatch.setattr(_dispatch, "native", None)
     monkeypatch.setattr(_dispatch, "native_error", "No module named 'mdssd._C'")
     assert re.search(r"^cpp +not available: No module named", info(), re.MULTILINE)
+
+
+def test_without_triton_all_else_works_and_says_so():
+    code = """
+import sys
+sys.modules["triton"] = None  # an import of it fails
+import torch, mdssd
+from mdssd import ops
+from mdssd.info import info
+print(info())
+assert not any("triton" in row for row in ops.backends().values())
+print(ops.box_iou(torch.rand(2, 4), torch.rand(3, 4)).shape)
+with ops.backend("triton"):
+    pass
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert re.search(r"^triton +not installed: pip install triton", done.stdout, re.MULTILINE)
+    assert done.stdout.endswith("torch.Size([2, 3])\n")
+    assert "RuntimeError: backend: 'triton' is not available here; available: " in done.stderr
+
+
+def test_info_says_why_triton_does_not_import(monkeypatch, tmp_path):
+    (tmp_path / "triton.py").write_text("raise ImportError('libtriton.so is of another machine')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    assert re.search(r"^triton +does not import: libtriton.so is of", info(), re.MULTILINE)

@@ -1,4 +1,4 @@
-"""What only a GPU can show of the CUDA kernels: graphs, streams, devices, repeated bits."""
+"""What only a GPU can show of its kernels: graphs, streams, devices, repeated bits."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from mdssd.testing import Case, to_device
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
 
 
-@pytest.fixture(autouse=True)
-def cuda_backend() -> Iterator[None]:
-    with ops.backend("cuda"):
+@pytest.fixture(autouse=True, params=["cuda", "triton"])
+def gpu_backend(request: pytest.FixtureRequest) -> Iterator[None]:
+    if not any(request.param in row for row in ops.backends().values()):
+        pytest.skip(f"{request.param} is not available here")
+    with ops.backend(request.param):
         yield
 
 

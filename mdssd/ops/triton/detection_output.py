@@ -15,7 +15,7 @@ those of 1, then the prior. No two are equal, so that a selection always comes t
 settled, and the order in which the programs ran leaves no trace. Memory is O(images x classes).
 
 Block sizes and warps are by reasoning (no GPU was at hand): 8 to 32 numbers of a tile per thread,
-with which none of the kernels spills registers on sm_90.
+with which none of the kernels spills registers.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def append(wanted, key, c, candidates, size, flags, WAYS: tl.constexpr, CAPACITY
     row is used: up to Triton 3.4 the result of an atomic is wrong in threads that only repeat one
     (triton issue 7402). An overflown list grows no more, which spares the atomics.
     """
-    count = tl.sum(wanted.to(tl.int32), 0)
+    # Cast, as Triton 3.2's interpreter sums int32 in 64 bits, of which its atomics read the halves.
+    count = tl.sum(wanted.to(tl.int32), 0).to(tl.int64).to(tl.int32)
     way = tl.arange(0, WAYS)[:, None]
     counts = tl.where(way == 0, count[None, :], 0)
     at = size + c[None, :] + 0 * way

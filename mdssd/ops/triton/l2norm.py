@@ -25,6 +25,7 @@ from mdssd.ops.triton.common import OPTIONS, blocks, narrow, power_of_2
 TILE = 4096  # numbers of a map that a program keeps: of 8 warps, 16 each
 WARP_TILE = 512
 LEAST_RUN = 8  # pixels, where they are what is neighbouring, though the tile becomes larger
+BACKWARD_RUN = 4  # the same in backward: with more, two maps of 1,024 channels spill registers
 MOST_CHANNELS = 1024  # of a tile
 SLICES = 512  # at most, of the pixels in backward: each gives a term of a scale's gradient
 SLICE_TILES = 2  # at least, of a slice: half the terms, and still a program per processor
@@ -206,12 +207,12 @@ def scale_gradient_kernel(
 class _Tiles:
     """How a map is cut into tiles: the kernels' arguments."""
 
-    def __init__(self, x: Tensor, layout: torch.memory_format) -> None:
+    def __init__(self, x: Tensor, layout: torch.memory_format, least_run: int) -> None:
         images, self.channels = x.shape[:2]
         self.pixels = x.shape[2] * x.shape[3]
         block = power_of_2(self.channels, MOST_CHANNELS)
         channels_last = layout == torch.channels_last
-        pixel_block = TILE // block if channels_last else max(TILE // block, LEAST_RUN)
+        pixel_block = TILE // block if channels_last else max(TILE // block, least_run)
         pixel_block = power_of_2(self.pixels, pixel_block)
         self.per_image = blocks(self.pixels, pixel_block)
         self.count = images * self.per_image
@@ -248,7 +249,7 @@ def _forward(maps: list[Tensor], scales: list[Tensor], eps: float) -> tuple[Tens
     out = torch.empty_like(a)
     norms = [a.new_empty(a.shape[0], *a.shape[2:], dtype=torch.float32) for _ in maps]
     if a.numel():
-        tiles = _Tiles(a, layout)
+        tiles = _Tiles(a, layout, LEAST_RUN)
         if not tiles.kept:
             for x, r in zip(maps, norms, strict=True):
                 tiles.channel_sums(x, None, None, None, r, eps)
@@ -274,7 +275,7 @@ def _backward(
     if not grad.numel():
         return *grads, *(torch.zeros_like(scale) for scale in scales)
     grad_scales = [torch.empty_like(scale) for scale in scales]
-    tiles = _Tiles(grad, layout)
+    tiles = _Tiles(grad, layout, BACKWARD_RUN)
     dots: list[Tensor | None] = [None] * len(maps)
     if not tiles.kept:
         dots = [torch.empty_like(r) for r in norms]

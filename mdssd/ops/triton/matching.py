@@ -7,8 +7,8 @@ priors of a program lie close together, so it first picks the boxes that meet th
 What is skipped has an IoU of 0, which could change nothing.
 
 Block sizes are by reasoning (no GPU was at hand): few priors per program, so that their bounds are
-tight, and few boxes in a tile, since as a rule only a few meet them; two warps then have 16 pairs
-per thread, which leaves the registers for 16 warps on a multiprocessor.
+tight, and few boxes in a tile, since as a rule only a few meet them; four warps then have 8 pairs
+per thread, which leaves the registers for 24 warps on a multiprocessor.
 """
 
 from __future__ import annotations
@@ -204,13 +204,13 @@ def _match(
     programs = blocks(count, PRIORS)
     match_kernel[(programs * images,)](
         gt, gt_labels, begins, priors, best_priors, *outputs, count, programs, threshold, v0, v1,
-        PRIORS=PRIORS, LIST=LIST, TILE=TILE, num_warps=2, **encoded,
+        PRIORS=PRIORS, LIST=LIST, TILE=TILE, num_warps=4, **encoded,
     )  # fmt: skip
     total = gt.shape[0]
     if total:
         force_kernel[(blocks(total, FORCED),)](
             gt, gt_labels, begins, priors, best_priors, *outputs, count, images, total, v0, v1,
-            FORCED=FORCED, num_warps=4, **encoded,
+            FORCED=FORCED, num_warps=8, **encoded,
         )  # fmt: skip
     return outputs
 

@@ -25,7 +25,7 @@ MOST_CLASSES = 256  # of a tile
 ROW_PROGRAMS = 2048  # at most; each takes one tile after the other and leaves one share of the sums
 ROW_TILES = 2  # at least, of a program: half the shares, and still programs enough
 HELD = 32768  # priors of an image whose losses a program keeps: 64 registers of 512 threads
-PRIORS = 16384  # of larger images, at a time
+STEP = 8192  # of those beyond, at a time: with all at once, the program would spill
 TERMS = 1024  # of the last sums that are added at a time
 
 # A loss as an integer that orders as the number does; -0 is +0, NaN is the largest, and no number
@@ -152,32 +152,35 @@ def load_ordered(ordered, index, count):
 
 
 @triton.jit
-def count_above(ordered, held, count, bound, BLOCK: tl.constexpr, ONE: tl.constexpr):
+def count_above(
+    ordered, held, count, bound, BLOCK: tl.constexpr, STEP: tl.constexpr, ONE: tl.constexpr
+):
     """Priors whose loss is above the bound. `held` is the image's first block: all of it if ONE."""
-    total = (held > bound).to(tl.int32)
+    total = tl.sum((held > bound).to(tl.int32), 0)
     if not ONE:
-        for first in range(BLOCK, count, BLOCK):
-            value = load_ordered(ordered, first + tl.arange(0, BLOCK), count)
-            total += (value > bound).to(tl.int32)
-    return tl.sum(total, 0)
+        later = tl.zeros((STEP,), tl.int32)
+        for first in range(BLOCK, count, STEP):
+            value = load_ordered(ordered, first + tl.arange(0, STEP), count)
+            later += (value > bound).to(tl.int32)
+        total += tl.sum(later, 0)
+    return total
 
 
 @triton.jit
-def count_ties(ordered, held, count, bound, last, BLOCK: tl.constexpr, ONE: tl.constexpr):
-    """Priors up to `last` whose loss is the bound."""
-    index = tl.arange(0, BLOCK)
-    total = ((held == bound) & (index <= last)).to(tl.int32)
-    if not ONE:
-        for first in range(BLOCK, count, BLOCK):
-            value = load_ordered(ordered, first + index, count)
-            total += ((value == bound) & (first + index <= last)).to(tl.int32)
+def count_ties(ordered, count, bound, last, STEP: tl.constexpr):
+    """Priors up to `last` whose loss is the bound. Ties are rare: none are kept in registers."""
+    total = tl.zeros((STEP,), tl.int32)
+    for first in range(0, last + 1, STEP):
+        index = first + tl.arange(0, STEP)
+        value = load_ordered(ordered, index, count)
+        total += ((value == bound) & (index <= last)).to(tl.int32)
     return tl.sum(total, 0)
 
 
 @triton.jit
 def select_kernel(
     ordered, selected, negatives, positives, count, ratio_bits,
-    BLOCK: tl.constexpr, ONE: tl.constexpr,
+    BLOCK: tl.constexpr, STEP: tl.constexpr, ONE: tl.constexpr,
 ):  # fmt: skip
     """Mark an image's positives and mine its negatives: SSD, section 2.2, "hard negative mining".
 
@@ -190,17 +193,15 @@ def select_kernel(
     image = tl.program_id(0).to(tl.int64)
     ordered += image * count
     selected += image * count
-    index = tl.arange(0, BLOCK)
-    held = load_ordered(ordered, index, count)
-
-    largest = held
-    smallest = tl.where(held == POSITIVE, NAN, held)
+    held = load_ordered(ordered, tl.arange(0, BLOCK), count)
+    largest = tl.max(held, 0)
+    smallest = tl.min(tl.where(held == POSITIVE, NAN, held), 0)
     if not ONE:
-        for first in range(BLOCK, count, BLOCK):
-            value = load_ordered(ordered, first + index, count)
-            largest = tl.maximum(largest, value)
-            smallest = tl.minimum(smallest, tl.where(value == POSITIVE, NAN, value))
-    background = count_above(ordered, held, count, POSITIVE, BLOCK, ONE)
+        for first in range(BLOCK, count, STEP):
+            value = load_ordered(ordered, first + tl.arange(0, STEP), count)
+            largest = tl.maximum(largest, tl.max(value, 0))
+            smallest = tl.minimum(smallest, tl.min(tl.where(value == POSITIVE, NAN, value), 0))
+    background = count_above(ordered, held, count, POSITIVE, BLOCK, STEP, ONE)
     positive_count = count - background
     # In float64, as on every backend: 0.7 * 10 must be 7.
     ratio = tl.cast(ratio_bits, tl.int64).to(tl.float64, bitcast=True)
@@ -210,12 +211,12 @@ def select_kernel(
     wanted = tl.where(positive_count == 0, 0, wanted)
 
     # At most `wanted` priors are above `high`, just `above`; more of them are above low - 1.
-    high = tl.max(largest, 0)
-    low = tl.where(wanted == 0, high, tl.min(smallest, 0) - 1)
+    high = largest
+    low = tl.where(wanted == 0, high, smallest - 1)
     above = 0
     while low < high:
         middle = (low & high) + ((low ^ high) >> 1)  # no overflow
-        n = count_above(ordered, held, count, middle, BLOCK, ONE)
+        n = count_above(ordered, held, count, middle, BLOCK, STEP, ONE)
         fits = n <= wanted
         above = tl.where(fits, n, above)
         high = tl.where(fits, middle, high)
@@ -228,13 +229,13 @@ def select_kernel(
     begin = tl.where(missing > 0, 0, -1)
     while begin < last:
         middle = (begin + last) >> 1
-        enough = count_ties(ordered, held, count, bound, middle, BLOCK, ONE) >= missing
+        enough = count_ties(ordered, count, bound, middle, STEP) >= missing
         last = tl.where(enough, middle, last)
         begin = tl.where(enough, begin, middle + 1)
 
-    loss = tl.zeros((BLOCK,), tl.float32)
-    for first in range(0, count, BLOCK):
-        prior = first + index
+    loss = tl.zeros((STEP,), tl.float32)
+    for first in range(0, count, STEP):
+        prior = first + tl.arange(0, STEP)
         value = load_ordered(ordered, prior, count)
         negative = (value > bound) | ((value == bound) & (prior <= last))
         loss += tl.where(negative, from_ordered(value), 0.0)
@@ -353,11 +354,12 @@ def multibox_loss(
     row_kernel[(programs,)](
         loc, logits, loc_targets, labels, ordered, shares, rows, classes, tiles, **tile
     )
-    block = power_of_2(count, HELD) if count <= HELD else PRIORS
+    block = power_of_2(count, HELD)
     (ratio_bits,) = struct.unpack("<q", struct.pack("<d", neg_pos_ratio))
     select_kernel[(images,)](
         ordered, selected, negatives, positives, count, ratio_bits,
-        BLOCK=block, ONE=count <= block, num_warps=16 if block > 4096 else 4, **OPTIONS,
+        BLOCK=block, STEP=min(block, STEP), ONE=count <= block,
+        num_warps=16 if block > 4096 else 4, **OPTIONS,
     )  # fmt: skip
     finish_kernel[(1,)](
         shares, programs, negatives, positives, images, *losses, normaliser,

@@ -23,7 +23,7 @@ from mdssd.ops.triton.common import OPTIONS, area, blocks, iou, load_four
 GROUP = 64  # boxes of a word
 GROUPS = 32  # of a chunk
 CHUNK = GROUP * GROUPS
-ROWS = 128  # boxes that a program of the mask kernel compares with a group
+ROWS = 64  # boxes that a program of the mask kernel compares with a group
 LATER = 128  # boxes that a program of the apply kernel looks at
 KEPT = 16  # kept boxes that pass over them at a time
 SHARES = 8  # of the kept boxes: programs with the same later boxes
@@ -160,7 +160,7 @@ def nms_padded(
         lines = blocks(groups * GROUP, ROWS)
         mask_kernel[((lines + 1) * (ROWS // GROUP), blocks(lines, 2))](
             boxes, idxs, order, mask, first, n, lines, threshold,
-            GROUP=GROUP, ROWS=ROWS, CHUNK=CHUNK, num_warps=16, **OPTIONS,
+            GROUP=GROUP, ROWS=ROWS, CHUNK=CHUNK, num_warps=8, **OPTIONS,
         )  # fmt: skip
         scan_kernel[(1,)](
             mask, removed, order, keep, counts[chunk:], first, n, groups,
