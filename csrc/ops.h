@@ -83,8 +83,8 @@ void l2norm_add_relu_backward_cpu(const void* grad, const void* y, const void* a
 
 // loc [images, count, 4] S, logits [images, count, classes] S, loc_targets as loc in W,
 // labels [images, count] -> losses [2] W (localisation, confidence), selected [images, count],
-// normaliser [1] (max(1, positives)). Returns false, with nothing written, if a label is not in
-// [0, classes).
+// normaliser [1] (max(1, positives)). Returns false, with results of no meaning, if a label is not
+// in [0, classes).
 bool multibox_loss_cpu(const void* loc, const void* logits, const void* loc_targets,
                        const int64_t* labels, int64_t images, int64_t count, int64_t classes,
                        double neg_pos_ratio, void* losses, bool* selected, int64_t* normaliser,

@@ -1,4 +1,4 @@
-// Scored candidates, their one order, and greedy suppression.
+// Scored candidates and their one order.
 #pragma once
 
 #include <algorithm>
@@ -8,7 +8,6 @@
 #include <string>
 #include <vector>
 
-#include "box_columns.h"
 #include "types.h"
 
 namespace mdssd {
@@ -43,30 +42,11 @@ void keep_best(std::vector<Candidate<T>>& candidates, int64_t count) {
   candidates.resize(count);
 }
 
-// Marks the boxes in [begin, n) whose IoU with `kept` is above the threshold.
-template <class T, class Flag>
-MDSSD_SIMD void suppress(Box<T> kept, const T* x1, const T* y1, const T* x2, const T* y2,
-                         const T* areas, int64_t begin, int64_t n, T threshold, Flag* suppressed) {
-  const T kept_area = area(kept);
-  for (int64_t j = begin; j < n; ++j)
-    suppressed[j] |=
-        Flag(iou(kept, kept_area, Box<T>{x1[j], y1[j], x2[j], y2[j]}, areas[j]) > threshold);
-}
-
-// Greedy suppression of n boxes in order of falling score: positions kept, at most `limit`.
 template <class T>
-std::vector<int32_t> greedy(const BoxColumns<T>& boxes, int64_t n, T threshold, int64_t limit) {
-  // As wide as T, so that one vector register holds as many flags as boxes.
-  using Flag = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
-  std::vector<Flag> suppressed(n);
-  std::vector<int32_t> kept;
-  for (int64_t i = 0; i < n && int64_t(kept.size()) < limit; ++i) {
-    if (suppressed[i]) continue;
-    kept.push_back(int32_t(i));
-    suppress<T, Flag>(boxes.box(i), boxes.x1(), boxes.y1(), boxes.x2(), boxes.y2(), boxes.area(),
-                      i + 1, n, threshold, suppressed.data());
-  }
-  return kept;
+T lowest_score(const std::vector<Candidate<T>>& candidates) {
+  return std::min_element(candidates.begin(), candidates.end(),
+                          [](const auto& a, const auto& b) { return a.score < b.score; })
+      ->score;
 }
 
 }  // namespace mdssd

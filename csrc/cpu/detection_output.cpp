@@ -1,166 +1,343 @@
 // detection_output: softmax, threshold, best top_k per class, decode, NMS, best max_detections.
 //
-// 1. A task takes one image and a range of priors, reads each row of logits once and keeps at most
-//    2 * top_k candidates per class: a full list drops its lower half and raises its threshold, so
-//    that an untrained network, where every score passes, costs little more than a trained one.
-// 2. A task takes one class of one image: merges the ranges, decodes, suppresses.
-// 3. A task takes one image: the best of all classes.
+// 1. A task takes one image and every sixteenth prior. Where a class has many scores above the
+//    threshold, as of an untrained network, it finds a higher limit that still leaves it top_k.
+// 2. A task takes one image and a range of priors, reads each row of logits once and keeps at most
+//    2 * top_k candidates per class: a full list drops its lower half and raises its limit.
+// 3. A task takes one image and its candidates of all classes by falling score, each against what
+//    its class has kept, until max_detections are found: what ranks below is never decoded.
 // Memory is O(images x classes x top_k), whatever the number of priors.
 #include <cmath>
+#include <type_traits>
 
 #include "../ops.h"
+#include "box_block.h"
+#include "box_columns.h"
 #include "candidates.h"
 #include "parallel.h"
+#include "radix_sort.h"
 #include "vector_math.h"
 
 namespace mdssd {
 namespace {
 
-// Largest foreground logit of a row.
-template <class S>
-MDSSD_INLINE Wide<S> best_foreground(const S* row, int64_t classes) {
-  return lane_max<Wide<S>>(classes - 1, -std::numeric_limits<Wide<S>>::infinity(),
-                           [=](int64_t c) { return widen(row[c + 1]); });
-}
+constexpr int64_t kStride = 16;  // of the priors that the limits come from
 
-// Finds the first row from `begin` on that can have a score above the threshold. A score is at most
-// exp(its logit - the background's), which needs no exponential to be compared.
-template <class S>
-MDSSD_SIMD int64_t next_row(const S* logits, int64_t begin, int64_t end, int64_t classes,
-                            Wide<S> log_threshold) {
-  for (int64_t row = begin; row < end; ++row) {
-    const S* x = logits + row * classes;
-    if (!(best_foreground(x, classes) - widen(x[0]) < log_threshold)) return row;
+// Finds the first of `rows` rows, from `begin` on, that can have a score above the threshold. It
+// is at most exp(its logit - the background's), which needs no exponential to be compared. A row
+// with a NaN may be found or not: it has no score.
+template <class T>
+MDSSD_SIMD int64_t next_row(const T* logits, int64_t begin, int64_t rows, int64_t classes,
+                            T log_threshold) {
+  for (int64_t row = begin; row < rows; ++row) {
+    const T* x = logits + row * classes;
+    if (classes <= kEight) {
+      bool found = false;
+      for (int64_t c = 1; c < classes; ++c) found |= x[c] - x[0] >= log_threshold;
+      if (found) return row;
+    } else {
+      Eight<T> best;
+      running_max(x + 1, classes - 1, best);
+      const auto reached = best - x[0] >= log_threshold;
+      uint64_t words[sizeof(reached) / 8], any = 0;
+      std::memcpy(words, &reached, sizeof(reached));
+      for (uint64_t word : words) any |= word;
+      if (any) return row;
+    }
   }
-  return end;
+  return rows;
 }
 
 template <class S>
-MDSSD_SIMD void softmax_row(const S* x, int64_t classes, Wide<S>* scores) {
-  using T = Wide<S>;
-  const T background = widen(x[0]), foreground = best_foreground(x, classes);
-  const T top = background > foreground ? background : foreground;
-  for (int64_t c = 0; c < classes; ++c) scores[c] = vector_exp(widen(x[c]) - top);
-  const T sum = lane_sum<T>(classes, [=](int64_t c) { return scores[c]; });
-  for (int64_t c = 0; c < classes; ++c) scores[c] /= sum;
+MDSSD_SIMD void widen_all(const S* __restrict x, int64_t count, Wide<S>* __restrict wide) {
+  for (int64_t i = 0; i < count; ++i) wide[i] = widen(x[i]);
+}
+
+// The scores of some rows before they are divided by `sums`; a row, padded with -inf, has `room`
+// values, a multiple of eight. Many at once, as one row is a long chain of dependent instructions.
+template <class T>
+MDSSD_SIMD void softmax_weights(const T* __restrict x, int64_t rows, int64_t room,
+                                T* __restrict weights, T* __restrict sums) {
+  for (int64_t row = 0; row < rows; ++row, x += room, weights += room) {
+    Eight<T> best, next, sum = {};
+    running_max(x, room, best);
+    const T top = largest<T>(best);
+    for (int64_t c = 0; c < room; ++c) weights[c] = vector_exp(x[c] - top);
+    for (int64_t c = 0; c < room; c += kEight) {
+      load(next, weights + c);
+      sum += next;
+    }
+    sums[row] = 0;
+    for (int lane = 0; lane < kEight; ++lane) sums[row] += sum[lane];
+  }
+}
+
+template <class T>
+MDSSD_SIMD uint32_t over_bounds(const T* weights, const T* bounds, T sum) {
+  return mask_of_32([=](int i) { return weights[i] >= bounds[i] * sum; });
 }
 
 // The candidates of every class in one range of priors of one image.
 template <class T>
 class Collector {
  public:
-  void start(int64_t classes, T score_threshold, int64_t top_k) {
-    top_k_ = top_k;
-    lists_.resize(classes);
-    limits_.assign(classes, score_threshold);
-    limits_[0] = std::numeric_limits<T>::infinity();  // background
+  // Keeps the best `top_k` of each class and up to as many more, of the scores above `limits`.
+  Collector(std::vector<T> limits, int64_t top_k)
+      : top_k_(top_k), lists_(limits.size()), limits_(std::move(limits)) {
+    constexpr T infinity = std::numeric_limits<T>::infinity();
+    room_ = int64_t(limits_.size() + kEight - 1) / kEight * kEight;
+    bounds_.assign((limits_.size() + 31) / 32 * 32, infinity);
+    rows_.assign(kRows * room_, -infinity);
+    weights_.resize(kRows * room_ + 32);
+    for (size_t c = 1; c < limits_.size(); ++c) set_bound(c);
   }
 
   // Priors come in rising order, so one that equals the limit of a full list ranks behind it.
-  void add(const T* scores, int32_t prior) {
-    for (size_t c = 1; c < limits_.size(); ++c)
-      if (scores[c] > limits_[c]) push(c, {scores[c], prior});
+  void add(const T* row, int32_t prior) {
+    std::copy(row, row + limits_.size(), &rows_[waiting_ * room_]);
+    priors_[waiting_++] = prior;
+    if (waiting_ == kRows) finish();
   }
 
-  const std::vector<Candidate<T>>& list(int64_t c) const { return lists_[c]; }
+  // What was added last waits for this.
+  void finish() {
+    T sums[kRows];
+    softmax_weights(rows_.data(), waiting_, room_, weights_.data(), sums);
+    for (int64_t row = 0; row < waiting_; ++row)
+      take(&weights_[row * room_], sums[row], priors_[row]);
+    waiting_ = 0;
+  }
+
+  std::vector<Candidate<T>>& list(int64_t c) { return lists_[c]; }
 
  private:
+  static constexpr int64_t kRows = 16;
+
+  // Beyond the classes `weights` may hold anything: no value reaches the bounds there.
+  void take(const T* weights, T sum, int32_t prior) {
+    for (size_t c = 0; c < bounds_.size(); c += 32)
+      for (uint32_t over = over_bounds(weights + c, &bounds_[c], sum); over; over &= over - 1) {
+        const size_t label = c + __builtin_ctz(over);
+        const T score = weights[label] / sum;
+        if (score > limits_[label]) push(label, {score, prior});
+      }
+  }
+
+  // A little below, for what the product rounds otherwise than the quotient.
+  void set_bound(size_t c) { bounds_[c] = limits_[c] * T(1 - 1e-6); }
+
   void push(size_t c, Candidate<T> candidate) {
     auto& list = lists_[c];
     list.push_back(candidate);
     if (int64_t(list.size()) < 2 * top_k_) return;
     keep_best(list, top_k_);
-    limits_[c] = std::min_element(list.begin(), list.end(), [](auto& a, auto& b) {
-                   return a.score < b.score;
-                 })->score;
+    limits_[c] = lowest_score(list);
+    set_bound(c);
   }
 
-  int64_t top_k_ = 0;
+  int64_t top_k_;
   std::vector<std::vector<Candidate<T>>> lists_;
-  std::vector<T> limits_;
+  std::vector<T> limits_, bounds_;  // that of the background and of what pads is infinity
+  int64_t room_, waiting_ = 0;      // values in a padded row; rows that wait
+  std::vector<T> rows_, weights_;
+  int32_t priors_[kRows];
 };
 
 template <class T>
-struct Detection {
-  Candidate<T> candidate;
-  int64_t label;
-  Box<T> box;
+struct Settings {
+  int64_t count, classes;
+  T score_threshold, nms_threshold;
+  int64_t top_k, max_detections;
+  T v0, v1;
 };
+
+// Adds the rows of one image from `begin` to `end`, or with a stride above 1 some of them.
+template <class S>
+void collect(Collector<Wide<S>>& collector, const S* logits, int64_t begin, int64_t end,
+             int64_t stride, const Settings<Wide<S>>& at) {
+  using T = Wide<S>;
+  // The margin covers the rounding of softmax; rows let through in error fail the exact test.
+  const T log_threshold = std::log(at.score_threshold) - T(1e-3);
+  constexpr bool same = std::is_same<S, T>::value;
+  // Half floats are widened some rows at a time, to stay in the first cache.
+  const int64_t most = stride > 1 ? 1 : same ? end - begin : 4096 / at.classes + 1;
+  std::vector<T> wide(same ? 0 : most * at.classes);
+  for (int64_t first = begin, rows; first < end; first += rows * stride) {
+    rows = std::min(most, end - first);
+    const S* stored = logits + first * at.classes;
+    const T* x = wide.data();
+    if constexpr (same)
+      x = stored;
+    else
+      widen_all(stored, rows * at.classes, wide.data());
+    for (int64_t row = 0; (row = next_row(x, row, rows, at.classes, log_threshold)) < rows; ++row)
+      collector.add(x + row * at.classes, int32_t(first + row));
+  }
+  collector.finish();
+}
+
+// For each class a score above which, by a sample of the priors, at least top_k are certain to lie
+// but for an input made to mislead.
+template <class S>
+std::vector<Wide<S>> sample_limits(const S* logits, const Settings<Wide<S>>& at) {
+  using T = Wide<S>;
+  std::vector<T> limits(at.classes, at.score_threshold);
+  if (at.count < 8 * at.top_k) return limits;
+  // The sample's share of the best top_k, and five standard deviations of it.
+  const double share = double(at.top_k) / kStride;
+  const int64_t rank = int64_t(share + 5 * std::sqrt(share)) + 10;
+  Collector<T> collector(limits, rank);
+  collect(collector, logits, 0, at.count, kStride, at);
+  for (int64_t c = 1; c < at.classes; ++c) {
+    auto& list = collector.list(c);
+    if (int64_t(list.size()) < rank) continue;
+    keep_best(list, rank);
+    limits[c] = std::nextafter(lowest_score(list), T(0));  // which itself counts as above
+  }
+  return limits;
+}
+
+template <class T>
+struct Scored {
+  Candidate<T> candidate;
+  int32_t label;
+};
+
+// Higher score, then lower prior, then lower class.
+template <class T>
+bool ranks_before(const Scored<T>& a, const Scored<T>& b) {
+  if (before(a.candidate, b.candidate)) return true;
+  if (before(b.candidate, a.candidate)) return false;
+  return a.label < b.label;
+}
+
+template <class T>
+void sort_scored(Scored<T>* scored, int64_t count) {
+  std::vector<Scored<T>> copy(scored, scored + count);
+  std::vector<Keyed<decltype(falling_key(T()))>> items(count);
+  for (int64_t i = 0; i < count; ++i)
+    items[i] = {falling_key(copy[i].candidate.score), int32_t(i)};
+  radix_sort(items);
+  for (int64_t i = 0; i < count; ++i) scored[i] = copy[items[i].index];
+  for (int64_t begin = 0, end; begin < count; begin = end) {
+    for (end = begin + 1; end < count && items[end].key == items[begin].key;) ++end;
+    if (end - begin > 1) std::sort(scored + begin, scored + end, ranks_before<T>);
+  }
+}
+
+// What a class has kept of one image.
+template <class T>
+struct Kept {
+  static constexpr int kSize = 8;
+  int64_t seen = 0, count = 0;
+  std::vector<BoxBlock<T, kSize>> blocks;
+
+  void add(Box<T> box) {
+    if (count % kSize == 0) blocks.emplace_back();
+    blocks.back().set(int(count++ % kSize), box);
+  }
+};
+
+template <class T, int kSize>
+MDSSD_SIMD bool suppressed(Box<T> box, const BoxBlock<T, kSize>* blocks, size_t count,
+                           T threshold) {
+  const T size = area(box);
+  for (size_t i = 0; i < count; ++i)
+    if (any_overlapping(box, size, blocks[i], threshold)) return true;
+  return false;
+}
+
+// Writes the detections of one image from its candidates; returns how many there are.
+template <class S>
+int64_t detect(std::vector<Scored<Wide<S>>>& scored, const S* loc, const Wide<S>* priors,
+               const Settings<Wide<S>>& at, Wide<S>* boxes, Wide<S>* scores, int64_t* labels) {
+  using T = Wide<S>;
+  const int64_t all = int64_t(scored.size());
+  std::vector<Kept<T>> kept(at.classes);
+  int64_t found = 0;
+  // Most images end within the first chunk, and few candidates are sorted that are not needed.
+  const int64_t chunk = std::max<int64_t>(4096, 4 * std::min(at.max_detections, all));
+  for (int64_t begin = 0; begin < all && found < at.max_detections; begin += chunk) {
+    const int64_t end = std::min(all, begin + chunk);
+    if (end < all)
+      std::nth_element(scored.begin() + begin, scored.begin() + end, scored.end(),
+                       ranks_before<T>);
+    sort_scored(scored.data() + begin, end - begin);
+    for (int64_t i = begin; i < end && found < at.max_detections; ++i) {
+      const Scored<T>& s = scored[i];
+      Kept<T>& own = kept[s.label];
+      if (own.seen++ >= at.top_k) continue;
+      const int64_t prior = s.candidate.index;
+      const S* o = loc + prior * 4;
+      const T* p = priors + 4 * prior;
+      const Box<T> box =
+          decode(Offsets<T>{widen(o[0]), widen(o[1]), widen(o[2]), widen(o[3])},
+                 CentreBox<T>{p[0], p[1], p[2], p[3]}, at.v0, at.v1, VectorExp{});
+      if (suppressed(box, own.blocks.data(), own.blocks.size(), at.nms_threshold)) continue;
+      own.add(box);
+      store4<T>(boxes + 4 * found, box.x1, box.y1, box.x2, box.y2);
+      scores[found] = s.candidate.score;
+      labels[found] = s.label;
+      ++found;
+    }
+  }
+  return found;
+}
 
 template <class S>
 void detection_output(const S* loc, const S* logits, const Wide<S>* priors, int64_t images,
-                      int64_t count, int64_t classes, Wide<S> score_threshold,
-                      Wide<S> nms_threshold, int64_t top_k, int64_t max_detections, Wide<S> v0,
-                      Wide<S> v1, Wide<S>* boxes, Wide<S>* scores, int64_t* labels, int64_t* found,
-                      int threads) {
+                      Settings<Wide<S>> at, Wide<S>* boxes, Wide<S>* scores, int64_t* labels,
+                      int64_t* found, int threads) {
   using T = Wide<S>;
-  check_index("detection_output", count);
-  if (images == 0 || count == 0) return;
-  top_k = std::min(top_k, count);  // so that 2 * top_k does not overflow
+  check_index("detection_output", at.count);
+  if (images == 0 || at.count == 0) return;
+  at.top_k = std::min(at.top_k, at.count);  // so that 2 * top_k does not overflow
 
-  // The margin covers the rounding of softmax; rows let through in error fail the exact test.
-  const T log_threshold = std::log(score_threshold) - T(1e-3);
-  const int64_t splits = std::min((2 * threads + images - 1) / images, (count + 1023) / 1024);
-  std::vector<Collector<T>> collectors(images * splits);
-  parallel_for(threads, images * splits, [&](int64_t task) {
-    const int64_t image = task / splits, split = task % splits;
-    const S* image_logits = logits + image * count * classes;
-    const int64_t end = (split + 1) * count / splits;
-    std::vector<T> row_scores(classes);
-    Collector<T>& collector = collectors[task];
-    collector.start(classes, score_threshold, top_k);
-    for (int64_t row = split * count / splits;
-         (row = next_row(image_logits, row, end, classes, log_threshold)) < end; ++row) {
-      softmax_row(image_logits + row * classes, classes, row_scores.data());
-      collector.add(row_scores.data(), int32_t(row));
-    }
+  const int64_t splits = std::min((2 * threads + images - 1) / images, (at.count + 1023) / 1024);
+  std::vector<std::vector<T>> limits(images);
+  std::vector<std::vector<Collector<T>>> collectors(images);
+  const auto total = [&](int64_t image, int64_t c) {
+    size_t sum = 0;
+    for (auto& collector : collectors[image]) sum += collector.list(c).size();
+    return int64_t(sum);
+  };
+  std::vector<int64_t> pending(images);
+  for (int64_t image = 0; image < images; ++image) pending[image] = image;
+  parallel_for(threads, images, [&](int64_t image) {
+    limits[image] = sample_limits(logits + image * at.count * at.classes, at);
   });
-
-  const int64_t foreground = classes - 1;
-  std::vector<std::vector<Detection<T>>> kept(images * foreground);
-  parallel_for(threads, images * foreground, [&](int64_t task) {
-    const int64_t image = task / foreground, label = task % foreground + 1;
-    std::vector<Candidate<T>> candidates;
-    for (int64_t split = 0; split < splits; ++split) {
-      const auto& list = collectors[image * splits + split].list(label);
-      candidates.insert(candidates.end(), list.begin(), list.end());
+  while (!pending.empty()) {
+    for (int64_t image : pending)
+      collectors[image].assign(splits, Collector<T>(limits[image], at.top_k));
+    parallel_for(threads, int64_t(pending.size()) * splits, [&](int64_t task) {
+      const int64_t image = pending[task / splits], split = task % splits;
+      collect(collectors[image][split], logits + image * at.count * at.classes,
+              split * at.count / splits, (split + 1) * at.count / splits, 1, at);
+    });
+    // A sample that misled has left some class too few: once more without its limits.
+    std::vector<int64_t> again;
+    for (int64_t image : pending) {
+      bool enough = true;
+      for (int64_t c = 1; c < at.classes; ++c)
+        enough &= limits[image][c] == at.score_threshold || total(image, c) >= at.top_k;
+      if (enough) continue;
+      limits[image].assign(at.classes, at.score_threshold);
+      again.push_back(image);
     }
-    keep_best(candidates, top_k);
-    std::sort(candidates.begin(), candidates.end(), before<T>);
-    BoxColumns<T> columns(int64_t(candidates.size()));
-    for (size_t i = 0; i < candidates.size(); ++i) {
-      const int64_t prior = candidates[i].index;
-      const S* o = loc + (image * count + prior) * 4;
-      const T* p = priors + 4 * prior;
-      columns.set(i, decode(Offsets<T>{widen(o[0]), widen(o[1]), widen(o[2]), widen(o[3])},
-                            CentreBox<T>{p[0], p[1], p[2], p[3]}, v0, v1, VectorExp{}));
-    }
-    // More than max_detections of one class can never all be among the best of the image.
-    for (int32_t position :
-         greedy(columns, int64_t(candidates.size()), nms_threshold, max_detections))
-      kept[task].push_back({candidates[position], label, columns.box(position)});
-  });
+    pending.swap(again);
+  }
 
   parallel_for(threads, images, [&](int64_t image) {
-    std::vector<Detection<T>> all;
-    for (int64_t c = 0; c < foreground; ++c) {
-      const auto& list = kept[image * foreground + c];
-      all.insert(all.end(), list.begin(), list.end());
-    }
-    const int64_t n = std::min<int64_t>(int64_t(all.size()), max_detections);
-    std::partial_sort(all.begin(), all.begin() + n, all.end(),
-                      [](const Detection<T>& a, const Detection<T>& b) {
-                        if (before(a.candidate, b.candidate)) return true;
-                        if (before(b.candidate, a.candidate)) return false;
-                        return a.label < b.label;
-                      });
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t row = image * max_detections + i;
-      store4<T>(boxes + 4 * row, all[i].box.x1, all[i].box.y1, all[i].box.x2, all[i].box.y2);
-      scores[row] = all[i].candidate.score;
-      labels[row] = all[i].label;
-    }
-    found[image] = n;
+    std::vector<Scored<T>> scored;
+    int64_t candidates = 0;
+    for (int64_t c = 1; c < at.classes; ++c) candidates += total(image, c);
+    scored.reserve(candidates);
+    for (auto& collector : collectors[image])
+      for (int64_t c = 1; c < at.classes; ++c)
+        for (const auto& candidate : collector.list(c)) scored.push_back({candidate, int32_t(c)});
+    const int64_t row = image * at.max_detections;
+    found[image] = detect(scored, loc + image * at.count * 4, priors, at, boxes + 4 * row,
+                          scores + row, labels + row);
   });
 }
 
@@ -174,10 +351,11 @@ void detection_output_cpu(const void* loc, const void* logits, const void* prior
   with_storage(dtype, [&](auto storage) {
     using S = typename decltype(storage)::type;
     using T = Wide<S>;
+    const Settings<T> at{count, classes, T(score_threshold), T(nms_threshold),
+                         top_k, max_detections, T(v0), T(v1)};
     detection_output(static_cast<const S*>(loc), static_cast<const S*>(logits),
-                     static_cast<const T*>(priors), images, count, classes, T(score_threshold),
-                     T(nms_threshold), top_k, max_detections, T(v0), T(v1),
-                     static_cast<T*>(boxes), static_cast<T*>(scores), labels, found, threads);
+                     static_cast<const T*>(priors), images, at, static_cast<T*>(boxes),
+                     static_cast<T*>(scores), labels, found, threads);
   });
 }
 

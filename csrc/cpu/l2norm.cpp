@@ -13,18 +13,21 @@
 namespace mdssd {
 namespace {
 
+constexpr int64_t kTile = 1024;  // the most that Shape::tile gives
+
 struct Shape {
   int64_t images, channels, pixels;
   bool channels_last;
 
-  // About 128 KiB of float32 a map; at least a cache line of each channel's row.
+  // At most 1 MiB of float32 a map, and eight tiles where there are the pixels for it, so that the
+  // threads share the work evenly. A long row costs less an element than a short one.
   int64_t tile() const {
-    return std::max<int64_t>(16, std::min<int64_t>(256, 32768 / std::max<int64_t>(1, channels)));
+    const int64_t even = std::max<int64_t>(64, (images * pixels / 8 + 15) / 16 * 16);
+    const int64_t most = 262144 / std::max<int64_t>(1, channels);
+    return std::max<int64_t>(16, std::min({kTile, most, even}));
   }
   int64_t tiles() const { return (pixels + tile() - 1) / tile(); }
 };
-
-constexpr int64_t kTile = 256;  // the most that Shape::tile gives
 
 template <class S, int kMaps>
 struct Forward {
@@ -57,6 +60,38 @@ MDSSD_INLINE Wide<S> gradient_at(const Backward<S, kMaps>& p, int64_t i) {
   return widen(p.y[i]) > Wide<S>(0) ? widen(p.grad[i]) : Wide<S>(0);
 }
 
+// The parts of a tile in NCHW, each one loop over pixels. That the arrays are apart is said, since
+// a check at the start of each row costs as much as a short row.
+template <class S>
+MDSSD_INLINE void add_squares(const S* __restrict x, int64_t n, Wide<S>* __restrict sums) {
+  for (int64_t i = 0; i < n; ++i) sums[i] += widen(x[i]) * widen(x[i]);
+}
+
+// The same for four rows, `step` elements apart, in their order.
+template <class S>
+MDSSD_INLINE void add_four_squares(const S* __restrict x, int64_t step, int64_t n,
+                                   Wide<S>* __restrict sums) {
+  for (int64_t i = 0; i < n; ++i) {
+    const Wide<S> a = widen(x[i]), b = widen(x[i + step]), c = widen(x[i + 2 * step]),
+                  d = widen(x[i + 3 * step]);
+    sums[i] = sums[i] + a * a + b * b + c * c + d * d;
+  }
+}
+
+template <class S>
+MDSSD_INLINE void normalise_row(const S* __restrict x, const Wide<S>* __restrict rnorm,
+                                Wide<S> scale, int64_t n, S* __restrict y) {
+  for (int64_t i = 0; i < n; ++i) y[i] = narrow<S>(widen(x[i]) * rnorm[i] * scale);
+}
+
+template <class S>
+MDSSD_INLINE void fuse_row(const S* __restrict a, const S* __restrict b,
+                           const Wide<S>* __restrict rnorm_a, const Wide<S>* __restrict rnorm_b,
+                           Wide<S> scale_a, Wide<S> scale_b, int64_t n, S* __restrict y) {
+  for (int64_t i = 0; i < n; ++i)
+    y[i] = narrow<S>(relu(widen(a[i]) * rnorm_a[i] * scale_a + widen(b[i]) * rnorm_b[i] * scale_b));
+}
+
 // `first` is the tile's first element in the maps, `pixel` in the rnorms, n its number of pixels.
 template <class S, int kMaps>
 MDSSD_SIMD void forward_nchw(const Forward<S, kMaps>& p, int64_t first, int64_t pixel, int64_t n,
@@ -64,23 +99,20 @@ MDSSD_SIMD void forward_nchw(const Forward<S, kMaps>& p, int64_t first, int64_t 
   using T = Wide<S>;
   T rnorm[kMaps][kTile] = {};
   for (int m = 0; m < kMaps; ++m) {
-    for (int64_t c = 0; c < channels; ++c) {
-      const S* x = p.maps[m] + first + c * pixels;
-      for (int64_t i = 0; i < n; ++i) rnorm[m][i] += widen(x[i]) * widen(x[i]);
-    }
-    for (int64_t i = 0; i < n; ++i) {
-      rnorm[m][i] = T(1) / std::sqrt(rnorm[m][i] + eps);
-      p.rnorms[m][pixel + i] = rnorm[m][i];
-    }
+    const S* x = p.maps[m] + first;
+    int64_t c = 0;
+    for (; c + 4 <= channels; c += 4) add_four_squares(x + c * pixels, pixels, n, rnorm[m]);
+    for (; c < channels; ++c) add_squares(x + c * pixels, n, rnorm[m]);
+    for (int64_t i = 0; i < n; ++i) rnorm[m][i] = T(1) / std::sqrt(rnorm[m][i] + eps);
+    std::copy_n(rnorm[m], n, p.rnorms[m] + pixel);
   }
   for (int64_t c = 0; c < channels; ++c) {
     const int64_t row = first + c * pixels;
-    for (int64_t i = 0; i < n; ++i) {
-      T sum = widen(p.maps[0][row + i]) * rnorm[0][i] * p.scales[0][c];
-      if constexpr (kMaps == 2)
-        sum = relu(sum + widen(p.maps[1][row + i]) * rnorm[1][i] * p.scales[1][c]);
-      p.y[row + i] = narrow<S>(sum);
-    }
+    if constexpr (kMaps == 1)
+      normalise_row(p.maps[0] + row, rnorm[0], p.scales[0][c], n, p.y + row);
+    else
+      fuse_row(p.maps[0] + row, p.maps[1] + row, rnorm[0], rnorm[1], p.scales[0][c],
+               p.scales[1][c], n, p.y + row);
   }
 }
 

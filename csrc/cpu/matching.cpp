@@ -11,6 +11,7 @@
 #include "../box_math.h"
 #include "box_columns.h"
 #include "parallel.h"
+#include "streaming.h"
 #include "types.h"
 
 namespace mdssd {
@@ -83,13 +84,15 @@ class Priors {
   int64_t blocks() const { return (count_ + kBlock - 1) / kBlock; }
   int64_t size(int64_t block) const { return std::min(kBlock, count_ - block * kBlock); }
 
-  // Matches a block to the image's ground truths and updates the best prior of each.
-  void match(int64_t block, const T* truths, int64_t truth_count, BestTruth<T>& best,
+  // Matches a block to the image's ground truths and updates the best prior of each. Returns
+  // whether any of them can overlap a prior of the block.
+  bool match(int64_t block, const T* truths, int64_t truth_count, BestTruth<T>& best,
              BestPrior<T>* best_priors) const {
     using Bits = typename BitsOf<T>::type;
     const int64_t first = block * kBlock, n = size(block);
     const Box<T> bounds = bounds_[block];
     Bits bits[kBlock];
+    bool any = false;
     std::fill_n(best.iou, n, T(0));
     std::fill_n(best.index, n, Bits(0));
     for (int64_t k = 0; k < truth_count; ++k) {
@@ -97,12 +100,14 @@ class Priors {
       const bool overlaps = truth.x1 < bounds.x2 && truth.x2 > bounds.x1 &&
                             truth.y1 < bounds.y2 && truth.y2 > bounds.y1;
       if (!overlaps) continue;  // every IoU is 0 and changes nothing
+      any = true;
       const Bits top = pass_block<T>(truth, Bits(k), columns_.x1() + first, columns_.y1() + first,
                                      columns_.x2() + first, columns_.y2() + first,
                                      columns_.area() + first, n, best, bits);
       if (bit_cast<T>(top) > best_priors[k].iou)
         best_priors[k] = {bit_cast<T>(top), first + (std::find(bits, bits + n, top) - bits)};
     }
+    return any;
   }
 
  private:
@@ -111,11 +116,13 @@ class Priors {
   std::vector<Box<T>> bounds_;
 };
 
-// Matches the whole batch. Calls block_done(image, first prior, n, best) for each block, on several
-// threads, then forced(image, ground truth, prior) on one, the later ground truth last.
+// Matches the whole batch. Calls block_done(image, first prior, n, any, best) for each block, on
+// several threads, then forced(image, ground truth, prior) on one, the later ground truth last.
+// Where `any` is false no prior of the block has a match by threshold, and all IoUs are 0.
 template <class T, class BlockDone, class Forced>
 void match_batch(const T* truths, const int64_t* offsets, int64_t images, const T* prior_rows,
-                 int64_t count, int threads, const BlockDone& block_done, const Forced& forced) {
+                 int64_t count, T iou_threshold, int threads, const BlockDone& block_done,
+                 const Forced& forced) {
   if (images == 0 || count == 0) return;
   const int64_t truth_count = offsets[images];
   if (truth_count > std::numeric_limits<int32_t>::max())
@@ -130,9 +137,11 @@ void match_batch(const T* truths, const int64_t* offsets, int64_t images, const 
     BestTruth<T> best;
     for (int64_t block = split * priors.blocks() / splits;
          block < (split + 1) * priors.blocks() / splits; ++block) {
-      priors.match(block, truths + 4 * begin, truths_here, best,
-                   best_priors.data() + split * truth_count + begin);
-      block_done(image, block * kBlock, priors.size(block), best);
+      const bool overlapped = priors.match(block, truths + 4 * begin, truths_here, best,
+                                           best_priors.data() + split * truth_count + begin);
+      // An IoU of 0 is a match where the threshold is 0.
+      const bool any = truths_here > 0 && (overlapped || iou_threshold <= T(0));
+      block_done(image, block * kBlock, priors.size(block), any, best);
     }
   });
   for (int64_t image = 0; image < images; ++image)
@@ -154,9 +163,9 @@ void match_priors_cpu(const void* gt, const int64_t* offsets, int64_t images, co
   with_wide(dtype, [&](auto storage) {
     using T = typename decltype(storage)::type;
     match_batch(
-        static_cast<const T*>(gt), offsets, images, static_cast<const T*>(priors), count, threads,
-        [&](int64_t image, int64_t first, int64_t n, const BestTruth<T>& best) {
-          const bool any = offsets[image + 1] > offsets[image];
+        static_cast<const T*>(gt), offsets, images, static_cast<const T*>(priors), count,
+        T(iou_threshold), threads,
+        [&](int64_t image, int64_t first, int64_t n, bool any, const BestTruth<T>& best) {
           for (int64_t i = 0; i < n; ++i) {
             index[image * count + first + i] =
                 any && best.iou[i] >= T(iou_threshold) ? best.index[i] : -1;
@@ -185,14 +194,16 @@ void encode_targets_cpu(const void* gt, const int64_t* gt_labels, const int64_t*
       labels[row] = gt_labels[truth];
     };
     match_batch(
-        truths, offsets, images, prior_rows, count, threads,
-        [&](int64_t image, int64_t first, int64_t n, const BestTruth<T>& best) {
-          const bool any = offsets[image + 1] > offsets[image];
+        truths, offsets, images, prior_rows, count, T(iou_threshold), threads,
+        [&](int64_t image, int64_t first, int64_t n, bool any, const BestTruth<T>& best) {
           const int64_t row = image * count + first;
-          std::fill_n(static_cast<T*>(loc) + 4 * row, 4 * n, T(0));
-          std::fill_n(labels + row, n, int64_t(0));
+          const int64_t loc_size = 4 * sizeof(T), label_size = sizeof(int64_t);
+          const int64_t rows = images * count;
+          fill_zeros(static_cast<T*>(loc) + 4 * row, n * loc_size, rows * loc_size);
+          fill_zeros(labels + row, n * label_size, rows * label_size);
+          if (!any) return;
           for (int64_t i = 0; i < n; ++i)
-            if (any && best.iou[i] >= T(iou_threshold))
+            if (best.iou[i] >= T(iou_threshold))
               assign(row + i, first + i, offsets[image] + best.index[i]);
         },
         [&](int64_t image, int64_t truth, int64_t prior) {

@@ -2,18 +2,23 @@
 //
 // Forward: one pass over the logits gives every background prior its loss; a selection per image,
 // not a sort, finds the hardest. Backward touches the logits of selected rows only.
+#include <atomic>
 #include <cmath>
+#include <memory>
 #include <vector>
 
 #include "../ops.h"
 #include "candidates.h"
 #include "parallel.h"
+#include "streaming.h"
 #include "vector_math.h"
 
 namespace mdssd {
 namespace {
 
 constexpr int64_t kRows = 512;  // priors of one task, and of one partial sum
+// Rows whose softmax is taken at once: so many that compilers make each step a loop of vectors.
+constexpr int kSide = 32;
 
 template <class S>
 MDSSD_INLINE Wide<S> row_max(const S* x, int64_t classes) {
@@ -21,16 +26,40 @@ MDSSD_INLINE Wide<S> row_max(const S* x, int64_t classes) {
                            [=](int64_t c) { return widen(x[c]); });
 }
 
-// losses[i] = -log softmax(row i)[labels[i]], for n rows.
+// losses[i] = -log softmax(row i)[labels[i]], for n rows. Rows stand side by side in `columns`
+// [classes, kSide], so that no number of classes leaves a vector half empty.
 template <class S>
 MDSSD_SIMD void cross_entropies(const S* logits, const int64_t* labels, int64_t n, int64_t classes,
-                                Wide<S>* losses) {
+                                Wide<S>* columns, Wide<S>* losses) {
   using T = Wide<S>;
-  for (int64_t i = 0; i < n; ++i) {
-    const S* x = logits + i * classes;
-    const T top = row_max(x, classes);
-    const T sum = lane_sum<T>(classes, [=](int64_t c) { return vector_exp(widen(x[c]) - top); });
-    losses[i] = std::log(sum) + top - widen(x[labels[i]]);
+  for (int64_t first = 0; first < n; first += kSide) {
+    const S* rows = logits + first * classes;
+    const int lanes = int(std::min<int64_t>(kSide, n - first));
+    if (lanes == kSide) {
+      for (int64_t c = 0; c < classes; ++c)
+        for (int lane = 0; lane < kSide; lane += 8) {
+          const S* x = rows + lane * classes + c;
+          T* column = columns + c * kSide + lane;
+          for (int k = 0; k < 8; ++k) column[k] = widen(x[k * classes]);
+        }
+    } else {
+      for (int64_t c = 0; c < classes; ++c)
+        for (int lane = 0; lane < lanes; ++lane)
+          columns[c * kSide + lane] = widen(rows[lane * classes + c]);
+    }
+    T top[kSide], sum[kSide] = {};
+    for (int lane = 0; lane < kSide; ++lane) top[lane] = columns[lane];
+    for (int64_t c = 1; c < classes; ++c)
+      for (int lane = 0; lane < kSide; ++lane) {
+        const T x = columns[c * kSide + lane];
+        top[lane] = x > top[lane] ? x : top[lane];
+      }
+    for (int64_t c = 0; c < classes; ++c)
+      for (int lane = 0; lane < kSide; ++lane)
+        sum[lane] += vector_exp_negative(columns[c * kSide + lane] - top[lane]);
+    for (int lane = 0; lane < kSide; ++lane) sum[lane] = vector_log(sum[lane]) + top[lane];
+    for (int lane = 0; lane < lanes; ++lane)
+      losses[first + lane] = sum[lane] - columns[labels[first + lane] * kSide + lane];
   }
 }
 
@@ -39,7 +68,7 @@ MDSSD_SIMD void softmax_error(const S* x, int64_t label, int64_t classes, Wide<S
                               Wide<S>* wide, S* out) {
   using T = Wide<S>;
   const T top = row_max(x, classes);
-  for (int64_t c = 0; c < classes; ++c) wide[c] = vector_exp(widen(x[c]) - top);
+  for (int64_t c = 0; c < classes; ++c) wide[c] = vector_exp_negative(widen(x[c]) - top);
   const T sum = lane_sum<T>(classes, [=](int64_t c) { return wide[c]; });
   for (int64_t c = 0; c < classes; ++c) wide[c] /= sum;
   wide[label] -= T(1);
@@ -57,6 +86,52 @@ struct Sums {
   int64_t positives = 0;
 };
 
+// The leading bits of a loss, by which losses can be counted: a larger one is in the same bucket or
+// a later one, a NaN in the last, and equal ones, 0 and -0 too, are in one.
+constexpr int kBucketBits = 12;
+
+template <class T>
+MDSSD_INLINE int bucket_of(T loss) {
+  using Bits = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+  const Bits bits = bit_cast<Bits>(loss + T(0));
+  const Bits key = bits ^ ((bits >> (8 * sizeof(T) - 1)) & std::numeric_limits<Bits>::max());
+  const int bucket = int(key >> (8 * sizeof(T) - kBucketBits)) + (1 << (kBucketBits - 1));
+  return loss != loss ? (1 << kBucketBits) - 1 : bucket;
+}
+
+// Selects the `negatives` background priors of an image with the largest losses; ties go to the
+// lower prior. Returns the sum of their losses. Only those that share a bucket with the last one
+// have to be compared with each other.
+template <class T>
+double mine(const T* losses, const int64_t* labels, int64_t count, int64_t negatives,
+            bool* selected) {
+  std::vector<int32_t> counts(1 << kBucketBits);
+  for (int64_t i = 0; i < count; ++i) counts[bucket_of(losses[i])] += labels[i] == 0;
+  int last = (1 << kBucketBits) - 1;
+  int64_t wanted = negatives;  // from bucket `last`, once the loop is through
+  for (; counts[last] < wanted; --last) wanted -= counts[last];
+
+  double sum = 0;
+  std::vector<Candidate<T>> contenders;
+  contenders.reserve(counts[last]);
+  for (int64_t i = 0; i < count; ++i) {
+    const int bucket = bucket_of(losses[i]);
+    if (bucket < last || labels[i] != 0) continue;
+    if (bucket == last) {
+      contenders.push_back({losses[i], int32_t(i)});
+    } else {
+      selected[i] = true;
+      sum += losses[i];
+    }
+  }
+  keep_best(contenders, wanted);
+  for (const Candidate<T>& candidate : contenders) {
+    selected[candidate.index] = true;
+    sum += candidate.score;
+  }
+  return sum;
+}
+
 template <class S>
 bool multibox_loss(const S* loc, const S* logits, const Wide<S>* loc_targets,
                    const int64_t* labels, int64_t images, int64_t count, int64_t classes,
@@ -64,19 +139,26 @@ bool multibox_loss(const S* loc, const S* logits, const Wide<S>* loc_targets,
                    int threads) {
   using T = Wide<S>;
   check_index("multibox_loss", count);
-  for (int64_t row = 0; row < images * count; ++row)
-    if (labels[row] < 0 || labels[row] >= classes) return false;
 
   // Partial sums by image and piece, added up in that order below.
   const int64_t pieces = (count + kRows - 1) / kRows;
   std::vector<Sums> piece_sums(images * pieces);
-  std::vector<T> cross_entropy(images * count);
+  const std::unique_ptr<T[]> cross_entropy(new T[images * count]);
+  std::atomic<bool> labels_fit{true};
   parallel_for(threads, images * pieces, [&](int64_t task) {
     const int64_t first = task % pieces * kRows;
     const int64_t begin = task / pieces * count + first;
     const int64_t end = begin + std::min(kRows, count - first);
+    bool fit = true;
+    for (int64_t row = begin; row < end; ++row)
+      fit &= labels[row] >= 0 && labels[row] < classes;
+    if (!fit) {
+      labels_fit = false;
+      return;
+    }
+    std::vector<T> columns(classes * kSide);
     cross_entropies(logits + begin * classes, labels + begin, end - begin, classes,
-                    cross_entropy.data() + begin);
+                    columns.data(), cross_entropy.get() + begin);
     Sums& sums = piece_sums[task];
     for (int64_t row = begin; row < end; ++row) {
       selected[row] = labels[row] > 0;
@@ -87,6 +169,7 @@ bool multibox_loss(const S* loc, const S* logits, const Wide<S>* loc_targets,
         sums.localisation += smooth_l1(widen(loc[k]) - loc_targets[k]);
     }
   });
+  if (!labels_fit) return false;
 
   std::vector<Sums> image_sums(images);
   parallel_for(threads, images, [&](int64_t image) {
@@ -102,15 +185,8 @@ bool multibox_loss(const S* loc, const S* logits, const Wide<S>* loc_targets,
     const int64_t negatives =
         ratio_count < double(background) ? int64_t(ratio_count) : sums.positives ? background : 0;
     if (negatives == 0) return;
-    std::vector<Candidate<T>> hardest;
-    hardest.reserve(background);
-    for (int64_t i = 0; i < count; ++i)
-      if (labels[image * count + i] == 0)
-        hardest.push_back({cross_entropy[image * count + i], int32_t(i)});
-    keep_best(hardest, negatives);
-    for (const auto& candidate : hardest) selected[image * count + candidate.index] = true;
-    for (int64_t row = image * count; row < (image + 1) * count; ++row)
-      if (selected[row] && labels[row] == 0) sums.confidence += cross_entropy[row];
+    sums.confidence += mine(cross_entropy.get() + image * count, labels + image * count, count,
+                            negatives, selected + image * count);
   });
 
   Sums total;
@@ -132,10 +208,10 @@ void multibox_loss_backward(Wide<S> grad_loc_loss, Wide<S> grad_conf_loss, const
                             S* grad_logits, int threads) {
   using T = Wide<S>;
   parallel_ranges(threads, rows, kRows, [&](int64_t begin, int64_t end) {
-    // All bits 0 is the number 0 in every storage type.
-    std::memset(static_cast<void*>(grad_loc + 4 * begin), 0, (end - begin) * 4 * sizeof(S));
-    std::memset(static_cast<void*>(grad_logits + begin * classes), 0,
-                (end - begin) * classes * sizeof(S));
+    // All bits 0 is the number 0 in every storage type. Of most lines nothing else is written.
+    const int64_t loc_size = 4 * sizeof(S), logits_size = classes * sizeof(S);
+    fill_zeros(grad_loc + 4 * begin, (end - begin) * loc_size, rows * loc_size);
+    fill_zeros(grad_logits + begin * classes, (end - begin) * logits_size, rows * logits_size);
     std::vector<T> wide(classes);
     for (int64_t row = begin; row < end; ++row) {
       if (!selected[row]) continue;

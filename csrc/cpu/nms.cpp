@@ -1,40 +1,199 @@
 // nms and batched_nms: sort by category and score, suppress each category by itself.
+//
+// A category's boxes lie in blocks of 32, and 32 blocks are a group. A box that is kept strikes out
+// the boxes that it overlaps, one block at a time. Where there are many, those near one another
+// share a block, and blocks and groups that miss the kept box are passed by: boxes that do not
+// overlap have IoU 0, which is above no threshold.
+#include <algorithm>
+#include <limits>
+
 #include "../ops.h"
+#include "box_block.h"
+#include "box_columns.h"
 #include "candidates.h"
 #include "parallel.h"
+#include "radix_sort.h"
 
 namespace mdssd {
 namespace {
+
+constexpr int64_t kSpatialFrom = 1024;  // for fewer, sorting along a curve is not worth it
+
+// Whether the box can have an IoU above 0: it has a size, and no NaN or infinity.
+template <class T>
+bool solid(Box<T> b) {
+  const T size = area(b);
+  return b.x1 < b.x2 && b.y1 < b.y2 && size > 0 && size < std::numeric_limits<T>::infinity();
+}
+
+// Bounds of 32 blocks or 32 groups. At first they are empty and meet nothing.
+template <class T>
+struct Bounds {
+  T x1[32], y1[32], x2[32], y2[32];
+
+  Bounds() {
+    for (int i = 0; i < 32; ++i) clear(i);
+  }
+  void clear(int i) {
+    x1[i] = y1[i] = std::numeric_limits<T>::infinity();
+    x2[i] = y2[i] = -std::numeric_limits<T>::infinity();
+  }
+  void include(int i, Box<T> b) {
+    x1[i] = std::min(x1[i], b.x1);
+    y1[i] = std::min(y1[i], b.y1);
+    x2[i] = std::max(x2[i], b.x2);
+    y2[i] = std::max(y2[i], b.y2);
+  }
+  MDSSD_INLINE uint32_t meeting(Box<T> b) const {
+    return mask_of_32([&](int i) {
+      return (b.x1 < x2[i]) & (x1[i] < b.x2) & (b.y1 < y2[i]) & (y1[i] < b.y2);
+    });
+  }
+};
+
+template <class T>
+struct Blocks {
+  explicit Blocks(int64_t count) : boxes((count + 31) / 32), alive(boxes.size(), 0) {}
+
+  void set(int64_t place, Box<T> box) {
+    boxes[place / 32].set(int(place % 32), box);
+    alive[place / 32] |= 1u << (place % 32);
+  }
+
+  std::vector<BoxBlock<T, 32>> boxes;
+  std::vector<uint32_t> alive;  // neither kept nor struck out
+};
+
+// The position of each box on a curve that fills the plane (Morton's), for boxes in order of score.
+template <class T>
+std::vector<int32_t> places_on_curve(const std::vector<Box<T>>& boxes) {
+  Bounds<T> all;
+  for (const Box<T>& b : boxes)
+    if (solid(b)) all.include(0, b);
+  const T scale_x = T(256) / (all.x2[0] - all.x1[0]), scale_y = T(256) / (all.y2[0] - all.y1[0]);
+  const auto cell = [](T x) { return x >= 0 && x < 256 ? uint32_t(x) : 0u; };  // NaN: 0
+  const auto spread = [](uint32_t x) {  // a zero before each of 8 bits
+    x = (x | x << 4) & 0x0f0fu;
+    x = (x | x << 2) & 0x3333u;
+    return (x | x << 1) & 0x5555u;
+  };
+  std::vector<Keyed<uint32_t>> items(boxes.size());
+  for (size_t i = 0; i < boxes.size(); ++i) {
+    const Box<T>& b = boxes[i];
+    const uint32_t x = cell(((b.x1 + b.x2) * T(0.5) - all.x1[0]) * scale_x);
+    const uint32_t y = cell(((b.y1 + b.y2) * T(0.5) - all.y1[0]) * scale_y);
+    items[i] = {spread(x) | spread(y) << 1, int32_t(i)};
+  }
+  radix_sort(items);
+  std::vector<int32_t> places(boxes.size());
+  for (size_t place = 0; place < items.size(); ++place) places[items[place].index] = int32_t(place);
+  return places;
+}
+
+// Boxes by falling score; calls keep(i) for those that stay.
+template <class T, class Keep>
+MDSSD_INLINE void suppress_in_order(const std::vector<Box<T>>& boxes, T threshold, Keep keep) {
+  Blocks<T> blocks(int64_t(boxes.size()));
+  for (size_t i = 0; i < boxes.size(); ++i) blocks.set(int64_t(i), boxes[i]);
+  for (size_t i = 0; i < boxes.size(); ++i) {
+    const size_t own = i / 32;
+    if (!(blocks.alive[own] >> (i % 32) & 1u)) continue;
+    keep(i);
+    // What lies before i in its block is no longer alive.
+    blocks.alive[own] &= ~(1u << (i % 32));
+    const T size = area(boxes[i]);
+    for (size_t block = own; block < blocks.boxes.size(); ++block)
+      if (blocks.alive[block])
+        blocks.alive[block] &= ~overlapping(boxes[i], size, blocks.boxes[block], threshold);
+  }
+}
+
+template <class T, class Keep>
+MDSSD_INLINE void suppress_in_space(const std::vector<Box<T>>& boxes, T threshold, Keep keep) {
+  const std::vector<int32_t> places = places_on_curve(boxes);
+  Blocks<T> blocks(int64_t(boxes.size()));
+  std::vector<Bounds<T>> groups((blocks.boxes.size() + 31) / 32);  // of the blocks in each
+  std::vector<Bounds<T>> all((groups.size() + 31) / 32);           // of the groups
+  for (size_t i = 0; i < boxes.size(); ++i) {
+    const int32_t place = places[i];
+    blocks.set(place, boxes[i]);
+    if (!solid(boxes[i])) continue;
+    groups[place >> 10].include(place >> 5 & 31, boxes[i]);
+    all[place >> 15].include(place >> 10 & 31, boxes[i]);
+  }
+  for (size_t i = 0; i < boxes.size(); ++i) {
+    const int32_t own = places[i] / 32;
+    if (!(blocks.alive[own] >> (places[i] % 32) & 1u)) continue;
+    keep(i);
+    blocks.alive[own] &= ~(1u << (places[i] % 32));
+    if (!solid(boxes[i])) continue;
+    const T size = area(boxes[i]);
+    for (size_t a = 0; a < all.size(); ++a)
+      for (uint32_t met = all[a].meeting(boxes[i]); met; met &= met - 1) {
+        const size_t group = 32 * a + __builtin_ctz(met);
+        for (uint32_t hit = groups[group].meeting(boxes[i]); hit; hit &= hit - 1) {
+          const int within = __builtin_ctz(hit);
+          const size_t block = 32 * group + within;
+          blocks.alive[block] &= ~overlapping(boxes[i], size, blocks.boxes[block], threshold);
+          if (!blocks.alive[block]) groups[group].clear(within);
+        }
+      }
+  }
+}
+
+// Sets kept[rank[i]] for the boxes that stay of those in order of falling score.
+template <class T>
+MDSSD_SIMD void suppress(const std::vector<Box<T>>& boxes, T threshold,
+                         const Keyed<uint64_t>* ranks, char* kept) {
+  const auto keep = [=](size_t i) { kept[ranks[i].index] = 1; };
+  if (int64_t(boxes.size()) < kSpatialFrom)
+    suppress_in_order(boxes, threshold, keep);
+  else
+    suppress_in_space(boxes, threshold, keep);
+}
+
+// Indices by falling score.
+template <class T>
+std::vector<int32_t> sorted(const T* scores, int64_t count) {
+  std::vector<Keyed<decltype(falling_key(T()))>> items(count);
+  for (int64_t i = 0; i < count; ++i) items[i] = {falling_key(scores[i]), int32_t(i)};
+  radix_sort(items);
+  std::vector<int32_t> order(count);
+  for (int64_t i = 0; i < count; ++i) order[i] = items[i].index;
+  return order;
+}
 
 template <class T>
 int64_t nms(const T* boxes, const T* scores, const int64_t* idxs, int64_t count, T threshold,
             int64_t* keep, int threads) {
   check_index("nms", count);
-  std::vector<Candidate<T>> order(count);
-  for (int64_t i = 0; i < count; ++i) order[i] = {scores[i], int32_t(i)};
-  const auto category = [&](const Candidate<T>& c) { return idxs ? idxs[c.index] : int64_t(0); };
-  std::sort(order.begin(), order.end(), [&](const Candidate<T>& a, const Candidate<T>& b) {
-    return category(a) != category(b) ? category(a) < category(b) : before(a, b);
-  });
+  if (count == 0) return 0;
+  const std::vector<int32_t> order = sorted(scores, count);
 
-  std::vector<int64_t> starts;  // of each category in `order`, and the end
+  // Ranks in `order` by category, each category's by falling score.
+  std::vector<Keyed<uint64_t>> ranks(count);
+  const int64_t lowest = idxs ? *std::min_element(idxs, idxs + count) : 0;
+  for (int64_t rank = 0; rank < count; ++rank)
+    ranks[rank] = {idxs ? uint64_t(idxs[order[rank]]) - uint64_t(lowest) : 0, int32_t(rank)};
+  if (idxs) radix_sort(ranks);
+  std::vector<int64_t> starts;  // of each category in `ranks`, and the end
   for (int64_t i = 0; i < count; ++i)
-    if (i == 0 || category(order[i]) != category(order[i - 1])) starts.push_back(i);
+    if (i == 0 || ranks[i].key != ranks[i - 1].key) starts.push_back(i);
   starts.push_back(count);
-  std::vector<std::vector<int32_t>> kept(starts.size() - 1);
-  parallel_for(threads, int64_t(kept.size()), [&](int64_t group) {
-    const int64_t begin = starts[group], n = starts[group + 1] - begin;
-    BoxColumns<T> columns(n);
-    for (int64_t i = 0; i < n; ++i) columns.set(i, load_box(boxes, order[begin + i].index));
-    kept[group] = greedy(columns, n, threshold, n);
+
+  std::vector<char> kept(count);  // by rank
+  parallel_for(threads, int64_t(starts.size()) - 1, [&](int64_t category) {
+    const int64_t begin = starts[category], end = starts[category + 1];
+    std::vector<Box<T>> own(end - begin);
+    for (int64_t i = begin; i < end; ++i)
+      own[i - begin] = load_box(boxes, order[ranks[i].index]);
+    suppress(own, threshold, ranks.data() + begin, kept.data());
   });
 
-  std::vector<Candidate<T>> result;
-  for (size_t group = 0; group < kept.size(); ++group)
-    for (int32_t position : kept[group]) result.push_back(order[starts[group] + position]);
-  if (kept.size() > 1) std::sort(result.begin(), result.end(), before<T>);
-  for (size_t i = 0; i < result.size(); ++i) keep[i] = result[i].index;
-  return int64_t(result.size());
+  int64_t found = 0;
+  for (int64_t rank = 0; rank < count; ++rank)
+    if (kept[rank]) keep[found++] = order[rank];
+  return found;
 }
 
 }  // namespace

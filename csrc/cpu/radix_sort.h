@@ -1,0 +1,60 @@
+// A stable sort of 32-bit indices by unsigned keys, in time proportional to their number.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <type_traits>
+#include <vector>
+
+#include "types.h"
+
+namespace mdssd {
+
+template <class Key>
+struct Keyed {
+  Key key;
+  int32_t index;
+};
+
+// Keys that rise where scores fall. NaN comes first, and the two zeros are one.
+template <class T>
+MDSSD_INLINE auto falling_key(T score) {
+  using Key = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
+  constexpr Key sign = Key(1) << (8 * sizeof(T) - 1);
+  const Key bits = bit_cast<Key>(score + T(0));
+  const Key rising = bits & sign ? ~bits : bits | sign;
+  return score != score ? Key(0) : Key(~rising);
+}
+
+// One counting sort per digit, least first; digits that all keys share cost one look. `items` and
+// `spare`, of the same size, may change places.
+template <int kBits, class Key>
+void radix_sort(std::vector<Keyed<Key>>& items, std::vector<Keyed<Key>>& spare) {
+  constexpr int kDigits = (8 * int(sizeof(Key)) + kBits - 1) / kBits;
+  constexpr Key kMask = (Key(1) << kBits) - 1;
+  std::vector<std::array<int32_t, size_t(1) << kBits>> counts(kDigits);
+  for (const auto& item : items)
+    for (int d = 0; d < kDigits; ++d) ++counts[d][(item.key >> (d * kBits)) & kMask];
+  for (int d = 0; d < kDigits; ++d) {
+    auto& places = counts[d];
+    if (items.empty() || places[(items[0].key >> (d * kBits)) & kMask] == int32_t(items.size()))
+      continue;
+    int32_t sum = 0;
+    for (int32_t& place : places) {
+      const int32_t count = place;
+      place = sum;
+      sum += count;
+    }
+    for (const auto& item : items) spare[places[(item.key >> (d * kBits)) & kMask]++] = item;
+    items.swap(spare);
+  }
+}
+
+template <class Key>
+void radix_sort(std::vector<Keyed<Key>>& items) {
+  std::vector<Keyed<Key>> spare(items.size());
+  // Two thousand counters pay from about as many items on.
+  items.size() < 2048 ? radix_sort<8>(items, spare) : radix_sort<11>(items, spare);
+}
+
+}  // namespace mdssd
