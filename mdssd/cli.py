@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 MODELS = ("mdssd300", "mdssd512", "ssd300", "ssd512")
 BACKENDS = ("reference", "cpp", "cuda", "triton")
+RUNTIMES = ("eager", "compile", "openvino", "graph")
+DTYPES = ("float32", "bfloat16", "float16")
 INTERRUPTED = 130
 # 120k iterations of 32 images on the 16,551 of VOC 07+12 (MDSSD paper, section IV-A).
 EPOCHS = 232
@@ -59,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbose = getattr(arguments, "traceback", False)
     try:
         return int(arguments.run(arguments))
-    except KeyboardInterrupt:
-        print("mdssd: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print("; ".join(["mdssd: interrupted", *map(str, interrupt.args)]), file=sys.stderr)
         return INTERRUPTED
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         if verbose:
@@ -103,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--scenes", type=_count, metavar="N", help=_SCENES)
     evaluate.add_argument("--out", metavar="DIR", help="folder for evaluation.json")
     evaluate.add_argument("--batch-size", type=_count, default=8, metavar="N")
-    _add_machine_options(evaluate)
+    _add_runtime_options(_add_machine_options(evaluate))
     evaluate.set_defaults(run=_eval)
 
     detect = commands.add_parser("detect", help="find objects in images")
@@ -121,7 +123,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     detect.add_argument("--csv", action="store_true", help="write detections.csv as well")
     detect.add_argument("--no-draw", action="store_true", help="draw no pictures")
-    _add_machine_options(detect)
+    detect.add_argument("--batch-size", type=_count, default=8, metavar="N")
+    detect.add_argument("--workers", type=_number, metavar="N", help="processes that load images")
+    _add_runtime_options(_add_machine_options(detect))
     detect.set_defaults(run=_detect)
 
     info = commands.add_parser("info", help="versions, backends, devices")
@@ -216,12 +220,24 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
     _add_machine_options(parser)
 
 
-def _add_machine_options(parser: argparse.ArgumentParser) -> None:
+def _add_machine_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", help="cpu, cuda, cuda:1 ... (default cpu)")
     machine.add_argument("--threads", type=_count, metavar="N", help="of this process on the CPU")
     machine.add_argument("--backend", choices=BACKENDS, help="of all operators (default: fastest)")
     machine.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    return machine
+
+
+def _add_runtime_options(machine: argparse._ArgumentGroup) -> None:
+    machine.add_argument(
+        "--runtime",
+        choices=RUNTIMES,
+        default="eager",
+        help="of the network: PyTorch as it is (default) or compiled, OpenVINO on a CPU, "
+        "CUDA graphs on a GPU",
+    )
+    machine.add_argument("--dtype", choices=DTYPES, help="of the network (default float32)")
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -383,7 +399,7 @@ def _eval(arguments: argparse.Namespace) -> int:
 
         keep_memory()
         detector = Detector.from_checkpoint(
-            arguments.checkpoint, device=device, batch_size=arguments.batch_size
+            arguments.checkpoint, device=device, **_detector_options(arguments)
         )
         dataset = _open(
             given, train=False, input_size=detector.input_size, classes=detector.classes
@@ -402,7 +418,9 @@ def _detect(arguments: argparse.Namespace) -> int:
         from mdssd.engine.memory import keep_memory
 
         keep_memory()
-        detector = Detector.from_checkpoint(arguments.checkpoint, device=device)
+        detector = Detector.from_checkpoint(
+            arguments.checkpoint, device=device, **_detector_options(arguments)
+        )
         report = detect(
             detector,
             arguments.images,
@@ -410,9 +428,21 @@ def _detect(arguments: argparse.Namespace) -> int:
             score_threshold=arguments.score_threshold,
             draw=not arguments.no_draw,
             formats=("json", "csv") if arguments.csv else ("json",),
+            workers=arguments.workers,
+            keep_images=False,
         )
-    print(report.table())
+    print(report.table(failures=False))  # they were printed when they happened
     return 1 if report.failed else 0
+
+
+def _detector_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    return {
+        "batch_size": arguments.batch_size,
+        "runtime": arguments.runtime,
+        "dtype": getattr(torch, arguments.dtype) if arguments.dtype else None,
+    }
 
 
 def _info(arguments: argparse.Namespace) -> int:
@@ -480,6 +510,12 @@ def _count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
     return value
+
+
+def _number(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text!r}")
+    return int(text)
 
 
 def _fraction(text: str) -> float:

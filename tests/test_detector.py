@@ -4,6 +4,9 @@ import csv
 import dataclasses
 import json
 import math
+import multiprocessing
+import os
+import signal
 
 import cv2
 import numpy as np
@@ -506,3 +509,136 @@ def test_detect_bad_options_are_named(detector, photos, tmp_path):
     with pytest.raises(TypeError, match="sources: expected a list"):
         detect(detector, str(photos), tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
+
+
+# --- streams -------------------------------------------------------------------------------------
+
+
+class Killer(os.PathLike):
+    """A path whose reader dies; only a worker process may read it."""
+
+    def __init__(self, path):
+        self.path, self.caller = str(path), os.getpid()
+
+    def __fspath__(self):
+        if os.getpid() != self.caller:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.path
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_a_stream_is_its_images_one_by_one(detector, tmp_path, workers):
+    rng = np.random.default_rng(0)
+    palette = [RED, GREEN, GREY]
+    images = [
+        picture([palette[k] for k in rng.integers(3, size=4)], 20 + n, 60 - n) for n in range(21)
+    ]
+    sources = [save(tmp_path / f"{n}.png", image) for n, image in enumerate(images)]
+    sources[3], sources[4] = images[3], sources[4].read_bytes()
+    for size in (1, 8):
+        results = list(detector.stream(iter(sources), workers=workers, batch_size=size))
+        assert all(result.source is source for result, source in zip(results, sources, strict=True))
+        for result, image, expected in zip(results, images, detector(images), strict=True):
+            assert result.error is None and result.image is None
+            assert result.size == image.shape[:2]
+            assert all(torch.equal(result.found[name], expected[name]) for name in expected)
+    whole = list(detector.stream(sources[:2], workers=workers, with_images=True))
+    assert all(np.array_equal(one.image, image) for one, image in zip(whole, images, strict=False))
+    assert list(detector.stream([], workers=workers)) == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_names_bad_images_and_goes_on(detector, tmp_path, workers):
+    good = save(tmp_path / "good.png", picture([RED] * 4))
+    (tmp_path / "bad.png").write_bytes(good.read_bytes()[:60])
+    sources = [good, tmp_path / "bad.png", tmp_path / "gone.png", b"", good]
+    results = list(detector.stream(sources, workers=workers, batch_size=2))
+    assert [len(result.found["labels"]) for result in results] == [4, 0, 0, 0, 4]
+    reasons = [str(result.error) for result in results if result.error]
+    assert "bad.png: the image is truncated" in reasons[0]
+    assert "gone.png: cannot be read" in reasons[1]
+    assert reasons[2] == "images[3]: the file is empty"
+    with pytest.raises(TypeError, match=r"images\[1\]: expected dtype uint8"):
+        list(detector.stream([good, np.zeros((8, 8, 3))], workers=workers))
+
+
+def test_a_stream_outlives_the_processes_that_read_it(detector, tmp_path):
+    good = save(tmp_path / "good.png", picture([RED] * 4))
+    sources = [good] * 9
+    sources[4] = Killer(tmp_path / "deadly.png")
+    sources[5] = Killer(tmp_path / "too.png")
+    results = list(detector.stream(sources, workers=2, batch_size=2))
+    assert [result.error is None for result in results] == [True] * 4 + [False] * 2 + [True] * 3
+    assert str(results[4].error).endswith("deadly.png: reading it killed the process that did")
+    assert str(results[5].error).endswith("too.png: reading it killed the process that did")
+
+
+def test_a_stream_takes_what_it_needs_and_leaves_no_process(detector, tmp_path):
+    good = save(tmp_path / "good.png", picture([RED] * 4))
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(good)
+            yield good
+
+    stream = detector.stream(endless(), workers=2, batch_size=3)
+    assert not taken
+    for _ in range(7):  # the first of the third batch
+        next(stream)
+    assert len(taken) <= 3 * 3 + 2 * 2 + 3
+    assert len(multiprocessing.active_children()) == 2
+    stream.close()
+    assert not multiprocessing.active_children()
+
+
+def test_bad_streams_are_named(detector):
+    for images in (None, 7, "photo.jpg", b"bytes", picture([RED] * 4)):
+        with pytest.raises(TypeError, match=r"Detector.stream: images: expected an iterable"):
+            detector.stream(images)
+    for workers in (-1, 1.5, True):
+        with pytest.raises(ValueError, match="workers: expected an int from 0"):
+            detector.stream([], workers=workers)
+    with pytest.raises(ValueError, match="Detector.stream: batch_size"):
+        detector.stream([], batch_size=0)
+
+
+def test_detect_without_keeping_what_it_found(detector, photos, tmp_path):
+    kept = detect(detector, [photos], tmp_path / "a", formats=("json", "csv"), progress=False)
+    other = detect(
+        detector,
+        [photos],
+        tmp_path / "b",
+        formats=("json", "csv"),
+        progress=False,
+        keep_images=False,
+        workers=2,
+    )
+    assert not other.images and len(kept.images) == 3
+    assert (other.image_count, other.detection_count) == (3, 6)
+    assert other.table().splitlines()[0] == "6 detections in 3 images"
+    for name in files_in(tmp_path / "a"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_detect_interrupted_leaves_what_was_done(detector, photos, tmp_path, monkeypatch):
+    stream = Detector.stream
+
+    def interrupted(self, *args, **options):
+        results = stream(self, *args, **options)
+        yield next(results)
+        yield next(results)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Detector, "stream", interrupted)
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt, match="2 of 3 images done; boxes in .*detections.json"):
+        detect(detector, [photos], out, formats=("json", "csv"), progress=False)
+    assert files_in(out) == ["a.jpg", "b.jpg", "detections.csv", "detections.json"]
+    assert [
+        len(one["detections"]) for one in json.loads((out / "detections.json").read_text())
+    ] == [
+        0,
+        2,
+    ]
+    assert len((out / "detections.csv").read_text().splitlines()) == 3

@@ -133,11 +133,11 @@ def _png_ends(data: bytes) -> bool:
 
 
 def to_tensor(image: np.ndarray, mean: tuple[float, float, float]) -> Tensor:
-    """uint8 [S, S, 3] RGB to float32 [3, S, S] minus the mean; channels lie last in memory."""
+    """uint8 [..., S, S, 3] RGB to float32 [..., 3, S, S] minus the mean; channels lie last."""
     # One long row per line of the image: broadcasting over three channels takes four times longer.
-    row = np.tile(np.array(mean, np.float32), image.shape[1])
-    pixels = np.subtract(image.reshape(len(image), -1), row, dtype=np.float32)
-    return torch.from_numpy(pixels.reshape(image.shape)).permute(2, 0, 1)
+    row = np.tile(np.array(mean, np.float32), image.shape[-2])
+    pixels = np.subtract(image.reshape(-1, len(row)), row, dtype=np.float32)
+    return torch.from_numpy(pixels.reshape(image.shape)).movedim(-1, -3)
 
 
 class Preprocess:
@@ -152,6 +152,10 @@ class Preprocess:
         self.mean = mean
 
     def __call__(self, image: np.ndarray) -> Tensor:
+        return to_tensor(self.warp(image), self.mean)
+
+    def warp(self, image: np.ndarray) -> np.ndarray:
+        """The first half of it: uint8 [H, W, 3] to uint8 [size, size, 3]."""
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ValueError(
                 "Preprocess: image must be a non-empty uint8 array [H, W, 3] in RGB order, "
@@ -159,4 +163,4 @@ class Preprocess:
             )
         if image.shape[:2] != (self.size, self.size):
             image = cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_LINEAR)
-        return to_tensor(image, self.mean)
+        return image

@@ -7,11 +7,15 @@ import glob
 import io
 import json
 import os
+import signal
+import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import IO, Any
 
 import cv2
 import numpy as np
@@ -19,9 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from mdssd.data import DataError
 from mdssd.data.images import IMAGE_SUFFIXES
-from mdssd.engine.detector import STAGES, Detector
+from mdssd.engine.detector import STAGES, Detector, Streamed
 from mdssd.engine.draw import draw_detections
 from mdssd.engine.files import atomic_write
 
@@ -29,37 +32,42 @@ FORMATS = ("json", "csv")
 _COLUMNS = ("file", "width", "height", "class", "label", "score", "x1", "y1", "x2", "y2")
 
 
-@dataclass(frozen=True)
+@dataclass
 class DetectReport:
     """What `detect` did.
 
     images: one dict per image that could be read: "file", "width", "height", "detections" (each
-    "class", "label", "score", "box_xyxy" in pixels). failed: (file, reason) of the others.
-    timings: seconds per stage: decode, preprocess, network, detection_output, draw (which
-    includes writing the picture). pictures, tables: the files written.
+    "class", "label", "score", "box_xyxy" in pixels); empty where they were not to be kept.
+    failed: (file, reason) of the others. timings: seconds per stage: decode (waiting, where
+    worker processes do it), preprocess, network, detection_output, draw (which includes writing
+    the picture). pictures, tables: the files written. image_count, detection_count: how many.
     """
 
-    images: list[dict[str, Any]]
     failed: list[tuple[str, str]]
-    timings: dict[str, float]
-    pictures: list[Path]
-    tables: list[Path]
+    images: list[dict[str, Any]] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=dict)
+    pictures: list[Path] = field(default_factory=list)
+    tables: list[Path] = field(default_factory=list)
+    image_count: int = 0
+    detection_count: int = 0
 
-    def table(self) -> str:
-        """Counts, time per stage, files written and failures as text for a terminal."""
-        found = sum(len(image["detections"]) for image in self.images)
-        lines = [f"{found} detections in {len(self.images)} images"]
-        if self.images:
+    def table(self, failures: bool = True) -> str:
+        """Counts, time per stage, files written and (if asked for) failures, for a terminal."""
+        lines = [f"{self.detection_count} detections in {self.image_count} images"]
+        if self.failed:
+            lines[0] += f", {len(self.failed)} failed"
+        if self.image_count:
             total = sum(self.timings.values())
             lines += ["", f"{'stage':<17}{'ms/image':>10}{'share':>8}"]
             for stage, seconds in [*self.timings.items(), ("total", total)]:
-                each, share = 1000 * seconds / len(self.images), seconds / total if total else 0.0
+                each, share = 1000 * seconds / self.image_count, seconds / total if total else 0.0
                 lines.append(f"{stage:<17}{each:>10.2f}{share:>8.0%}")
             lines.append("")
         if self.pictures:
             lines.append(f"{len(self.pictures)} pictures in {self.pictures[0].parent}")
         lines += [f"boxes in {path}" for path in self.tables]
-        lines += [f"failed: {reason}" for _, reason in self.failed]
+        if failures:
+            lines += [f"failed: {reason}" for _, reason in self.failed]
         return "\n".join(lines)
 
 
@@ -71,6 +79,8 @@ def detect(
     score_threshold: float = 0.5,
     draw: bool = True,
     formats: Sequence[str] = ("json",),
+    workers: int | None = None,
+    keep_images: bool = True,
     progress: bool = True,
 ) -> DetectReport:
     """Detect in image files and write pictures and tables of what was found into a folder.
@@ -82,8 +92,14 @@ def detect(
     score_threshold: what is drawn and written has at least this score. It cannot bring back what
         the detector's own score_threshold left out.
 
+    workers: processes that read the images, as of `Detector.stream`; None starts none for a
+        single batch.
+    keep_images: whether the report holds the detections as well. Without them memory does not
+        grow with the number of files: tables are written while it goes on.
+
     A file that cannot be read is reported in the result (and, with `progress`, at once) and the
-    others go on. If none can be read nothing is written.
+    others go on. If none can be read nothing is written. Ctrl-C ends it with the tables of what
+    was done in place, and a KeyboardInterrupt that says how much that is.
     Raises ValueError, before anything is written, where the sources hold no image at all, where
     out_dir holds one of them (a picture could replace it), or on an unknown format.
     """
@@ -101,45 +117,49 @@ def detect(
     out = Path(out_dir)
     _check_out(out, files)
 
-    names = _picture_names(files)
-    images: list[dict[str, Any]] = []
-    pictures: list[Path] = []
+    if workers is None and len(files) <= detector.batch_size:
+        workers = 0
+    report = DetectReport(failed)
+    names = _picture_names(files) if draw else {}
     before = dict(detector.timings)
-    drawing = 0.0
-    size = detector.batch_size
-    with tqdm(total=len(files), desc="detect", unit="image", disable=not progress) as bar:
-        for start in range(0, len(files), size):
-            batch: list[tuple[Path, NDArray[np.uint8]]] = []
-            for file in files[start : start + size]:
-                try:
-                    batch.append((file, detector.read(file)))
-                except DataError as error:
-                    failed.append((str(file), str(error)))
+    interrupted = False
+    with ExitStack() as stack:
+        bar = tqdm(total=len(files), desc="detect", unit="image", disable=not progress)
+        stack.enter_context(bar)
+        results = detector.stream(files, workers=workers, with_images=draw)
+        stack.enter_context(closing(results))
+        forms = dict.fromkeys(formats)
+        tables = [stack.enter_context(_table(out, form, report.tables)) for form in forms]
+        if progress:
+            for _, reason in failed:
+                bar.write(f"failed: {reason}")
+        try:
+            for result in results:
+                if result.error is not None:
+                    failed.append((str(result.source), str(result.error)))
                     if progress:
-                        bar.write(f"failed: {error}")
-            results = detector([image for _, image in batch]) if batch else []
-            for (file, image), result in zip(batch, results, strict=True):
-                kept = {k: v[result["scores"] >= score_threshold] for k, v in result.items()}
-                images.append(_entry(file, image, kept, detector.classes))
-                if draw:
-                    began = time.perf_counter()
-                    pictures.append(out / names[file])
-                    _write_picture(pictures[-1], image, kept, detector.classes)
-                    drawing += time.perf_counter() - began
-            bar.update(len(files[start : start + size]))
-
-    timings = {stage: detector.timings[stage] - before[stage] for stage in STAGES}
-    if draw:
-        timings["draw"] = drawing
-    tables = []
-    if images:
-        out.mkdir(parents=True, exist_ok=True)
-        for form in dict.fromkeys(formats):
-            tables.append(out / f"detections.{form}")
-            text = _json(images) if form == "json" else _csv(images)
-            with atomic_write(tables[-1], "wb") as stream:
-                stream.write(text.encode("utf-8", "surrogateescape"))
-    return DetectReport(images, failed, timings, pictures, tables)
+                        bar.write(f"failed: {result.error}")
+                else:
+                    result = _above(result, score_threshold)
+                    if draw:
+                        _draw(report, out / names[result.source], result, detector.classes)
+                    entry = _entry(result, detector.classes)
+                    with _uninterrupted():  # so that all tables and the counts agree
+                        for add in tables:
+                            add(entry)
+                        report.image_count += 1
+                        report.detection_count += len(entry["detections"])
+                        if keep_images:
+                            report.images.append(entry)
+                bar.update()
+        except KeyboardInterrupt:  # raised again when the tables are closed
+            interrupted = True
+    if interrupted:
+        where = "".join(f"; boxes in {path}" for path in report.tables)
+        raise KeyboardInterrupt(f"{report.image_count} of {len(files)} images done{where}")
+    stages = {stage: detector.timings[stage] - before[stage] for stage in STAGES}
+    report.timings = stages | report.timings
+    return report
 
 
 def _find_images(
@@ -193,16 +213,38 @@ def _picture_names(files: Sequence[Path]) -> dict[Path, str]:
     return names
 
 
-def _entry(
-    file: Path, image: NDArray[np.uint8], found: dict[str, Tensor], classes: Sequence[str]
-) -> dict[str, Any]:
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back until the block ends; only the main thread gets it, and so can."""
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if held:
+            handler(*held[0])
+
+
+def _above(result: Streamed, score_threshold: float) -> Streamed:
+    kept = result.found["scores"] >= score_threshold
+    return result._replace(found={name: value[kept] for name, value in result.found.items()})
+
+
+def _entry(result: Streamed, classes: Sequence[str]) -> dict[str, Any]:
+    found = result.found
     rows = zip(
         found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist(), strict=True
     )
+    height, width = result.size
     return {
-        "file": str(file),
-        "width": image.shape[1],
-        "height": image.shape[0],
+        "file": str(result.source),
+        "width": width,
+        "height": height,
         "detections": [
             {
                 "class": classes[label - 1],
@@ -213,6 +255,14 @@ def _entry(
             for label, score, box in rows
         ],
     }
+
+
+def _draw(report: DetectReport, path: Path, result: Streamed, classes: Sequence[str]) -> None:
+    began = time.perf_counter()
+    assert result.image is not None
+    _write_picture(path, result.image, result.found, classes)
+    report.pictures.append(path)
+    report.timings["draw"] = report.timings.get("draw", 0.0) + time.perf_counter() - began
 
 
 def _write_picture(
@@ -234,24 +284,46 @@ def _write_picture(
         stream.write(data.tobytes())
 
 
-def _json(images: Sequence[dict[str, Any]]) -> str:
-    """A list of images, written with one line per detection."""
-    texts = []
-    for image in images:
-        rows = ",\n".join("    " + json.dumps(found) for found in image["detections"])
-        head = json.dumps({name: image[name] for name in ("file", "width", "height")})
-        tail = f'"detections": [\n{rows}\n  ]' if rows else '"detections": []'
-        texts.append(f"  {head[:-1]}, {tail}}}")
-    return "[\n" + ",\n".join(texts) + "\n]\n"
+@contextmanager
+def _table(out: Path, form: str, written: list[Path]) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Give a function that adds an image to the table; the file appears at the end.
+
+    Without an image there is no file. `written` gets its path.
+    """
+    path = out / f"detections.{form}"
+    rows, tail = {"json": (_json_rows, "\n]\n"), "csv": (_csv_rows, "")}[form]
+    file: IO[bytes] | None = None
+    with ExitStack() as stack:
+
+        def add(image: dict[str, Any]) -> None:
+            nonlocal file
+            text = rows(image, file is None)
+            if file is None:
+                out.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context(atomic_write(path, "wb"))
+            file.write(text.encode("utf-8", "surrogateescape"))
+
+        yield add
+        if file is not None:
+            file.write(tail.encode())
+            written.append(path)
 
 
-def _csv(images: Sequence[dict[str, Any]]) -> str:
+def _json_rows(image: dict[str, Any], first: bool) -> str:
+    """An image of the list, with one line per detection."""
+    rows = ",\n".join("    " + json.dumps(found) for found in image["detections"])
+    head = json.dumps({name: image[name] for name in ("file", "width", "height")})
+    tail = f'"detections": [\n{rows}\n  ]' if rows else '"detections": []'
+    return ("[\n" if first else ",\n") + f"  {head[:-1]}, {tail}}}"
+
+
+def _csv_rows(image: dict[str, Any], first: bool) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    for image in images:
-        for found in image["detections"]:
-            head = (image["file"], image["width"], image["height"])
-            row = (found["class"], found["label"], found["score"], *found["box_xyxy"])
-            writer.writerow((*head, *row))
+    if first:
+        writer.writerow(_COLUMNS)
+    for found in image["detections"]:
+        head = (image["file"], image["width"], image["height"])
+        row = (found["class"], found["label"], found["score"], *found["box_xyxy"])
+        writer.writerow((*head, *row))
     return stream.getvalue()

@@ -155,6 +155,17 @@ def backends() -> dict[str, list[str]]:
     }
 
 
+def plain_ops() -> dict[Any, Callable[..., Any]]:
+    """Each op's reference, by which `ExportedProgram.run_decompositions` replaces the op.
+
+    What is exported then holds PyTorch's own ops only, which other programs understand.
+    """
+    return {
+        getattr(torch.ops.mdssd, name).default: table["reference"]
+        for name, table in _implementations.items()
+    }
+
+
 @contextmanager
 def backend(name: str) -> Iterator[None]:
     """Force every op onto one backend: "reference", "cpp", "cuda" or "triton".

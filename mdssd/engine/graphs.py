@@ -1,0 +1,119 @@
+"""CUDA graphs of the way from pixels to detections, fed while the GPU computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_WARM_UP = 3  # calls before a capture, in which cuDNN chooses its algorithms
+_SLOTS = 2  # batches under way: one is uploaded while the other is computed
+
+
+class _Slot(NamedTuple):
+    """Memory of one batch and the graph that runs on it."""
+
+    host_in: Tensor  # pinned, uint8 [B, S, S, 3]
+    device_in: Tensor
+    device_out: tuple[Tensor, ...]
+    host_out: tuple[Tensor, ...]  # pinned
+    graph: torch.cuda.CUDAGraph
+    done: torch.cuda.Event
+
+
+class Graphs:
+    """Runs a function on the GPU by CUDA graphs, one per batch size and slot.
+
+    The sizes are the powers of two below `batch_size`, this itself, and any above it; each is
+    captured when it is first needed, and a batch uses the smallest that it fits in. The rows that
+    it leaves over hold pixels of an earlier batch: no image depends on another.
+
+    At most two batches are under way, so each is to be finished before the next but one is
+    started: the second is copied up on a stream of its own while the first is computed. The graphs
+    themselves run on one stream, one after the other, and so can share their intermediate memory.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Tensor], tuple[Tensor, ...]],
+        input_size: int,
+        batch_size: int,
+        device: torch.device,
+    ) -> None:
+        """run: uint8 [B, S, S, 3] on the device -> tensors with B rows; must never wait for it."""
+        self._run = run
+        self._input_size = input_size
+        self._batch_size = batch_size
+        self._device = device
+        self._compute = torch.cuda.Stream(device)
+        self._upload = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+        self._slots: dict[tuple[int, int], _Slot] = {}
+        self._started = 0
+
+    def start(self, images: Sequence[NDArray[np.uint8]]) -> tuple[_Slot, int]:
+        """Hand over a batch of [S, S, 3]; give what `finish` takes. Copies the images first."""
+        count = len(images)
+        slot = self._slot(fitting_size(count, self._batch_size), self._started % _SLOTS)
+        slot.done.synchronize()  # with the slot's last batch, in case nobody finished it
+        np.stack(images, out=slot.host_in.numpy()[:count])
+        with torch.cuda.stream(self._upload):
+            slot.device_in[:count].copy_(slot.host_in[:count], non_blocking=True)
+        self._compute.wait_stream(self._upload)
+        # What changed the weights, say.
+        self._compute.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._compute):
+            slot.graph.replay()
+            for host, device in zip(slot.host_out, slot.device_out, strict=True):
+                host.copy_(device, non_blocking=True)
+            slot.done.record(self._compute)
+        self._started += 1
+        return slot, count
+
+    @staticmethod
+    def finish(ticket: tuple[_Slot, int]) -> tuple[Tensor, ...]:
+        """Wait for a batch; give the rows of its images on the CPU."""
+        slot, count = ticket
+        slot.done.synchronize()
+        return tuple(host[:count].clone() for host in slot.host_out)
+
+    def _slot(self, size: int, number: int) -> _Slot:
+        if (size, number) not in self._slots:
+            before = torch.backends.cudnn.benchmark
+            torch.backends.cudnn.benchmark = True
+            try:
+                with torch.cuda.device(self._device):
+                    self._slots[size, number] = self._capture(size)
+            finally:
+                torch.backends.cudnn.benchmark = before
+        return self._slots[size, number]
+
+    def _capture(self, size: int) -> _Slot:
+        shape = (size, self._input_size, self._input_size, 3)
+        device_in = torch.zeros(shape, dtype=torch.uint8, device=self._device)
+        self._compute.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._compute):
+            for _ in range(_WARM_UP):
+                self._run(device_in)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._compute):
+            device_out = self._run(device_in)
+        return _Slot(
+            torch.zeros(shape, dtype=torch.uint8, pin_memory=True),
+            device_in,
+            device_out,
+            tuple(torch.empty_like(t, device="cpu", pin_memory=True) for t in device_out),
+            graph,
+            torch.cuda.Event(),
+        )
+
+
+def fitting_size(count: int, batch_size: int) -> int:
+    """The size of batch that `count` images run as: see `Graphs`."""
+    if count > batch_size:
+        return count
+    return min(1 << (count - 1).bit_length(), batch_size)
