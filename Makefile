@@ -10,13 +10,16 @@ SOURCES := pyproject.toml setup.py constraints.txt CMakeLists.txt \
 SANITIZED := $(CURDIR)/build/simt-sanitized
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-checkpoint test simt-check resources gpu-check lint format
+.PHONY: help venv demo demo-checkpoint test simt-check resources gpu-check bench bench-report \
+	lint format
 
 help:
 	@echo "make demo    install into $(VENV), detect on sample scenes"
 	@echo "make test    install, run the tests"
 	@echo "make simt-check  install, run the CUDA kernels on the CPU shuffled and sanitized (needs g++)"
 	@echo "make gpu-check   build and check all on an NVIDIA GPU, with PYTHON as it is: no install"
+	@echo "make bench       install what it compares with, measure: benchmarks/results/<machine>.json"
+	@echo "make bench-report  docs/benchmarks.md from the newest result, or from FILES='...'"
 	@echo "make resources   registers and shared memory of the kernels (needs nvcc): resources.txt"
 	@echo "make lint    install, run ruff and mypy"
 	@echo "make format  install, let ruff rewrite the Python files"
@@ -65,6 +68,20 @@ resources: $(STAMP)
 
 gpu-check:
 	$(PYTHON) tests/gpu_check.py
+
+$(VENV)/mdssd-bench-installed: $(STAMP)
+	$(BIN)/python -m pip install $(PIP_ARGS) --constraint constraints.txt --editable '.[test,dev,bench]'
+	touch $@
+
+# BENCH_ARGS: more for pytest, such as -k nms.
+bench: $(VENV)/mdssd-bench-installed
+	mkdir -p build
+	$(BIN)/python -m pytest benchmarks/ --benchmark-only --benchmark-json=build/benchmarks.json \
+		$(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.report --keep build/benchmarks.json
+
+bench-report: $(STAMP)
+	$(BIN)/python -m benchmarks.report $(FILES)
 
 lint: $(STAMP)
 	$(BIN)/ruff check

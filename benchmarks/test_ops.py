@@ -1,53 +1,38 @@
-"""Latency of every operator on every backend, at the sizes that CASES marks for it.
+"""Latency of the operators: ours on every backend, and what others offer for the same input.
 
-Each row first checks its result against the reference. Run: pytest benchmarks/ --benchmark-only
-On a GPU `extra_info` has "device_us" too: the time of a call without the host's part, from a CUDA
-graph of several calls where the call can be captured.
+Each row first checks its result against the reference. Run: make bench, or
+pytest benchmarks/ --benchmark-only. Rows of one input run one after another, so that their ratio
+is fair.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks import generators
+from benchmarks.peers import detection, fusion, loss, matching, suppression
+from benchmarks.rows import contenders
 from mdssd import ops
 from mdssd.testing import Case
 
 _READS_BACK = ("nms", "batched_nms")  # how many boxes are kept
 
 
-def device_microseconds(call: Callable[[], Any], capture: bool) -> float:
-    """Median over 30 runs of ten calls."""
-    calls, times = 10, []
-    call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    if capture:
-        with torch.cuda.graph(graph):
-            for _ in range(calls):
-                call()
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    for _ in range(30):
-        start.record()
-        if capture:
-            graph.replay()
-        else:
-            for _ in range(calls):
-                call()
-        end.record()
-        end.synchronize()
-        times.append(1000 * start.elapsed_time(end) / calls)
-    return statistics.median(times)
-
-
 @pytest.mark.cases(size=lambda size: size.benchmark, reference=True, emulated=())
 def test_latency(
-    case: Case, size: str, dtype: torch.dtype, backend: str, device: str, benchmark: Any
+    case: Case,
+    size: str,
+    dtype: torch.dtype,
+    backend: str,
+    device: str,
+    measure: Callable[..., None],
 ) -> None:
+    """Every row of CASES that is marked for it, on every backend that can run here."""
     args, kwargs = case.inputs(size, dtype, device)
     with ops.backend("reference"):
         want = case(*args, **kwargs)
@@ -56,24 +41,366 @@ def test_latency(
         for position, (g, w) in enumerate(zip(got, want, strict=True)):
             rtol, atol = (0, 0) if position in case.exact else case.tolerance[dtype]
             torch.testing.assert_close(g, w, rtol=rtol, atol=atol, equal_nan=True)
-        benchmark.group = f"{case.op} {size} {device}"
-        benchmark.extra_info.update(
+        measure(
+            lambda: case(*args, **kwargs),
             op=case.op,
-            backend=backend,
-            size=size,
-            dtype=str(dtype),
+            row=f"test size {size}",
+            peer=f"mdssd {backend}",
             device=device,
-            torch=torch.__version__,
-            threads=torch.get_num_threads(),
+            dtype=dtype,
+            shape=str(case.sizes[size].arguments),
+            rounds=3 if backend == "reference" else None,
+            capture=backend != "reference" and case.op not in _READS_BACK,
         )
-        if device == "cuda":
-            capture = backend != "reference" and case.op not in _READS_BACK
-            microseconds = device_microseconds(lambda: case(*args, **kwargs), capture)
-            benchmark.extra_info["device_us"] = microseconds
 
-        def call() -> None:
-            case(*args, **kwargs)
-            if device != "cpu":
-                getattr(torch, device).synchronize()
 
-        benchmark.pedantic(call, rounds=5 if backend == "reference" else 30, warmup_rounds=1)
+# --- detection_output --------------------------------------------------------------------------
+
+# model, classes, candidates (None: untrained, all are)
+_DETECTION = [
+    ("ssd300", 21, 500),
+    ("mdssd300", 21, 1500),
+    ("mdssd300", 21, None),
+    ("mdssd512", 81, 4000),
+    ("mdssd512", 81, None),
+]
+_UNLIMITED = 1_000_000  # candidates of a class
+
+
+@lru_cache(maxsize=4)
+def _expected(backend: str, top_k: int, *arguments: Any) -> detection.Found:
+    with ops.backend(backend):
+        found = ops.detection_output(*generators.network_output(*arguments), top_k=top_k)
+    count = int(found.count)
+    return detection.Found(found.boxes[0, :count], found.scores[0, :count], found.labels[0, :count])
+
+
+def _check_detection(peer: str, make: Callable[..., Any], device: str, *arguments: Any) -> Any:
+    """The call of a peer that agrees with the reference on 1,000 priors, with ours on all."""
+    top_k = _UNLIMITED if peer in detection.NO_TOP_K else detection.TOP_K
+    for count, backend in ((1000, "reference"), (None, "cpp")):
+        call = make(generators.to(device, generators.network_output(*arguments, count)))
+        want = _expected(backend, top_k, *arguments, count)
+        found = detection.Found(*(part[: len(want.scores)].cpu() for part in call()))
+        assert not (lines := detection.differences(found, want)), "\n".join(lines[:10])
+    return call
+
+
+@pytest.mark.parametrize(
+    "peer, make, device", contenders(detection.mdssd, detection.PEERS, detection.ON_GPU)
+)
+@pytest.mark.parametrize("model, classes, candidates", _DETECTION)
+def test_detection_output(
+    model: str,
+    classes: int,
+    candidates: int | None,
+    peer: str,
+    make: Callable[..., Any],
+    device: str,
+    measure: Callable[..., None],
+) -> None:
+    call = _check_detection(peer, make, device, model, classes, candidates)
+    logits = generators.network_output(model, classes, candidates).logits
+    measure(
+        call,
+        op="detection_output",
+        row=f"{logits.shape[1]:,} x {classes}, {'trained' if candidates else 'untrained'}",
+        peer=peer,
+        device=device,
+        dtype=torch.float32,
+        shape=str(list(logits.shape)),
+        moved=logits.nbytes,
+        flops=3.0 * logits.numel(),  # a difference, an exponential, a sum
+        capture=peer.startswith("mdssd"),
+    )
+
+
+# --- nms, batched_nms --------------------------------------------------------------------------
+
+# boxes, kind, classes
+_NMS = [
+    (8000, "crowded", 20),
+    (32000, "crowded", 80),
+    (1000, "crowded", None),
+    (5000, "crowded", None),
+    (20000, "crowded", None),
+    (20000, "spread", None),
+]
+
+
+@lru_cache(maxsize=2)
+def _kept(*arguments: Any) -> torch.Tensor:
+    with ops.backend("reference"):
+        return suppression.mdssd(generators.scored_boxes(*arguments))()
+
+
+@pytest.mark.parametrize(
+    "peer, make, device", contenders(suppression.mdssd, suppression.PEERS, suppression.ON_GPU)
+)
+@pytest.mark.parametrize("count, kind, classes", _NMS)
+def test_nms(
+    count: int,
+    kind: str,
+    classes: int | None,
+    peer: str,
+    make: Callable[..., Any],
+    device: str,
+    measure: Callable[..., None],
+) -> None:
+    x = generators.scored_boxes(count, kind, classes)
+    call = make(generators.to(device, x))
+    assert torch.equal(call().cpu().sort().values, _kept(count, kind, classes).sort().values)
+    row = f"{classes} classes x {count // classes}" if classes else f"{count:,} boxes, {kind}"
+    measure(
+        call,
+        op="batched_nms" if classes else "nms",
+        row=row,
+        peer=peer,
+        device=device,
+        dtype=torch.float32,
+        shape=str(list(x.boxes.shape)),
+        moved=x.boxes.nbytes + x.scores.nbytes,
+    )
+
+
+# --- match_priors, encode_targets --------------------------------------------------------------
+
+_MATCHING = [("mdssd300", m) for m in (1, 10, 50, 200)] + [("mdssd512", m) for m in (10, 50, 200)]
+_IMAGES = 32
+
+
+@lru_cache(maxsize=4)
+def _expected_matches(model: str, m: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of two images: indices, labels."""
+    x, priors = generators.truth(2, m), generators.priors(model)
+    with ops.backend("reference"):
+        return matching.mdssd(x, priors)().index, matching.mdssd_targets(x, priors)()
+
+
+def _check_matching(peer: str, make: Callable[..., Any], device: str, model: str, m: int) -> None:
+    """Two images against the reference. Compiled code rounds otherwise: a prior whose IoU with two
+    boxes is the same but for the last bit may go to the other one, one in ten thousand at most.
+    """
+    x = generators.to(device, (generators.truth(2, m), generators.priors(model)))
+    got = make(*x)()
+    index, labels = _expected_matches(model, m)
+    got, want = (got[0].cpu(), index) if isinstance(got, tuple) else (got.cpu(), labels)
+    assert (got != want).double().mean() <= (1e-4 if peer == "torch.compile" else 0)
+
+
+@pytest.mark.parametrize(
+    "peer, make, device", contenders(matching.mdssd, matching.PEERS, matching.ON_GPU)
+)
+@pytest.mark.parametrize("model, boxes", _MATCHING)
+def test_matching(
+    model: str,
+    boxes: int,
+    peer: str,
+    make: Callable[..., Any],
+    device: str,
+    measure: Callable[..., None],
+) -> None:
+    _check_matching(peer, make, device, model, boxes)
+    x, priors = generators.to(device, (generators.truth(_IMAGES, boxes), generators.priors(model)))
+    bytes_a_prior = 12 if peer.startswith("mdssd ") and "offsets" not in peer else 8
+    measure(
+        make(x, priors),
+        op="match_priors",
+        row=f"{_IMAGES} images, {len(priors):,} x {boxes}",
+        peer=peer,
+        device=device,
+        dtype=torch.float32,
+        shape=f"[{_IMAGES}, {len(priors)}] x {boxes}",
+        moved=_IMAGES * len(priors) * (24 if "offsets" in peer else bytes_a_prior),
+        capture=peer.startswith("mdssd"),
+    )
+
+
+# --- l2norm_add_relu ---------------------------------------------------------------------------
+
+_MAPS = [
+    (1, 256, 75, 75),
+    (1, 512, 38, 38),
+    (1, 1024, 19, 19),
+    (8, 256, 75, 75),
+    (8, 512, 38, 38),
+]
+
+
+@pytest.mark.parametrize(
+    "peer, make, device", contenders(fusion.mdssd, fusion.PEERS, fusion.ON_GPU)
+)
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("shape", _MAPS, ids=lambda shape: "x".join(map(str, shape)))
+def test_fusion(
+    shape: tuple[int, int, int, int],
+    channels_last: bool,
+    peer: str,
+    make: Callable[..., Any],
+    device: str,
+    measure: Callable[..., None],
+) -> None:
+    if channels_last and peer == "openvino":
+        pytest.skip("openvino's inputs are NCHW")
+    x = generators.maps(shape, channels_last)
+    call = make(generators.to(device, x))
+    if peer not in fusion.OTHER_RESULT:
+        with ops.backend("reference"):
+            want = fusion.mdssd(x)()
+        torch.testing.assert_close(call().cpu(), want, rtol=2e-5, atol=2e-6)
+    layout = "channels-last" if channels_last else "NCHW"
+    measure(
+        call,
+        op="l2norm_add_relu",
+        row=f"{' x '.join(map(str, shape))}, {layout}",
+        peer=peer,
+        device=device,
+        dtype=torch.float32,
+        shape=str(list(shape)),
+        moved=3 * x.a.nbytes,
+        flops=9.0 * x.a.numel(),  # per map a square, a sum and two products; a sum and a maximum
+        capture=True,
+    )
+
+
+# --- multibox_loss -----------------------------------------------------------------------------
+
+
+def _loss_call(loss: Callable[..., Any], x: generators.LossInput) -> Callable[[], Any]:
+    loc, logits = x.loc.requires_grad_(), x.logits.requires_grad_()
+
+    def call() -> Any:
+        localisation, confidence = loss(loc, logits, x.loc_targets, x.labels)
+        gradients = torch.autograd.grad(localisation + confidence, (loc, logits))
+        return localisation.detach(), confidence.detach(), *gradients
+
+    return call
+
+
+@lru_cache(maxsize=1)
+def _expected_losses(*arguments: Any) -> Any:
+    with ops.backend("reference"):
+        return _loss_call(loss.mdssd, generators.loss_input(*arguments))()
+
+
+@pytest.mark.parametrize("peer, make, device", contenders(loss.mdssd, loss.PEERS, loss.ON_GPU))
+def test_loss(
+    peer: str, make: Callable[..., Any], device: str, measure: Callable[..., None]
+) -> None:
+    """Forward and backward."""
+    model, images, classes = "mdssd300", 32, 21
+    x = generators.loss_input(model, images, classes)
+    call = _loss_call(make, generators.to(device, x))
+    for got, want in zip(call(), _expected_losses(model, images, classes), strict=True):
+        torch.testing.assert_close(got.cpu(), want, rtol=1e-4, atol=1e-7)
+    measure(
+        call,
+        op="multibox_loss forward and backward",
+        row=f"{images} x {x.logits.shape[1]:,} x {classes}",
+        peer=peer,
+        device=device,
+        dtype=torch.float32,
+        shape=str(list(x.logits.shape)),
+        # Logits and boxes read, targets and labels read, two gradients written.
+        moved=2 * x.logits.nbytes + 3 * x.loc.nbytes + x.labels.nbytes,
+        flops=5.0 * x.logits.numel(),  # as a softmax's three, then a difference and a product
+    )
+
+
+# --- what the cost grows with ------------------------------------------------------------------
+
+
+def _some(peers: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: peers[name] for name in names}
+
+
+@pytest.mark.parametrize(
+    "peer, make, device",
+    contenders(detection.mdssd, _some(detection.PEERS, "onnxruntime", "openvino DetectionOutput")),
+)
+@pytest.mark.parametrize(
+    "axis, priors, classes",
+    [("priors", n, 21) for n in (1000, 3000, 10000, 30000, 90100)]
+    + [("classes", 30000, c) for c in (2, 6, 21, 81, 201)],
+)
+def test_detection_output_grows(
+    axis: str,
+    priors: int,
+    classes: int,
+    peer: str,
+    make: Callable[..., Any],
+    device: str,
+    measure: Callable[..., None],
+) -> None:
+    x = generators.network_output("mdssd512", classes, priors // 20, priors)
+    call = make(generators.to(device, x))
+    want = detection.mdssd(x)()
+    count = int((want.scores > 0).sum())
+    want = detection.Found(*(part[:count] for part in want))
+    got = detection.Found(*(part[:count].cpu() for part in call()))
+    assert not (lines := detection.differences(got, want)), "\n".join(lines[:10])
+    measure(
+        call,
+        op="detection_output",
+        row=f"{priors:,} x {classes}, by {axis}",
+        peer=peer,
+        device=device,
+        dtype=torch.float32,
+        shape=str(list(x.logits.shape)),
+        moved=x.logits.nbytes,
+        capture=peer.startswith("mdssd"),
+        axis=axis,
+        x=priors if axis == "priors" else classes,
+    )
+
+
+@pytest.mark.parametrize(
+    "peer, make, device",
+    contenders(
+        suppression.mdssd,
+        _some(suppression.PEERS, "onnxruntime", "openvino NonMaxSuppression", "lsnms"),
+    ),
+)
+@pytest.mark.parametrize("count", [100, 300, 1000, 3000, 10000, 20000])
+def test_nms_grows(
+    count: int, peer: str, make: Callable[..., Any], device: str, measure: Callable[..., None]
+) -> None:
+    x = generators.scored_boxes(count)
+    call = make(generators.to(device, x))
+    assert torch.equal(call().cpu().sort().values, _kept(count).sort().values)
+    measure(
+        call,
+        op="nms",
+        row=f"{count:,} boxes, by boxes",
+        peer=peer,
+        device=device,
+        dtype=torch.float32,
+        shape=str(list(x.boxes.shape)),
+        axis="boxes",
+        x=count,
+    )
+
+
+@pytest.mark.parametrize(
+    "peer, make, device",
+    contenders(matching.mdssd, _some(matching.PEERS, "torch, usual", "torch, coordinates split")),
+)
+@pytest.mark.parametrize("boxes", [1, 3, 10, 30, 100, 300])
+def test_matching_grows(
+    boxes: int, peer: str, make: Callable[..., Any], device: str, measure: Callable[..., None]
+) -> None:
+    """One image."""
+    _check_matching(peer, make, device, "mdssd300", boxes)
+    x = generators.to(device, (generators.truth(1, boxes), generators.priors("mdssd300")))
+    measure(
+        make(*x),
+        op="match_priors",
+        row=f"1 image, {len(x[1]):,} x {boxes}, by boxes",
+        peer=peer,
+        device=device,
+        dtype=torch.float32,
+        shape=f"[1, {len(x[1])}] x {boxes}",
+        capture=peer.startswith("mdssd"),
+        axis="boxes",
+        x=boxes,
+    )

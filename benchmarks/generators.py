@@ -1,0 +1,165 @@
+"""Inputs of the benchmarks, from seeds: the same on every machine.
+
+Each function makes its numbers on the CPU, once; `to` moves them.
+"""
+
+from __future__ import annotations
+
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mdssd import ops
+from mdssd.ops.matching import to_xyxy
+from mdssd.priors import make_priors, mdssd_prior_layers, ssd_prior_layers
+
+
+@cache
+def priors(model: str) -> Tensor:
+    """The priors [N, 4] cxcywh of "ssd300", "mdssd300", "ssd512" or "mdssd512"."""
+    size = int(model[-3:])
+    layers = mdssd_prior_layers if model.startswith("mdssd") else ssd_prior_layers
+    return make_priors(layers(size), size)
+
+
+def to(device: str, value: Any) -> Any:
+    """A tensor, or a tuple or list of them, on a device."""
+    if isinstance(value, tuple | list):
+        moved = [to(device, item) for item in value]
+        return type(value)(*moved) if hasattr(value, "_fields") else type(value)(moved)
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def small_boxes(generator: torch.Generator, count: int) -> Tensor:
+    """[count, 4] xyxy: objects of 3% to 20% of the image's side, inside it, none without area."""
+    middle = torch.rand(count, 2, generator=generator) * 0.8 + 0.1
+    side = 0.03 * (0.2 / 0.03) ** torch.rand(count, 1, generator=generator)
+    stretch = 2 ** (torch.rand(count, 1, generator=generator) - 0.5)
+    half = torch.cat([side * stretch, side / stretch], 1) / 2
+    return torch.cat([middle - half, middle + half], 1)
+
+
+class NetworkOutput(NamedTuple):
+    loc: Tensor  # [B, N, 4]
+    logits: Tensor  # [B, N, C]
+    priors: Tensor  # [N, 4] cxcywh
+
+
+@lru_cache(maxsize=2)
+def network_output(
+    model: str, classes: int, candidates: int | None, count: int | None = None
+) -> NetworkOutput:
+    """What a network gives for one image.
+
+    candidates: so many scores are above 0.01, as in a trained network: half of them of the priors
+        that lie best on 30 objects, with boxes near them, half low ones anywhere. None: all scores
+        are, as in an untrained one.
+    count: only so many of the priors, from all over the image.
+    """
+    generator = torch.Generator().manual_seed(classes)
+    prior = priors(model)
+    prior = prior[:: len(prior) // count][:count] if count else prior
+    shape = (1, len(prior))
+    loc = 0.5 * torch.randn(*shape, 4, generator=generator)
+    if candidates is None:
+        # Scores within a fifth of one another: with 81 classes the least is still above 0.01.
+        logits = 0.2 * torch.rand(*shape, classes, generator=generator)
+        return NetworkOutput(loc, logits, prior)
+    logits = torch.randn(*shape, classes, generator=generator)
+    logits[..., 0] += 14
+    objects = small_boxes(generator, 30)
+    iou, which = ops.box_iou(to_xyxy(prior), objects).max(1)
+    hit = iou.topk(min(candidates, len(prior)) // 2).indices
+    label = torch.randint(1, classes, (30,), generator=generator)[which[hit]]
+    logits[0, hit, label] = 14 + 1.5 * torch.randn(len(hit), generator=generator)
+    near = ops.encode_boxes(objects[which[hit]], prior[hit])
+    loc[0, hit] = near + 0.3 * torch.randn(near.shape, generator=generator)
+    low = torch.randint(len(prior), (len(hit),), generator=generator)
+    label = torch.randint(1, classes, (len(hit),), generator=generator)
+    logits[0, low, label] = logits[0, low, 0] - 3 + 0.5 * torch.randn(len(hit), generator=generator)
+    return NetworkOutput(loc, logits, prior)
+
+
+class Scored(NamedTuple):
+    boxes: Tensor  # [N, 4] xyxy
+    scores: Tensor  # [N], no two alike
+    classes: Tensor | None  # [N] int64
+
+
+@lru_cache(maxsize=2)
+def scored_boxes(count: int, kind: str = "crowded", classes: int | None = None) -> Scored:
+    """Boxes for NMS.
+
+    kind: "crowded", around each of count / 50 objects 50 boxes of its size; "spread", small boxes
+        of which few meet.
+    classes: box i is of class i % classes, with objects of its own.
+    """
+    generator = torch.Generator().manual_seed(count)
+    if kind == "crowded":
+        groups = classes or 1
+        cells = torch.stack([torch.randperm(400, generator=generator) for _ in range(groups)])
+        which = torch.randint(min(400, count // 50 // groups), (count,), generator=generator)
+        cell = cells[torch.arange(count) % groups, which]  # of 20 x 20, one for each object
+        shift = 0.08 * torch.rand(count, 2, generator=generator)
+        middle = (torch.stack([cell % 20, cell // 20], 1) + 0.5 + shift) / 20
+        half = torch.full((count, 2), 0.02)
+    else:
+        middle = torch.rand(count, 2, generator=generator)
+        half = torch.full((count, 2), 0.0016)
+    scores = (torch.randperm(count, generator=generator) + 1) / (count + 1)
+    group = None if classes is None else torch.arange(count) % classes
+    return Scored(torch.cat([middle - half, middle + half], 1), scores, group)
+
+
+class Truth(NamedTuple):
+    boxes: list[Tensor]  # per image [M, 4] xyxy
+    labels: list[Tensor]  # per image [M] int64, from 1
+
+
+def truth(images: int, boxes: int) -> Truth:
+    """So many small objects in each image, of 20 classes."""
+    generator = torch.Generator().manual_seed(boxes)
+    return Truth(
+        [small_boxes(generator, boxes) for _ in range(images)],
+        [torch.randint(1, 21, (boxes,), generator=generator) for _ in range(images)],
+    )
+
+
+class Maps(NamedTuple):
+    a: Tensor  # [B, C, H, W]
+    b: Tensor
+    scale_a: Tensor  # [C]
+    scale_b: Tensor
+
+
+@lru_cache(maxsize=2)
+def maps(shape: tuple[int, int, int, int], channels_last: bool) -> Maps:
+    """Two feature maps after a ReLU, and their scales of about 20."""
+    generator = torch.Generator().manual_seed(shape[1])
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    a, b = (
+        torch.randn(shape, generator=generator).relu().contiguous(memory_format=layout)
+        for _ in range(2)
+    )
+    scale_a, scale_b = (20 + torch.randn(shape[1], generator=generator) for _ in range(2))
+    return Maps(a, b, scale_a, scale_b)
+
+
+class LossInput(NamedTuple):
+    loc: Tensor  # [B, N, 4]
+    logits: Tensor  # [B, N, C]
+    loc_targets: Tensor  # [B, N, 4]
+    labels: Tensor  # [B, N] int64
+
+
+@lru_cache(maxsize=1)
+def loss_input(model: str, images: int, classes: int) -> LossInput:
+    """Network outputs, and targets of ten small objects in each image."""
+    generator = torch.Generator().manual_seed(images)
+    targets = ops.encode_targets(*truth(images, 10), priors(model))
+    shape = targets.labels.shape
+    loc = torch.randn(*shape, 4, generator=generator)
+    logits = torch.randn(*shape, classes, generator=generator)
+    return LossInput(loc, logits, targets.loc, targets.labels % classes)

@@ -1,0 +1,184 @@
+"""What this machine is, and how fast it copies and multiplies: the ceilings of all rows."""
+
+from __future__ import annotations
+
+import os
+import re
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# glibc then keeps the memory it has: else every large buffer is given back and faulted in again,
+# which slows eager PyTorch by up to 25 times. Read when a process starts.
+ALLOCATOR = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "100000000000",
+    "MALLOC_TOP_PAD_": "1000000000",
+}
+PACKAGES = ("torch", "triton", "numpy", "onnxruntime", "openvino", "opencv-python-headless",
+            "lsnms", "torchvision")  # fmt: skip
+
+
+def cpu_name() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux
+        return os.uname().machine
+    found = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
+    return found[1].strip() if found else os.uname().machine
+
+
+def cpu_flags() -> set[str]:
+    """What /proc/cpuinfo says the processor has, such as "avx2"; empty where it does not say."""
+    try:
+        found = re.search(r"^flags\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        return set()
+    return set(found[1].split()) if found else set()
+
+
+def allocator_set() -> bool:
+    return all(os.environ.get(name) == value for name, value in ALLOCATOR.items())
+
+
+def synchronise(device: str) -> None:
+    if device != "cpu":
+        getattr(torch, device).synchronize()
+
+
+@lru_cache(maxsize=1)
+def facts() -> dict[str, Any]:
+    """Hardware, driver, versions, commit and settings; the same for all rows of a run."""
+    gpu = torch.cuda.is_available()
+    return {
+        "cpu": cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "gpu": torch.cuda.get_device_name() if gpu else None,
+        "driver": _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        if gpu
+        else None,
+        "cuda": torch.version.cuda,
+        "versions": {name: v for name in PACKAGES if (v := _version(name))},
+        "commit": os.environ.get("MDSSD_COMMIT") or _said("git", "rev-parse", "HEAD"),
+        "changed": bool(_said("git", "status", "--porcelain", "--untracked-files=no")),
+        "threads": torch.get_num_threads(),
+        "allocator": " ".join(f"{k}={v}" for k, v in ALLOCATOR.items())
+        if allocator_set()
+        else "default",
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _said(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def seconds_of(call: Callable[[], Any], device: str, rounds: int = 10) -> float:
+    """Median over `rounds` calls, after one that is not counted."""
+    times = []
+    for _ in range(rounds + 1):
+        synchronise(device)
+        start = time.perf_counter()
+        call()
+        synchronise(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def device_microseconds(call: Callable[[], Any], capture: bool) -> float:
+    """A call on an NVIDIA GPU without the host's part: median over 30 runs of ten calls.
+
+    `capture`: from a CUDA graph of the ten, else from ten launches in a row.
+    """
+    calls, times = 10, []
+    call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    if capture:
+        with torch.cuda.graph(graph):
+            for _ in range(calls):
+                call()
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    for _ in range(30):
+        start.record()
+        if capture:
+            graph.replay()
+        else:
+            for _ in range(calls):
+                call()
+        end.record()
+        end.synchronize()
+        times.append(1000 * start.elapsed_time(end) / calls)
+    return statistics.median(times)
+
+
+class Ceilings:
+    """The two rates of a device that no kernel goes beyond, measured when first asked for."""
+
+    def __init__(self) -> None:
+        self.copied: dict[tuple[str, int], float] = {}
+        self.multiplied: dict[tuple[str, str], float] = {}
+
+    def bandwidth(self, device: str, moved: int) -> float:
+        """Bytes read and written per second by a copy that moves as much as `moved` bytes.
+
+        Rounded up to a power of two from 1 MiB to 256 MiB: what fits a cache is copied within it.
+        """
+        size = 2 ** min(max((moved - 1).bit_length(), 20), 28)
+        if (device, size) not in self.copied:
+            source = torch.zeros(size // 8, device=device)  # half is read, half is written
+            target = torch.ones_like(source)
+            calls = max(1, 2**25 // size)
+
+            def copy() -> None:
+                for _ in range(calls):
+                    target.copy_(source)
+
+            self.copied[device, size] = calls * size / seconds_of(copy, device)
+        return self.copied[device, size]
+
+    def flops(self, device: str, dtype: torch.dtype) -> float:
+        """Operations per second (a multiplication and an addition are two) of torch.mm."""
+        key = (device, str(dtype).removeprefix("torch."))
+        if key not in self.multiplied:
+            side = 1024 if device == "cpu" else 8192
+            a = torch.randn(side, side, device=device).to(dtype)
+            seconds = seconds_of(lambda: torch.mm(a, a), device)
+            self.multiplied[key] = 2 * side**3 / seconds
+        return self.multiplied[key]
+
+    def floor(self, device: str, moved: int, flops: float, dtype: torch.dtype) -> float:
+        """Seconds that moving so many bytes, and so many operations, take at the ceilings."""
+        seconds = moved / self.bandwidth(device, moved) if moved else 0.0
+        return max(seconds, flops / self.flops(device, dtype) if flops else 0.0)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "copy": [
+                {"device": device, "bytes": size, "bytes_per_second": rate}
+                for (device, size), rate in sorted(self.copied.items())
+            ],
+            "matmul": [
+                {"device": device, "dtype": dtype, "flops": rate}
+                for (device, dtype), rate in sorted(self.multiplied.items())
+            ],
+        }

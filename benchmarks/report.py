@@ -1,0 +1,467 @@
+"""From the JSON of a benchmark run to docs/benchmarks.md, with tables and charts.
+
+python -m benchmarks.report [FILE ...]      the newest of benchmarks/results, or these files
+python -m benchmarks.report --keep FILE     put a run's JSON there, named by the machine
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator
+
+from mdssd.engine.files import atomic_write
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+FIRST = ("mdssd cpp", "mdssd cuda")  # the default backends
+OURS, OTHERS = "#1f5fa8", "#b4b8bd"
+PEER_COLOURS = ("tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:gray")
+INTRODUCTION = """\
+# Benchmarks
+
+Written by `make bench-report`; do not edit. `make bench` measures this machine and puts the result
+into `benchmarks/results`.
+
+How to read it:
+
+- Times are medians, in milliseconds. In brackets: how many times longer than mdssd's default
+  backend takes for the same input in the same run. Only ratios carry over to another machine.
+- Each row was checked against the plain PyTorch reference before it was timed. Peers that do a
+  little less, or something else, are named below their table.
+- Share of the floor: the time that a copy of the bytes takes which any implementation must move (a
+  copy of that size, so that what fits a cache is copied within it), or `torch.mm` for its
+  operations, over the time measured.
+- "on the device": without the host's part of a call; from a CUDA graph where it can be captured.
+"""
+NOTES = {
+    "detection_output": "onnxruntime's graph has no limit of 400 candidates of a class, and is "
+    "compared without one. \"torchvision's way\" runs with this project's NMS where torchvision "
+    "is not installed.",
+    "match_priors": "The peers give labels alone; `mdssd with offsets` is `encode_targets`, which "
+    "gives labels and offsets.",
+    "l2norm_add_relu": "`torch.add of the two` is not the same thing: it is the least that a "
+    "fusion of two maps can take.",
+    "network": "The module, with no post-processing.",
+    "training step": "Forward, targets, loss, backward, SGD with momentum. The ways differ in "
+    "targets and loss only.",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured row; seconds, bytes, operations. `info` is all that it stored."""
+
+    op: str
+    row: str
+    peer: str
+    device: str
+    dtype: str
+    median: float
+    mean: float
+    rounds: int
+    info: dict[str, Any]
+
+    @property
+    def ours(self) -> bool:
+        return self.peer.startswith("mdssd ")
+
+    @property
+    def in_tables(self) -> bool:
+        """Whether it is neither one of a sweep nor one of the tests' sizes."""
+        return "axis" not in self.info and not self.row.startswith("test size ")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One JSON: what the machine is (see machine.py), when it ran, its rows."""
+
+    name: str
+    about: dict[str, Any]
+    date: str
+    rows: list[Row]
+
+
+def load(path: Path) -> Run:
+    """Raises ValueError for a file that is not of these benchmarks."""
+    data = json.loads(path.read_text())
+    if "benchmarks" not in data or "mdssd" not in data:
+        raise ValueError(f"{path}: not the JSON of `pytest benchmarks/ --benchmark-json`")
+    rows = [
+        Row(
+            *(entry["extra_info"][key] for key in ("op", "row", "peer", "device", "dtype")),
+            *(entry["stats"][key] for key in ("median", "mean", "rounds")),
+            entry["extra_info"],
+        )
+        for entry in data["benchmarks"]
+    ]
+    return Run(path.stem, data["mdssd"], data["datetime"][:10], rows)
+
+
+def newest(folder: Path) -> Path:
+    """The file of the run that ended last, by what it says itself."""
+    dates = {}
+    for path in folder.glob("*.json"):
+        data = json.loads(path.read_text())
+        if "benchmarks" in data and "mdssd" in data:
+            dates[path] = data["datetime"]
+    if not dates:
+        raise ValueError(f"{folder}: holds no result of a benchmark run; `make bench` makes one")
+    return max(dates, key=lambda path: dates[path])
+
+
+def keep(path: Path, folder: Path) -> Path:
+    """Put a run's JSON into `folder`, named by its machine: a line a row, what all share once.
+
+    The time of each round and what the report does not need are left out.
+    """
+    run, data = load(path), json.loads(path.read_text())
+    lines = []
+    for entry in data["benchmarks"]:
+        own = {k: v for k, v in entry["extra_info"].items() if k not in data["mdssd"]}
+        stats = {k: entry["stats"][k] for k in ("median", "mean", "iqr", "min", "max", "rounds")}
+        lines.append(json.dumps({"name": entry["name"], "extra_info": own, "stats": stats}))
+    shared = json.dumps({"datetime": data["datetime"], "mdssd": data["mdssd"]}, indent=1)
+    rows = ",\n".join(lines)
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{machine_name(run.about)}.json"
+    with atomic_write(target) as file:
+        file.write(f'{shared.removesuffix("}").rstrip()},\n "benchmarks": [\n{rows}\n ]\n}}\n')
+    return target
+
+
+def machine_name(about: dict[str, Any]) -> str:
+    """Such as "nvidia-h200" or "amd-epyc-9654-2-cores"."""
+    name = about["gpu"] or f"{about['cpu']} {about['cores']} cores"
+    return re.sub(r"[^a-z0-9]+", "-", name.lower().replace("(r)", "")).strip("-")
+
+
+# --- tables ------------------------------------------------------------------------------------
+
+
+def number(value: float) -> str:
+    """Three significant digits, never an exponent: 0.0123, 1.68, 45.4, 3,348."""
+    if value <= 0 or not math.isfinite(value):
+        return "0" if value == 0 else str(value)
+    digits = max(0, 2 - math.floor(math.log10(value)))
+    return f"{value:,.{digits}f}"
+
+
+def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *body]
+    return [f"| {' | '.join(line)} |" for line in lines] + [""]
+
+
+def unique(items: Iterable[Any]) -> list[Any]:
+    return list(dict.fromkeys(items))
+
+
+def milliseconds(row: Row, base: Row | None) -> str:
+    """Its time, and how often that of `base` goes into it."""
+    text = number(1000 * row.median)
+    if base and base is not row:
+        text += f" ({number(row.median / base.median)}x)"
+    if "device_us" in row.info:
+        text += f"; on the device {number(row.info['device_us'] / 1000)}"
+    return text if row.rounds >= 20 else f"{text}, {row.rounds} rounds"
+
+
+def share(row: Row | None) -> str:
+    if row is None or "floor_share" not in row.info:
+        return "-"
+    return f"{100 * row.info['floor_share']:.0f}%"
+
+
+def peers_table(rows: list[Row], first_ours: bool = True) -> list[str]:
+    """A line for each input, a column for each peer."""
+    peers = unique(r.peer for r in rows)
+    peers.sort(key=lambda peer: not peer.startswith("mdssd "))
+    body = []
+    for name in unique(r.row for r in rows):
+        found = {r.peer: r for r in rows if r.row == name}
+        base = next((found[peer] for peer in peers if peer in found), None)
+        base = base if base and base.ours and first_ours else None
+        cells = [milliseconds(found[p], base) if p in found else "-" for p in peers]
+        body.append([name, *([share(base)] if first_ours else []), *cells])
+    return table(["input", *(["share of floor"] if first_ours else []), *peers], body)
+
+
+def detector_table(rows: list[Row]) -> list[str]:
+    body = []
+    for r in rows:
+        fps, target = 1 / r.mean, r.info["target_fps"]
+        factor = f"**{number(fps / target)}x**"
+        body.append([r.row, r.dtype, number(1000 * r.median), number(fps), str(target), factor])
+    head = ["", "dtype", "median ms", "frames/s", "paper, GTX 1080 Ti", "factor reached"]
+    return table(head, body)
+
+
+def about_table(run: Run) -> list[str]:
+    about = run.about
+    versions = ", ".join(f"{name} {v}" for name, v in about["versions"].items())
+    commit = (about["commit"] or "unknown")[:12] + (", with changes" if about["changed"] else "")
+    gpu = f"{about['gpu']}, driver {about['driver']}, CUDA {about['cuda']}"
+    rates = [
+        f"a copy on {device}, read and written: "
+        + ", ".join(
+            f"{number(c['bytes_per_second'] / 1e9)} GB/s of {c['bytes'] / 2**20:.0f} MiB"
+            for c in about["copy"]
+            if c["device"] == device
+        )
+        for device in unique(c["device"] for c in about["copy"])
+    ]
+    rates += [
+        f"torch.mm in {m['dtype']} on {m['device']}: {number(m['flops'] / 1e12)} TFLOP/s"
+        for m in about["matmul"]
+    ]
+    facts = {
+        "processor": f"{about['cpu']}, {about['cores']} cores, {about['threads']} threads used",
+        "GPU": gpu if about["gpu"] else "none",
+        "versions": versions,
+        "commit": f"{commit}; run on {run.date}",
+        "allocator": about["allocator"],
+        "ceilings": "<br>".join(rates),
+    }
+    return table(["", ""], ([name, text] for name, text in facts.items()))
+
+
+def skipped_lines(skipped: dict[str, list[str]]) -> list[str]:
+    lines = []
+    for reason, names in skipped.items():
+        tests = [name.partition("[")[0] for name in names]
+        counts = ", ".join(f"{tests.count(test)} of `{test}`" for test in unique(tests))
+        lines.append(f"- {reason}: {counts}")
+    return lines or ["- nothing"]
+
+
+# --- charts ------------------------------------------------------------------------------------
+
+
+def save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path, "wb") as file:
+        FigureCanvasAgg(figure).print_png(file)
+
+
+def grid(count: int, width: float, heights: Sequence[float], columns: int) -> tuple[Figure, list]:
+    """A figure of `count` axes; `heights` in inches, the tallest of each line counts."""
+    columns = min(columns, count)
+    lines = [max(heights[i : i + columns]) for i in range(0, count, columns)]
+    figure = Figure(figsize=(width * columns, sum(lines) + 0.4), dpi=110, layout="constrained")
+    axes = figure.subplots(len(lines), columns, squeeze=False, height_ratios=lines).flatten()
+    for empty in axes[count:]:
+        empty.set_axis_off()
+    return figure, list(axes[:count])
+
+
+def bars(rows: list[Row], title: str, path: Path) -> None:
+    """Ours against peers, one axes for each input, logarithmic."""
+    names = unique(r.row for r in rows)
+    groups = [sorted((r for r in rows if r.row == n), key=lambda r: r.median) for n in names]
+    figure, axes = grid(len(names), 5.6, [0.75 + 0.26 * len(group) for group in groups], 2)
+    for ax, name, group in zip(axes, names, groups, strict=True):
+        times = [1000 * r.median for r in group]
+        colours = [OURS if r.ours else OTHERS for r in group]
+        drawn = ax.barh([r.peer for r in group], times, color=colours)
+        ax.bar_label(drawn, [number(t) for t in times], padding=3, fontsize=8)
+        ax.set_xscale("log")
+        ax.set_xlim(min(times) / 3, max(times) * 4)
+        ax.invert_yaxis()
+        ax.set_title(name, fontsize=9)
+        ax.set_xticks([])
+        ax.minorticks_off()
+        ax.tick_params(labelsize=8)
+        ax.spines[["top", "right", "bottom"]].set_visible(False)
+    figure.suptitle(f"{title}: ms, shorter is better (logarithmic)", fontsize=11)
+    save(figure, path)
+
+
+def lines(groups: dict[str, list[Row]], path: Path) -> None:
+    """Time over what a sweep varies, one axes for each group, a line for each peer."""
+    figure, axes = grid(len(groups), 4.6, [3.6] * len(groups), 2)
+    for ax, (title, rows) in zip(axes, groups.items(), strict=True):
+        others = iter(PEER_COLOURS)
+        for peer in unique(r.peer for r in rows):
+            points = sorted((r.info["x"], 1000 * r.median) for r in rows if r.peer == peer)
+            colour, width = (OURS, 2.4) if peer in FIRST else (next(others), 1.2)
+            ax.plot(*zip(*points, strict=True), "o-", ms=4, lw=width, color=colour, label=peer)
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        ticks = unique(sorted(r.info["x"] for r in rows))
+        ax.set_xticks(ticks, [f"{t:,}" for t in ticks], fontsize=8)
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.minorticks_off()
+        ax.set_xlabel(rows[0].info["axis"])
+        ax.set_ylabel("ms")
+        ax.set_title(title, fontsize=9)
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=8)
+    save(figure, path)
+
+
+def roofline(rows: list[Row], about: dict[str, Any], device: str, path: Path) -> None:
+    """Operations a second over operations per byte, under the two ceilings of a device."""
+    figure = Figure(figsize=(8.4, 5.4), dpi=110, layout="constrained")
+    ax: Axes = figure.subplots()
+    low, high = 0.1, max(r.info["flops"] / r.info["bytes"] for r in rows)
+    copies = {c["bytes"]: c["bytes_per_second"] for c in about["copy"] if c["device"] == device}
+    mm = {m["dtype"]: m["flops"] for m in about["matmul"] if m["device"] == device}
+    top = max(mm.values())
+    for size, style in ((min(copies), ":"), (max(copies), "-")):
+        x = [low, top / copies[size], max(high, top / copies[size])]
+        ax.plot(x, [low * copies[size], top, top], style, color="#555", lw=1)
+        label = f"copy of {number(size / 2**20)} MiB"
+        ax.annotate(label, (low * 1.15, low * copies[size]), va="top", fontsize=8, color="#555")
+    for dtype, rate in mm.items():
+        ax.axhline(rate, color="#555", lw=1)
+        ax.annotate(f"torch.mm {dtype}", (low * 1.1, rate * 1.07), fontsize=8, color="#555")
+    for index, op in enumerate(unique(r.op for r in rows)):
+        mine = [r for r in rows if r.op == op]
+        ax.scatter(
+            [r.info["flops"] / r.info["bytes"] for r in mine],
+            [r.info["flops"] / r.median for r in mine],
+            s=34,
+            alpha=0.8,
+            marker="osD^v"[index % 5],
+            label=op,
+        )
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xlabel("operations per byte that must be moved")
+    ax.set_ylabel("operations per second")
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=8, loc="lower right")
+    ax.set_title(f"mdssd on {about['gpu'] if device == 'cuda' else about['cpu']}", fontsize=10)
+    save(figure, path)
+
+
+# --- the page ----------------------------------------------------------------------------------
+
+
+class Page:
+    """The lines of docs/benchmarks.md and the charts beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.lines = INTRODUCTION.splitlines() + [""]
+        self.charts: list[Path] = []
+
+    def chart(self, run: Run, name: str, text: str, draw: Callable[..., None], *args: Any) -> None:
+        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+        path = self.folder / "benchmarks" / f"{run.name}-{slug}.png"
+        draw(*args, path)
+        self.charts.append(path)
+        self.lines += [f"![{text}]({path.relative_to(self.folder)})", ""]
+
+    def add(self, run: Run) -> None:
+        gpu = run.about["gpu"]
+        self.lines += [f"## {gpu or run.about['cpu']}", "", *about_table(run)]
+        for op, device, dtype in unique((r.op, r.device, r.dtype) for r in run.rows if r.in_tables):
+            self._op(run, op, device, dtype)
+        self._sweeps(run)
+        self._rooflines(run)
+        self._test_sizes(run)
+        self.lines += ["### Not measured in this run", "", *skipped_lines(run.about["skipped"]), ""]
+
+    def _op(self, run: Run, op: str, device: str, dtype: str) -> None:
+        key = (op, device, dtype)
+        rows = [r for r in run.rows if r.in_tables and (r.op, r.device, r.dtype) == key]
+        title = f"{op}, {dtype}, {device}"
+        self.lines += [f"### {title}", ""]
+        if op == "detector":
+            self.lines += [
+                "A photograph of 500 x 375 in memory to its boxes, batch 1, post-processing "
+                "included, random weights with the scores of a trained network. The paper measured "
+                "2,000 images.",
+                "",
+                *detector_table(rows),
+            ]
+            return
+        self.lines += peers_table(rows)
+        if op in NOTES:
+            self.lines += [NOTES[op], ""]
+        if len({r.peer for r in rows}) > 1:
+            self.chart(run, f"{op}-{dtype}-{device}", f"{title}: bars", bars, rows, title)
+
+    def _sweeps(self, run: Run) -> None:
+        groups: dict[str, list[Row]] = {}
+        for r in run.rows:
+            if "axis" in r.info:
+                groups.setdefault(f"{r.op} by {r.info['axis']}, {r.device}", []).append(r)
+        batches = {title: rows for title, rows in groups.items() if " by batch, " in title}
+        costs = {title: rows for title, rows in groups.items() if title not in batches}
+        parts = {"Latency by batch size": batches, "What the cost grows with": costs}
+        for heading, part in parts.items():
+            if part:
+                self.lines += [f"### {heading}", ""]
+                self.chart(run, heading, heading, lines, part)
+            for title, rows in part.items():
+                self.lines += [f"{title}:", "", *peers_table(rows)]
+
+    def _rooflines(self, run: Run) -> None:
+        for device in unique(r.device for r in run.rows):
+            mine = [
+                r
+                for r in run.rows
+                if r.ours and r.device == device and r.info.get("flops") and r.info.get("bytes")
+            ]
+            if mine:
+                self.lines += [f"### Roofline, {device}", ""]
+                text = "Operations a second over operations per byte"
+                self.chart(run, f"roofline-{device}", text, roofline, mine, run.about, device)
+
+    def _test_sizes(self, run: Run) -> None:
+        rows = [r for r in run.rows if r.row.startswith("test size ")]
+        for device in unique(r.device for r in rows):
+            here = [
+                replace(r, row=f"{r.op}, {r.row.removeprefix('test size ')}")
+                for r in rows
+                if r.device == device
+            ]
+            self.lines += [f"### Every operator on every backend, {device}", ""]
+            self.lines += ["At the sizes of `mdssd/testing.py`, whose priors are random.", ""]
+            self.lines += peers_table(here)
+
+
+def write(paths: Sequence[Path], folder: Path) -> Path:
+    """Write benchmarks.md and its charts into `folder`; charts of earlier reports go."""
+    page = Page(folder)
+    for path in paths:
+        page.add(load(path))
+    target = folder / "benchmarks.md"
+    with atomic_write(target) as file:
+        file.write("\n".join(page.lines).rstrip() + "\n")
+    for old in set((folder / "benchmarks").glob("*.png")) - set(page.charts):
+        old.unlink()
+    return target
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Write docs/benchmarks.md from benchmark results.")
+    parser.add_argument("files", nargs="*", type=Path, help="results; default: the newest")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="put a run's JSON there instead")
+    options = parser.parse_args()
+    try:
+        if options.keep:
+            print(keep(options.keep, RESULTS))
+        else:
+            print(write(options.files or [newest(RESULTS)], ROOT / "docs"))
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

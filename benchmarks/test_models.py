@@ -1,0 +1,177 @@
+"""Latency of the networks, and of the whole way from a photograph to its boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import mdssd
+from benchmarks.machine import cpu_flags
+from benchmarks.peers import network
+from benchmarks.rows import contenders, params
+from mdssd import models, ops
+
+_CLASSES = 21
+_CANDIDATES = 1500  # scores above 0.01 of an image, as of a trained network
+_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
+# What a result may differ by from the reference in float32, over the largest value there is.
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+
+
+def _images(name: str, batch: int) -> Tensor:
+    """[B, 3, S, S] channels-last, pixels less their mean."""
+    generator = torch.Generator().manual_seed(batch)
+    size = int(name[-3:])
+    images = 60 * torch.randn(batch, 3, size, size, generator=generator)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def _model(name: str) -> nn.Module:
+    """Random weights, with a background as strong as leaves _CANDIDATES scores above 0.01."""
+    torch.manual_seed(0)
+    model = getattr(models, name)(_CLASSES).eval()
+    with torch.no_grad():
+        logits = model(_images(name, 1))[1][0].double()
+        rest = (logits[:, 1:].exp() / 0.01 - logits[:, 1:].exp().sum(1, keepdim=True)).log()
+        shift = (rest - logits[:, :1]).nan_to_num(-1e9).flatten().topk(_CANDIDATES).values[-1]
+        for head in model.heads.values():
+            head.conf.bias[::_CLASSES] += shift.float()
+    return model
+
+
+@lru_cache(maxsize=1)
+def _expected(name: str, batch: int) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor], float]:
+    """Weights, what the reference gives for them, and the operations that it takes."""
+    model = _model(name)
+    counter = FlopCounterMode(display=False)
+    with torch.inference_mode(), ops.backend("reference"), counter:
+        result = model(_images(name, batch))
+    return model.state_dict(), result, float(counter.get_total_flops())
+
+
+def _with_weights(name: str, weights: dict[str, Tensor]) -> nn.Module:
+    """A module of its own around tensors that it shares: cheaper than to draw its weights anew."""
+    with torch.device("meta"):
+        model = getattr(models, name)(_CLASSES).eval()
+    model.load_state_dict(weights, assign=True)
+    return model
+
+
+def _check(got: tuple[Tensor, Tensor], want: tuple[Tensor, Tensor], dtype: torch.dtype) -> None:
+    for g, w in zip(got, want, strict=True):
+        assert g.shape == w.shape
+        error = (g.float().cpu() - w).abs().max() / w.abs().max()
+        assert error <= _TOLERANCE[dtype], f"off by {float(error):.2g} of the largest value"
+
+
+def _measure_network(
+    measure: Callable[..., None],
+    name: str,
+    batch: int,
+    dtype: torch.dtype,
+    peer: str,
+    make: Callable[..., Any],
+    device: str,
+    **more: Any,
+) -> None:
+    if dtype == torch.bfloat16 and device == "cpu" and not _BF16 & cpu_flags():
+        pytest.skip("this processor has no instructions for bfloat16")
+    weights, want, flops = _expected(name, batch)
+    model = _with_weights(name, weights)
+    images = _images(name, batch).to(device, dtype)
+    call = make(model, images)
+    _check(call(), want, dtype)
+    elements = sum(p.numel() for p in model.parameters()) + images.numel()
+    elements += sum(part.numel() for part in want)
+    measure(
+        call,
+        op="network",
+        row=f"{name}, batch {batch}",
+        peer=peer,
+        device=device,
+        dtype=dtype,
+        shape=str(list(images.shape)),
+        moved=elements * images.element_size(),
+        flops=flops,
+        capture=peer.startswith("mdssd"),
+        **more,
+    )
+
+
+_PEERS = contenders(network.mdssd, network.PEERS, network.ON_GPU)
+_OURS = contenders(network.mdssd, {})
+
+
+@pytest.mark.parametrize("peer, make, device", _PEERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["ssd300", "mdssd300", "ssd512", "mdssd512"])
+def test_network(
+    name: str,
+    dtype: torch.dtype,
+    peer: str,
+    make: Callable[..., Any],
+    device: str,
+    measure: Callable[..., None],
+) -> None:
+    """One image."""
+    if peer == "torch.compile" and device == "cpu" and name.endswith("512"):
+        pytest.skip("takes a CPU minutes to compile; the rows at 300 have it")
+    _measure_network(measure, name, 1, dtype, peer, make, device)
+
+
+@pytest.mark.parametrize("peer, make, device", _OURS)
+@pytest.mark.parametrize("batch", [1, 2, 4, 8, 32])
+def test_network_by_batch(
+    batch: int, peer: str, make: Callable[..., Any], device: str, measure: Callable[..., None]
+) -> None:
+    if device == "cpu" and batch > 4:
+        pytest.skip("takes a CPU seconds a call; latency grows with the batch there")
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    more = {"axis": "batch", "x": batch}
+    _measure_network(measure, "mdssd300", batch, dtype, peer, make, device, **more)
+
+
+# Frames a second of the paper's MDSSD on a GTX 1080 Ti, batch 1, NMS included.
+_TARGETS = {"mdssd300": 38.5, "mdssd512": 17.3}
+# The paper's 2,000 images; fewer on a CPU, where they would take 15 minutes and more.
+_IMAGES = {("mdssd300", "cuda"): 2000, ("mdssd512", "cuda"): 2000,
+           ("mdssd300", "cpu"): 10, ("mdssd512", "cpu"): 5}  # fmt: skip
+
+
+@pytest.mark.parametrize("device", params([("cpu",), ("cuda",)]))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", list(_TARGETS))
+def test_detector(name: str, dtype: torch.dtype, device: str, measure: Callable[..., None]) -> None:
+    """From a photograph of 500 x 375 in memory to its boxes, one at a time, against the paper."""
+    if dtype == torch.bfloat16 and device == "cpu" and not _BF16 & cpu_flags():
+        pytest.skip("this processor has no instructions for bfloat16")
+    random = np.random.default_rng(0)
+    photos = [random.integers(0, 256, (375, 500, 3), np.uint8) for _ in range(8)]
+    weights, _, flops = _expected(name, 1)
+    model = _with_weights(name, weights).to(dtype)
+    detector = mdssd.Detector(model, device=device, batch_size=1)
+    together, alone = detector(photos[:2]), [detector(photo)[0] for photo in photos[:2]]
+    for a, b in zip(together, alone, strict=True):
+        torch.testing.assert_close(a, b)
+    images = _IMAGES[name, device]
+    turn = iter(range(10 * images))
+    measure(
+        lambda: detector(photos[next(turn) % len(photos)]),
+        op="detector",
+        row=f"{name}, {images:,} images one by one",
+        peer="mdssd Detector",
+        device=device,
+        dtype=dtype,
+        shape="[375, 500, 3] uint8",
+        flops=flops,
+        rounds=images,
+        images=images,
+        target_fps=_TARGETS[name],
+    )

@@ -1,0 +1,77 @@
+"""One step of training: forward, targets, loss, backward, SGD."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import generators
+from benchmarks.peers import loss, matching
+from benchmarks.rows import params
+from mdssd import models, ops
+
+_CLASSES = 21
+
+
+def _ours(truth: generators.Truth, priors: torch.Tensor) -> Any:
+    return ops.encode_targets(*truth, priors)
+
+
+# Who makes the targets and the loss; the network is the same.
+_WAYS = {
+    "mdssd": (_ours, loss.mdssd),
+    "ssd.pytorch's way": (matching.torch_targets, loss.ssd_pytorch),
+    "torchvision's way": (matching.torch_targets, loss.torchvision_way),
+}
+
+
+class _Step:
+    """A network of its own, and the call that trains it on one batch again and again."""
+
+    def __init__(self, name: str, width: float, batch: int, way: str, device: str) -> None:
+        torch.manual_seed(0)
+        build = getattr(models, name)
+        self.model = build(_CLASSES, width=width, batch_norm=True).to(device)
+        self.model = self.model.to(memory_format=torch.channels_last)
+        # So small a rate that the loss stays what it is.
+        self.sgd = torch.optim.SGD(self.model.parameters(), lr=1e-7, momentum=0.9)
+        images = 60 * torch.randn(batch, 3, self.model.input_size, self.model.input_size)
+        self.images = images.to(device).contiguous(memory_format=torch.channels_last)
+        self.truth = generators.to(device, generators.truth(batch, 10))
+        self.targets, self.loss = _WAYS[way]
+
+    def __call__(self) -> torch.Tensor:
+        loc, logits = self.model(self.images)
+        targets = self.targets(self.truth, self.model.priors)
+        total = sum(self.loss(loc, logits, *targets))
+        self.sgd.zero_grad()
+        total.backward()
+        self.sgd.step()
+        return total.detach()
+
+
+@pytest.mark.parametrize(
+    "way, device", params((way, device) for device in ("cpu", "cuda") for way in _WAYS)
+)
+@pytest.mark.parametrize("name", ["ssd300", "mdssd300"])
+def test_step(name: str, way: str, device: str, measure: Callable[..., None]) -> None:
+    """float32: at a quarter of the width on a CPU, whole on a GPU."""
+    width, batch = (1.0, 32) if device == "cuda" else (0.25, 4)
+    step = _Step(name, width, batch, way, device)
+    with ops.backend("reference"):
+        want = _Step(name, width, batch, "mdssd", device)()
+    torch.testing.assert_close(step(), want, rtol=1e-3, atol=0)
+    measure(
+        step,
+        op="training step",
+        row=f"{name}, width {width}, batch {batch}",
+        peer=way if way != "mdssd" else f"mdssd {'cuda' if device == 'cuda' else 'cpp'}",
+        device=device,
+        dtype=torch.float32,
+        shape=str(list(step.images.shape)),
+        rounds=5 if device == "cpu" else None,
+        images=batch,
+    )
