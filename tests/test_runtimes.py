@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mdssd import cli
+from mdssd.engine import runtimes
 from mdssd.engine.detector import Detector
 from mdssd.engine.graphs import Graphs, fitting_size
 from mdssd.engine.runtimes import RUNTIMES
@@ -84,6 +85,7 @@ def test_what_does_not_go_together_is_named():
 
 def test_an_absent_openvino_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setattr(runtimes, "openvino_core", runtimes.openvino_core.__wrapped__)
     with pytest.raises(ImportError, match="needs a package: pip install openvino"):
         Detector(model(), runtime="openvino")
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.peers import need
+from mdssd.engine.runtimes import openvino_core
 
 
 def onnx_call(
@@ -44,7 +45,7 @@ def onnx_constant(name: str, value: Tensor) -> Any:
 def openvino_call(model: Any, *arrays: Any, precision: str = "f32") -> Callable[[], list[Any]]:
     """One inference of an openvino.Model on these numpy arrays; its outputs as numpy arrays."""
     openvino = need("openvino")
-    compiled = openvino.Core().compile_model(
+    compiled = openvino_core().compile_model(
         model,
         "CPU",
         {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeAlias, cast
 
@@ -77,13 +78,7 @@ class _OpenVINO:
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        try:
-            import openvino
-        except ImportError:
-            raise ImportError(
-                'Detector: runtime: "openvino" needs a package: pip install openvino'
-            ) from None
-        self._openvino = openvino
+        openvino_core()  # raises where there is none
         self._model = model
         self._options = {
             "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",
@@ -102,7 +97,27 @@ class _OpenVINO:
         with torch.inference_mode(False), torch.no_grad():
             exported = torch.export.export(self._model, (torch.zeros(count, 3, side, side),))
             exported = exported.run_decompositions(plain_ops())
-        converted = self._openvino.convert_model(exported)
-        compiled = self._openvino.Core().compile_model(converted, "CPU", self._options)
+        import openvino
+
+        compiled = openvino_core().compile_model(
+            openvino.convert_model(exported), "CPU", self._options
+        )
         self._compiled[count] = compiled
         return compiled
+
+
+@functools.cache
+def openvino_core() -> Any:
+    """The process's one openvino.Core.
+
+    Each Core lends the thread a stack for signal handlers and at its end puts back the one that it
+    found. Of two that end in the order in which they began, the second puts back a stack that is no
+    more, and the next signal kills the process.
+    """
+    try:
+        import openvino
+    except ImportError:
+        raise ImportError(
+            'Detector: runtime: "openvino" needs a package: pip install openvino'
+        ) from None
+    return openvino.Core()
