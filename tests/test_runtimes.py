@@ -71,6 +71,14 @@ def test_pixels_are_normalised_alike_on_every_device():
     assert want.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_a_device_resizes_as_the_host_does_to_within_a_level():
+    detector = Detector(model())
+    frames = images(3)
+    got = detector._uploaded(frames).numpy().astype(int)
+    want = np.stack([detector._preprocess.warp(frame) for frame in frames])
+    assert got.shape == want.shape and np.abs(got - want).max() <= 1
+
+
 def test_what_does_not_go_together_is_named():
     assert cli.RUNTIMES == RUNTIMES
     with pytest.raises(ValueError, match="runtime: expected one of .*got 'magic'"):
@@ -117,7 +125,8 @@ def test_graphs_give_the_detections_of_eager(dtype):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_stream_through_graphs_is_its_images_one_by_one(workers):
     graph = Detector(model(), device="cuda", runtime="graph", **OPTIONS)
-    pictures = images(17)
+    # Of the input's size, as workers resize with OpenCV and the GPU by itself.
+    pictures = [graph._preprocess.warp(image) for image in images(17)]
     expected = [graph(picture)[0] for picture in pictures]
     for size in (1, 3):
         results = list(graph.stream(pictures, batch_size=size, workers=workers))
@@ -126,6 +135,15 @@ def test_a_stream_through_graphs_is_its_images_one_by_one(workers):
     next(stream)
     stream.close()  # with a batch under way
     assert_same_detections(graph(pictures), expected)
+
+
+@needs_gpu
+def test_graphs_resize_as_eager_does():
+    eager = Detector(model(), device="cuda", **OPTIONS)
+    graphs = Graphs(lambda pixels: (pixels.clone(),), 300, 4, torch.device("cuda"))
+    frames = images(2) + [eager._preprocess.warp(images(1)[0])]
+    (got,) = Graphs.finish(graphs.start(frames))
+    assert torch.equal(got, eager._uploaded(frames).cpu())
 
 
 @needs_gpu

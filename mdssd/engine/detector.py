@@ -70,7 +70,8 @@ class Detector:
             `input_size`, `num_classes` and `priors` [N, 4] cxcywh. Its weights are laid out
             channels-last.
         classes: names of labels 1, 2 ...; None names them "class 1", "class 2" ...
-        device: where to compute; None is where the model is.
+        device: where to compute; None is where the model is. A GPU also resizes the images of a
+            call, to within one level of what OpenCV does on a CPU and in a stream's workers.
         mean: RGB, subtracted from the pixels (0-255).
         score_threshold, nms_threshold, max_detections, top_k: as in `ops.detection_output`.
         batch_size: images that go through the network at once.
@@ -159,8 +160,10 @@ class Detector:
                 self.read(source, f"images[{start + i}]")
                 for i, source in enumerate(sources[start : start + size])
             ]
-            with self._timed("preprocess"):
-                pixels = [self._preprocess.warp(array) for array in arrays]
+            pixels = arrays
+            if self.device.type == "cpu":  # a GPU resizes by itself
+                with self._timed("preprocess"):
+                    pixels = [self._preprocess.warp(array) for array in arrays]
             results += self._finish(self._start(pixels), [array.shape[:2] for array in arrays])
         return results
 
@@ -249,7 +252,7 @@ class Detector:
 
     @torch.inference_mode()
     def _start(self, pixels: Sequence[NDArray[np.uint8]]) -> Any:
-        """Begin with images [S, S, 3]; give what `_finish` takes."""
+        """Begin with images [S, S, 3], for a GPU of any size; give what `_finish` takes."""
         if self.model.training:
             self.model.eval()
         if not pixels:
@@ -258,7 +261,7 @@ class Detector:
             with self._timed("network"):
                 return self._graph().start(pixels)
         with self._timed("preprocess"):
-            batch = self._input(np.stack(pixels))
+            batch = self._input(pixels)
         with self._timed("network"):
             loc, logits = self._network(batch)
         with self._timed("detection_output"):
@@ -279,11 +282,17 @@ class Detector:
                 for i, (n, size) in enumerate(zip(counts.tolist(), sizes, strict=True))
             ]
 
-    def _input(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """[B, S, S, 3] -> what the network takes: [B, 3, S, S], its channels last in memory."""
+    def _input(self, pixels: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """[S, S, 3] each -> what the network takes: [B, 3, S, S], its channels last in memory."""
         if self.device.type == "cpu":
-            return to_tensor(pixels, self._preprocess.mean).to(self._dtype)
-        return self._normalized(torch.from_numpy(pixels).to(self.device))
+            return to_tensor(np.stack(pixels), self._preprocess.mean).to(self._dtype)
+        return self._normalized(self._uploaded(pixels))
+
+    def _uploaded(self, pixels: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """[H, W, 3] each -> [B, S, S, 3] on the device, which resizes them."""
+        size = (self.input_size, self.input_size)
+        images = (torch.from_numpy(image).to(self.device) for image in pixels)
+        return torch.stack([ops.resize(image, size) for image in images])
 
     def _normalized(self, pixels: Tensor) -> Tensor:
         return (pixels.permute(0, 3, 1, 2) - self._mean).to(self._dtype)

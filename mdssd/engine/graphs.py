@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mdssd import ops
+
 _WARM_UP = 3  # calls before a capture, in which cuDNN chooses its algorithms
 _SLOTS = 2  # batches under way: one is uploaded while the other is computed
 
@@ -56,13 +58,24 @@ class Graphs:
         self._started = 0
 
     def start(self, images: Sequence[NDArray[np.uint8]]) -> tuple[_Slot, int]:
-        """Hand over a batch of [S, S, 3]; give what `finish` takes. Copies the images first."""
+        """Hand over a batch of [H, W, 3]; give what `finish` takes. Copies the images first.
+
+        Images of the input's size are copied up together; the device resizes the others.
+        """
         count = len(images)
         slot = self._slot(fitting_size(count, self._batch_size), self._started % _SLOTS)
         slot.done.synchronize()  # with the slot's last batch, in case nobody finished it
-        np.stack(images, out=slot.host_in.numpy()[:count])
+        size = (self._input_size, self._input_size)
+        frames = {}
+        for i, image in enumerate(images):
+            if image.shape[:2] == size:
+                slot.host_in[i].numpy()[...] = image
+            else:
+                frames[i] = torch.from_numpy(image).pin_memory()
         with torch.cuda.stream(self._upload):
             slot.device_in[:count].copy_(slot.host_in[:count], non_blocking=True)
+            for i, frame in frames.items():
+                slot.device_in[i] = ops.resize(frame.to(self._device, non_blocking=True), size)
         self._compute.wait_stream(self._upload)
         # What changed the weights, say.
         self._compute.wait_stream(torch.cuda.current_stream(self._device))
