@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mdssd
 from benchmarks.machine import cpu_flags
-from benchmarks.peers import network
+from benchmarks.peers import need, network
 from benchmarks.rows import contenders, params
 from mdssd import models, ops
 
@@ -145,18 +145,26 @@ _IMAGES = {("mdssd300", "cuda"): 2000, ("mdssd512", "cuda"): 2000,
            ("mdssd300", "cpu"): 10, ("mdssd512", "cpu"): 5}  # fmt: skip
 
 
-@pytest.mark.parametrize("device", params([("cpu",), ("cuda",)]))
+_RUNTIMES = [("eager", "cpu"), ("openvino", "cpu"), ("eager", "cuda"), ("graph", "cuda")]
+
+
+@pytest.mark.parametrize("runtime, device", params(_RUNTIMES))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", list(_TARGETS))
-def test_detector(name: str, dtype: torch.dtype, device: str, measure: Callable[..., None]) -> None:
+def test_detector(
+    name: str, dtype: torch.dtype, runtime: str, device: str, measure: Callable[..., None]
+) -> None:
     """From a photograph of 500 x 375 in memory to its boxes, one at a time, against the paper."""
     if dtype == torch.bfloat16 and device == "cpu" and not _BF16 & cpu_flags():
         pytest.skip("this processor has no instructions for bfloat16")
     random = np.random.default_rng(0)
     photos = [random.integers(0, 256, (375, 500, 3), np.uint8) for _ in range(8)]
     weights, _, flops = _expected(name, 1)
-    model = _with_weights(name, weights).to(dtype)
-    detector = mdssd.Detector(model, device=device, batch_size=1)
+    if runtime == "openvino":
+        need("openvino")
+    detector = mdssd.Detector(
+        _with_weights(name, weights), device=device, batch_size=1, runtime=runtime, dtype=dtype
+    )
     together, alone = detector(photos[:2]), [detector(photo)[0] for photo in photos[:2]]
     for a, b in zip(together, alone, strict=True):
         torch.testing.assert_close(a, b)
@@ -166,7 +174,7 @@ def test_detector(name: str, dtype: torch.dtype, device: str, measure: Callable[
         lambda: detector(photos[next(turn) % len(photos)]),
         op="detector",
         row=f"{name}, {images:,} images one by one",
-        peer="mdssd Detector",
+        peer=f"mdssd Detector, {runtime}",
         device=device,
         dtype=dtype,
         shape="[375, 500, 3] uint8",
