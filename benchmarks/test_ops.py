@@ -16,7 +16,7 @@ import torch
 
 from benchmarks import generators
 from benchmarks.peers import detection, fusion, loss, matching, suppression
-from benchmarks.rows import contenders
+from benchmarks.rows import contenders, forced, params
 from mdssd import ops
 from mdssd.testing import Case
 
@@ -304,6 +304,80 @@ def test_loss(
         # Logits and boxes read, targets and labels read, two gradients written.
         moved=2 * x.logits.nbytes + 3 * x.loc.nbytes + x.labels.nbytes,
         flops=5.0 * x.logits.numel(),  # as a softmax's three, then a difference and a product
+    )
+
+
+# --- half precision on a GPU: one image, and a batch of the same one, shifted ---------------------
+
+_ON_GPU = params([("cuda", "cuda"), ("triton", "cuda")])
+
+
+def _batch(x: torch.Tensor, images: int) -> torch.Tensor:
+    """[1, ...] -> [images, ...] float16."""
+    return torch.cat([x.half().roll(97 * k, 1) for k in range(images)])
+
+
+@pytest.mark.parametrize("backend, device", _ON_GPU)
+@pytest.mark.parametrize("images", [1, 32])
+@pytest.mark.parametrize("model, classes, candidates", _DETECTION[1:])
+def test_detection_output_in_half_precision(
+    model: str,
+    classes: int,
+    candidates: int | None,
+    images: int,
+    backend: str,
+    device: str,
+    measure: Callable[..., None],
+) -> None:
+    x = generators.network_output(model, classes, candidates)
+    x = generators.NetworkOutput(_batch(x.loc, images), _batch(x.logits, images), x.priors)
+    call = forced(detection.mdssd, backend)(generators.to(device, x))
+    if candidates:  # untrained, scores of half precision lie too close to rank alike everywhere
+        with ops.backend("reference"):
+            one = generators.NetworkOutput(x.loc[:1], x.logits[:1], x.priors)
+            want = detection.mdssd(one)()
+        kept = int((want.scores > 0).sum())
+        found, want = (detection.Found(*(p[:kept].cpu() for p in f)) for f in (call(), want))
+        assert not (lines := detection.differences(found, want)), "\n".join(lines[:10])
+    kind = "trained" if candidates else "untrained"
+    measure(
+        call,
+        op="detection_output",
+        row=f"{images} x {x.logits.shape[1]:,} x {classes}, {kind}, float16",
+        peer=f"mdssd {backend}",
+        device=device,
+        dtype=torch.float16,
+        shape=str(list(x.logits.shape)),
+        moved=x.logits.nbytes,
+        flops=3.0 * x.logits.numel(),
+        capture=True,
+    )
+
+
+@pytest.mark.parametrize("backend, device", _ON_GPU)
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+def test_fusion_in_half_precision(
+    channels_last: bool, backend: str, device: str, measure: Callable[..., None]
+) -> None:
+    x = generators.maps((1, 256, 75, 75), channels_last)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    a, b = (_batch(part, 32).contiguous(memory_format=layout) for part in (x.a, x.b))
+    x = generators.Maps(a, b, x.scale_a.half(), x.scale_b.half())
+    call = forced(fusion.mdssd, backend)(generators.to(device, x))
+    with ops.backend("reference"):
+        want = fusion.mdssd(generators.Maps(x.a[:1], x.b[:1], x.scale_a, x.scale_b))()
+    torch.testing.assert_close(call()[:1].cpu(), want, rtol=2e-3, atol=1e-3)
+    measure(
+        call,
+        op="l2norm_add_relu",
+        row=f"{' x '.join(map(str, x.a.shape))}, {'channels-last' if channels_last else 'NCHW'}, "
+        "float16",
+        peer=f"mdssd {backend}",
+        device=device,
+        dtype=torch.float16,
+        shape=str(list(x.a.shape)),
+        moved=3 * x.a.nbytes,
+        capture=True,
     )
 
 
