@@ -19,7 +19,7 @@ struct Tap {
 // The centre of place i of `to` places, as a place among `from`; beyond the outer centres the outer
 // place itself.
 MDSSD_INLINE Tap tap(int64_t i, int64_t from, int64_t to) {
-  const int64_t numerator = (((2 * i + 1) * from - to) << kFractionBits) + to;  // + to: rounds
+  const int64_t numerator = ((2 * i + 1) * from - to) * (1 << kFractionBits) + to;  // to: rounds
   if (numerator < 0) return {0, 0};
   const int64_t position = numerator / (2 * to), index = position >> kFractionBits;
   if (index >= from - 1) return {from - 1, 0};

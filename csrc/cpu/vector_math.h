@@ -39,8 +39,8 @@ MDSSD_INLINE float vector_exp(float x) {
   // 2^n in two factors, as n = 128 has no float of its own.
   const int32_t exponent = bit_cast<int32_t>(e.shifted) - bit_cast<int32_t>(12582912.0f);
   const int32_t half = exponent >> 1;
-  const float scale_a = bit_cast<float>((half + 127) << 23);
-  const float scale_b = bit_cast<float>((exponent - half + 127) << 23);
+  const float scale_a = bit_cast<float>(uint32_t(half + 127) << 23);
+  const float scale_b = bit_cast<float>(uint32_t(exponent - half + 127) << 23);
   const float y = e.mantissa * scale_a * scale_b;
   return bit_cast<float>(bit_cast<int32_t>(y) & -int32_t(!(x < low)));
 }
@@ -61,10 +61,10 @@ MDSSD_INLINE double vector_exp_negative(double x) { return std::exp(x); }
 MDSSD_INLINE float vector_log(float x) {
   const bool tiny = x < 1.17549435e-38f;  // a subnormal has no exponent of its own
   const float scaled = tiny ? x * 8388608.0f : x;
-  const int32_t bits = bit_cast<int32_t>(scaled);
-  const int32_t exponent = (bits - bit_cast<int32_t>(0.707106781f)) >> 23;
+  const uint32_t bits = bit_cast<uint32_t>(scaled);
+  const int32_t exponent = int32_t(bits - bit_cast<uint32_t>(0.707106781f)) >> 23;
   const float n = float(exponent - (tiny ? 23 : 0));
-  const float r = bit_cast<float>(int32_t(uint32_t(bits) - (uint32_t(exponent) << 23))) - 1.0f;
+  const float r = bit_cast<float>(bits - (uint32_t(exponent) << 23)) - 1.0f;
   const float square = r * r;
   float p = 7.0376836292e-2f;
   p = p * r - 1.1514610310e-1f;
