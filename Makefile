@@ -16,7 +16,7 @@ SANITIZED := $(CURDIR)/build/simt-sanitized
 help:
 	@echo "make demo    install into $(VENV), detect on sample scenes"
 	@echo "make test    install, run the tests"
-	@echo "make simt-check  install, run the CUDA kernels on the CPU shuffled and sanitized (needs g++)"
+	@echo "make simt-check  install, run the CUDA kernels on the CPU shuffled, all kernels sanitized (needs g++)"
 	@echo "make gpu-check   build and check all on an NVIDIA GPU, with PYTHON as it is: no install"
 	@echo "make bench       install what it compares with, measure: benchmarks/results/<machine>.json"
 	@echo "make bench-report  docs/benchmarks.md from the newest result, or from FILES='...'"
@@ -46,7 +46,7 @@ demo-checkpoint: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -q
 
-# The sanitizers' libraries must be there before Python's first allocation.
+# Under the sanitizers the C++ backend too. Their libraries must be there before Python's first allocation.
 simt-check: $(STAMP)
 	for seed in 1 2 3; do \
 		$(BIN)/python -m pytest -q --small --simt-shuffle $$seed -k "simt and agrees" tests/test_ops.py \
@@ -55,12 +55,12 @@ simt-check: $(STAMP)
 	$(BIN)/cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
 		-DMDSSD_CUDA=off -DMDSSD_SIMT=sanitized -DPython_EXECUTABLE=$(abspath $(BIN))/python \
 		-Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
-	$(BIN)/cmake --build $(SANITIZED) --target _simt
+	$(BIN)/cmake --build $(SANITIZED)
 	cxx="$${CXX:-c++}"; \
-	MDSSD_SIMT_MODULE=$$(echo $(SANITIZED)/_simt*.so) ASAN_OPTIONS=detect_leaks=0 \
-		UBSAN_OPTIONS=print_stacktrace=1 \
+	MDSSD_MODULES=$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		LD_PRELOAD="$$($$cxx -print-file-name=libasan.so) $$($$cxx -print-file-name=libubsan.so)" \
-		$(BIN)/python -m pytest -q --small -k simt tests/test_ops.py tests/test_simt.py
+		$(BIN)/python -m pytest -q --small -k "simt or cpp and (agrees or post_processing)" \
+			tests/test_ops.py tests/test_simt.py tests/test_post_processing_cpp.py
 
 resources: $(STAMP)
 	$(BIN)/python tests/compile_triton.py --report

@@ -5,7 +5,8 @@ inputs, with `backend` (a name) and `device` for each backend that can run here.
 marker narrows the rows: `case` and `size` are predicates, `reference` includes that backend,
 `emulated` are the sizes for kernels of a GPU that run on the CPU.
 
-MDSSD_SIMT_MODULE names another build of `mdssd._simt` to test with, such as the sanitized one.
+MDSSD_MODULES names a folder with another build of the native modules to test with, such as the
+sanitized one.
 """
 
 from __future__ import annotations
@@ -13,23 +14,27 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 
-def load_simt(path: str) -> Any:
-    """The module in this file, as `mdssd._simt`: a later import finds it."""
-    spec = importlib.util.spec_from_file_location("mdssd._simt", path)
+def load_native(path: Path) -> None:
+    """Make the module in this file what a later import of mdssd's module of that name finds."""
+    name = f"mdssd.{path.name.partition('.')[0]}"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader, path
-    sys.modules["mdssd._simt"] = module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
 
 
-if path := os.environ.get("MDSSD_SIMT_MODULE"):
-    load_simt(path)
+if folder := os.environ.get("MDSSD_MODULES"):
+    modules = sorted(Path(folder).glob("_*.so"))
+    assert modules, f"MDSSD_MODULES: no module in {folder}"
+    for path in modules:
+        load_native(path)
 # Without a GPU, Triton's kernels run through its interpreter; Triton reads this on import.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
