@@ -17,8 +17,7 @@ namespace mdssd {
 namespace {
 
 constexpr int64_t kRows = 512;  // priors of one task, and of one partial sum
-// Rows whose softmax is taken at once: so many that compilers make each step a loop of vectors.
-constexpr int kSide = 32;
+constexpr int kSide = 32;  // rows whose exponentials stay in the nearest cache
 
 template <class S>
 MDSSD_INLINE Wide<S> row_max(const S* x, int64_t classes) {
@@ -26,40 +25,45 @@ MDSSD_INLINE Wide<S> row_max(const S* x, int64_t classes) {
                            [=](int64_t c) { return widen(x[c]); });
 }
 
-// losses[i] = -log softmax(row i)[labels[i]], for n rows. Rows stand side by side in `columns`
-// [classes, kSide], so that no number of classes leaves a vector half empty.
+// log of the sum of e^x over a row, whatever the size of its numbers.
+template <class S>
+MDSSD_INLINE Wide<S> log_sum_exp(const S* x, int64_t classes) {
+  using T = Wide<S>;
+  const T top = row_max(x, classes);
+  return top + vector_log(lane_sum<T>(
+                   classes, [=](int64_t c) { return vector_exp_negative(widen(x[c]) - top); }));
+}
+
+// losses[i] = -log softmax(row i)[labels[i]], for n rows. The exponentials are taken of all rows in
+// one loop, whatever the number of classes, and without the rows' maxima: a row whose sum shows
+// that it needed its own, or holds a NaN, is done again. Equal rows thus have equal losses.
+// `powers` has room for kSide rows.
 template <class S>
 MDSSD_SIMD void cross_entropies(const S* logits, const int64_t* labels, int64_t n, int64_t classes,
-                                Wide<S>* columns, Wide<S>* losses) {
+                                Wide<S>* __restrict powers, Wide<S>* losses) {
   using T = Wide<S>;
+  constexpr T kLowest = -87, kHighest = 80;  // their powers are beyond the sums that are trusted
   for (int64_t first = 0; first < n; first += kSide) {
     const S* rows = logits + first * classes;
-    const int lanes = int(std::min<int64_t>(kSide, n - first));
-    if (lanes == kSide) {
-      for (int64_t c = 0; c < classes; ++c)
-        for (int lane = 0; lane < kSide; lane += 8) {
-          const S* x = rows + lane * classes + c;
-          T* column = columns + c * kSide + lane;
-          for (int k = 0; k < 8; ++k) column[k] = widen(x[k * classes]);
-        }
-    } else {
-      for (int64_t c = 0; c < classes; ++c)
-        for (int lane = 0; lane < lanes; ++lane)
-          columns[c * kSide + lane] = widen(rows[lane * classes + c]);
+    const int64_t lanes = std::min<int64_t>(kSide, n - first);
+    for (int64_t i = 0; i < lanes * classes; ++i) {
+      const T x = widen(rows[i]), bounded = x > kHighest ? kHighest : x;
+      powers[i] = vector_exp_within(bounded < kLowest ? kLowest : bounded);
     }
-    T top[kSide], sum[kSide] = {};
-    for (int lane = 0; lane < kSide; ++lane) top[lane] = columns[lane];
-    for (int64_t c = 1; c < classes; ++c)
-      for (int lane = 0; lane < kSide; ++lane) {
-        const T x = columns[c * kSide + lane];
-        top[lane] = x > top[lane] ? x : top[lane];
-      }
-    for (int64_t c = 0; c < classes; ++c)
-      for (int lane = 0; lane < kSide; ++lane)
-        sum[lane] += vector_exp_negative(columns[c * kSide + lane] - top[lane]);
-    for (int lane = 0; lane < kSide; ++lane) sum[lane] = vector_log(sum[lane]) + top[lane];
-    for (int lane = 0; lane < lanes; ++lane)
-      losses[first + lane] = sum[lane] - columns[labels[first + lane] * kSide + lane];
+    T sum[kSide], logs[kSide];
+    for (int lane = 0; lane < kSide; lane += 4) {  // rows past the last are there, and not used
+      T four[4] = {};
+      for (int64_t c = 0; c < classes; ++c)
+        for (int k = 0; k < 4; ++k) four[k] += powers[(lane + k) * classes + c];
+      std::copy_n(four, 4, sum + lane);
+    }
+    for (int lane = 0; lane < kSide; ++lane) logs[lane] = vector_log(sum[lane]);
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      const S* x = rows + lane * classes;
+      const bool trusted = sum[lane] > T(1e-30) && sum[lane] < T(1e30);
+      losses[first + lane] =
+          (trusted ? logs[lane] : log_sum_exp(x, classes)) - widen(x[labels[first + lane]]);
+    }
   }
 }
 
@@ -149,16 +153,16 @@ bool multibox_loss(const S* loc, const S* logits, const Wide<S>* loc_targets,
     const int64_t first = task % pieces * kRows;
     const int64_t begin = task / pieces * count + first;
     const int64_t end = begin + std::min(kRows, count - first);
-    bool fit = true;
+    uint64_t signs = 0;  // the first bit tells whether a label is below 0 or above the last class
     for (int64_t row = begin; row < end; ++row)
-      fit &= labels[row] >= 0 && labels[row] < classes;
-    if (!fit) {
+      signs |= uint64_t(labels[row]) | (uint64_t(classes - 1) - uint64_t(labels[row]));
+    if (signs >> 63) {
       labels_fit = false;
       return;
     }
-    std::vector<T> columns(classes * kSide);
+    std::vector<T> powers(classes * kSide);
     cross_entropies(logits + begin * classes, labels + begin, end - begin, classes,
-                    columns.data(), cross_entropy.get() + begin);
+                    powers.data(), cross_entropy.get() + begin);
     Sums& sums = piece_sums[task];
     for (int64_t row = begin; row < end; ++row) {
       selected[row] = labels[row] > 0;

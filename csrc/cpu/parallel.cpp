@@ -1,5 +1,6 @@
 #include "parallel.h"
 
+#include <dlfcn.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -11,25 +12,59 @@
 namespace mdssd {
 namespace {
 
+// The tasks of one call, for any number of threads to take.
+class Tasks {
+ public:
+  Tasks(int64_t count, const std::function<void(int64_t)>& body) : count_(count), body_(body) {}
+
+  void take() {
+    try {
+      for (int64_t task; (task = next_.fetch_add(1)) < count_;) body_(task);
+    } catch (...) {
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (!error_) error_ = std::current_exception();
+      next_ = count_;
+    }
+  }
+
+  // When all have returned.
+  void rethrow() const {
+    if (error_) std::rethrow_exception(error_);
+  }
+
+ private:
+  const int64_t count_;
+  const std::function<void(int64_t)>& body_;
+  std::atomic<int64_t> next_{0};
+  std::mutex mutex_;
+  std::exception_ptr error_;
+};
+
+// GNU's OpenMP as the process has it, which is PyTorch's. Its threads still spin for a while after a
+// PyTorch op: they are there at once, where threads of our own would have to wait for their cores.
+using Parallel = void (*)(void (*)(void*), void*, unsigned threads, unsigned flags);
+Parallel openmp() {
+  static const auto function = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  return function;
+}
+const pid_t first_process = getpid();  // OpenMP's threads are lost to a forked child, and missed
+
+// For where there is no OpenMP.
 class Pool {
  public:
-  void run(int threads, int64_t tasks, const std::function<void(int64_t)>& body) {
+  void run(int threads, Tasks& tasks) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
       for (; workers_ < threads - 1; ++workers_) std::thread([this] { work(); }).detach();
-      body_ = &body;
-      tasks_ = tasks;
-      next_ = 0;
-      error_ = nullptr;
+      tasks_ = &tasks;
       places_ = threads - 1;
       ++job_;
     }
     wake_.notify_all();
-    take_tasks();
+    tasks.take();
     std::unique_lock<std::mutex> lock(mutex_);
     places_ = 0;  // a worker that wakes from here on has come too late
     idle_.wait(lock, [this] { return active_ == 0; });
-    if (error_) std::rethrow_exception(error_);
   }
 
  private:
@@ -41,29 +76,18 @@ class Pool {
       seen = job_;
       --places_;
       ++active_;
+      Tasks* const tasks = tasks_;
       lock.unlock();
-      take_tasks();
+      tasks->take();
       lock.lock();
       if (--active_ == 0) idle_.notify_one();
     }
   }
 
-  void take_tasks() {
-    try {
-      for (int64_t task; (task = next_.fetch_add(1)) < tasks_;) (*body_)(task);
-    } catch (...) {
-      std::lock_guard<std::mutex> lock(mutex_);
-      if (!error_) error_ = std::current_exception();
-      next_ = tasks_;
-    }
-  }
-
   std::mutex mutex_;
   std::condition_variable wake_, idle_;
-  const std::function<void(int64_t)>* body_ = nullptr;
-  int64_t tasks_ = 0, job_ = 0;
-  std::atomic<int64_t> next_{0};
-  std::exception_ptr error_;
+  Tasks* tasks_ = nullptr;
+  int64_t job_ = 0;
   int workers_ = 0, places_ = 0, active_ = 0;
 };
 
@@ -79,16 +103,23 @@ struct Release {
 
 void parallel_for(int threads, int64_t tasks, const std::function<void(int64_t)>& body) {
   threads = int(std::min<int64_t>(threads, tasks));
-  if (threads <= 1 || (busy.exchange(true) && pool_owner == getpid())) {
+  const bool with_openmp = threads > 1 && openmp() && getpid() == first_process;
+  if (threads <= 1 || (!with_openmp && busy.exchange(true) && pool_owner == getpid())) {
     for (int64_t task = 0; task < tasks; ++task) body(task);
     return;
+  }
+  Tasks all(tasks, body);
+  if (with_openmp) {
+    openmp()([](void* shared) { static_cast<Tasks*>(shared)->take(); }, &all, unsigned(threads), 0);
+    return all.rethrow();
   }
   Release release;
   if (pool_owner != getpid()) {  // the first call, or a forked child, which has no threads
     pool = new Pool;             // never deleted: its threads wait until the process ends
     pool_owner = getpid();
   }
-  pool->run(threads, tasks, body);
+  pool->run(threads, all);
+  all.rethrow();
 }
 
 }  // namespace mdssd

@@ -1,5 +1,5 @@
-// A thread pool for the CPU kernels. The native module is built without torch and so cannot share
-// torch's pool; the caller passes the number of threads that torch was told to use.
+// Threads for the CPU kernels: PyTorch's OpenMP where the process has it, else a pool of our own. The
+// native module is built without torch: the caller passes the number that torch was told to use.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +9,7 @@
 namespace mdssd {
 
 // Runs body(task) for every task in [0, tasks), on at most `threads` threads, in no fixed order.
-// Runs on the calling thread alone if another call holds the pool. An exception of a task is thrown
+// Runs on the calling thread alone if another call holds our pool. An exception of a task is thrown
 // again here.
 void parallel_for(int threads, int64_t tasks, const std::function<void(int64_t)>& body);
 

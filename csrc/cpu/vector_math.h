@@ -46,12 +46,17 @@ MDSSD_INLINE float vector_exp(float x) {
 }
 MDSSD_INLINE double vector_exp(double x) { return std::exp(x); }
 
+// The same for -87.33 <= x <= 87 or NaN, and nothing else.
+MDSSD_INLINE float vector_exp_within(float x) {
+  const Exponential e = split_exp(x);
+  // Only n is left of `shifted` by the shift, which puts it into the exponent.
+  return e.mantissa * bit_cast<float>((bit_cast<uint32_t>(e.shifted) << 23) + 0x3f800000u);
+}
+MDSSD_INLINE double vector_exp_within(double x) { return std::exp(x); }
+
 // The same for x <= 0 or NaN, as in a softmax: a third fewer instructions.
 MDSSD_INLINE float vector_exp_negative(float x) {
-  const Exponential e = split_exp(x < kLowestExponent ? kLowestExponent : x);
-  // Only n is left of `shifted` by the shift, which puts it into the exponent.
-  const float y =
-      e.mantissa * bit_cast<float>((bit_cast<uint32_t>(e.shifted) << 23) + 0x3f800000u);
+  const float y = vector_exp_within(x < kLowestExponent ? kLowestExponent : x);
   return x < kLowestExponent ? 0.0f : y;
 }
 MDSSD_INLINE double vector_exp_negative(double x) { return std::exp(x); }
