@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -15,6 +16,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import Parameter
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mdssd import ops
 from mdssd.ops import _dispatch
@@ -462,6 +467,69 @@ def test_backends_nest_and_return() -> None:
         with ops.backend("cpp"):
             raise KeyError
     assert _dispatch._forced is None
+
+
+def _calls_of_l2norm(found: list[str], x: Tensor) -> Tensor:
+    """Notes the torch op in `found` where the dispatcher is asked for it."""
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            found.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    with Recorder():
+        return ops.l2norm(x, torch.ones(2))
+
+
+def test_an_ordinary_call_passes_by_the_dispatcher() -> None:
+    x = torch.randn(1, 2, 3, 3)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]):
+        assert not _dispatch._plain((x, 1e-10))
+    assert _dispatch._plain((x, None, Parameter(x, requires_grad=False), 1e-10))
+    with torch.no_grad():
+        assert _dispatch._plain((x.clone().requires_grad_(),))
+    with torch.inference_mode():
+        assert _dispatch._plain((x, torch.ones(2)))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert _dispatch._plain((x,))
+
+
+class _Labelled(Tensor):
+    pass
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: x.requires_grad_(),
+        lambda x: x.as_subclass(_Labelled),
+        lambda x: x.to("meta"),
+        lambda x: x.to_sparse(),
+        lambda x: torch._neg_view(x),
+        lambda x: torch._efficientzerotensor(x.shape),
+        lambda x: torch._to_functional_tensor(x),
+    ],
+    ids=["gradient", "subclass", "meta", "sparse", "negative", "zero", "functional"],
+)
+def test_other_tensors_go_through_the_dispatcher(make: Callable[[Tensor], Tensor]) -> None:
+    x = torch.randn(1, 2, 3, 3)
+    assert _dispatch._plain((x, x)) and not _dispatch._plain((x, make(x.clone())))
+
+
+def test_modes_and_tracers_find_the_op() -> None:
+    x = torch.randn(1, 2, 3, 3)
+    want = ops.l2norm(x, torch.ones(2))
+    found: list[str] = []
+    assert torch.equal(_calls_of_l2norm(found, x), want)
+    assert found.count("mdssd::l2norm") == 1
+    graph = make_fx(lambda x: ops.l2norm(x, torch.ones(2)))(x)
+    assert torch.ops.mdssd.l2norm.default in [node.target for node in graph.graph.nodes]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert type(ops.l2norm(x, torch.ones(2))) is not Tensor
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        ops.l2norm(x, torch.ones(2))
+    assert "mdssd::l2norm" in [event.name for event in profile.events()]
+    assert torch.equal(ops.l2norm(torch._neg_view(x), torch.ones(2)), -want)
 
 
 def test_forced_backend_holds_on_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:

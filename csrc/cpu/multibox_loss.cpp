@@ -34,6 +34,24 @@ MDSSD_INLINE Wide<S> log_sum_exp(const S* x, int64_t classes) {
                    classes, [=](int64_t c) { return vector_exp_negative(widen(x[c]) - top); }));
 }
 
+// Sums of kSide rows of 8 classes or more, one after the other: eight running sums, of which the
+// last eight classes take those that are not there yet, then the halves of those.
+template <class T>
+MDSSD_INLINE void row_sums(const T* rows, int64_t classes, T* sums) {
+  T mask[kEight];
+  for (int k = 0; k < kEight; ++k) mask[k] = k < kEight - classes % kEight ? T(0) : T(1);
+  for (int row = 0; row < kSide; ++row) {
+    const T *x = rows + row * classes, *tail = x + classes - kEight;
+    T lanes[kEight];
+    for (int k = 0; k < kEight; ++k) lanes[k] = tail[k] * mask[k];
+    for (int64_t c = 0; c + kEight <= classes; c += kEight)
+      for (int k = 0; k < kEight; ++k) lanes[k] += x[c + k];
+    for (int half = kEight / 2; half > 0; half /= 2)
+      for (int k = 0; k < half; ++k) lanes[k] += lanes[k + half];
+    sums[row] = lanes[0];
+  }
+}
+
 // losses[i] = -log softmax(row i)[labels[i]], for n rows. The exponentials are taken of all rows in
 // one loop, whatever the number of classes, and without the rows' maxima: a row whose sum shows
 // that it needed its own, or holds a NaN, is done again. Equal rows thus have equal losses.
@@ -50,12 +68,12 @@ MDSSD_SIMD void cross_entropies(const S* logits, const int64_t* labels, int64_t 
       const T x = widen(rows[i]), bounded = x > kHighest ? kHighest : x;
       powers[i] = vector_exp_within(bounded < kLowest ? kLowest : bounded);
     }
-    T sum[kSide], logs[kSide];
-    for (int lane = 0; lane < kSide; lane += 4) {  // rows past the last are there, and not used
-      T four[4] = {};
-      for (int64_t c = 0; c < classes; ++c)
-        for (int k = 0; k < 4; ++k) four[k] += powers[(lane + k) * classes + c];
-      std::copy_n(four, 4, sum + lane);
+    T sum[kSide] = {}, logs[kSide];  // rows past the last are there, and not used
+    if (classes >= kEight) {
+      row_sums(powers, classes, sum);
+    } else {
+      for (int lane = 0; lane < kSide; ++lane)
+        for (int64_t c = 0; c < classes; ++c) sum[lane] += powers[lane * classes + c];
     }
     for (int lane = 0; lane < kSide; ++lane) logs[lane] = vector_log(sum[lane]);
     for (int64_t lane = 0; lane < lanes; ++lane) {

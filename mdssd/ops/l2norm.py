@@ -16,6 +16,7 @@ from mdssd.ops._dispatch import (
     define,
     dtype_code,
     native,
+    widened,
 )
 
 
@@ -68,10 +69,11 @@ def l2norm_add_relu(
     """
     op = "l2norm_add_relu"
     check_tensor(op, "a", a, ("B", "C", "H", "W"))
-    check_tensor(op, "b", b, tuple(a.shape), like=a)
+    shape = a.shape
+    check_tensor(op, "b", b, shape, like=a)
     check_same_dtype(op, "b", b, a)
-    check_tensor(op, "scale_a", scale_a, (a.shape[1],), like=a)
-    check_tensor(op, "scale_b", scale_b, (a.shape[1],), like=a)
+    check_tensor(op, "scale_a", scale_a, (shape[1],), like=a)
+    check_tensor(op, "scale_b", scale_b, (shape[1],), like=a)
     return _l2norm_add_relu(a, b, scale_a, scale_b, check_number(op, "eps", eps, 1e-38, 1.0))[0]
 
 
@@ -155,16 +157,17 @@ def _l2norm_add_relu_backward_reference(
 def _l2norm_cpp(x: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     layout = _memory_format(x)
     dtype = accumulation_dtype(x.dtype)
-    x, scale = x.contiguous(memory_format=layout), scale.to(dtype).contiguous()
+    x, scale = x.contiguous(memory_format=layout), widened(scale, dtype)
+    images, channels, height, width = x.shape
     y = torch.empty_like(x)
-    r = x.new_empty(x.shape[0], *x.shape[2:], dtype=dtype)
+    r = torch.empty((images, height, width), dtype=dtype, device=x.device)
     native.l2norm_cpu(
         x.data_ptr(),
         scale.data_ptr(),
         eps,
-        x.shape[0],
-        x.shape[1],
-        x.shape[2] * x.shape[3],
+        images,
+        channels,
+        height * width,
         layout == torch.channels_last,
         y.data_ptr(),
         r.data_ptr(),
@@ -180,9 +183,10 @@ def _l2norm_add_relu_cpp(
     layout = _memory_format(a)
     dtype = accumulation_dtype(a.dtype)
     a, b = a.contiguous(memory_format=layout), b.contiguous(memory_format=layout)
-    scale_a, scale_b = scale_a.to(dtype).contiguous(), scale_b.to(dtype).contiguous()
+    scale_a, scale_b = widened(scale_a, dtype), widened(scale_b, dtype)
+    images, channels, height, width = a.shape
     y = torch.empty_like(a)
-    ra = a.new_empty(a.shape[0], *a.shape[2:], dtype=dtype)
+    ra = torch.empty((images, height, width), dtype=dtype, device=a.device)
     rb = torch.empty_like(ra)
     native.l2norm_add_relu_cpu(
         a.data_ptr(),
@@ -190,9 +194,9 @@ def _l2norm_add_relu_cpp(
         scale_a.data_ptr(),
         scale_b.data_ptr(),
         eps,
-        a.shape[0],
-        a.shape[1],
-        a.shape[2] * a.shape[3],
+        images,
+        channels,
+        height * width,
         layout == torch.channels_last,
         y.data_ptr(),
         ra.data_ptr(),
@@ -209,7 +213,7 @@ def _l2norm_backward_cpp(
     layout = _memory_format(x)
     dtype = accumulation_dtype(x.dtype)
     x, grad = x.contiguous(memory_format=layout), grad.contiguous(memory_format=layout)
-    wide_scale = scale.to(dtype).contiguous()
+    wide_scale = widened(scale, dtype)
     grad_x, grad_scale = torch.empty_like(x), torch.empty_like(wide_scale)
     native.l2norm_backward_cpu(
         grad.data_ptr(),
@@ -241,7 +245,7 @@ def _l2norm_add_relu_backward_cpp(
     layout = _memory_format(a)
     dtype = accumulation_dtype(a.dtype)
     grad, y, a, b = (t.contiguous(memory_format=layout) for t in (grad, y, a, b))
-    wide_a, wide_b = scale_a.to(dtype).contiguous(), scale_b.to(dtype).contiguous()
+    wide_a, wide_b = widened(scale_a, dtype), widened(scale_b, dtype)
     grad_a, grad_b = torch.empty_like(a), torch.empty_like(a)
     grad_scale_a, grad_scale_b = torch.empty_like(wide_a), torch.empty_like(wide_b)
     native.l2norm_add_relu_backward_cpu(

@@ -18,6 +18,7 @@ from mdssd.ops._dispatch import (
     define,
     dtype_code,
     native,
+    widened,
 )
 
 
@@ -125,7 +126,7 @@ def _multibox_loss_cpp(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dtype = accumulation_dtype(loc.dtype)
     loc, logits, labels = loc.contiguous(), logits.contiguous(), labels.contiguous()
-    loc_targets = loc_targets.to(dtype).contiguous()
+    loc_targets = widened(loc_targets, dtype)
     losses = loc.new_empty(2, dtype=dtype)
     selected = torch.empty(labels.shape, dtype=torch.bool)
     normaliser = torch.empty((), dtype=torch.int64)
@@ -161,11 +162,11 @@ def _multibox_loss_backward_cpp(
 ) -> tuple[Tensor, Tensor]:
     dtype = accumulation_dtype(loc.dtype)
     loc, logits, labels = loc.contiguous(), logits.contiguous(), labels.contiguous()
-    loc_targets = loc_targets.to(dtype).contiguous()
+    loc_targets = widened(loc_targets, dtype)
     grad_loc, grad_logits = torch.empty_like(loc), torch.empty_like(logits)
     native.multibox_loss_backward_cpu(
-        float(grad_loc_loss / normaliser),
-        float(grad_conf_loss / normaliser),
+        grad_loc_loss.item() / normaliser.item(),
+        grad_conf_loss.item() / normaliser.item(),
         loc.data_ptr(),
         logits.data_ptr(),
         loc_targets.data_ptr(),
