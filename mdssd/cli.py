@@ -103,7 +103,23 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", help="of a VOC folder or the scenes (default: test or val)")
     evaluate.add_argument("--image-dir", metavar="DIR", help=_IMAGE_DIR)
     evaluate.add_argument("--scenes", type=_count, metavar="N", help=_SCENES)
-    evaluate.add_argument("--out", metavar="DIR", help="folder for evaluation.json")
+    evaluate.add_argument("--out", metavar="DIR", help="folder for evaluation.json and report.html")
+    evaluate.add_argument("--submit", choices=("voc", "coco"), help=_SUBMIT)
+    evaluate.add_argument(
+        "--similar",
+        type=_names,
+        action="append",
+        metavar="A,B",
+        help="classes that are alike, for the breakdown of false positives; may be repeated "
+        "(default: VOC's groups for VOC's classes, else none)",
+    )
+    evaluate.add_argument(
+        "--score-threshold",
+        type=_fraction,
+        default=0.5,
+        metavar="S",
+        help="of the confusion matrix and of what the report's pictures show (default 0.5)",
+    )
     evaluate.add_argument("--batch-size", type=_count, default=8, metavar="N")
     _add_runtime_options(_add_machine_options(evaluate))
     evaluate.set_defaults(run=_eval)
@@ -140,6 +156,8 @@ Ctrl-C or a crash leaves the checkpoint of the last epoch; --resume goes on from
 _DATA = "folder in VOC layout, or COCO JSON (default: generated scenes)"
 _SCENES = "how many scenes to generate where there is no --data"
 _IMAGE_DIR = "folder of the images of a COCO JSON"
+_SUBMIT = """also write into --out what the evaluation server of VOC or COCO takes; the test set
+needs no annotations (without them there are no figures)"""
 _CHECKPOINT = "its .json or .safetensors, or the folder of a training run"
 
 
@@ -393,21 +411,52 @@ def _initialise(model: SingleShotDetector, path: Path) -> str:
 def _eval(arguments: argparse.Namespace) -> int:
     given = vars(arguments)
     with _machine(given) as device:
+        from mdssd.data import CocoDataset, VOCDataset
         from mdssd.engine.detector import Detector
-        from mdssd.engine.evaluate import evaluate
+        from mdssd.engine.evaluate import find_all, measure, write_result
         from mdssd.engine.memory import keep_memory
+        from mdssd.metrics import similar_labels
 
+        if arguments.submit and not arguments.out:
+            raise ValueError("--submit: needs --out, the folder to write to")
         keep_memory()
         detector = Detector.from_checkpoint(
             arguments.checkpoint, device=device, **_detector_options(arguments)
         )
+        similar_labels(detector.classes, arguments.similar)  # before the long part
         dataset = _open(
-            given, train=False, input_size=detector.input_size, classes=detector.classes
+            given,
+            train=False,
+            input_size=detector.input_size,
+            classes=detector.classes,
+            unlabelled=bool(arguments.submit),
         )
-        result = evaluate(detector, dataset, batch_size=arguments.batch_size, out_dir=arguments.out)
+        wanted = {"voc": VOCDataset, "coco": CocoDataset, None: object}[arguments.submit]
+        if not isinstance(dataset, wanted):
+            raise ValueError(
+                f"--submit {arguments.submit}: {dataset.name} is not data of this layout"
+            )
+        found = find_all(detector, dataset, batch_size=arguments.batch_size)
+    if arguments.submit:
+        from mdssd.engine.submission import write_submission
+
+        Path(arguments.out).mkdir(parents=True, exist_ok=True)
+        paths = write_submission(arguments.out, dataset, found.detections, detector.classes)
+        print("written: " + _some([str(path) for path in paths]))
+    if not getattr(dataset, "labelled", True):
+        print(f"{dataset.name} has images without an annotation, so no figures")
+        return 0
+    result = measure(
+        found,
+        dataset,
+        detector.classes,
+        similar=arguments.similar,
+        score_threshold=arguments.score_threshold,
+    )
     print(result.table())
     if arguments.out:
-        print(f"written: {Path(arguments.out) / 'evaluation.json'}")
+        write_result(result, found, dataset, arguments.out)
+        print(f"written: {Path(arguments.out) / 'evaluation.json'} and report.html beside it")
     return 0
 
 
@@ -484,7 +533,12 @@ def _check_device(name: str) -> None:
 
 
 def _open(
-    options: dict[str, Any], *, train: bool, input_size: int, classes: Sequence[str] | None
+    options: dict[str, Any],
+    *,
+    train: bool,
+    input_size: int,
+    classes: Sequence[str] | None,
+    unlabelled: bool = False,
 ) -> DetectionDataset:
     """The data set that the options data, split, image_dir and scenes describe."""
     from mdssd.data import open_dataset
@@ -502,6 +556,7 @@ def _open(
         image_dir=options.get("image_dir"),
         image_size=input_size,
         count=options.get("scenes"),
+        unlabelled=unlabelled,
     )
 
 

@@ -23,6 +23,8 @@ class CocoDataset(PhotoDataset):
     Labels: category ids in ascending order become 1 to K; `category_ids[k - 1]` is the id of
     label k. Crowds are kept and marked. Images come in the order of the file, those without
     boxes included. Boxes without area or outside the image are left out and listed in `dropped`.
+    unlabelled: take a file without a list of annotations too, as image_info_test-dev2017.json of
+    COCO; `labelled` is then False.
     Raises DataError, naming file and reason, for whatever cannot be read.
     """
 
@@ -30,10 +32,18 @@ class CocoDataset(PhotoDataset):
         self,
         json_path: str | os.PathLike[str],
         image_dir: str | os.PathLike[str] | None = None,
+        *,
+        unlabelled: bool = False,
     ) -> None:
         self.json_path = Path(json_path)
         super().__init__(self.json_path.stem)
         content = self._read()
+        if unlabelled and "annotations" not in content:
+            content["annotations"] = []
+            self.labelled = False
+        for key in ("images", "annotations", "categories"):
+            if not isinstance(content.get(key), list):
+                raise self._fault(f"not a COCO instances file, it has no list {key!r}")
         categories = self._table(content, "categories")
         self.category_ids: list[int] = sorted(categories)
         self.classes = [
@@ -69,9 +79,6 @@ class CocoDataset(PhotoDataset):
             raise self._fault(f"broken JSON ({error})") from None
         if not isinstance(content, dict):
             raise self._fault("not a COCO file, its top level is no object")
-        for key in ("images", "annotations", "categories"):
-            if not isinstance(content.get(key), list):
-                raise self._fault(f"not a COCO instances file, it has no list {key!r}")
         return content
 
     def _table(self, content: dict[str, Any], key: str) -> dict[int, dict[str, Any]]:

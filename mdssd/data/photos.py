@@ -16,6 +16,7 @@ class PhotoDataset:
     name: for messages. classes: names in label order (label k is classes[k - 1]).
     image_ids: one per image. dropped: one line "file: reason" per box that was left out.
     size_faults: one line per annotation that states another size than its image has.
+    labelled: whether every image has an annotation; one without has no boxes.
     """
 
     def __init__(self, name: str) -> None:
@@ -24,6 +25,7 @@ class PhotoDataset:
         self.image_ids: list[str] = []
         self.dropped: list[str] = []
         self.size_faults: list[str] = []
+        self.labelled = True
         self._paths: list[Path] = []
         self._annotations: list[Annotation] = []
 

@@ -19,6 +19,7 @@ from mdssd.data.sample import Annotation, BoxRow, DataError
 
 # (width, height) as stated, and (class, xyxy, difficult) of each object
 _Parsed = tuple[tuple[int, int], list[tuple[str, tuple[float, float, float, float], bool]]]
+_FOLDERS = ("Annotations", "JPEGImages")
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 T = TypeVar("T")
 
@@ -30,6 +31,8 @@ class VOCDataset(PhotoDataset):
     ImageSets/Main, takes every annotation. Of each line of the file the first word counts.
     classes: the names in label order (label k is classes[k - 1]); None: every name found in
     Annotations, sorted, the same for every split.
+    unlabelled: take images of the split without an annotation too, as a server's test set has them;
+    `labelled` is then False, and no folder Annotations is needed where `classes` are given.
     Coordinates are kept as written. Boxes without area or outside the image are left out and
     listed in `dropped`; an annotation without boxes is an image of background.
     Raises DataError, naming file and reason, for whatever cannot be read.
@@ -40,11 +43,14 @@ class VOCDataset(PhotoDataset):
         root: str | os.PathLike[str],
         split: str = "trainval",
         classes: Sequence[str] | None = None,
+        *,
+        unlabelled: bool = False,
     ) -> None:
         self.root = Path(root)
         self.split = split
         super().__init__(f"{self.root.resolve().name} {split}")
-        for folder in ("Annotations", "JPEGImages"):
+        needed = ["JPEGImages"] if unlabelled and classes is not None else _FOLDERS
+        for folder in needed:
             if not (self.root / folder).is_dir():
                 raise DataError(f"{self.root}: not in VOC layout, it has no folder {folder}")
         self.image_ids = self._read_split()
@@ -58,12 +64,17 @@ class VOCDataset(PhotoDataset):
         label_of = {name: k for k, name in enumerate(self.classes, 1)}
         for image_id in _progress(self.image_ids, f"reading {self.name}"):
             path = self._annotation_path(image_id)
-            stated, objects = parsed.get(path) or _read_annotation(path)
+            if path.is_file():
+                stated, objects = parsed.get(path) or _read_annotation(path)
+            elif unlabelled:
+                stated, objects, self.labelled = (0, 0), [], False
+            else:
+                raise DataError(f"{path}: no such annotation (the split {self.split} lists it)")
             image_path = self._image_path(image_id)
             size = read_size(image_path)
             if size is None:
                 size = stated if min(stated) > 0 else None
-            elif size != stated:
+            elif size != stated and path.is_file():
                 self.size_faults.append(
                     f"{path}: states {stated[0]} x {stated[1]}, "
                     f"{image_path.name} is {size[0]} x {size[1]}"
@@ -107,10 +118,7 @@ class VOCDataset(PhotoDataset):
         return {path: _read_annotation(path) for path in _progress(paths, f"reading {folder}")}
 
     def _annotation_path(self, image_id: str) -> Path:
-        path = path_inside(self.root / "Annotations", f"{image_id}.xml", f"split {self.split}")
-        if not path.is_file():
-            raise DataError(f"{path}: no such annotation (the split {self.split} lists it)")
-        return path
+        return path_inside(self.root / "Annotations", f"{image_id}.xml", f"split {self.split}")
 
     def _image_path(self, image_id: str) -> Path:
         folder = self.root / "JPEGImages"

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -21,15 +21,42 @@ from tqdm import tqdm
 from mdssd.data import DetectionDataset, Sample
 from mdssd.engine.detector import Detector
 from mdssd.engine.files import atomic_write
-from mdssd.metrics import CocoResult, VocResult, coco_ap, voc_ap
+from mdssd.metrics import (
+    CocoResult,
+    FalsePositives,
+    SizeResult,
+    VocResult,
+    coco_ap,
+    confusion_matrix,
+    false_positives,
+    similar_labels,
+    size_ap,
+    voc_ap,
+)
+from mdssd.metrics.errors import KINDS
+from mdssd.metrics.sizes import SIZES
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a detector found in the images of a data set, and what is there, label by label.
+
+    detections, truth: one dict per image, as `voc_ap` takes them, with the detector's labels.
+    seconds: as in EvalResult.
+    """
+
+    detections: list[dict[str, NDArray[Any]]]
+    truth: list[dict[str, NDArray[Any]]]
+    seconds: dict[str, float]
 
 
 @dataclass(frozen=True)
 class EvalResult:
     """What a detector reached on a data set. `classes[k]` belongs to position k of every AP.
 
-    `coco` is None where pycocotools is not installed. `seconds` per stage: read (waiting for
-    images, which are decoded ahead in another thread), preprocess, network, detection_output.
+    `coco` is None where pycocotools is not installed. `confusion` counts detections with a score
+    of `score_threshold` or more. `seconds` per stage: read (waiting for images, which are decoded
+    ahead in another thread), preprocess, network, detection_output.
     """
 
     dataset: str
@@ -38,6 +65,10 @@ class EvalResult:
     voc07: VocResult
     voc12: VocResult
     coco: CocoResult | None
+    sizes: SizeResult
+    errors: FalsePositives
+    confusion: NDArray[np.int64]
+    score_threshold: float = 0.5
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -88,6 +119,11 @@ class EvalResult:
             ]
         else:
             lines.append("COCO figures left out: pycocotools is not installed")
+        mean = zip(SIZES, self.sizes.mean_normalized_ap.tolist(), strict=True)
+        lines.append(
+            "normalised AP by size within the class: "
+            + ", ".join(f"{size} {_figure(value)}" for size, value in mean)
+        )
         stages = ", ".join(
             f"{stage} {1000 * s / self.images:.1f} ms" for stage, s in self.seconds.items()
         )
@@ -116,8 +152,40 @@ class EvalResult:
                 "AP_by_class": by_class(self.coco.ap),
                 "AP50_by_class": by_class(self.coco.ap50),
             },
+            "sizes": self._sizes_to_dict(),
+            "false_positives": {
+                name: dict(zip(("true", *KINDS), row, strict=True))
+                for name, row in zip(self.classes, self.errors.counts().tolist(), strict=True)
+            },
+            "confusion": {
+                "score_threshold": self.score_threshold,
+                "labels": ["background", *self.classes],
+                "matrix": self.confusion.tolist(),
+            },
             "seconds": self.seconds,
             "images_per_second": _or_none(self.images_per_second),
+        }
+
+    def _sizes_to_dict(self) -> dict[str, Any]:
+        sizes = self.sizes
+
+        def by_size(values: NDArray[Any]) -> dict[str, Any]:
+            return dict(zip(SIZES, map(_or_none, values.tolist()), strict=True))
+
+        def by_class(values: NDArray[Any]) -> dict[str, Any]:
+            return dict(zip(self.classes, map(by_size, values), strict=True))
+
+        return {
+            "mAP": by_size(sizes.mean_ap),
+            "normalized_mAP": by_size(sizes.mean_normalized_ap),
+            "AP": by_class(sizes.ap),
+            "normalized_AP": by_class(sizes.normalized_ap),
+            "objects": by_class(sizes.objects),
+            "greatest_area": {
+                name: dict(zip(SIZES[:-1], map(_or_none, row), strict=True))
+                for name, row in zip(self.classes, sizes.limits.tolist(), strict=True)
+            },
+            "normal_objects": sizes.normal_objects,
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -134,16 +202,35 @@ def evaluate(
     batch_size: int = 8,
     out_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    similar: Sequence[Sequence[str]] | None = None,
+    score_threshold: float = 0.5,
 ) -> EvalResult:
     """Detect in every image of a data set and compute VOC and COCO average precision.
 
     Classes are matched by name: those of the data set must be among the detector's, which may
     have more. batch_size: images in the network at once. out_dir: where to write
-    `evaluation.json`; made if missing.
+    `evaluation.json` and `report.html`; made if missing. similar: groups of class names that are
+    alike, for the breakdown of false positives (None: VOC's where all classes are VOC's).
+    score_threshold: of the confusion matrix.
     Set the detector's score_threshold low (0.01): AP needs the weak detections too.
-    Raises ValueError for an empty data set or a class that the detector does not know, DataError
-    for an image that cannot be read (an average over the rest would be another figure).
+    Raises ValueError for an empty data set, one with images that have no annotation, or a class
+    that the detector does not know; DataError for an image that cannot be read (an average over
+    the rest would be another figure).
     """
+    similar_labels(detector.classes, similar)  # an error in them should not come at the end
+    found = find_all(detector, dataset, batch_size=batch_size, progress=progress)
+    result = measure(
+        found, dataset, detector.classes, similar=similar, score_threshold=score_threshold
+    )
+    if out_dir is not None:
+        write_result(result, found, dataset, out_dir)
+    return result
+
+
+def find_all(
+    detector: Detector, dataset: DetectionDataset, *, batch_size: int = 8, progress: bool = True
+) -> Found:
+    """Detect in every image of a data set; arguments and errors as for `evaluate`."""
     if not len(dataset):
         raise ValueError(f"evaluate: dataset: expected at least one image, {dataset.name} has none")
     unknown = [name for name in dataset.classes if name not in detector.classes]
@@ -184,24 +271,49 @@ def evaluate(
     seconds = {"read": waited}
     for stage in ("preprocess", "network", "detection_output"):
         seconds[stage] = detector.timings[stage] - before[stage]
-    num_classes = len(detector.classes) + 1
+    return Found(found, truth, seconds)
+
+
+def measure(
+    found: Found,
+    dataset: DetectionDataset,
+    classes: Sequence[str],
+    *,
+    similar: Sequence[Sequence[str]] | None = None,
+    score_threshold: float = 0.5,
+) -> EvalResult:
+    """Compute every figure of what was found; classes are the detector's. See `evaluate`."""
+    if not getattr(dataset, "labelled", True):
+        raise ValueError(f"evaluate: {dataset.name} has images without an annotation")
+    data = found.detections, found.truth, len(classes) + 1
     try:
-        coco = coco_ap(found, truth, num_classes)
+        coco = coco_ap(*data)
     except ImportError:
         coco = None
-    result = EvalResult(
+    return EvalResult(
         dataset.name,
-        list(detector.classes),
-        len(truth),
-        voc_ap(found, truth, num_classes, metric="voc07"),
-        voc_ap(found, truth, num_classes, metric="voc12"),
+        list(classes),
+        len(found.truth),
+        voc_ap(*data, metric="voc07"),
+        voc_ap(*data, metric="voc12"),
         coco,
-        seconds,
+        size_ap(*data),
+        false_positives(*data, similar=similar_labels(classes, similar)),
+        confusion_matrix(*data, score_threshold=score_threshold),
+        score_threshold,
+        found.seconds,
     )
-    if out_dir is not None:
-        Path(out_dir).mkdir(parents=True, exist_ok=True)
-        result.save(Path(out_dir) / "evaluation.json")
-    return result
+
+
+def write_result(
+    result: EvalResult, found: Found, dataset: DetectionDataset, out_dir: str | os.PathLike[str]
+) -> None:
+    """Write `evaluation.json`, then `report.html`, into a folder, which is made if missing."""
+    from mdssd.engine.report import write_report
+
+    Path(out_dir).mkdir(parents=True, exist_ok=True)
+    result.save(Path(out_dir) / "evaluation.json")
+    write_report(Path(out_dir) / "report.html", result, found, dataset)
 
 
 def _batches(dataset: DetectionDataset, batch_size: int) -> Generator[list[Sample], None, None]:

@@ -71,6 +71,12 @@ def check_images(
     return images
 
 
+def check_iou_threshold(function: str, value: float) -> None:
+    """Raise ValueError where an IoU threshold is not above 0 and at most 1."""
+    if not 0 < value <= 1:
+        raise ValueError(f"{function}: iou_threshold: expected 0 < t <= 1, got {value}")
+
+
 def _boxes(where: str, image: Mapping[str, Any]) -> NDArray[np.float64]:
     boxes = np.asarray(image["boxes"], dtype=np.float64)
     if boxes.size == 0:

@@ -9,9 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mdssd.metrics.boxes import ImageBoxes, check_images
-
-_TRUE, _FALSE, _IGNORED = 1, 0, -1
+from mdssd.metrics.boxes import check_images, check_iou_threshold
+from mdssd.metrics.matching import FALSE, TRUE, match
 
 
 @dataclass(frozen=True)
@@ -70,77 +69,27 @@ def voc_ap(
     """
     if metric not in ("voc07", "voc12"):
         raise ValueError(f"voc_ap: metric: expected 'voc07' or 'voc12', got {metric!r}")
-    if not 0 < iou_threshold <= 1:
-        raise ValueError(f"voc_ap: iou_threshold: expected 0 < t <= 1, got {iou_threshold}")
+    check_iou_threshold("voc_ap", iou_threshold)
     images = check_images("voc_ap", detections, ground_truth, num_classes)
-    scores, labels, matched = _match_all(images, iou_threshold, 1.0 if plus_one else 0.0)
-    gt_labels = _cat([image.gt_labels for image in images], np.int64)
-    ignored = _cat([image.gt_difficult | image.gt_crowd for image in images], np.bool_)
+    matches = match(images, iou_threshold, plus_one)
 
     ap = np.full(num_classes - 1, np.nan)
     objects, difficult, found = (np.zeros(num_classes - 1, np.int64) for _ in range(3))
     trues, falses = [], []
     for label in range(1, num_classes):
         k = label - 1
-        of_class = gt_labels == label
-        objects[k] = np.count_nonzero(of_class & ~ignored)
-        difficult[k] = np.count_nonzero(of_class & ignored)
-        rows = np.flatnonzero(labels == label)
-        found[k] = rows.size
-        rows = rows[np.argsort(-scores[rows], kind="stable")]
-        verdict = _judge(matched[rows], ignored)
-        verdict = verdict[verdict != _IGNORED]
-        tp, fp = np.cumsum(verdict == _TRUE), np.cumsum(verdict == _FALSE)
+        ignored = matches.gt_ignored[matches.gt_labels == label]
+        objects[k] = np.count_nonzero(~ignored)
+        difficult[k] = np.count_nonzero(ignored)
+        found[k] = np.count_nonzero(matches.labels == label)
+        verdict = matches.verdict[matches.counted(label)]
+        tp, fp = np.cumsum(verdict == TRUE), np.cumsum(verdict == FALSE)
         trues.append(tp)
         falses.append(fp)
         if objects[k]:
-            area = _eleven_points if metric == "voc07" else _all_points
+            area = _eleven_points if metric == "voc07" else all_points
             ap[k] = area(tp, fp, int(objects[k]))
     return VocResult(metric, ap, objects, difficult, found, tuple(trues), tuple(falses))
-
-
-def _match_all(
-    images: Sequence[ImageBoxes], iou_threshold: float, one: float
-) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
-    """Score, label and object (its number over all images, -1: none) of every detection."""
-    scores, labels, matched = [], [], []
-    first = 0
-    for image in images:
-        best = np.full(len(image.boxes_xyxy), -1, np.int64)
-        if len(image.boxes_xyxy) and len(image.gt_xyxy):
-            iou = _iou(image.boxes_xyxy, image.gt_xyxy, one)  # [D, M]
-            iou[image.labels[:, None] != image.gt_labels[None, :]] = -1.0
-            nearest = iou.argmax(axis=1)
-            hit = iou[np.arange(len(iou)), nearest] >= iou_threshold
-            best[hit] = nearest[hit] + first
-        scores.append(image.scores)
-        labels.append(image.labels)
-        matched.append(best)
-        first += len(image.gt_xyxy)
-    return _cat(scores, np.float64), _cat(labels, np.int64), _cat(matched, np.int64)
-
-
-def _judge(matched: NDArray[np.int64], ignored: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """True, false or ignored for the detections of one class, given by falling score."""
-    verdict = np.full(len(matched), _FALSE, np.int64)
-    on_object = np.flatnonzero(matched >= 0)
-    _, first = np.unique(matched[on_object], return_index=True)
-    verdict[on_object[first]] = _TRUE
-    verdict[on_object[ignored[matched[on_object]]]] = _IGNORED
-    return verdict
-
-
-def _iou(
-    a_xyxy: NDArray[np.float64], b_xyxy: NDArray[np.float64], one: float
-) -> NDArray[np.float64]:
-    """IoU [A, B] of boxes whose width is x2 - x1 + one; 0 where the union is empty."""
-    a_size = a_xyxy[:, 2:] - a_xyxy[:, :2] + one
-    b_size = b_xyxy[:, 2:] - b_xyxy[:, :2] + one
-    low = np.maximum(a_xyxy[:, None, :2], b_xyxy[None, :, :2])
-    high = np.minimum(a_xyxy[:, None, 2:], b_xyxy[None, :, 2:])
-    shared = np.maximum(high - low + one, 0.0).prod(axis=2)
-    union = a_size.prod(axis=1)[:, None] + b_size.prod(axis=1)[None, :] - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
 def _eleven_points(tp: NDArray[np.int64], fp: NDArray[np.int64], objects: int) -> float:
@@ -150,12 +99,13 @@ def _eleven_points(tp: NDArray[np.int64], fp: NDArray[np.int64], objects: int) -
     return float(sum(points) / 11)
 
 
-def _all_points(tp: NDArray[np.int64], fp: NDArray[np.int64], objects: int) -> float:
-    """Area under precision made monotonic, over every step of recall."""
-    envelope = np.maximum.accumulate((tp / (tp + fp))[::-1])[::-1]
+def all_points(
+    tp: NDArray[np.int64], fp: NDArray[np.int64], objects: int, weight: float = 1.0
+) -> float:
+    """Area under precision made monotonic, over every step of recall.
+
+    tp, fp: running counts. weight: what a true detection counts for in precision.
+    """
+    envelope = np.maximum.accumulate((weight * tp / (weight * tp + fp))[::-1])[::-1]
     steps = np.diff(tp, prepend=0) / objects
     return float((envelope * steps).sum())
-
-
-def _cat(parts: list[NDArray[Any]], dtype: type) -> NDArray[Any]:
-    return np.concatenate(parts) if parts else np.zeros(0, dtype)
