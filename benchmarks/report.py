@@ -54,6 +54,8 @@ NOTES = {
     "l2norm_add_relu": "`torch.add of the two` is not the same thing: it is the least that a "
     "fusion of two maps can take.",
     "network": "The module, with no post-processing.",
+    "loader": "SSD's augmentation of JPEG files to 300 x 300, on one core. `OpenCV by hand` is the "
+    "way of the PyTorch ports, float32 from the start; it draws other crops.",
     "training step": "Forward, targets, loss, backward, SGD with momentum. The ways differ in "
     "targets and loss only.",
 }
@@ -205,6 +207,22 @@ def detector_table(rows: list[Row]) -> list[str]:
         body.append([r.row, r.dtype, number(1000 * r.median), number(fps), str(target), factor])
     head = ["", "dtype", "median ms", "frames/s", "paper, GTX 1080 Ti", "factor reached"]
     return table(head, body)
+
+
+def rate_table(rows: list[Row]) -> list[str]:
+    """Images a second: a line for each input, a column for each peer."""
+    peers = unique(r.peer for r in rows)
+    body = []
+    for name in unique(r.row for r in rows):
+        found = {r.peer: r.info["images"] / r.median for r in rows if r.row == name}
+        base = found.get(peers[0])
+        body.append([name])
+        for peer in peers:
+            text = number(found[peer]) if peer in found else "-"
+            if peer in found and base and peer != peers[0]:
+                text += f" ({number(found[peer] / base)}x)"
+            body[-1].append(text)
+    return table(["JPEG, images/s", *peers], body)
 
 
 def about_table(run: Run) -> list[str]:
@@ -389,7 +407,7 @@ class Page:
                 *detector_table(rows),
             ]
             return
-        self.lines += peers_table(rows)
+        self.lines += rate_table(rows) if op == "loader" else peers_table(rows)
         if op in NOTES:
             self.lines += [NOTES[op], ""]
         if len({r.peer for r in rows}) > 1:

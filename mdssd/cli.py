@@ -1,4 +1,4 @@
-"""The command `mdssd`: train, eval, detect, info.
+"""The command `mdssd`: train, eval, detect, data, info.
 
 What the subcommands need is imported inside them, so that `mdssd --help` answers at once.
 """
@@ -50,8 +50,8 @@ _RUN_LENGTH = ("epochs", "minutes")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (None: the process's own); give its exit status.
 
-    0: done. 1: some images could not be used. 2: wrong arguments or input, with one line
-    `mdssd: error: ...` on standard error. 130: interrupted by Ctrl-C.
+    0: done. 1: some images could not be used, or `data check` found a fault. 2: wrong arguments
+    or input, with one line `mdssd: error: ...` on standard error. 130: interrupted by Ctrl-C.
     """
     parser = _parser()
     try:
@@ -144,6 +144,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_runtime_options(_add_machine_options(detect))
     detect.set_defaults(run=_detect)
 
+    _add_data_commands(commands.add_parser("data", help="look at data: check it, show samples"))
+
     info = commands.add_parser("info", help="versions, backends, devices")
     info.add_argument("--traceback", action="store_true", help=argparse.SUPPRESS)
     info.set_defaults(run=_info)
@@ -227,6 +229,11 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
     sgd.add_argument("--clip-gradient", type=float, metavar="NORM", help="(default: no limit)")
     sgd.add_argument("--ema", type=float, metavar="DECAY", help="average the weights, e.g. 0.998")
 
+    _add_augmentation_options(parser)
+    _add_machine_options(parser)
+
+
+def _add_augmentation_options(parser: argparse.ArgumentParser) -> None:
     augmentation = parser.add_argument_group("augmentation")
     augmentation.add_argument("--expand", type=float, metavar="MAX", help="1 for none (default 4)")
     augmentation.add_argument("--no-crop", dest="crop", action="store_false")
@@ -235,7 +242,57 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
     )
     augmentation.add_argument("--no-photometric", dest="photometric", action="store_false")
     augmentation.add_argument("--no-mirror", dest="mirror", action="store_false")
-    _add_machine_options(parser)
+
+
+def _add_data_commands(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    check = commands.add_parser("check", help="count, compare with the priors, find faults")
+    check.description = _CHECK
+    _add_data_source(check)
+    check.add_argument("--out", metavar="DIR", help="folder for check.json and the plots")
+    check.add_argument("--model", choices=MODELS, default="mdssd300", help="(default mdssd300)")
+    check.add_argument("--prior-scales", metavar="NAME", default="voc", help="voc, coco or paper")
+    check.add_argument("--clip-priors", action="store_true", help="clip priors to the image")
+    check.add_argument(
+        "--truncate-sizes", action="store_true", help="whole pixels, as Caffe at 512"
+    )
+    check.add_argument(
+        "--tiny",
+        type=float,
+        default=4.0,
+        metavar="PX",
+        help="list boxes with a side below this in the input (default 4)",
+    )
+    check.add_argument("--workers", type=_count, metavar="N", help="threads that read images")
+    check.add_argument("--traceback", action="store_true", help=argparse.SUPPRESS)
+    check.set_defaults(run=_data_check)
+
+    # Only what was given lands in the result: the rest is left to the augmentation's defaults.
+    show = commands.add_parser(
+        "show", help="draw augmented samples", argument_default=argparse.SUPPRESS
+    )
+    show.description = "Draw samples as the network sees them in training, with their boxes."
+    _add_data_source(show)
+    show.add_argument("--out", metavar="FILE", required=True, help="picture to write (.png)")
+    show.add_argument("--count", type=_count, default=16, metavar="N", help="(default 16)")
+    show.add_argument("--seed", type=_number, default=0, metavar="N", help="(default 0)")
+    show.add_argument("--model", choices=MODELS, default="mdssd300", help="(default mdssd300)")
+    show.add_argument("--no-augment", action="store_true", help="only resize, as in a test")
+    _add_augmentation_options(show)
+    show.add_argument("--traceback", action="store_true", help=argparse.SUPPRESS)
+    show.set_defaults(run=_data_show)
+
+
+_CHECK = """Count what a data set holds, compare its boxes with the priors of a model, read every
+image and name each file that cannot be used. Ends with 1 where there is one, or where an image is
+in two splits that must be apart."""
+
+
+def _add_data_source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", nargs="?", metavar="DIR|JSON", help=_DATA)
+    parser.add_argument("--split", help="of a VOC folder or the scenes (default: all of a folder)")
+    parser.add_argument("--image-dir", metavar="DIR", help=_IMAGE_DIR)
+    parser.add_argument("--scenes", type=_count, metavar="N", help=_SCENES)
 
 
 def _add_machine_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -484,6 +541,72 @@ def _detect(arguments: argparse.Namespace) -> int:
     return 1 if report.failed else 0
 
 
+def _data_check(arguments: argparse.Namespace) -> int:
+    from mdssd.engine.datacheck import check_data
+    from mdssd.engine.dataplot import write_check
+    from mdssd.priors import make_priors, mdssd_prior_layers, ssd_prior_layers
+
+    size = _input_size(arguments.model)
+    layers = mdssd_prior_layers if arguments.model.startswith("mdssd") else ssd_prior_layers
+    priors = make_priors(
+        layers(size, arguments.prior_scales),
+        size,
+        clip=arguments.clip_priors,
+        truncate_sizes=arguments.truncate_sizes,
+    )
+    faults: list[str] = []
+    check = check_data(
+        _open_whole(vars(arguments), size, faults),
+        priors,
+        size,
+        model=f"{arguments.model} ({arguments.prior_scales})",
+        faults=faults,
+        tiny=arguments.tiny,
+        workers=arguments.workers,
+    )
+    print(check.text())
+    if arguments.out:
+        print(f"written: {', '.join(map(str, write_check(check, arguments.out)))}")
+    return 1 if check.broken else 0
+
+
+def _data_show(arguments: argparse.Namespace) -> int:
+    from mdssd.data import Augmentation
+    from mdssd.engine.dataplot import contact_sheet, write_png
+
+    given = vars(arguments)
+    out, size = Path(arguments.out), _input_size(arguments.model)
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"--out: expected a name that ends with .png, got {arguments.out!r}")
+    names = ("expand", "photometric", "crop", "crop_min_scale", "mirror")
+    options = {name: given[name] for name in names if name in given}
+    if "no_augment" in given:
+        if options:
+            raise ValueError("--no-augment: goes with no other option of the augmentation")
+        options = {"expand": 1.0, "photometric": False, "crop": False, "mirror": False}
+    dataset = _open_whole(given, size, None)
+    augmentation = Augmentation(size, **options)
+    sheet = contact_sheet(dataset, augmentation, arguments.count, arguments.seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_png(sheet, out)
+    print(f"written: {out}, {arguments.count} samples of {dataset.name}")
+    return 0
+
+
+def _input_size(model: str) -> int:
+    return int(model[-3:])
+
+
+def _open_whole(
+    options: dict[str, Any], input_size: int, faults: list[str] | None
+) -> DetectionDataset:
+    """As `_open`, but all of a VOC folder where no split is named."""
+    path = options.get("data")
+    if "split" not in options or options["split"] is None:
+        options = {**options, "split": "all" if path and Path(path).is_dir() else None}
+    return _open(options, train=True, input_size=input_size, classes=None, faults=faults)
+
+
 def _detector_options(arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
 
@@ -539,6 +662,7 @@ def _open(
     input_size: int,
     classes: Sequence[str] | None,
     unlabelled: bool = False,
+    faults: list[str] | None = None,
 ) -> DetectionDataset:
     """The data set that the options data, split, image_dir and scenes describe."""
     from mdssd.data import open_dataset
@@ -557,6 +681,7 @@ def _open(
         image_size=input_size,
         count=options.get("scenes"),
         unlabelled=unlabelled,
+        faults=faults,
     )
 
 

@@ -78,6 +78,17 @@ def test_report_has_times_ratios_and_shares(tmp_path):
     assert "0123456789ab; run on 2026-01-02" in text
 
 
+def test_report_gives_the_loader_in_images_a_second(tmp_path):
+    entries = [
+        entry("loader", "640 x 640", "mdssd loader", 0.1, images=32),
+        entry("loader", "640 x 640", "OpenCV by hand", 0.4, images=32),
+        entry("loader", "300 x 300", "OpenCV by hand", 0.2, images=32),
+    ]
+    text = report.write([saved(tmp_path / "run.json", entries)], tmp_path / "docs").read_text()
+    assert cells(text, "640 x 640") == ["640 x 640", "320", "80.0 (0.250x)"]
+    assert cells(text, "300 x 300") == ["300 x 300", "-", "160"]
+
+
 def test_report_draws_the_charts_it_shows_and_removes_old_ones(tmp_path):
     old = tmp_path / "docs" / "benchmarks" / "old.png"
     old.parent.mkdir(parents=True)

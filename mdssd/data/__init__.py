@@ -3,7 +3,14 @@
 from mdssd.data.augment import Augmentation
 from mdssd.data.coco import CocoDataset
 from mdssd.data.datasets import open_dataset
-from mdssd.data.images import IMAGE_SUFFIXES, MEAN_RGB, Preprocess, decode_image, read_image
+from mdssd.data.images import (
+    IMAGE_SUFFIXES,
+    MEAN_RGB,
+    Preprocess,
+    decode_image,
+    read_image,
+    subtract_mean,
+)
 from mdssd.data.loader import DetectionDataset, TrainingSet, collate, worker_init
 from mdssd.data.sample import DataError, Sample
 from mdssd.data.synthetic import SyntheticScenes
@@ -26,6 +33,7 @@ __all__ = [
     "decode_image",
     "open_dataset",
     "read_image",
+    "subtract_mean",
     "worker_init",
     "write_voc",
 ]

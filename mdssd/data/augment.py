@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-from mdssd.data.images import MEAN_RGB, to_tensor
+from mdssd.data.images import MEAN_RGB, REDUCTIONS, to_tensor
 from mdssd.data.sample import Sample
 
 # Each sampler draws up to TRIALS crops; the whole image and the unconstrained crop come besides.
@@ -28,6 +30,7 @@ class Augmentation:
     size: side of the network's input. expand: largest ratio of the canvas (1 turns it off).
     crop: whether to crop; crop_min_scale: smallest scale of a crop, SSD has 0.3.
     photometric, mirror: whether to distort the colours, whether to flip.
+    raw: leave the image uint8, a quarter of the memory, for `subtract_mean` on the device.
 
     Call with a Sample and a random generator; gives the image float32 [3, size, size], the boxes
     float32 [M, 4] xyxy normalised to 0-1, and the labels int64 [M]. A box is kept if its centre
@@ -48,6 +51,7 @@ class Augmentation:
         crop: bool = True,
         crop_min_scale: float = 0.3,
         mirror: bool = True,
+        raw: bool = False,
     ) -> None:
         if not expand >= 1:
             raise ValueError(f"Augmentation: expand must be at least 1, got {expand}")
@@ -62,37 +66,85 @@ class Augmentation:
         self.crop = crop
         self.crop_min_scale = crop_min_scale
         self.mirror = mirror
+        self.raw = raw
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        image = sample.image
+        height, width = sample.image.shape[:2]
+        return self.apply(self.draw(sample, (width, height), rng), sample.image)
+
+    def draw(
+        self,
+        sample: Sample,
+        size: tuple[int, int],
+        rng: np.random.Generator,
+        *,
+        reduced: bool = False,
+    ) -> View:
+        """Draw all that is random, for an image of this (width, height) that nobody has decoded.
+
+        sample: its boxes; the image is not looked at. reduced: whether the image can be decoded
+        at a reduced size. The same numbers are drawn either way.
+        """
         keep = ~sample.crowd
         boxes_xyxy = sample.boxes_xyxy[keep].astype(np.float64)
-        labels = sample.labels[keep]
-        height, width = image.shape[:2]
+        width, height = size
         colour_change = draw_colour_change(rng) if self.photometric else []
         canvas_width, canvas_height, left, top = width, height, 0, 0
         if self.expand > 1 and rng.random() < 0.5:
             canvas_width, canvas_height, left, top = draw_expansion(width, height, self.expand, rng)
-        boxes_xyxy += (left, top, left, top)
         window = np.array([0, 0, canvas_width, canvas_height])
+        offset = np.array([left, top, left, top])
         if self.crop:
             window = draw_crop(
-                boxes_xyxy, canvas_width, canvas_height, rng, min_scale=self.crop_min_scale
+                boxes_xyxy + offset, canvas_width, canvas_height, rng, min_scale=self.crop_min_scale
             )
-        boxes_xyxy, kept = boxes_in_window(boxes_xyxy, window)
-        labels = labels[kept]
-        shifted = window - np.array([left, top, left, top])
-        pixels = cut_window(image, shifted, colour_change, self.mean)
+        window = window - offset
         interpolation = INTERPOLATIONS[rng.integers(len(INTERPOLATIONS))]
-        pixels = cv2.resize(pixels, (self.size, self.size), interpolation=interpolation)
-        if self.mirror and rng.random() < 0.5:
-            pixels = cv2.flip(pixels, 1)
+        mirrored = bool(self.mirror and rng.random() < 0.5)
+        reduction = self._reduction(window) if reduced else 1
+        # To whole pixels of the reduced image; the boxes follow what is cut in truth.
+        window = (window + reduction // 2) // reduction
+        boxes_xyxy, kept = boxes_in_window(boxes_xyxy, window * reduction)
+        if mirrored:
             boxes_xyxy = boxes_xyxy[:, [2, 1, 0, 3]] * (-1, 1, -1, 1) + (1, 0, 1, 0)
+        labels = sample.labels[keep][kept]
+        return View(window, reduction, colour_change, interpolation, mirrored, boxes_xyxy, labels)
+
+    def apply(self, view: View, image: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """What was drawn, of the image as decoded at `view.reduction`; gives what a call gives."""
+        pixels = cut_window(image, view.window, view.colour_change, self.mean)
+        pixels = cv2.resize(pixels, (self.size, self.size), interpolation=view.interpolation)
+        if view.mirrored:
+            pixels = cv2.flip(pixels, 1)
+        raw = torch.from_numpy(pixels).movedim(-1, -3) if self.raw else None
         return (
-            to_tensor(pixels, self.mean),
-            torch.from_numpy(boxes_xyxy.astype(np.float32)),
-            torch.from_numpy(labels),
+            to_tensor(pixels, self.mean) if raw is None else raw,
+            torch.from_numpy(view.boxes_xyxy.astype(np.float32)),
+            torch.from_numpy(view.labels),
         )
+
+    def _reduction(self, window: np.ndarray) -> int:
+        """The most that leaves a window at least the size of the input, in width and height."""
+        sides = window[2:] - window[:2]
+        return max((r for r in REDUCTIONS if (sides >= r * self.size).all()), default=1)
+
+
+@dataclass(frozen=True)
+class View:
+    """One draw of the augmentation: all but the pixels.
+
+    window: int64 [4] xyxy, what is cut from the image, in pixels of the image decoded at
+    1/`reduction` of its size; it may reach beyond. boxes_xyxy: float64 [M, 4], in 0-1 of the
+    result, mirrored where it is. labels: int64 [M].
+    """
+
+    window: np.ndarray
+    reduction: int
+    colour_change: list[tuple[str, float]]
+    interpolation: int
+    mirrored: bool
+    boxes_xyxy: np.ndarray
+    labels: np.ndarray
 
 
 def draw_colour_change(rng: np.random.Generator) -> list[tuple[str, float]]:
@@ -113,20 +165,30 @@ def change_colours(image: np.ndarray, steps: list[tuple[str, float]]) -> np.ndar
     """Apply colour steps to uint8 RGB, saturating at 0 and 255 after each; the input is kept."""
     amounts = dict(steps)
     hsv_done = False
+    own: np.ndarray | None = None  # what may be overwritten: the input only after the first step
     for step, amount in steps:
         if step == "brightness":
-            image = cv2.LUT(image, _table(_LEVELS + amount))
+            image = own = _brighten(image, amount, own)
         elif step == "contrast":
-            image = cv2.LUT(image, _table(_LEVELS * amount))
+            image = own = cv2.LUT(image, _table(_LEVELS * amount), dst=own)
         elif not hsv_done:
             # Hue follows saturation in either order, so one trip through HSV serves both.
             hsv_done = True
             hue = _table(np.rint(_LEVELS + amounts.get("hue", 0)) % 180)
             saturation = _table(_LEVELS * amounts.get("saturation", 1))
             tables = np.stack([hue, saturation, _table(_LEVELS)], 1)[None]
-            hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), tables)
-            image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+            hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV, dst=own)
+            hsv = cv2.LUT(hsv, tables, dst=hsv)
+            image = own = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB, dst=hsv)
     return image
+
+
+def _brighten(image: np.ndarray, amount: float, own: np.ndarray | None) -> np.ndarray:
+    """Add to each level, rounded and clipped as in `_table`, which takes seven times as long."""
+    whole = round(amount)
+    if abs(amount - whole) == 0.5:  # here rounding follows the level
+        return cv2.LUT(image, _table(_LEVELS + amount), dst=own)
+    return cv2.add(image, (whole, whole, whole, 0), dst=own)  # type: ignore[call-overload]
 
 
 _LEVELS = np.arange(256, dtype=np.float64)

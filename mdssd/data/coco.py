@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ class CocoDataset(PhotoDataset):
     boxes included. Boxes without area or outside the image are left out and listed in `dropped`.
     unlabelled: take a file without a list of annotations too, as image_info_test-dev2017.json of
     COCO; `labelled` is then False.
-    Raises DataError, naming file and reason, for whatever cannot be read.
+    Raises DataError, naming file and reason, for whatever cannot be read. Where `faults` is a
+    list, what is wrong with a single image or annotation goes there, and it is left out.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class CocoDataset(PhotoDataset):
         image_dir: str | os.PathLike[str] | None = None,
         *,
         unlabelled: bool = False,
+        faults: list[str] | None = None,
     ) -> None:
         self.json_path = Path(json_path)
         super().__init__(self.json_path.stem)
@@ -52,19 +55,25 @@ class CocoDataset(PhotoDataset):
         if len(set(self.classes)) < len(self.classes):
             raise self._fault("two categories have the same name")
         images = self._table(content, "images")
-        rows = self._rows(content, images)
+        rows = self._rows(content, images, faults)
         names = {k: self._get(image, "file_name", str, f"image {k}") for k, image in images.items()}
         self.image_dir = self._find_images(image_dir, next(iter(names.values())))
         for key, image in tqdm(images.items(), desc=f"reading {self.name}", delay=2, leave=False):
-            path = path_inside(self.image_dir, names[key], str(self.json_path))
-            if not path.is_file():
-                raise DataError(f"{path}: no such image ({self.json_path} lists it)")
-            size = None
-            if "width" in image and "height" in image:
-                size = (
-                    self._get(image, "width", int, f"image {key}"),
-                    self._get(image, "height", int, f"image {key}"),
-                )
+            try:
+                path = path_inside(self.image_dir, names[key], str(self.json_path))
+                if not path.is_file():
+                    raise DataError(f"{path}: no such image ({self.json_path} lists it)")
+                size = None
+                if "width" in image and "height" in image:
+                    size = (
+                        self._get(image, "width", int, f"image {key}"),
+                        self._get(image, "height", int, f"image {key}"),
+                    )
+            except DataError as error:
+                if faults is None:
+                    raise
+                faults.append(str(error))
+                continue
             self.image_ids.append(str(key))
             self._paths.append(path)
             where = f"{self.json_path} ({names[key]})"
@@ -95,34 +104,43 @@ class CocoDataset(PhotoDataset):
         return table
 
     def _rows(
-        self, content: dict[str, Any], images: dict[int, dict[str, Any]]
+        self,
+        content: dict[str, Any],
+        images: dict[int, dict[str, Any]],
+        faults: list[str] | None,
     ) -> dict[int, list[BoxRow]]:
         label_of = {k: label for label, k in enumerate(self.category_ids, 1)}
         rows: dict[int, list[BoxRow]] = {key: [] for key in images}
         for position, entry in enumerate(content["annotations"]):
-            where = f"annotations[{position}]"
-            image = self._get(entry, "image_id", int, where)
-            category = self._get(entry, "category_id", int, where)
-            if image not in rows:
-                raise self._fault(f"{where}: there is no image {image}")
-            if category not in label_of:
-                raise self._fault(f"{where}: there is no category {category}")
-            box = self._get(entry, "bbox", list, where)
-            if len(box) != 4 or not all(_is_number(value) for value in box):
-                raise self._fault(f"{where}: bbox is {box!r}, expected four numbers")
-            left, top, width, height = (float(value) for value in box)
-            area = entry.get("area")
-            if area is not None and not _is_number(area):
-                raise self._fault(f"{where}: area is {area!r}, expected a number")
-            rows[image].append(
-                BoxRow(
-                    (left, top, left + width, top + height),
-                    label_of[category],
-                    crowd=bool(entry.get("iscrowd", 0)),
-                    area=area,
-                )
-            )
+            try:
+                image, row = self._row(entry, f"annotations[{position}]", rows, label_of)
+            except DataError as error:
+                if faults is None:
+                    raise
+                faults.append(str(error))
+            else:
+                rows[image].append(row)
         return rows
+
+    def _row(
+        self, entry: Any, where: str, images: Container[int], label_of: dict[int, int]
+    ) -> tuple[int, BoxRow]:
+        image = self._get(entry, "image_id", int, where)
+        category = self._get(entry, "category_id", int, where)
+        if image not in images:
+            raise self._fault(f"{where}: there is no image {image}")
+        if category not in label_of:
+            raise self._fault(f"{where}: there is no category {category}")
+        box = self._get(entry, "bbox", list, where)
+        if len(box) != 4 or not all(_is_number(value) for value in box):
+            raise self._fault(f"{where}: bbox is {box!r}, expected four numbers")
+        left, top, width, height = (float(value) for value in box)
+        area = entry.get("area")
+        if area is not None and not _is_number(area):
+            raise self._fault(f"{where}: area is {area!r}, expected a number")
+        box_xyxy = (left, top, left + width, top + height)
+        crowd = bool(entry.get("iscrowd", 0))
+        return image, BoxRow(box_xyxy, label_of[category], crowd=crowd, area=area)
 
     def _get(self, entry: Any, key: str, kind: type, where: str) -> Any:
         value = entry.get(key) if isinstance(entry, dict) else None

@@ -29,6 +29,7 @@ def open_dataset(
     count: int | None = None,
     seed: int = 0,
     unlabelled: bool = False,
+    faults: list[str] | None = None,
 ) -> DetectionDataset:
     """Open the data at `path`: a VOC folder, a COCO JSON file, or None for generated scenes.
 
@@ -36,7 +37,8 @@ def open_dataset(
     VOC folder the first of trainval, train (or test, val, valid) that it has.
     classes: the class names of a VOC folder. image_dir: see CocoDataset. image_size, count (1000
     to train on, 200 to test on, where None) and seed: of the generated scenes.
-    unlabelled: take images without annotations; see VOCDataset, CocoDataset.
+    unlabelled: take images without annotations; see VOCDataset, CocoDataset. faults: a list takes
+    what is wrong with single images, which are left out; None raises at the first.
     Raises DataError, naming the path and the reason, for data that cannot be opened, ValueError
     for an argument that this kind of data does not take.
     """
@@ -53,12 +55,12 @@ def open_dataset(
     path = Path(path)
     if path.is_file():
         _refuse(f"a COCO file ({path})", split=split, classes=classes)
-        return CocoDataset(path, image_dir, unlabelled=unlabelled)
+        return CocoDataset(path, image_dir, unlabelled=unlabelled, faults=faults)
     if not path.is_dir():
         raise DataError(f"{path}: no such file or folder")
     _refuse(f"a VOC folder ({path})", image_dir=image_dir)
     split = split or _default_split(path, train)
-    return VOCDataset(path, split, classes, unlabelled=unlabelled)
+    return VOCDataset(path, split, classes, unlabelled=unlabelled, faults=faults)
 
 
 def _default_split(root: Path, train: bool) -> str:

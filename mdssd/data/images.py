@@ -16,6 +16,14 @@ from mdssd.data.sample import DataError
 MEAN_RGB = (123.0, 117.0, 104.0)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
+# What a JPEG can be divided by as it is decoded, which its blocks of 8 x 8 make cheap.
+REDUCTIONS = (2, 4, 8)
+_DECODE = {
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
 # A marker is FF and a code; FF00 is a stuffed byte of the picture, FFD0-D7 restart it, FFFF pads.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -46,15 +54,28 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     orientation is not applied, because annotations refer to stored pixels.
     Raises DataError, naming file and reason, for a file that is missing, cut short or no image.
     """
+    return decode_image(read_bytes(path), os.fspath(path))
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """A file as it is. Raises DataError where it cannot be read."""
     try:
-        data = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"{os.fspath(path)}: cannot be read ({error.strerror})") from None
-    return decode_image(data, os.fspath(path))
 
 
-def decode_image(data: bytes, name: str = "image") -> np.ndarray:
-    """Decode the bytes of an image file as `read_image` does; `name` is for messages."""
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) of a JPEG; None for what is no JPEG, or one without a header."""
+    return _jpeg(data)[0] if data[:2] == b"\xff\xd8" else None
+
+
+def decode_image(data: bytes, name: str = "image", reduction: int = 1) -> np.ndarray:
+    """Decode the bytes of an image file as `read_image` does; `name` is for messages.
+
+    reduction: 1, 2, 4 or 8. Width and height are divided by it and rounded up; a pixel of the
+    result covers that many of the image. Of a JPEG the rest is never decoded.
+    """
     if not data:
         raise DataError(f"{name}: the file is empty")
     # OpenCV fills what is missing of a cut JPEG with grey and says nothing, hence our own look.
@@ -62,7 +83,7 @@ def decode_image(data: bytes, name: str = "image") -> np.ndarray:
         raise DataError(f"{name}: the image is truncated ({fault})")
     try:
         image = cv2.imdecode(
-            np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+            np.frombuffer(data, np.uint8), _DECODE[reduction] | cv2.IMREAD_IGNORE_ORIENTATION
         )
     except cv2.error as error:
         raise DataError(f"{name}: cannot be decoded as an image ({error.err})") from None
@@ -138,6 +159,12 @@ def to_tensor(image: np.ndarray, mean: tuple[float, float, float]) -> Tensor:
     row = np.tile(np.array(mean, np.float32), image.shape[-2])
     pixels = np.subtract(image.reshape(-1, len(row)), row, dtype=np.float32)
     return torch.from_numpy(pixels.reshape(image.shape)).movedim(-1, -3)
+
+
+def subtract_mean(images: Tensor, mean: tuple[float, float, float] = MEAN_RGB) -> Tensor:
+    """uint8 [..., 3, S, S] to float32 minus the mean, where it lies and as it lies in memory."""
+    shift = torch.tensor(mean, dtype=torch.float32, device=images.device)
+    return images.float().sub_(shift[:, None, None])
 
 
 class Preprocess:

@@ -35,7 +35,8 @@ class VOCDataset(PhotoDataset):
     `labelled` is then False, and no folder Annotations is needed where `classes` are given.
     Coordinates are kept as written. Boxes without area or outside the image are left out and
     listed in `dropped`; an annotation without boxes is an image of background.
-    Raises DataError, naming file and reason, for whatever cannot be read.
+    Raises DataError, naming file and reason, for whatever cannot be read. Where `faults` is a
+    list, what is wrong with a single image goes there instead, and the image is left out.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class VOCDataset(PhotoDataset):
         classes: Sequence[str] | None = None,
         *,
         unlabelled: bool = False,
+        faults: list[str] | None = None,
     ) -> None:
         self.root = Path(root)
         self.split = split
@@ -53,8 +55,8 @@ class VOCDataset(PhotoDataset):
         for folder in needed:
             if not (self.root / folder).is_dir():
                 raise DataError(f"{self.root}: not in VOC layout, it has no folder {folder}")
-        self.image_ids = self._read_split()
-        parsed = self._read_all() if classes is None else {}
+        listed = self._read_split()
+        parsed = self._read_all(faults) if classes is None else {}
         found = sorted({name for _, objects in parsed.values() for name, _, _ in objects})
         self.classes = list(found if classes is None else classes)
         if not self.classes:
@@ -62,32 +64,50 @@ class VOCDataset(PhotoDataset):
         if len(set(self.classes)) < len(self.classes):
             raise ValueError(f"VOCDataset: classes names one twice: {', '.join(self.classes)}")
         label_of = {name: k for k, name in enumerate(self.classes, 1)}
-        for image_id in _progress(self.image_ids, f"reading {self.name}"):
-            path = self._annotation_path(image_id)
-            if path.is_file():
-                stated, objects = parsed.get(path) or _read_annotation(path)
-            elif unlabelled:
-                stated, objects, self.labelled = (0, 0), [], False
-            else:
-                raise DataError(f"{path}: no such annotation (the split {self.split} lists it)")
-            image_path = self._image_path(image_id)
-            size = read_size(image_path)
-            if size is None:
-                size = stated if min(stated) > 0 else None
-            elif size != stated and path.is_file():
-                self.size_faults.append(
-                    f"{path}: states {stated[0]} x {stated[1]}, "
-                    f"{image_path.name} is {size[0]} x {size[1]}"
+        for image_id in _progress(listed, f"reading {self.name}"):
+            try:
+                self._add(image_id, parsed, label_of, unlabelled)
+            except DataError as error:
+                if faults is None:
+                    raise
+                if str(error) not in faults:
+                    faults.append(str(error))
+
+    def _add(
+        self,
+        image_id: str,
+        parsed: dict[Path, _Parsed],
+        label_of: dict[str, int],
+        unlabelled: bool,
+    ) -> None:
+        path = self._annotation_path(image_id)
+        if path.is_file():
+            stated, objects = parsed.get(path) or _read_annotation(path)
+        elif unlabelled:
+            stated, objects, self.labelled = (0, 0), [], False
+        else:
+            raise DataError(f"{path}: no such annotation (the split {self.split} lists it)")
+        image_path = self._image_path(image_id)
+        size = read_size(image_path)
+        fault = None
+        if size is None:
+            size = stated if min(stated) > 0 else None
+        elif size != stated and path.is_file():
+            fault = (
+                f"{path}: states {stated[0]} x {stated[1]}, "
+                f"{image_path.name} is {size[0]} x {size[1]}"
+            )
+        rows = []
+        for name, box_xyxy, difficult in objects:
+            if name not in label_of:
+                raise DataError(
+                    f"{path}: class {name!r} is not among the classes {', '.join(self.classes)}"
                 )
-            rows = []
-            for name, box_xyxy, difficult in objects:
-                if name not in label_of:
-                    raise DataError(
-                        f"{path}: class {name!r} is not among the classes {', '.join(self.classes)}"
-                    )
-                rows.append(BoxRow(box_xyxy, label_of[name], difficult))
-            self._paths.append(image_path)
-            self._annotations.append(Annotation(rows, size, str(path), self.dropped))
+            rows.append(BoxRow(box_xyxy, label_of[name], difficult))
+        self.size_faults += [fault] if fault else []
+        self.image_ids.append(image_id)
+        self._paths.append(image_path)
+        self._annotations.append(Annotation(rows, size, str(path), self.dropped))
 
     def _read_split(self) -> list[str]:
         folder = self.root / "ImageSets" / "Main"
@@ -100,22 +120,23 @@ class VOCDataset(PhotoDataset):
         if not path.is_file():
             there = ", ".join(sorted(p.stem for p in folder.glob("*.txt"))) or "none"
             raise DataError(f"{path}: no such split (there are: {there}; or all)")
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: cannot be read ({error})") from None
-        ids = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
-        if not ids:
-            raise DataError(f"{path}: the split lists no image")
-        return ids
+        return read_split(path)
 
-    def _read_all(self) -> dict[Path, _Parsed]:
+    def _read_all(self, faults: list[str] | None) -> dict[Path, _Parsed]:
         """Every annotation, whatever the split: the classes must not depend on the split."""
         folder = self.root / "Annotations"
         paths = [path_inside(folder, path.name, str(path)) for path in sorted(folder.glob("*.xml"))]
         if not paths:
             raise DataError(f"{folder}: holds no annotation (*.xml)")
-        return {path: _read_annotation(path) for path in _progress(paths, f"reading {folder}")}
+        parsed = {}
+        for path in _progress(paths, f"reading {folder}"):
+            try:
+                parsed[path] = _read_annotation(path)
+            except DataError as error:
+                if faults is None:
+                    raise
+                faults.append(str(error))
+        return parsed
 
     def _annotation_path(self, image_id: str) -> Path:
         return path_inside(self.root / "Annotations", f"{image_id}.xml", f"split {self.split}")
@@ -129,6 +150,18 @@ class VOCDataset(PhotoDataset):
         raise DataError(
             f"{folder / image_id}: no such image (looked for {', '.join(IMAGE_SUFFIXES)})"
         )
+
+
+def read_split(path: Path) -> list[str]:
+    """The images that a file of ImageSets/Main lists, each once. Raises DataError."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+    ids = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
+    if not ids:
+        raise DataError(f"{path}: the split lists no image")
+    return ids
 
 
 def _progress(items: Sequence[T], what: str) -> Iterable[T]:

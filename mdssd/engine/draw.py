@@ -59,8 +59,9 @@ def draw_detections(
     """A copy of the image with boxes, tags such as "car 0.87", and a legend in a strip below.
 
     image: uint8 [H, W, 3] RGB, left as it is. boxes_xyxy: [K, 4] in its pixels; labels: [K]
-    from 1; scores: [K]; arrays or tensors. classes: names of labels 1, 2 ... gt: [M, 4] xyxy of
-    the ground truth, drawn as thin dashed white boxes; None where it is not known.
+    from 1; scores: [K], or None for tags that name the class alone; arrays or tensors. classes:
+    names of labels 1, 2 ... gt: [M, 4] xyxy of the ground truth, drawn as thin dashed white boxes;
+    None where it is not known.
     min_side: an image with a shorter side is enlarged to it (as long as the longer stays below
     4096 pixels), so that tags on objects of 20 pixels can be read.
     Where objects crowd, a tag goes beside, below or inside its box, shrinks to the score or, as
@@ -77,7 +78,8 @@ def draw_detections(
     boxes = _boxes("boxes_xyxy", boxes_xyxy)
     truth = None if gt is None else _boxes("gt", gt)
     names = np.asarray(labels).reshape(-1).astype(np.int64)
-    values = np.asarray(scores, dtype=np.float64).reshape(-1)
+    known = scores is not None
+    values = np.asarray(scores if known else np.ones(len(names)), dtype=np.float64).reshape(-1)
     if not len(boxes) == len(names) == len(values):
         raise ValueError(
             "draw_detections: expected as many labels and scores as boxes, "
@@ -110,7 +112,12 @@ def draw_detections(
         _box(pen, boxes[k], class_color(int(names[k])), style.line)
     for box in truth if truth is not None else ():
         _dashed_box(pen, box, max(1, style.line // 3))
-    texts = [(f"{classes[names[k] - 1]} {values[k]:.2f}", f"{values[k]:.2f}") for k in order]
+    texts = [(classes[names[k] - 1],) * 2 for k in order]
+    if known:
+        texts = [
+            (f"{text} {values[k]:.2f}", f"{values[k]:.2f}")
+            for (text, _), k in zip(texts, order, strict=True)
+        ]
     for k, tag in zip(order, _place_tags(boxes[order], texts, canvas.size, style), strict=True):
         if tag is not None:
             _tag(pen, tag, class_color(int(names[k])), style)
