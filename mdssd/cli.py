@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -26,14 +26,6 @@ EPOCHS = 232
 # Iterations over which the learning rate rises when no weights are loaded.
 WARMUP_FROM_SCRATCH = 100
 
-_MODEL_OPTIONS = (
-    "model",
-    "width",
-    "batch_norm",
-    "prior_scales",
-    "clip_priors",
-    "truncate_sizes",
-)
 _DATA_OPTIONS = (
     "data",
     "split",
@@ -44,7 +36,6 @@ _DATA_OPTIONS = (
     "eval_split",
     "eval_every",
 )
-_RUN_LENGTH = ("epochs", "minutes")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0: done. 1: some images could not be used, or `data check` found a fault. 2: wrong arguments
     or input, with one line `mdssd: error: ...` on standard error. 130: interrupted by Ctrl-C.
+    143: by SIGTERM.
     """
     parser = _parser()
     try:
@@ -152,9 +144,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+_OnOff = argparse.BooleanOptionalAction
 _TRAIN = """Train a detector from scratch, from VGG16 or from a checkpoint. Writes last.json (and
 best.json where --eval-split is given), their weights, loss.csv and loss.png into the folder --out.
-Ctrl-C or a crash leaves the checkpoint of the last epoch; --resume goes on from it."""
+Ctrl-C or a crash leaves the last checkpoint, SIGTERM makes one; --resume goes on from it."""
 _DATA = "folder in VOC layout, or COCO JSON (default: generated scenes)"
 _SCENES = "how many scenes to generate where there is no --data"
 _IMAGE_DIR = "folder of the images of a COCO JSON"
@@ -184,12 +177,10 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("model")
     model.add_argument("--model", choices=MODELS, help="(default mdssd300)")
     model.add_argument("--width", type=float, help="multiplier of all channels (default 1)")
-    model.add_argument("--batch-norm", action="store_true", help="for training from scratch")
+    model.add_argument("--batch-norm", action=_OnOff, help="for training from scratch")
     model.add_argument("--prior-scales", metavar="NAME", help="voc, coco or paper (default voc)")
-    model.add_argument("--clip-priors", action="store_true", help="clip priors to the image")
-    model.add_argument(
-        "--truncate-sizes", action="store_true", help="whole pixels, as Caffe at 512"
-    )
+    model.add_argument("--clip-priors", action=_OnOff, help="clip priors to the image")
+    model.add_argument("--truncate-sizes", action=_OnOff, help="whole pixels, as Caffe at 512")
     model.add_argument(
         "--init",
         metavar="FILE",
@@ -198,15 +189,31 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
     )
 
     run = parser.add_argument_group("run")
+    run.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help="settings of a paper (ssd300, ssd512, mdssd300 or mdssd512, then -voc or -coco) or "
+        "of a TOML file; other options take the place of its settings",
+    )
+    run.add_argument(
+        "--print-recipe", action="store_true", help="print all settings as such a file, and end"
+    )
     run.add_argument("--out", metavar="DIR", help="folder of the run (default runs/train)")
     run.add_argument("--resume", action="store_true", help="go on with the run in --out")
     length = run.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=_count, metavar="N", help=f"(default {EPOCHS})")
+    length.add_argument("--iterations", type=_count, metavar="N", help="batches instead")
     length.add_argument("--minutes", type=float, metavar="M", help="train for this long instead")
     run.add_argument("--seed", type=int, metavar="N", help="(default 0)")
     run.add_argument("--workers", type=int, metavar="N", help="processes that load images")
     run.add_argument("--log-every", type=_count, metavar="N", help="iterations (default 10)")
     run.add_argument("--save-every", type=_count, metavar="N", help="epochs (default 1)")
+    run.add_argument(
+        "--save-iterations", type=_or_none(_count), metavar="N", help="iterations (default: none)"
+    )
+    run.add_argument(
+        "--keep", type=_count, metavar="K", help="the last K checkpoints, step-*.json (default 1)"
+    )
     run.add_argument("--no-check-images", action="store_true", help="do not read all images first")
 
     sgd = parser.add_argument_group("optimiser")
@@ -214,9 +221,21 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
     sgd.add_argument("--lr", type=float, help="learning rate (default 0.001, meant for batch 32)")
     sgd.add_argument(
         "--schedule",
-        choices=("mdssd", "ssd", "cosine"),
-        help="lr x 0.1 after 1/2 and 5/6 of the run (mdssd), 2/3 and 5/6 (ssd), or a cosine "
-        "(default: the model's own)",
+        choices=("mdssd", "ssd", "steps", "cosine"),
+        help="lr x 0.1 after 1/2 and 5/6 of the run (mdssd), 2/3 and 5/6 (ssd), --drops (steps), "
+        "or a cosine (default: the model's own)",
+    )
+    sgd.add_argument(
+        "--drops",
+        type=_drops,
+        metavar="A,B",
+        help="lr x 0.1 after each of these iterations, or fractions of the run",
+    )
+    sgd.add_argument(
+        "--scale-lr",
+        action="store_true",
+        help="for a --batch-size of k times the recipe's (without one: 32): k times the lr, and a "
+        "k-th of the recipe's iterations",
     )
     sgd.add_argument(
         "--warmup",
@@ -226,8 +245,14 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
     )
     sgd.add_argument("--momentum", type=float, help="(default 0.9)")
     sgd.add_argument("--weight-decay", type=float, help="(default 0.0005)")
-    sgd.add_argument("--clip-gradient", type=float, metavar="NORM", help="(default: no limit)")
-    sgd.add_argument("--ema", type=float, metavar="DECAY", help="average the weights, e.g. 0.998")
+    sgd.add_argument("--bias-lr-factor", type=float, metavar="F", help="times lr (default 2)")
+    sgd.add_argument("--bias-weight-decay", type=float, metavar="D", help="(default 0)")
+    sgd.add_argument(
+        "--clip-gradient", type=_or_none(float), metavar="NORM", help="(default: none, no limit)"
+    )
+    sgd.add_argument(
+        "--ema", type=_or_none(float), metavar="DECAY", help="average the weights, e.g. 0.998"
+    )
 
     _add_augmentation_options(parser)
     _add_machine_options(parser)
@@ -236,12 +261,12 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
 def _add_augmentation_options(parser: argparse.ArgumentParser) -> None:
     augmentation = parser.add_argument_group("augmentation")
     augmentation.add_argument("--expand", type=float, metavar="MAX", help="1 for none (default 4)")
-    augmentation.add_argument("--no-crop", dest="crop", action="store_false")
+    augmentation.add_argument("--crop", action=_OnOff)
     augmentation.add_argument(
         "--crop-min-scale", type=float, metavar="S", help="smallest crop, 0 to 1 (default 0.3)"
     )
-    augmentation.add_argument("--no-photometric", dest="photometric", action="store_false")
-    augmentation.add_argument("--no-mirror", dest="mirror", action="store_false")
+    augmentation.add_argument("--photometric", action=_OnOff)
+    augmentation.add_argument("--mirror", action=_OnOff)
 
 
 def _add_data_commands(parser: argparse.ArgumentParser) -> None:
@@ -319,8 +344,11 @@ def _train(arguments: argparse.Namespace) -> int:
     given = vars(arguments)
     out_dir = Path(given.get("out", "runs/train"))
     resume = given.get("resume", False)
+    if given.get("print_recipe"):
+        return _print_recipe(_resumed_facts(out_dir, given) if resume else _fresh_facts(given))
     with _machine(given) as device:
         from mdssd.engine.memory import keep_memory
+        from mdssd.engine.stop import TERMINATED, Terminated
         from mdssd.engine.train import check_folder, train
 
         keep_memory()
@@ -342,6 +370,8 @@ def _train(arguments: argparse.Namespace) -> int:
         model = _make_model({**config, "num_classes": len(dataset.classes) + 1}, recipe)
         if "init" in given and not resume:
             print(_initialise(model, Path(given["init"])))
+        elif facts.get("start"):
+            print(f"the recipe starts from {facts['start']} (--init), this run from nothing")
         again = f"mdssd train --resume --out {out_dir}"
         try:
             state = train(
@@ -367,6 +397,12 @@ def _train(arguments: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
             return INTERRUPTED
+        except Terminated:
+            print(
+                f"mdssd: terminated after saving {out_dir / 'last.json'}; go on with: {again}",
+                file=sys.stderr,
+            )
+            return TERMINATED
     best = "" if state.best is None else f", best VOC07 mAP {state.best:.4f} (best.json)"
     print(
         f"{state.step} iterations, {state.epoch} epochs, {state.seconds / 60:.1f} minutes, "
@@ -385,24 +421,28 @@ def _check_class_names(options: dict[str, Any], dataset: DetectionDataset) -> No
 
 
 def _fresh_facts(given: dict[str, Any]) -> dict[str, Any]:
-    """Data options, recipe and model config of a new run."""
-    recipe = _recipe_of(given)
-    if not any(name in recipe for name in _RUN_LENGTH):
+    """Data options, recipe and model config of a new run, and what its recipe starts from."""
+    from mdssd.engine.recipes import LENGTHS, START
+
+    recipe, config, file = _chosen(given)
+    if not any(name in recipe for name in LENGTHS):
         recipe["epochs"] = EPOCHS
     recipe.setdefault("warmup", 0 if "init" in given else WARMUP_FROM_SCRATCH)
-    config = {name: given[name] for name in _MODEL_OPTIONS if name in given}
     config.setdefault("model", "mdssd300")
     recipe.setdefault("schedule", "mdssd" if config["model"].startswith("mdssd") else "ssd")
     options = {name: given[name] for name in _DATA_OPTIONS if name in given}
     for name in ("data", "image_dir", "eval_data"):
         if name in options:
             options[name] = str(Path(options[name]).absolute())
-    return {"arguments": options, "recipe": recipe, "model": config}
+    if "recipe" in given:
+        options["recipe"] = given["recipe"]
+    return {"arguments": options, "recipe": recipe, "model": config, "start": file.get(START)}
 
 
 def _resumed_facts(out_dir: Path, given: dict[str, Any]) -> dict[str, Any]:
     """The same of the run in `out_dir`, with what was given in place of what it had."""
     from mdssd.engine.checkpoint import CheckpointError, read_meta
+    from mdssd.engine.recipes import LENGTHS
 
     if "init" in given:
         raise ValueError("--init: a run that is resumed has its weights already")
@@ -411,22 +451,37 @@ def _resumed_facts(out_dir: Path, given: dict[str, Any]) -> dict[str, Any]:
     training = meta["training"]
     if not all(isinstance(training.get(name), dict) for name in ("arguments", "recipe")):
         raise CheckpointError(f"{path}: holds no run to resume")
+    chosen, options_of_model, _ = _chosen(given)
     recipe = dict(training["recipe"])
-    if any(name in given for name in _RUN_LENGTH):
-        recipe |= dict.fromkeys(_RUN_LENGTH)
-    recipe |= _recipe_of(given)
-    config = dict(meta["model"])
-    config |= {name: given[name] for name in _MODEL_OPTIONS if name in given}
+    if any(name in chosen for name in LENGTHS):
+        recipe |= dict.fromkeys(LENGTHS)
+    recipe |= chosen
+    config = {**meta["model"], **options_of_model}
     options = {**training["arguments"]}
     options |= {name: given[name] for name in _DATA_OPTIONS if name in given}
     options.setdefault("classes", meta["classes"])
     return {"arguments": options, "recipe": recipe, "model": config}
 
 
-def _recipe_of(given: dict[str, Any]) -> dict[str, Any]:
+def _chosen(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Settings of the run and options of the model that were chosen, and the recipe's file."""
     from mdssd.engine.recipe import Recipe
+    from mdssd.engine.recipes import MODEL_OPTIONS, combine, read_recipe
 
-    return {name: given[name] for name in Recipe.__dataclass_fields__ if name in given}
+    file = read_recipe(given["recipe"]) if "recipe" in given else {}
+    names = (*MODEL_OPTIONS, *Recipe.__dataclass_fields__)
+    options = {name: given[name] for name in names if name in given}
+    both = combine(file, options, scale_lr=given.get("scale_lr", False))
+    config = {name: both.pop(name) for name in MODEL_OPTIONS if name in both}
+    return both, config, file
+
+
+def _print_recipe(facts: dict[str, Any]) -> int:
+    from mdssd.engine.recipe import Recipe
+    from mdssd.engine.recipes import format_recipe
+
+    print(format_recipe(facts["model"], Recipe(**facts["recipe"])), end="")
+    return 0
 
 
 def _make_model(config: dict[str, Any], recipe: dict[str, Any]) -> SingleShotDetector:
@@ -706,6 +761,25 @@ def _fraction(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
     return value
+
+
+def _drops(text: str) -> list[float]:
+    try:
+        return [int(part) if part.isdigit() else float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected iterations or fractions as in 60000,100000 or 0.5,0.8; got {text!r}"
+        ) from None
+
+
+def _or_none(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """The type of an option that "none" turns off, where a recipe turns it on."""
+
+    def parse(text: str) -> Any:
+        return None if text == "none" else kind(text)
+
+    parse.__name__ = kind.__name__  # argparse's messages tell it
+    return parse
 
 
 def _names(text: str) -> list[str]:

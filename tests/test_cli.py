@@ -155,7 +155,7 @@ def test_help_states_the_real_defaults(capsys, monkeypatch):
     assert status == 0
     fields = Recipe.__dataclass_fields__
     for name in ("batch_size", "lr", "momentum", "weight_decay", "seed", "log_every", "save_every",
-                 "expand", "crop_min_scale"):  # fmt: skip
+                 "expand", "crop_min_scale", "keep", "bias_lr_factor"):  # fmt: skip
         described = text.rsplit(f"\n  --{name.replace('_', '-')} ", 1)[1]
         stated = described.split("(default ")[1].split(")")[0].split(",")[0]
         assert float(stated) == fields[name].default, name
@@ -240,6 +240,12 @@ def test_one_line_for_every_wrong_input(capsys, tmp_path, voc, checkpoint):
         ([*train, "--minutes", 1], "not allowed with argument --epochs"),
         ([*train, "--batch-size", "many"], "expected a whole number from 1, got 'many'"),
         ([*train, "--speed", 3], "unrecognized arguments: --speed 3"),
+        ([*train, "--iterations", 1], "not allowed with argument --epochs"),
+        ([*train, "--drops", "5,soon"], "expected iterations or fractions as in 60000,100000"),
+        ([*train, "--drops", "5,3"], "drops: expected rising iterations"),
+        ([*train, "--ema", "many"], "argument --ema: invalid float value: 'many'"),
+        ([*train, "--save-iterations", 0], "expected a whole number from 1, got '0'"),
+        ([*train, "--recipe", "ssd400"], "ssd400: no such recipe or file; expected"),
         (["train", "--classes", "a,,b"], "expected distinct names"),
         (["dance"], "dance"),
         ([], "required"),

@@ -1,16 +1,18 @@
 """Training: the recipe's numbers, resuming, faults, and that it learns."""
 
 import csv
+import json
 import math
 
 import cv2
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
 from mdssd import ops
-from mdssd.data import DataError, Sample
+from mdssd.data import Augmentation, DataError, Sample, TrainingSet
 from mdssd.engine import train as train_module
 from mdssd.engine.checkpoint import CheckpointError, load_checkpoint, load_state, read_meta
 from mdssd.engine.detector import Detector
@@ -253,16 +255,38 @@ def test_resuming_a_finished_run_does_nothing_and_more_epochs_go_on(tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch, value):
-    train(small(), Shapes(2), tmp_path, epochs=1, **QUICK)
+def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(tmp_path, monkeypatch, value):
+    dataset = Shapes(5)
+    run = dict(save_iterations=1, resume=True, epochs=2, **QUICK)
+    train(small(), dataset, tmp_path, **{**run, "epochs": 1, "resume": False})
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     original = train_module._losses
     monkeypatch.setattr(
         train_module, "_losses", lambda *a: (original(*a)[0] * value, original(*a)[1])
     )
-    with pytest.raises(TrainingError, match=r"not finite .*iteration 2 of epoch 2 .*last.json is"):
-        train(small(), Shapes(2), tmp_path, epochs=2, resume=True, **QUICK)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    message = r"not finite .*iteration 3 of epoch 2 .*last.json is .*not-finite-00000003 has its"
+    with pytest.raises(TrainingError, match=message):
+        train(small(), dataset, tmp_path, **run)
+    folder = tmp_path / "not-finite-00000003"
+    files = {path.name: path for path in tmp_path.iterdir() if path != folder}
+    assert {name: path.read_bytes() for name, path in files.items()} == before
+
+    batches = EpochBatches(5, 2, seed=0)
+    batches.epoch = 1
+    indices = next(iter(batches))
+    facts = json.loads((folder / "batch.json").read_text())
+    assert [row["id"] for row in facts["images"]] == [dataset.image_ids[i] for i in indices]
+    tensors = safetensors.torch.load_file(folder / "batch.safetensors")
+    samples = TrainingSet(dataset, Augmentation(300))
+    samples.set_epoch(1)
+    for k, index in enumerate(indices):
+        image, boxes, labels = samples[index]
+        assert torch.equal(tensors["images"][k], image)
+        assert torch.equal(tensors[f"boxes.{k}"], boxes)
+        assert torch.equal(tensors[f"labels.{k}"], labels)
+        assert facts["images"][k]["objects"] == [dataset.classes[label - 1] for label in labels]
+        assert cv2.imread(str(folder / facts["images"][k]["picture"])).shape == (300, 300, 3)
+    assert len(list(folder.iterdir())) == 4
 
 
 # --- refusals ------------------------------------------------------------------------------------
@@ -282,8 +306,8 @@ class OtherClasses(Shapes):
 @pytest.mark.parametrize(
     ("dataset", "options", "error", "message"),
     [
-        (Shapes(2), {"epochs": None}, ValueError, "either epochs or minutes"),
-        (Shapes(2), {"minutes": 1}, ValueError, "either epochs or minutes"),
+        (Shapes(2), {"epochs": None}, ValueError, "either epochs, iterations or minutes"),
+        (Shapes(2), {"minutes": 1}, ValueError, "either epochs, iterations or minutes"),
         (Shapes(2), {"epochs": 0}, ValueError, "epochs: expected a whole number from 1, got 0"),
         (Shapes(2), {"epochs": None, "minutes": -1.0}, ValueError, "minutes: expected"),
         (Shapes(2), {"batch_size": 1.5}, ValueError, "batch_size: expected"),
@@ -294,7 +318,21 @@ class OtherClasses(Shapes):
         (Shapes(2), {"weight_decay": -1.0}, ValueError, "weight_decay: expected"),
         (Shapes(2), {"clip_gradient": 0}, ValueError, "clip_gradient: expected"),
         (Shapes(2), {"warmup": -1}, ValueError, "warmup: expected"),
-        (Shapes(2), {"schedule": "x"}, ValueError, "expected one of mdssd, ssd, cosine; got 'x'"),
+        (Shapes(2), {"schedule": "x"}, ValueError, "one of mdssd, ssd, steps, cosine; got 'x'"),
+        (Shapes(2), {"schedule": "steps"}, ValueError, "drops: expected with the schedule steps"),
+        (Shapes(2), {"drops": [0.5]}, ValueError, "drops: expected with the schedule steps"),
+        *(
+            (Shapes(2), {"schedule": "steps", "drops": drops}, ValueError, "drops: expected rising")
+            for drops in ([], [2, 1], [0.5, 2], [0], [1.5], ["1"], 3)
+        ),
+        (Shapes(2), {"epochs": None, "iterations": 0}, ValueError, "iterations: expected a whole"),
+        (Shapes(2), {"iterations": 1}, ValueError, "either epochs, iterations or minutes"),
+        (Shapes(2), {"save_iterations": 0}, ValueError, "save_iterations: expected a whole number"),
+        (Shapes(2), {"keep": 0}, ValueError, "keep: expected a whole number from 1, got 0"),
+        (Shapes(2), {"bias_lr_factor": 0}, ValueError, "bias_lr_factor: expected a number above 0"),
+        (Shapes(2), {"bias_weight_decay": -1}, ValueError, "bias_weight_decay: expected"),
+        (Shapes(2), {"mirror": "no"}, ValueError, "mirror: expected true or false, got 'no'"),
+        (Shapes(2), {"expand": "no"}, ValueError, "expand: expected a number, got 'no'"),
         (Shapes(2), {"expand": 0.5}, ValueError, "expand"),
         (Shapes(2), {"crop_min_scale": 0}, ValueError, "crop_min_scale"),
         (Shapes(2), {"eval_every": 0}, ValueError, "eval_every: expected 1 or more, got 0"),
@@ -381,6 +419,14 @@ def test_schedule_of_the_papers(schedule, drops):
     recipe = Recipe(epochs=1, schedule=schedule)
     for step, power in ((0, 0), (drops[0] - 1, 0), (drops[0], 1), (drops[1] - 1, 1), (drops[1], 2)):
         assert recipe.learning_rate(step, step / 120_000) == pytest.approx(1e-3 * 0.1**power)
+
+
+@pytest.mark.parametrize("length", [{"iterations": 100}, {"epochs": 1}])
+@pytest.mark.parametrize("drops", [(30, 80), (0.3, 0.8)])
+def test_drops_are_iterations_or_fractions(length, drops):
+    recipe = Recipe(**length, schedule="steps", drops=drops)
+    rates = [recipe.learning_rate(step, step / 100) for step in range(100)]
+    assert rates == pytest.approx([1e-3] * 30 + [1e-4] * 50 + [1e-5] * 20)
 
 
 def test_warmup_and_cosine():

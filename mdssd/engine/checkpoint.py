@@ -97,12 +97,48 @@ def save_checkpoint(
         meta["state_bytes"] = len(data)
         files[meta["state"]] = data
     text = json.dumps(meta, indent=1, allow_nan=False) + "\n"
-    for name, data in files.items():
-        with atomic_write(path.with_name(name), "wb") as file:
-            file.write(data)
-    with atomic_write(path) as file:
-        file.write(text)
-    _remove_leftovers(path)
+    try:
+        for name, data in files.items():
+            with atomic_write(path.with_name(name), "wb") as file:
+                file.write(data)
+        with atomic_write(path) as file:
+            file.write(text)
+    finally:
+        # Also after a failure, such as a full disk: the weights that no JSON has come to name.
+        _remove_leftovers(path)
+
+
+def keep_last(path: str | os.PathLike[str], step: int, count: int) -> None:
+    """Let this checkpoint outlast the next ones that are saved under its name.
+
+    A copy of its JSON beside it, `step-<iterations, 8 digits>.json`, keeps its files in place. Of
+    such copies up to this iteration the last `count` stay, with their files; with a count of 1
+    there is no copy, because the checkpoint itself is the last.
+
+    Args:
+        path: the JSON of a checkpoint.
+        step: iterations completed.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    path = Path(path)
+    for stale in path.parent.glob(f".step-*.json.*{TEMPORARY_SUFFIX}"):  # of a killed process
+        stale.unlink(missing_ok=True)
+    if count > 1:
+        with atomic_write(path.with_name(f"step-{step:08}.json"), "wb") as file:
+            file.write(path.read_bytes())
+    copies = {
+        int(match[1]): file
+        for file in path.parent.iterdir()
+        if (match := re.fullmatch(r"step-(\d{8,})\.json", file.name))
+    }
+    past = sorted(at for at in copies if at <= step)
+    dropped = past if count == 1 else past[:-count]
+    for at in dropped:
+        copies[at].unlink()
+    if dropped:
+        _remove_leftovers(path)
 
 
 def load_checkpoint(

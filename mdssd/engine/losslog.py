@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import os
+import sys
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -25,7 +26,8 @@ class LossLog:
 
     Rows: `COLUMNS`; step and epoch count from 1, the losses are means over the iterations since
     the row before. `last_step` is that of the checkpoint the run goes on from (0: a new run):
-    later rows, of iterations that will be done again, are dropped on opening.
+    later rows, of iterations that will be done again, are dropped on opening. A disk that is full
+    ends no training: rows that cannot be written wait for the next, with a warning once.
 
     Raises:
         RuntimeError: another process is writing the file.
@@ -45,6 +47,7 @@ class LossLog:
         except BaseException:
             self._release_lock()
             raise
+        self._warned = False
         self._writer = csv.writer(self._file, lineterminator="\n")
 
     def _take_lock(self) -> IO[str]:
@@ -65,8 +68,13 @@ class LossLog:
 
     def write(self, **row: Any) -> None:
         """Add one row, given by the names in `COLUMNS`."""
-        self._writer.writerow([_text(row[name]) for name in COLUMNS])
-        self._file.flush()
+        try:
+            self._writer.writerow([_text(row[name]) for name in COLUMNS])
+            self._file.flush()
+        except OSError as error:  # what was not written stays in Python's buffer
+            if not self._warned:
+                print(f"\n{self.path}: cannot be written ({error.strerror})", file=sys.stderr)
+            self._warned = True
 
     def __enter__(self) -> LossLog:
         return self
@@ -77,8 +85,12 @@ class LossLog:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._file.close()
-        self._release_lock()
+        try:
+            self._file.close()
+        except OSError:
+            pass  # the warning has been given
+        finally:
+            self._release_lock()
 
 
 def _text(value: Any) -> str:

@@ -9,7 +9,9 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,11 @@ from mdssd.data import (
     read_image,
     worker_init,
 )
+from mdssd.engine.badbatch import save_batch
 from mdssd.engine.checkpoint import (
     CheckpointError,
     check_classes,
+    keep_last,
     load_checkpoint,
     load_state,
     read_meta,
@@ -43,13 +47,22 @@ from mdssd.engine.files import remove_leftovers
 from mdssd.engine.losslog import LossLog
 from mdssd.engine.plot import plot_losses
 from mdssd.engine.recipe import Recipe, parameter_groups
+from mdssd.engine.stop import StopRequest
 from mdssd.models import SingleShotDetector
 
 RUN_FILES = ("last.json", "best.json", "loss.csv")
 # Drawing the curve takes 0.3 s; a data set of a few images has epochs shorter than that.
 _SECONDS_BETWEEN_PLOTS = 20.0
 # Settings that may differ when a run goes on: how long it lasts and what it reports.
-_MAY_CHANGE = ("epochs", "minutes", "log_every", "save_every")
+_MAY_CHANGE = (
+    "epochs",
+    "iterations",
+    "minutes",
+    "log_every",
+    "save_every",
+    "save_iterations",
+    "keep",
+)
 
 
 class TrainingError(RuntimeError):
@@ -62,9 +75,12 @@ class TrainState:
 
     epoch: int = 0  # epochs completed
     step: int = 0  # iterations completed
+    batch: int = 0  # of them in the epoch that has begun
     seconds: float = 0.0
     loss: float | None = None  # mean of the last line of the CSV
     evaluations: list[list[float]] = field(default_factory=list)  # [epoch, VOC07 mAP]
+    to_evaluate: bool = False  # the evaluation after this epoch has not been made
+    scaler: dict[str, Any] = field(default_factory=dict)  # of the gradients, with float16
     finished: bool = False
 
     @property
@@ -90,11 +106,16 @@ def train(
 ) -> TrainState:
     """Train a model on a data set, with SSD's loss and augmentation and SGD (SSD section 2.2).
 
-    Writes into `out_dir`, which is made: last.json with its weights after every epoch (and what
-    is needed to resume), best.json where there is an `eval_dataset`, loss.csv line by line,
-    loss.png. A run that is killed at any moment leaves the last checkpoint whole; with `resume`
-    it goes on from there, and on one CPU gives the same bits as if it had not been interrupted
-    (not with `minutes`, where the schedule follows the clock).
+    Writes into `out_dir`, which is made: last.json with its weights after every epoch, and in the
+    midst of one with `save_iterations` (and what is needed to resume), step-*.json for the `keep`
+    last ones, best.json where there is an `eval_dataset`, loss.csv line by line, loss.png.
+
+    A run that is killed at any moment leaves the last checkpoint whole; with `resume` it goes on
+    from there, and on one CPU gives the same bits as if it had not been interrupted (not with
+    `minutes`, where the schedule follows the clock). No generator's state is kept for that: the
+    order of the images follows from (seed, epoch) and the augmentation of one from (seed, epoch,
+    image), in whichever process it happens. SIGTERM saves after the iteration that it comes in.
+    A checkpoint that cannot be written, on a full disk, costs a warning, and an error at the end.
 
     Crowd boxes are left out and difficult ones used, as SSD does for COCO and VOC. An image
     without boxes adds nothing to the loss. An epoch is a random order of all images; the images
@@ -109,7 +130,7 @@ def train(
         check_images: decode every image once before starting, to find broken ones.
         arguments: facts to keep in the checkpoints' "training" entry.
         progress: whether to show progress bars.
-        recipe: the fields of `Recipe`: epochs or minutes, batch_size, lr ...
+        recipe: the fields of `Recipe`: epochs, iterations or minutes, batch_size, lr ...
 
     Raises:
         ValueError: settings, classes and model disagree, there is no box to learn from, or the
@@ -117,7 +138,9 @@ def train(
         DataError: an image cannot be read.
         CheckpointError: the run to resume cannot be read.
         FileExistsError: `out_dir` has a run and `resume` is not set.
-        TrainingError: the loss is NaN or infinite.
+        TrainingError: the loss is NaN or infinite (the batch is then kept in `out_dir`), or the
+            last checkpoint of the run cannot be written.
+        Terminated: SIGTERM came; the checkpoint is saved.
     """
     settings = Recipe(**recipe)
     out_dir = Path(out_dir)
@@ -130,8 +153,9 @@ def train(
     tensors: dict[str, Tensor] = {}
     if resume:
         state, tensors = _load_run(out_dir / "last.json", model, dataset, settings)
-        if _progress(state, settings, 0.0) >= 1:
-            state.finished = True
+        state.finished = _progress(state, settings, 0.0) >= 1
+        state.to_evaluate = state.to_evaluate and eval_dataset is not None
+        if state.finished and not state.to_evaluate:
             return state
     _check_data(model, dataset, eval_dataset, settings, check_images, progress)
 
@@ -146,37 +170,63 @@ def train(
     out_dir.mkdir(parents=True, exist_ok=True)
 
     def save(name: str) -> None:
-        save_checkpoint(
-            out_dir / name,
-            model if average is None else average,
-            classes=dataset.classes,
-            mean=MEAN_RGB,
-            extra={
-                **asdict(state),
-                "dataset": dataset.name,
-                "images": len(dataset),
-                "recipe": asdict(settings),
-                "arguments": dict(arguments or {}),
-            },
-            state=_training_tensors(model, optimizer, average) if name == "last.json" else None,
-        )
+        last = name == "last.json"
+        try:
+            save_checkpoint(
+                out_dir / name,
+                model if average is None else average,
+                classes=dataset.classes,
+                mean=MEAN_RGB,
+                extra={
+                    **asdict(state),
+                    "dataset": dataset.name,
+                    "images": len(dataset),
+                    "recipe": asdict(settings),
+                    "arguments": dict(arguments or {}),
+                },
+                state=_training_tensors(model, optimizer, average) if last else None,
+            )
+            if last:
+                keep_last(out_dir / name, state.step, settings.keep)
+        except ValueError as error:  # a weight is not finite, which the next loss would have told
+            raise TrainingError(f"train: iteration {state.step}: {error}") from error
+        except OSError as error:
+            if last and (state.finished or stop.asked):
+                raise TrainingError(_unsaved(out_dir / name, state, error)) from error
+            bar.warn(f"warning: {_unsaved(out_dir / name, state, error)}")
+
+    def measure() -> None:
+        assert eval_dataset is not None
+        best = state.best
+        with stop.at_once():
+            value = _evaluate(average or model, eval_dataset, dataset.classes, progress)
+        state.evaluations.append([state.epoch, value])
+        state.to_evaluate = False
+        bar.note(f"epoch {state.epoch}: VOC07 mAP {value:.4f} on {eval_dataset.name}")
+        state.seconds = time.monotonic() - started
+        if state.best != best:
+            save("best.json")
+        save("last.json")
 
     remove_leftovers(out_dir / "loss.png")
     started = time.monotonic() - state.seconds
     plotted = -math.inf
     with (
+        closing(loader.dataset),  # type: ignore[type-var]
+        StopRequest() as stop,
         LossLog(out_dir / "loss.csv", state.step) as log,
         _Bar(state, settings, len(batches), progress) as bar,
     ):
+        if state.to_evaluate:
+            measure()
         while not state.finished:
             model.train()
-            batches.epoch = state.epoch
+            batches.epoch, batches.done = state.epoch, state.batch
             loader.dataset.set_epoch(state.epoch)  # type: ignore[attr-defined]
             tally = _Tally()
-            done = 0
             for images, boxes_xyxy, labels in _batches(loader):
                 state.seconds = time.monotonic() - started
-                part = _progress(state, settings, done / len(batches))
+                part = _progress(state, settings, state.batch / len(batches))
                 if part >= 1:
                     break
                 lr = settings.learning_rate(state.step, part)
@@ -186,7 +236,12 @@ def train(
                 loc, conf = _losses(model, images, boxes_xyxy, labels)
                 total = loc + conf
                 if not math.isfinite(total.item()):
-                    raise TrainingError(_diverged(out_dir, state, lr, loc, conf))
+                    ids = [dataset.image_ids[index] for index in batches.of(state.batch)]
+                    message = _diverged(out_dir, state, lr, loc, conf)
+                    kept = _keep_batch(
+                        out_dir, state, message, images, boxes_xyxy, labels, ids, dataset.classes
+                    )
+                    raise TrainingError(f"{message}; {kept}")
                 optimizer.zero_grad(set_to_none=True)
                 total.backward()
                 if settings.clip_gradient is not None:
@@ -195,28 +250,43 @@ def train(
                 if average is not None:
                     _average(average, model, settings.ema, state.step)
                 state.step += 1
-                done += 1
+                state.batch += 1
                 tally.add(loc, conf, len(images))
-                if state.step % settings.log_every == 0 or done == len(batches):
+                to_save = _every(settings.save_iterations, state.step) or stop.asked
+                if state.step % settings.log_every == 0 or to_save or state.batch == len(batches):
                     state.loss = tally.flush(log, state, lr)
                 bar.show(state, lr, tally)
+                if to_save and state.batch < len(batches):
+                    state.seconds = time.monotonic() - started
+                    save("last.json")
+                    stop.check()
             if tally.count:
                 state.loss = tally.flush(log, state, lr)
-            state.epoch += done == len(batches)
+            epoch_ends = state.batch == len(batches)
+            if epoch_ends:
+                state.epoch, state.batch = state.epoch + 1, 0
             state.seconds = time.monotonic() - started
             state.finished = _progress(state, settings, 0.0) >= 1
-            best = state.best
-            if eval_dataset is not None and (state.finished or state.epoch % eval_every == 0):
-                value = _evaluate(average or model, eval_dataset, dataset.classes, progress)
-                state.evaluations.append([state.epoch, value])
-                bar.note(f"epoch {state.epoch}: VOC07 mAP {value:.4f} on {eval_dataset.name}")
-                state.seconds = time.monotonic() - started
-            if state.finished or state.epoch % settings.save_every == 0:
+            state.to_evaluate = eval_dataset is not None and (
+                state.finished or (epoch_ends and state.epoch % eval_every == 0)
+            )
+            if (
+                state.finished
+                or state.to_evaluate
+                or stop.asked
+                or _every(settings.save_iterations, state.step)
+                or (epoch_ends and state.epoch % settings.save_every == 0)
+            ):
                 save("last.json")
-            if state.best != best:
-                save("best.json")
+                if state.to_evaluate or not state.finished:
+                    stop.check()
+            if state.to_evaluate:
+                measure()
             if state.finished or time.monotonic() - plotted > _SECONDS_BETWEEN_PLOTS:
-                plot_losses(log.path, out_dir / "loss.png")
+                try:
+                    plot_losses(log.path, out_dir / "loss.png")
+                except OSError as error:
+                    bar.warn(f"warning: {out_dir / 'loss.png'}: not drawn ({error.strerror})")
                 plotted = time.monotonic()
     if average is not None:
         model.load_state_dict(average.state_dict())
@@ -252,6 +322,11 @@ class _Reporting(Dataset[Any]):
     def __init__(self, samples: TrainingSet) -> None:
         self.samples = samples
         self.set_epoch = samples.set_epoch
+        self.closed = torch.zeros((), dtype=torch.bool).share_memory_()
+
+    def close(self) -> None:
+        """Let SIGTERM end the workers from now on."""
+        self.closed.fill_(True)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -263,6 +338,27 @@ class _Reporting(Dataset[Any]):
             return error
 
 
+class _Remaining(Sampler[list[int]]):
+    """The batches of an epoch without the first `done`, those of an interrupted run."""
+
+    def __init__(self, batches: EpochBatches) -> None:
+        self._batches = batches
+        self.epoch = 0
+        self.done = 0
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        self._batches.epoch = self.epoch
+        return islice(iter(self._batches), self.done, None)
+
+    def of(self, number: int) -> list[int]:
+        """The images of a batch, counted from the epoch's first."""
+        self._batches.epoch = self.epoch
+        return next(islice(iter(self._batches), number, None))
+
+
 def _collate(batch: list[Any]) -> Any:
     return next((item for item in batch if isinstance(item, DataError)), None) or collate(batch)
 
@@ -270,8 +366,12 @@ def _collate(batch: list[Any]) -> Any:
 def _start_worker(worker_id: int) -> None:
     import signal
 
-    # Ctrl-C reaches the whole process group; the main process ends its workers.
+    # Ctrl-C reaches the whole process group, and SIGTERM often does; the main process needs its
+    # workers until the iteration is done, and then ends them, with SIGTERM if need be.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    info: Any = torch.utils.data.get_worker_info()
+    closed = info.dataset.closed
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if closed else None)
     worker_init(worker_id)
 
 
@@ -288,7 +388,7 @@ def _make_loader(
     settings: Recipe,
     workers: int | None,
     device: torch.device,
-) -> tuple[DataLoader[Any], EpochBatches]:
+) -> tuple[DataLoader[Any], _Remaining]:
     augmentation = Augmentation(
         model.input_size,
         expand=settings.expand,
@@ -297,7 +397,7 @@ def _make_loader(
         photometric=settings.photometric,
         mirror=settings.mirror,
     )
-    batches = EpochBatches(len(dataset), settings.batch_size, settings.seed)
+    batches = _Remaining(EpochBatches(len(dataset), settings.batch_size, settings.seed))
     if workers is None:
         workers = min(2, (os.cpu_count() or 1) - 1)
     loader: DataLoader[Any] = DataLoader(
@@ -343,8 +443,14 @@ def _progress(state: TrainState, settings: Recipe, part_of_epoch: float) -> floa
     """The fraction of the run that is done."""
     if settings.minutes is not None:
         return state.seconds / (60 * settings.minutes)
+    if settings.iterations is not None:
+        return state.step / settings.iterations
     assert settings.epochs is not None
     return (state.epoch + part_of_epoch) / settings.epochs
+
+
+def _every(count: int | None, step: int) -> bool:
+    return count is not None and step % count == 0
 
 
 def _evaluate(
@@ -362,6 +468,34 @@ def _diverged(out_dir: Path, state: TrainState, lr: float, loc: Tensor, conf: Te
         f"{conf.item():g}) in iteration {state.step + 1} of epoch {state.epoch + 1} at "
         f"learning rate {lr:g}; try a lower one, a warm-up or a gradient limit; "
         + (f"{kept} is the last checkpoint" if kept.exists() else "there is no checkpoint yet")
+    )
+
+
+def _keep_batch(
+    out_dir: Path,
+    state: TrainState,
+    message: str,
+    images: Tensor,
+    boxes_xyxy: list[Tensor],
+    labels: list[Tensor],
+    ids: list[str],
+    classes: list[str],
+) -> str:
+    """Save the batch that the run stops at; say where it is."""
+    folder = out_dir / f"not-finite-{state.step + 1:08}"
+    facts = {"iteration": state.step + 1, "epoch": state.epoch + 1, "message": message}
+    try:
+        save_batch(folder, images, boxes_xyxy, labels, ids, classes, facts)
+    except OSError as error:
+        return f"its batch could not be kept in {folder} ({error.strerror})"
+    return f"{folder} has its batch"
+
+
+def _unsaved(path: Path, state: TrainState, error: OSError) -> str:
+    kept = "its predecessor is whole" if path.exists() else "there is none before it"
+    return (
+        f"{path}: the checkpoint of iteration {state.step} cannot be written "
+        f"({error.strerror}); {kept}"
     )
 
 
@@ -405,14 +539,16 @@ def _load_run(
         )
     facts = meta["training"]
     try:
-        before = facts["recipe"]
-        state = TrainState(**{name: facts[name] for name in TrainState.__dataclass_fields__})
+        # A run of an earlier version lacks settings, and had what are now their defaults.
+        before = asdict(Recipe(**facts["recipe"]))
+        known = {name: facts[name] for name in TrainState.__dataclass_fields__ if name in facts}
+        state = TrainState(**{"epoch": facts["epoch"], "step": facts["step"], **known})
         changed = [
             f"{name} (was {before[name]!r}, is {value!r})"
             for name, value in asdict(settings).items()
             if name not in _MAY_CHANGE and before[name] != value
         ]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: holds no run to resume ({error})") from None
     if facts.get("images") != len(dataset):
         changed.append(f"images (were {facts.get('images')}, are {len(dataset)})")
@@ -520,6 +656,7 @@ class _Bar:
     def __init__(self, state: TrainState, settings: Recipe, batches: int, progress: bool) -> None:
         self._timed = settings.minutes is not None
         total = settings.minutes * 60 if settings.minutes else (settings.epochs or 0) * batches
+        total = settings.iterations or total
         self._bar = tqdm(
             total=round(total),
             initial=round(state.seconds) if self._timed else state.step,
@@ -551,3 +688,7 @@ class _Bar:
         """Print a line above the bar."""
         if not self._bar.disable:
             self._bar.write(line)
+
+    def warn(self, line: str) -> None:
+        """Print a line above the bar, or where it would be."""
+        self._bar.write(line, file=sys.stderr)
