@@ -215,6 +215,12 @@ def test_initial_weights():
     assert 0.99 * bound < weight.abs().max() <= bound
     assert all((p == 0).all() for n, p in model.named_parameters() if n.endswith("bias"))
     assert (model.conv4_3_scale == 20).all()
+    deconvolution = next(
+        m for m in mdssd300(21, width=0.5).module3.modules() if isinstance(m, nn.ConvTranspose2d)
+    )
+    weight = deconvolution.weight  # from 128 channels to 256, 2 x 2
+    bound_up = (3 / (256 * 4)) ** 0.5
+    assert weight.shape == (128, 256, 2, 2) and 0.99 * bound_up < weight.abs().max() <= bound_up
     model = mdssd300(21, width=0.5, batch_norm=True)
     weight = model.trunk.conv3.conv3_2.conv.weight
     assert weight.std().item() == pytest.approx((2 / (128 * 9)) ** 0.5, rel=0.02)

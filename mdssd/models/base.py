@@ -137,21 +137,23 @@ class SingleShotDetector(nn.Module):
     def _init_weights(self) -> None:
         """Draw the weights of all convolutions; a constructor ends with it.
 
-        Without batch normalisation, and for the heads: Caffe's "xavier", U(+-sqrt(3 / fan_in)).
-        With it, the convolutions and deconvolutions draw from N(0, 2 / fan_in) (He et al.).
-        fan_in counts the inputs that reach one output, which for a deconvolution is
-        channels * kernel^2 / stride^2. Biases start at 0.
+        Without batch normalisation, and for the heads: Caffe's "xavier", U(+-sqrt(3 / fan_in)),
+        where fan_in is all of a layer's weights over the first side of their shape: of a
+        deconvolution, whose weights have the same shape in Caffe, its outputs * kernel^2.
+        With it, the convolutions and deconvolutions draw from N(0, 2 / inputs) (He et al.), inputs
+        being those that reach one output: of a deconvolution channels * kernel^2 / stride^2.
+        Biases start at 0.
         """
         heads = set(self.heads.modules())
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                fan_in: float = module.in_channels * math.prod(module.kernel_size)
-                if isinstance(module, nn.ConvTranspose2d):
-                    fan_in /= math.prod(module.stride)
                 if self.batch_norm and module not in heads:
-                    nn.init.normal_(module.weight, std=math.sqrt(2 / fan_in))
+                    inputs: float = module.in_channels * math.prod(module.kernel_size)
+                    if isinstance(module, nn.ConvTranspose2d):
+                        inputs /= math.prod(module.stride)
+                    nn.init.normal_(module.weight, std=math.sqrt(2 / inputs))
                 else:
-                    bound = math.sqrt(3 / fan_in)
+                    bound = math.sqrt(3 * module.weight.shape[0] / module.weight.numel())
                     nn.init.uniform_(module.weight, -bound, bound)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
