@@ -4,6 +4,8 @@
 // reference to the last bit. Comparisons are written so that a NaN lands on the stated side.
 #pragma once
 
+#include <limits>
+
 #include "inline.h"
 
 namespace mdssd {
@@ -59,26 +61,41 @@ struct Areas {  // of two boxes
   T intersection, both;
 };
 
+// What joins the area of a union: a number, or nothing, which costs nothing.
+struct NoEps {};
 template <class T>
-MDSSD_INLINE Areas<T> areas(Box<T> a, T area_a, Box<T> b, T area_b) {
+MDSSD_INLINE T operator+(T both, NoEps) {
+  return both;
+}
+
+template <class T, class Body>
+void with_eps(double eps, Body body) {
+  if (eps == 0)
+    body(NoEps{});
+  else
+    body(T(eps));
+}
+
+template <class T, class Eps>
+MDSSD_INLINE Areas<T> areas(Box<T> a, T area_a, Box<T> b, T area_b, Eps eps) {
   const T width = larger(smaller(a.x2, b.x2) - larger(a.x1, b.x1), T(0));
   const T height = larger(smaller(a.y2, b.y2) - larger(a.y1, b.y1), T(0));
   const T intersection = width * height;
-  return {intersection, area_a + area_b - intersection};
+  return {intersection, area_a + area_b - intersection + eps};
 }
 
 // 0 where the boxes do not overlap, where one is degenerate, and where one holds a NaN: its area is
 // then NaN, so the quotient is, and compares false.
-template <class T>
-MDSSD_INLINE T iou(Box<T> a, T area_a, Box<T> b, T area_b) {
-  const Areas<T> of = areas(a, area_a, b, area_b);
+template <class T, class Eps = NoEps>
+MDSSD_INLINE T iou(Box<T> a, T area_a, Box<T> b, T area_b, Eps eps = {}) {
+  const Areas<T> of = areas(a, area_a, b, area_b, eps);
   return larger(of.intersection / of.both, T(0));
 }
 
 // iou(a, b) > threshold, to the bit, without a division where the IoU is clearly below.
-template <class T>
-MDSSD_INLINE bool overlap(Box<T> a, T area_a, Box<T> b, T area_b, T threshold) {
-  const Areas<T> of = areas(a, area_a, b, area_b);
+template <class T, class Eps>
+MDSSD_INLINE bool overlap(Box<T> a, T area_a, Box<T> b, T area_b, T threshold, Eps eps) {
+  const Areas<T> of = areas(a, area_a, b, area_b, eps);
   if (of.intersection < threshold * of.both * T(0.999)) return false;
   return larger(of.intersection / of.both, T(0)) > threshold;
 }
@@ -95,6 +112,33 @@ MDSSD_INLINE Box<T> decode(Offsets<T> o, CentreBox<T> p, T v0, T v1, Exp exp) {
   const T half_w = p.w * exp(o.w * v1) * T(0.5), half_h = p.h * exp(o.h * v1) * T(0.5);
   const T cx = p.cx + o.x * v0 * p.w, cy = p.cy + o.y * v0 * p.h;
   return {cx - half_w, cy - half_h, cx + half_w, cy + half_h};
+}
+
+// Limits of a decoded box: of its size's logarithm, and of its corners. Infinite ones change
+// nothing, and a NaN stays.
+template <class T>
+struct Limits {
+  T log_scale, low, width, height;
+};
+
+template <class T>
+Limits<T> make_limits(double max_log_scale, double clip_width, double clip_height) {
+  const bool clips = clip_width < std::numeric_limits<double>::infinity();
+  return {T(max_log_scale), clips ? T(0) : -std::numeric_limits<T>::infinity(), T(clip_width),
+          T(clip_height)};
+}
+
+template <class T>
+MDSSD_INLINE T clamp(T x, T low, T high) {
+  return x < low ? low : x > high ? high : x;
+}
+
+template <class T, class Exp>
+MDSSD_INLINE Box<T> decode(Offsets<T> o, CentreBox<T> p, T v0, T v1, Exp exp, Limits<T> to) {
+  const auto limited_exp = [=](T x) { return exp(x > to.log_scale ? to.log_scale : x); };
+  const Box<T> b = decode(o, p, v0, v1, limited_exp);
+  return {clamp(b.x1, to.low, to.width), clamp(b.y1, to.low, to.height),
+          clamp(b.x2, to.low, to.width), clamp(b.y2, to.low, to.height)};
 }
 
 }  // namespace mdssd

@@ -34,16 +34,16 @@ void decode_boxes_backward_cpu(const void* grad, const void* loc, const void* pr
                                int64_t period, double v0, double v1, void* grad_loc, DType dtype,
                                int threads);
 
-// gt [offsets[images], 4], priors [count, 4], both float32 or float64 by `dtype`;
-// offsets [images + 1]; index [images, count], iou [images, count] float32.
+// gt [offsets[images], 4], priors [count, 4], both float32 or float64 by `dtype`; `corners`: the
+// priors are xyxy; offsets [images + 1]; index [images, count], iou [images, count] float32.
 void match_priors_cpu(const void* gt, const int64_t* offsets, int64_t images, const void* priors,
-                      int64_t count, double iou_threshold, int64_t* index, float* iou, DType dtype,
-                      int threads);
+                      bool corners, int64_t count, double iou_threshold, double iou_eps,
+                      int64_t* index, float* iou, DType dtype, int threads);
 // The same match, then loc [images, count, 4] as `gt` and labels [images, count].
 void encode_targets_cpu(const void* gt, const int64_t* gt_labels, const int64_t* offsets,
                         int64_t images, const void* priors, int64_t count, double iou_threshold,
-                        double v0, double v1, void* loc, int64_t* labels, DType dtype,
-                        int threads);
+                        double iou_eps, double v0, double v1, void* loc, int64_t* labels,
+                        DType dtype, int threads);
 
 // images [count, height, width, channels] -> out [count, out_height, out_width, channels].
 void resize_cpu(const uint8_t* images, int64_t count, int64_t height, int64_t width,
@@ -52,15 +52,19 @@ void resize_cpu(const uint8_t* images, int64_t count, int64_t height, int64_t wi
 // boxes [count, 4], scores [count], float32 or float64; idxs [count] or null; keep [count].
 // Returns how many entries of keep are set.
 int64_t nms_cpu(const void* boxes, const void* scores, const int64_t* idxs, int64_t count,
-                double iou_threshold, int64_t* keep, DType dtype, int threads);
+                double iou_threshold, double iou_eps, int64_t* keep, DType dtype, int threads);
 
 // loc [images, count, 4] S, logits [images, count, classes] S, priors [count, 4] W ->
 // boxes [images, max_detections, 4] W, scores W, labels, found [images]. The results hold zeros.
+// Without `softmax` the logits are scores; `per_class`: each image has results for every class but
+// the background; without `keep_empty` boxes of zero area suppress one another; an infinite
+// max_log_scale is no limit, nor are infinite clip_width and clip_height.
 void detection_output_cpu(const void* loc, const void* logits, const void* priors, int64_t images,
                           int64_t count, int64_t classes, double score_threshold,
                           double nms_threshold, int64_t top_k, int64_t max_detections, double v0,
-                          double v1, void* boxes, void* scores, int64_t* labels, int64_t* found,
-                          DType dtype, int threads);
+                          double v1, bool softmax, bool per_class, bool keep_empty, double iou_eps,
+                          double max_log_scale, double clip_width, double clip_height, void* boxes,
+                          void* scores, int64_t* labels, int64_t* found, DType dtype, int threads);
 
 // x, y [images, channels, pixels] S, or [images, pixels, channels] if channels_last;
 // scale [channels] W; rnorm [images, pixels] W, the reciprocal of each pixel's norm.
@@ -82,18 +86,20 @@ void l2norm_add_relu_backward_cpu(const void* grad, const void* y, const void* a
                                   int threads);
 
 // loc [images, count, 4] S, logits [images, count, classes] S, loc_targets as loc in W,
-// labels [images, count] -> losses [2] W (localisation, confidence), selected [images, count],
-// normaliser [1] (max(1, positives)). Returns false, with results of no meaning, if a label is not
-// in [0, classes).
+// labels [images, count] -> losses [2, groups] W (localisation, confidence), selected [images,
+// count], normaliser [groups] (max(1, positives)). A group is an image if per_image, else the batch.
+// Returns false, with results of no meaning, if a label is not in [0, classes).
 bool multibox_loss_cpu(const void* loc, const void* logits, const void* loc_targets,
                        const int64_t* labels, int64_t images, int64_t count, int64_t classes,
-                       double neg_pos_ratio, void* losses, bool* selected, int64_t* normaliser,
-                       DType dtype, int threads);
-// Gradients of the two losses, already over the normaliser -> grad_loc, grad_logits S.
-void multibox_loss_backward_cpu(double grad_loc_loss, double grad_conf_loss, const void* loc,
-                                const void* logits, const void* loc_targets, const int64_t* labels,
-                                const bool* selected, int64_t rows, int64_t classes,
-                                void* grad_loc, void* grad_logits, DType dtype, int threads);
+                       double neg_pos_ratio, bool per_image, void* losses, bool* selected,
+                       int64_t* normaliser, DType dtype, int threads);
+// Gradients of the two losses, already over the normaliser, [groups] of group_rows rows each, W ->
+// grad_loc, grad_logits S.
+void multibox_loss_backward_cpu(const void* grad_loc_loss, const void* grad_conf_loss,
+                                const void* loc, const void* logits, const void* loc_targets,
+                                const int64_t* labels, const bool* selected, int64_t rows,
+                                int64_t group_rows, int64_t classes, void* grad_loc,
+                                void* grad_logits, DType dtype, int threads);
 
 // The CUDA side. Arrays are on the device unless said otherwise and start at a multiple of 16 bytes;
 // nothing waits for the device. A `workspace` has the bytes that the function named *_workspace says.
@@ -117,43 +123,48 @@ void decode_boxes_backward_cuda(const void* grad, const void* loc, const void* p
 // host, read before the call returns. The workspace's `boxes` are offsets[images].
 int64_t match_priors_workspace(int64_t boxes);
 void match_priors_cuda(const void* gt, const int64_t* offsets, int64_t images, const void* priors,
-                       int64_t count, double iou_threshold, void* workspace, int64_t* index,
-                       float* iou, DType dtype, Stream stream);
+                       bool corners, int64_t count, double iou_threshold, double iou_eps,
+                       void* workspace, int64_t* index, float* iou, DType dtype, Stream stream);
 // loc [images, count, 4] S, labels [images, count]; workspace of match_priors.
 void encode_targets_cuda(const void* gt, const int64_t* gt_labels, const int64_t* offsets,
                          int64_t images, const void* priors, int64_t count, double iou_threshold,
-                         double v0, double v1, void* workspace, void* loc, int64_t* labels,
-                         DType dtype, Stream stream);
+                         double iou_eps, double v0, double v1, void* workspace, void* loc,
+                         int64_t* labels, DType dtype, Stream stream);
 
 // boxes [count, 4] S; order [count], the boxes by falling score; idxs [count] or null ->
 // keep [count]: the kept ones in this order, then zeros; kept [1].
 int64_t nms_workspace(int64_t count, DType dtype);
 void nms_cuda(const void* boxes, const int64_t* order, const int64_t* idxs, int64_t count,
-              double iou_threshold, void* workspace, int64_t* keep, int64_t* kept, DType dtype,
-              Stream stream);
+              double iou_threshold, double iou_eps, void* workspace, int64_t* keep, int64_t* kept,
+              DType dtype, Stream stream);
 
 // score_threshold below 1, top_k and max_detections up to 1024, count * classes up to 2^32.
 void detection_output_cuda(const void* loc, const void* logits, const void* priors, int64_t images,
                            int64_t count, int64_t classes, double score_threshold,
                            double nms_threshold, int64_t top_k, int64_t max_detections, double v0,
-                           double v1, void* boxes, void* scores, int64_t* labels, int64_t* found,
-                           void* workspace, DType dtype, Stream stream);
+                           double v1, bool softmax, bool per_class, bool keep_empty,
+                           double iou_eps, double max_log_scale, double clip_width,
+                           double clip_height, void* boxes, void* scores, int64_t* labels,
+                           int64_t* found, void* workspace, DType dtype, Stream stream);
 int64_t detection_output_workspace(int64_t images, int64_t count, int64_t classes, int64_t top_k,
                                    int64_t max_detections);
 
-// loc_loss, conf_loss W; more than 2^31 - 1 priors or classes throw std::length_error. A label that
+// loc_loss, conf_loss [groups] W; more than 2^31 - 1 priors or classes throw std::length_error. A label that
 // is not in [0, classes) gives a confidence loss of NaN.
 void multibox_loss_cuda(const void* loc, const void* logits, const void* loc_targets,
                         const int64_t* labels, int64_t images, int64_t count, int64_t classes,
-                        double neg_pos_ratio, void* loc_loss, void* conf_loss, bool* selected,
-                        int64_t* normaliser, void* workspace, DType dtype, Stream stream);
-int64_t multibox_loss_workspace(int64_t images, int64_t count, int64_t classes, DType dtype);
-// The gradients of the losses, W, and the normaliser are on the device.
+                        double neg_pos_ratio, bool per_image, void* loc_loss, void* conf_loss,
+                        bool* selected, int64_t* normaliser, void* workspace, DType dtype,
+                        Stream stream);
+int64_t multibox_loss_workspace(int64_t images, int64_t count, int64_t classes, bool per_image,
+                                DType dtype);
+// The gradients of the losses, W, and the normaliser, all [groups], are on the device.
 void multibox_loss_backward_cuda(const void* grad_loc_loss, const void* grad_conf_loss,
                                  const void* loc, const void* logits, const void* loc_targets,
                                  const int64_t* labels, const bool* selected,
-                                 const int64_t* normaliser, int64_t rows, int64_t classes,
-                                 void* grad_loc, void* grad_logits, DType dtype, Stream stream);
+                                 const int64_t* normaliser, int64_t rows, int64_t group_rows,
+                                 int64_t classes, void* grad_loc, void* grad_logits, DType dtype,
+                                 Stream stream);
 
 void l2norm_cuda(const void* x, const void* scale, double eps, int64_t images, int64_t channels,
                  int64_t pixels, bool channels_last, void* y, void* rnorm, DType dtype,

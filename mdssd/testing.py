@@ -150,9 +150,14 @@ def _match(
     boxes: tuple[int, ...],
     kind: str = "random",
     iou_threshold: float = 0.5,
+    **options: Any,
 ) -> Any:
     gt = [random_boxes(generator, count, kind).to(dtype) for count in boxes]
-    return (gt, random_priors(generator, priors, kind)), {"iou_threshold": iou_threshold}
+    priors_given = random_priors(generator, priors, kind)
+    if options.get("priors_form") == "xyxy":
+        half = priors_given[:, 2:] / 2
+        priors_given = torch.cat([priors_given[:, :2] - half, priors_given[:, :2] + half], 1)
+    return (gt, priors_given), {"iou_threshold": iou_threshold, **options}
 
 
 def _targets(
@@ -160,30 +165,36 @@ def _targets(
     dtype: torch.dtype,
     priors: int,
     boxes: tuple[int, ...],
-    kind: str = "random",
-    iou_threshold: float = 0.5,
+    **options: Any,
 ) -> Any:
-    (gt, priors_cxcywh), kwargs = _match(generator, dtype, priors, boxes, kind, iou_threshold)
+    (gt, priors_cxcywh), kwargs = _match(generator, dtype, priors, boxes, **options)
     labels = [torch.randint(1, 21, (count,), generator=generator) for count in boxes]
     return (gt, labels, priors_cxcywh), kwargs
 
 
-def _nms(generator: Generator, dtype: torch.dtype, n: int, kind: str = "random") -> Any:
+def _nms(
+    generator: Generator, dtype: torch.dtype, n: int, kind: str = "random", **options: Any
+) -> Any:
     boxes = random_boxes(generator, n, kind)
     scores = torch.rand(n, generator=generator, dtype=torch.float64)
     if kind == "ties":
         scores = (scores * 8).round() / 8
     elif kind == "nan":
         scores[::5] = math.nan
-    return (boxes.to(dtype), scores.to(dtype), 0.45), {}
+    return (boxes.to(dtype), scores.to(dtype), 0.45), options
 
 
 def _batched_nms(
-    generator: Generator, dtype: torch.dtype, n: int, classes: int, kind: str = "random"
+    generator: Generator,
+    dtype: torch.dtype,
+    n: int,
+    classes: int,
+    kind: str = "random",
+    **options: Any,
 ) -> Any:
     (boxes, scores, threshold), _ = _nms(generator, dtype, n, kind)
     idxs = torch.randint(-1, classes, (n,), generator=generator) * 10_000_000_000
-    return (boxes, scores, idxs, threshold), {}
+    return (boxes, scores, idxs, threshold), options
 
 
 def _nms_padded(
@@ -192,11 +203,12 @@ def _nms_padded(
     n: int,
     kind: str = "random",
     classes: int | None = None,
+    **options: Any,
 ) -> Any:
     if classes is None:
-        return _nms(generator, dtype, n, kind)
+        return _nms(generator, dtype, n, kind, **options)
     (boxes, scores, idxs, threshold), _ = _batched_nms(generator, dtype, n, classes, kind)
-    return (boxes, scores, threshold), {"idxs": idxs}
+    return (boxes, scores, threshold), {"idxs": idxs, **options}
 
 
 def detection_inputs(
@@ -210,7 +222,8 @@ def detection_inputs(
 ) -> Any:
     """Outputs of a network: "trained" (few priors pass), "untrained" (all do) or special.
 
-    "peaked" is untrained with scores within a thousandth of one another, "alike" with one score.
+    "peaked" is untrained with scores within a thousandth of one another, "alike" with one score;
+    in "empty" many boxes have no area. Without `softmax` the logits are scores.
     """
     loc = torch.randn(images, priors, 4, generator=generator, dtype=torch.float64)
     logits = torch.randn(images, priors, classes, generator=generator, dtype=torch.float64)
@@ -231,6 +244,13 @@ def detection_inputs(
         logits[:, ::3, 1] = math.inf
         logits[:, 1::3, 1] = -math.inf
         loc[:, ::4, 2] = math.inf
+    elif kind == "empty":
+        loc[:, ::3, 3] = -math.inf
+    if not options.get("softmax", True):
+        logits = logits.softmax(-1)
+        if kind == "inf":  # numbers that are no scores
+            logits[:, ::5, 2] = 1.5
+            logits[:, 1::5, 2] = math.inf
     priors_cxcywh = random_priors(generator, priors)
     return (loc.to(dtype), logits.to(dtype), priors_cxcywh), options
 
@@ -269,6 +289,7 @@ def _multibox_loss(
     classes: int,
     positives: float = 0.05,
     kind: str = "random",
+    **options: Any,
 ) -> Any:
     loc = 2 * torch.randn(images, priors, 4, generator=generator, dtype=torch.float64)
     logits = 2 * torch.randn(images, priors, classes, generator=generator, dtype=torch.float64)
@@ -283,7 +304,7 @@ def _multibox_loss(
     elif kind == "inf":
         logits[:, ::7, 0] = -math.inf
         loc[:, 1::7] = math.inf
-    return (loc.to(dtype), logits.to(dtype), targets.to(dtype), labels), {}
+    return (loc.to(dtype), logits.to(dtype), targets.to(dtype), labels), options
 
 
 _SINGLE = (torch.float32,)
@@ -360,6 +381,10 @@ CASES = [
             "inf": Size({"priors": 513, "boxes": (9, 40), "kind": "inf"}),
             "rows": Size({"priors": 1025, "boxes": (40, 7), "kind": "rows"}),
             "many_boxes": Size({"priors": 257, "boxes": (9, 300)}),
+            "eps": Size(
+                {"priors": 513, "boxes": (9, 40), "kind": "ties", "iou_eps": 0.01}, _HALVES
+            ),
+            "corners": Size({"priors": 257, "boxes": (3, 0, 50), "priors_form": "xyxy"}),
             "many_images": Size(
                 {"priors": 3, "boxes": (*[0] * 50, 1, 2) * 10}, _SINGLE, nightly=True
             ),
@@ -385,6 +410,9 @@ CASES = [
             "nan": Size({"priors": 513, "boxes": (9, 40), "kind": "nan"}),
             "rows": Size({"priors": 1025, "boxes": (40, 7), "kind": "rows"}),
             "many_boxes": Size({"priors": 257, "boxes": (9, 300)}),
+            "eps": Size(
+                {"priors": 513, "boxes": (9, 40), "kind": "ties", "iou_eps": 0.01}, _HALVES
+            ),
             "many_images": Size(
                 {"priors": 3, "boxes": (*[0] * 50, 1, 2) * 10}, _SINGLE, nightly=True
             ),
@@ -406,6 +434,8 @@ CASES = [
             "degenerate": Size({"n": 129, "kind": "degenerate"}),
             "nan": Size({"n": 129, "kind": "nan"}),
             "inf": Size({"n": 129, "kind": "inf"}),
+            "eps": Size({"n": 257, "iou_eps": 0.01}),
+            "eps_in_space": Size({"n": 1100, "iou_eps": 0.01}, _SINGLE),
             "two_chunks": Size({"n": 2049}, (torch.float32, torch.float64), nightly=True),
             "large": Size({"n": 5000}, _SINGLE, benchmark=True),
         },
@@ -420,6 +450,7 @@ CASES = [
             "odd": Size({"n": 257, "classes": 5}),
             "ties": Size({"n": 257, "classes": 5, "kind": "ties"}),
             "nan": Size({"n": 129, "classes": 5, "kind": "nan"}),
+            "eps": Size({"n": 129, "classes": 5, "iou_eps": 0.01}, _SINGLE),
             "two_chunks": Size({"n": 2049, "classes": 2}, _SINGLE, nightly=True),
             "large": Size({"n": 8000, "classes": 20}, _SINGLE, benchmark=True),
         },
@@ -437,6 +468,7 @@ CASES = [
             "nan": Size({"n": 129, "kind": "nan"}),
             "inf": Size({"n": 129, "kind": "inf"}),
             "categories": Size({"n": 257, "classes": 5}),
+            "eps": Size({"n": 129, "classes": 5, "iou_eps": 0.01}, _SINGLE),
             "large": Size({"n": 5000}, _SINGLE, benchmark=True),
         },
         exact=(0, 1),
@@ -502,6 +534,57 @@ CASES = [
             "ties": Size({"images": 2, "priors": 1025, "classes": 5, "kind": "ties"}),
             "nan": Size({"images": 2, "priors": 257, "classes": 5, "kind": "nan"}),
             "inf": Size({"images": 2, "priors": 257, "classes": 5, "kind": "inf"}),
+            "scores": Size({"images": 2, "priors": 257, "classes": 21, "softmax": False}),
+            # Several lanes of a warp share a row; a list overflows; what is not in 0 to 1.
+            "scores_many_classes": Size(
+                {"images": 2, "priors": 129, "classes": 81, "softmax": False}, _SINGLE
+            ),
+            "scores_untrained": Size(
+                {"images": 1, "priors": 4001, "classes": 3, "kind": "peaked", "softmax": False},
+                _SINGLE,
+            ),
+            "scores_nan": Size(
+                {"images": 2, "priors": 257, "classes": 5, "kind": "nan", "softmax": False}
+            ),
+            "scores_inf": Size(
+                {"images": 2, "priors": 257, "classes": 21, "kind": "inf", "softmax": False}
+            ),
+            "per_class": Size(
+                {
+                    "images": 2,
+                    "priors": 257,
+                    "classes": 5,
+                    "kind": "untrained",
+                    "top_k": 33,
+                    "max_detections": 9,
+                    "per_class": True,
+                },
+            ),
+            "per_class_nothing": Size(
+                {"images": 2, "priors": 33, "classes": 5, "score_threshold": 1.0, "per_class": True}
+            ),
+            "eps": Size(
+                {"images": 2, "priors": 257, "classes": 5, "kind": "untrained", "iou_eps": 0.01},
+                _HALVES,
+            ),
+            "clip": Size(
+                {
+                    "images": 2,
+                    "priors": 257,
+                    "classes": 5,
+                    "kind": "untrained",
+                    "clip": (0.75, 0.5),
+                    "max_log_scale": 0.1,
+                },
+            ),
+            "clip_inf": Size(
+                {"images": 2, "priors": 257, "classes": 5, "kind": "inf", "clip": (1.0, 1.0)},
+                _SINGLE,
+            ),
+            "empty_kept": Size({"images": 2, "priors": 257, "classes": 5, "kind": "empty"}),
+            "empty_once": Size(
+                {"images": 2, "priors": 257, "classes": 5, "kind": "empty", "keep_empty": False}
+            ),
             "mdssd300": Size(
                 {"images": 2, "priors": 31232, "classes": 21}, _SINGLE, benchmark=True
             ),
@@ -596,6 +679,17 @@ CASES = [
                 _SINGLE,
                 nightly=True,
             ),
+            "no_image_each": Size(
+                {"images": 0, "priors": 5, "classes": 3, "reduction": "image"}, _SINGLE
+            ),
+            "no_prior_each": Size(
+                {"images": 2, "priors": 0, "classes": 3, "reduction": "image"}, _SINGLE
+            ),
+            "small_each": Size(
+                {"images": 3, "priors": 12, "classes": 3, "positives": 0.2, "reduction": "image"},
+                gradcheck=True,
+            ),
+            "each": Size({"images": 5, "priors": 257, "classes": 21, "reduction": "image"}),
             # More classes, or priors of an image, than a Triton program keeps in registers.
             "more_classes": Size({"images": 2, "priors": 33, "classes": 300}, _HALVES),
             "many_priors": Size(

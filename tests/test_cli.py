@@ -417,7 +417,7 @@ def test_ctrl_c_leaves_the_detections_so_far(tmp_path, checkpoint):
         with pytest.raises(ProcessLookupError):  # no worker is left of the group
             os.killpg(process.pid, 0)
     images = json.loads((out / "detections.json").read_text())
-    assert 20 <= len(images) < 1999
+    assert 19 <= len(images) < 1999  # the picture of an image comes before its entry
     assert f"mdssd: interrupted; {len(images)} of 2000 images done; boxes in {out}" in err
     assert "Traceback" not in err and text.count("0002.jpg: the image is truncated") == 1
     assert [os.path.basename(image["file"]) for image in images[:3]] == [

@@ -113,9 +113,9 @@ def test_no_order_of_blocks_and_threads_shows(simt: Any, seed: int) -> None:
 def test_too_many_boxes_or_priors_are_refused_by_name(simt: Any) -> None:
     offsets = torch.tensor([0, 2**31])
     with pytest.raises(ValueError, match=r"match_priors: more than 2\^31 - 257 boxes or priors"):
-        simt.match_priors_cuda(0, offsets.data_ptr(), 1, 0, 1, 0.5, 0, 0, 0, 0, 0)
+        simt.match_priors_cuda(0, offsets.data_ptr(), 1, 0, False, 1, 0.5, 0.0, 0, 0, 0, 0, 0)
     offsets[1] = 0
     with pytest.raises(ValueError, match=r"encode_targets: more than 2\^31 - 257 boxes"):
         simt.encode_targets_cuda(
-            *(0, 0, offsets.data_ptr(), 1, 0, 2**31), *(0.5, 0.1, 0.2, 0, 0, 0, 0, 0)
+            *(0, 0, offsets.data_ptr(), 1, 0, 2**31), *(0.5, 0.0, 0.1, 0.2, 0, 0, 0, 0, 0)
         )

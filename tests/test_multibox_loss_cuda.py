@@ -57,7 +57,7 @@ def test_a_label_that_is_no_class_shows_as_nan(classes: int, label: int | None) 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_mines_the_priors_of_the_reference(kind: str, ratio: float, dtype: torch.dtype) -> None:
     loc, logits, targets, labels = make(2, 9001, 4, kind)
-    arguments = loc.to(dtype), logits.to(dtype), targets, labels, ratio
+    arguments = loc.to(dtype), logits.to(dtype), targets, labels, ratio, False
     with ops.backend("reference"):
         want = torch.ops.mdssd.multibox_loss(*arguments)
     with ops.backend("simt"):
@@ -68,4 +68,4 @@ def test_mines_the_priors_of_the_reference(kind: str, ratio: float, dtype: torch
 def test_refuses_by_name_what_has_no_32_bit_index() -> None:
     for size in ((1, 2**31, 2), (1, 1, 2**31)):
         with pytest.raises(ValueError, match="multibox_loss: more than 2.31 - 1 priors or classes"):
-            simt.multibox_loss_workspace(*size, 0)
+            simt.multibox_loss_workspace(*size, False, 0)

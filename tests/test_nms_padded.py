@@ -120,4 +120,4 @@ def test_workspace_grows_with_the_boxes(simt: Any) -> None:
 
 def test_too_many_boxes_are_refused_by_name(simt: Any) -> None:
     with pytest.raises(ValueError, match=r"nms: more than 2\^31 - 1 boxes"):
-        simt.nms_cuda(0, 0, 0, 2**31, 0.5, 0, 0, 0, 0, 0)
+        simt.nms_cuda(0, 0, 0, 2**31, 0.5, 0.0, 0, 0, 0, 0, 0)

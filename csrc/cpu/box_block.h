@@ -38,20 +38,20 @@ MDSSD_INLINE uint32_t mask_of_32(Flag flag) {
 }
 
 // Which boxes of the block have an IoU with `box` above the threshold.
-template <class T>
-MDSSD_INLINE uint32_t overlapping(Box<T> box, T box_area, const BoxBlock<T, 32>& block,
-                                  T threshold) {
+template <class T, class Eps>
+MDSSD_INLINE uint32_t overlapping(Box<T> box, T box_area, const BoxBlock<T, 32>& block, T threshold,
+                                  Eps eps) {
   return mask_of_32(
-      [&](int i) { return iou(box, box_area, block.box(i), block.area[i]) > threshold; });
+      [&](int i) { return iou(box, box_area, block.box(i), block.area[i], eps) > threshold; });
 }
 
 // Whether any has.
-template <class T, int kSize>
+template <class T, int kSize, class Eps>
 MDSSD_INLINE bool any_overlapping(Box<T> box, T box_area, const BoxBlock<T, kSize>& block,
-                                  T threshold) {
+                                  T threshold, Eps eps) {
   int any = 0;
   for (int i = 0; i < kSize; ++i)
-    any |= iou(box, box_area, block.box(i), block.area[i]) > threshold;
+    any |= iou(box, box_area, block.box(i), block.area[i], eps) > threshold;
   return any != 0;
 }
 

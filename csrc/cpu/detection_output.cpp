@@ -23,6 +23,18 @@ namespace {
 
 constexpr int64_t kStride = 16;  // of the priors that the limits come from
 
+// The first of `rows` rows of scores, from `begin` on, that has one above the threshold.
+template <class T>
+MDSSD_SIMD int64_t next_scored_row(const T* scores, int64_t begin, int64_t rows, int64_t classes,
+                                   T threshold) {
+  for (int64_t row = begin; row < rows; ++row) {
+    int found = 0;
+    for (int64_t c = 1; c < classes; ++c) found |= scores[row * classes + c] > threshold;
+    if (found) return row;
+  }
+  return rows;
+}
+
 // Finds the first of `rows` rows, from `begin` on, that can have a score above the threshold. It
 // is at most exp(its logit - the background's), which needs no exponential to be compared. A row
 // with a NaN may be found or not: it has no score.
@@ -82,8 +94,9 @@ template <class T>
 class Collector {
  public:
   // Keeps the best `top_k` of each class and up to as many more, of the scores above `limits`.
-  Collector(std::vector<T> limits, int64_t top_k)
-      : top_k_(top_k), lists_(limits.size()), limits_(std::move(limits)) {
+  // Rows are logits, or without `softmax` scores.
+  Collector(std::vector<T> limits, int64_t top_k, bool softmax)
+      : softmax_(softmax), top_k_(top_k), lists_(limits.size()), limits_(std::move(limits)) {
     constexpr T infinity = std::numeric_limits<T>::infinity();
     room_ = int64_t(limits_.size() + kEight - 1) / kEight * kEight;
     bounds_.assign((limits_.size() + 31) / 32 * 32, infinity);
@@ -102,7 +115,12 @@ class Collector {
   // What was added last waits for this.
   void finish() {
     T sums[kRows];
-    softmax_weights(rows_.data(), waiting_, room_, weights_.data(), sums);
+    if (softmax_) {
+      softmax_weights(rows_.data(), waiting_, room_, weights_.data(), sums);
+    } else {  // what is no score is one that never passes
+      for (int64_t i = 0; i < waiting_ * room_; ++i) weights_[i] = rows_[i] <= 1 ? rows_[i] : T(-1);
+      std::fill_n(sums, waiting_, T(1));
+    }
     for (int64_t row = 0; row < waiting_; ++row)
       take(&weights_[row * room_], sums[row], priors_[row]);
     waiting_ = 0;
@@ -135,6 +153,7 @@ class Collector {
     set_bound(c);
   }
 
+  bool softmax_;
   int64_t top_k_;
   std::vector<std::vector<Candidate<T>>> lists_;
   std::vector<T> limits_, bounds_;  // that of the background and of what pads is infinity
@@ -149,6 +168,9 @@ struct Settings {
   T score_threshold, nms_threshold;
   int64_t top_k, max_detections;
   T v0, v1;
+  bool softmax, per_class, keep_empty;
+  T iou_eps;
+  Limits<T> limits;
 };
 
 // Adds the rows of one image from `begin` to `end`, or with a stride above 1 some of them.
@@ -170,7 +192,11 @@ void collect(Collector<Wide<S>>& collector, const S* logits, int64_t begin, int6
       x = stored;
     else
       widen_all(stored, rows * at.classes, wide.data());
-    for (int64_t row = 0; (row = next_row(x, row, rows, at.classes, log_threshold)) < rows; ++row)
+    const auto next = [&](int64_t row) {
+      return at.softmax ? next_row(x, row, rows, at.classes, log_threshold)
+                        : next_scored_row(x, row, rows, at.classes, at.score_threshold);
+    };
+    for (int64_t row = 0; (row = next(row)) < rows; ++row)
       collector.add(x + row * at.classes, int32_t(first + row));
   }
   collector.finish();
@@ -186,7 +212,7 @@ std::vector<Wide<S>> sample_limits(const S* logits, const Settings<Wide<S>>& at)
   // The sample's share of the best top_k, and five standard deviations of it.
   const double share = double(at.top_k) / kStride;
   const int64_t rank = int64_t(share + 5 * std::sqrt(share)) + 10;
-  Collector<T> collector(limits, rank);
+  Collector<T> collector(limits, rank, at.softmax);
   collect(collector, logits, 0, at.count, kStride, at);
   for (int64_t c = 1; c < at.classes; ++c) {
     auto& list = collector.list(c);
@@ -230,58 +256,71 @@ template <class T>
 struct Kept {
   static constexpr int kSize = 8;
   int64_t seen = 0, count = 0;
+  bool empty = false;  // a box of zero area
   std::vector<BoxBlock<T, kSize>> blocks;
 
   void add(Box<T> box) {
+    empty |= area(box) == 0;
     if (count % kSize == 0) blocks.emplace_back();
     blocks.back().set(int(count++ % kSize), box);
   }
 };
 
-template <class T, int kSize>
+template <class T, int kSize, class Eps>
 MDSSD_SIMD bool suppressed(Box<T> box, const BoxBlock<T, kSize>* blocks, size_t count,
-                           T threshold) {
+                           T threshold, Eps eps) {
   const T size = area(box);
   for (size_t i = 0; i < count; ++i)
-    if (any_overlapping(box, size, blocks[i], threshold)) return true;
+    if (any_overlapping(box, size, blocks[i], threshold, eps)) return true;
   return false;
 }
 
-// Writes the detections of one image from its candidates; returns how many there are.
+// Writes the detections of one image from its candidates, and how many there are.
 template <class S>
-int64_t detect(std::vector<Scored<Wide<S>>>& scored, const S* loc, const Wide<S>* priors,
-               const Settings<Wide<S>>& at, Wide<S>* boxes, Wide<S>* scores, int64_t* labels) {
+void detect(std::vector<Scored<Wide<S>>>& scored, const S* loc, const Wide<S>* priors,
+               const Settings<Wide<S>>& at, Wide<S>* boxes, Wide<S>* scores, int64_t* labels,
+               int64_t* counts) {
   using T = Wide<S>;
   const int64_t all = int64_t(scored.size());
   std::vector<Kept<T>> kept(at.classes);
   int64_t found = 0;
+  const int64_t most = at.per_class ? all : at.max_detections;
   // Most images end within the first chunk, and few candidates are sorted that are not needed.
   const int64_t chunk = std::max<int64_t>(4096, 4 * std::min(at.max_detections, all));
-  for (int64_t begin = 0; begin < all && found < at.max_detections; begin += chunk) {
+  for (int64_t begin = 0; begin < all && found < most; begin += chunk) {
     const int64_t end = std::min(all, begin + chunk);
     if (end < all)
       std::nth_element(scored.begin() + begin, scored.begin() + end, scored.end(),
                        ranks_before<T>);
     sort_scored(scored.data() + begin, end - begin);
-    for (int64_t i = begin; i < end && found < at.max_detections; ++i) {
+    for (int64_t i = begin; i < end && found < most; ++i) {
       const Scored<T>& s = scored[i];
       Kept<T>& own = kept[s.label];
-      if (own.seen++ >= at.top_k) continue;
+      if (own.seen++ >= at.top_k || own.count >= at.max_detections) continue;
       const int64_t prior = s.candidate.index;
       const S* o = loc + prior * 4;
       const T* p = priors + 4 * prior;
       const Box<T> box =
           decode(Offsets<T>{widen(o[0]), widen(o[1]), widen(o[2]), widen(o[3])},
-                 CentreBox<T>{p[0], p[1], p[2], p[3]}, at.v0, at.v1, VectorExp{});
-      if (suppressed(box, own.blocks.data(), own.blocks.size(), at.nms_threshold)) continue;
+                 CentreBox<T>{p[0], p[1], p[2], p[3]}, at.v0, at.v1, VectorExp{}, at.limits);
+      if (!at.keep_empty && own.empty && area(box) == 0) continue;
+      bool gone = false;
+      with_eps<T>(at.iou_eps, [&](auto eps) {
+        gone = suppressed(box, own.blocks.data(), own.blocks.size(), at.nms_threshold, eps);
+      });
+      if (gone) continue;
+      const int64_t row =
+          at.per_class ? (s.label - 1) * at.max_detections + own.count : found;
       own.add(box);
-      store4<T>(boxes + 4 * found, box.x1, box.y1, box.x2, box.y2);
-      scores[found] = s.candidate.score;
-      labels[found] = s.label;
+      store4<T>(boxes + 4 * row, box.x1, box.y1, box.x2, box.y2);
+      scores[row] = s.candidate.score;
+      labels[row] = s.label;
       ++found;
     }
   }
-  return found;
+  counts[0] = found;
+  if (at.per_class)
+    for (int64_t c = 1; c < at.classes; ++c) counts[c - 1] = kept[c].count;
 }
 
 template <class S>
@@ -308,7 +347,7 @@ void detection_output(const S* loc, const S* logits, const Wide<S>* priors, int6
   });
   while (!pending.empty()) {
     for (int64_t image : pending)
-      collectors[image].assign(splits, Collector<T>(limits[image], at.top_k));
+      collectors[image].assign(splits, Collector<T>(limits[image], at.top_k, at.softmax));
     parallel_for(threads, int64_t(pending.size()) * splits, [&](int64_t task) {
       const int64_t image = pending[task / splits], split = task % splits;
       collect(collectors[image][split], logits + image * at.count * at.classes,
@@ -335,9 +374,10 @@ void detection_output(const S* loc, const S* logits, const Wide<S>* priors, int6
     for (auto& collector : collectors[image])
       for (int64_t c = 1; c < at.classes; ++c)
         for (const auto& candidate : collector.list(c)) scored.push_back({candidate, int32_t(c)});
-    const int64_t row = image * at.max_detections;
-    found[image] = detect(scored, loc + image * at.count * 4, priors, at, boxes + 4 * row,
-                          scores + row, labels + row);
+    const int64_t first = image * (at.per_class ? at.classes - 1 : 1);
+    const int64_t row = first * at.max_detections;
+    detect(scored, loc + image * at.count * 4, priors, at, boxes + 4 * row, scores + row,
+           labels + row, found + first);
   });
 }
 
@@ -346,13 +386,15 @@ void detection_output(const S* loc, const S* logits, const Wide<S>* priors, int6
 void detection_output_cpu(const void* loc, const void* logits, const void* priors, int64_t images,
                           int64_t count, int64_t classes, double score_threshold,
                           double nms_threshold, int64_t top_k, int64_t max_detections, double v0,
-                          double v1, void* boxes, void* scores, int64_t* labels, int64_t* found,
-                          DType dtype, int threads) {
+                          double v1, bool softmax, bool per_class, bool keep_empty, double iou_eps,
+                          double max_log_scale, double clip_width, double clip_height, void* boxes,
+                          void* scores, int64_t* labels, int64_t* found, DType dtype, int threads) {
   with_storage(dtype, [&](auto storage) {
     using S = typename decltype(storage)::type;
     using T = Wide<S>;
     const Settings<T> at{count, classes, T(score_threshold), T(nms_threshold),
-                         top_k, max_detections, T(v0), T(v1)};
+                         top_k, max_detections, T(v0), T(v1), softmax, per_class, keep_empty,
+                         T(iou_eps), make_limits<T>(max_log_scale, clip_width, clip_height)};
     detection_output(static_cast<const S*>(loc), static_cast<const S*>(logits),
                      static_cast<const T*>(priors), images, at, static_cast<T*>(boxes),
                      static_cast<T*>(scores), labels, found, threads);

@@ -43,15 +43,16 @@ struct BestTruth {  // of each prior of a block
 };
 
 // Lets one ground truth pass over a block of n priors; returns its best IoU as bits.
-template <class T>
+template <class T, class Eps>
 MDSSD_SIMD typename BitsOf<T>::type pass_block(Box<T> truth, typename BitsOf<T>::type index,
                                                const T* x1, const T* y1, const T* x2, const T* y2,
-                                               const T* areas, int64_t n, BestTruth<T>& best,
+                                               const T* areas, int64_t n, Eps eps,
+                                               BestTruth<T>& best,
                                                typename BitsOf<T>::type* bits) {
   using Bits = typename BitsOf<T>::type;
   const T truth_area = area(truth);
   for (int64_t i = 0; i < n; ++i) {
-    const T value = iou(truth, truth_area, Box<T>{x1[i], y1[i], x2[i], y2[i]}, areas[i]);
+    const T value = iou(truth, truth_area, Box<T>{x1[i], y1[i], x2[i], y2[i]}, areas[i], eps);
     const bool better = value > best.iou[i];  // strictly: ties stay with the lower index
     best.iou[i] = better ? value : best.iou[i];
     best.index[i] = better ? index : best.index[i];
@@ -65,10 +66,11 @@ MDSSD_SIMD typename BitsOf<T>::type pass_block(Box<T> truth, typename BitsOf<T>:
 template <class T>
 class Priors {
  public:
-  Priors(const T* priors, int64_t count) : count_(count), columns_(count) {
-    for (int64_t i = 0; i < count; ++i)
-      columns_.set(i, to_corners(CentreBox<T>{priors[4 * i], priors[4 * i + 1], priors[4 * i + 2],
-                                              priors[4 * i + 3]}));
+  Priors(const T* priors, int64_t count, bool corners) : count_(count), columns_(count) {
+    for (int64_t i = 0; i < count; ++i) {
+      const Box<T> p = load_box(priors, i);
+      columns_.set(i, corners ? p : to_corners(CentreBox<T>{p.x1, p.y1, p.x2, p.y2}));
+    }
     const T inf = std::numeric_limits<T>::infinity();
     for (int64_t block = 0; block < blocks(); ++block) {
       Box<T> bounds{inf, inf, -inf, -inf};
@@ -86,7 +88,8 @@ class Priors {
 
   // Matches a block to the image's ground truths and updates the best prior of each. Returns
   // whether any of them can overlap a prior of the block.
-  bool match(int64_t block, const T* truths, int64_t truth_count, BestTruth<T>& best,
+  template <class Eps>
+  bool match(int64_t block, const T* truths, int64_t truth_count, Eps eps, BestTruth<T>& best,
              BestPrior<T>* best_priors) const {
     using Bits = typename BitsOf<T>::type;
     const int64_t first = block * kBlock, n = size(block);
@@ -103,7 +106,7 @@ class Priors {
       any = true;
       const Bits top = pass_block<T>(truth, Bits(k), columns_.x1() + first, columns_.y1() + first,
                                      columns_.x2() + first, columns_.y2() + first,
-                                     columns_.area() + first, n, best, bits);
+                                     columns_.area() + first, n, eps, best, bits);
       if (bit_cast<T>(top) > best_priors[k].iou)
         best_priors[k] = {bit_cast<T>(top), first + (std::find(bits, bits + n, top) - bits)};
     }
@@ -119,15 +122,15 @@ class Priors {
 // Matches the whole batch. Calls block_done(image, first prior, n, any, best) for each block, on
 // several threads, then forced(image, ground truth, prior) on one, the later ground truth last.
 // Where `any` is false no prior of the block has a match by threshold, and all IoUs are 0.
-template <class T, class BlockDone, class Forced>
+template <class T, class Eps, class BlockDone, class Forced>
 void match_batch(const T* truths, const int64_t* offsets, int64_t images, const T* prior_rows,
-                 int64_t count, T iou_threshold, int threads, const BlockDone& block_done,
-                 const Forced& forced) {
+                 bool corners, int64_t count, T iou_threshold, Eps eps, int threads,
+                 const BlockDone& block_done, const Forced& forced) {
   if (images == 0 || count == 0) return;
   const int64_t truth_count = offsets[images];
   if (truth_count > std::numeric_limits<int32_t>::max())
     throw std::length_error("match_priors: more than 2^31 - 1 boxes");
-  const Priors<T> priors(prior_rows, count);
+  const Priors<T> priors(prior_rows, count, corners);
   // Splitting an image costs another row of best priors, so it is split only to occupy all threads.
   const int64_t splits = std::min<int64_t>(priors.blocks(), (2 * threads + images - 1) / images);
   std::vector<BestPrior<T>> best_priors(splits * truth_count);
@@ -137,7 +140,7 @@ void match_batch(const T* truths, const int64_t* offsets, int64_t images, const 
     BestTruth<T> best;
     for (int64_t block = split * priors.blocks() / splits;
          block < (split + 1) * priors.blocks() / splits; ++block) {
-      const bool overlapped = priors.match(block, truths + 4 * begin, truths_here, best,
+      const bool overlapped = priors.match(block, truths + 4 * begin, truths_here, eps, best,
                                            best_priors.data() + split * truth_count + begin);
       // An IoU of 0 is a match where the threshold is 0.
       const bool any = truths_here > 0 && (overlapped || iou_threshold <= T(0));
@@ -158,30 +161,32 @@ void match_batch(const T* truths, const int64_t* offsets, int64_t images, const 
 }  // namespace
 
 void match_priors_cpu(const void* gt, const int64_t* offsets, int64_t images, const void* priors,
-                      int64_t count, double iou_threshold, int64_t* index, float* iou, DType dtype,
-                      int threads) {
+                      bool corners, int64_t count, double iou_threshold, double iou_eps,
+                      int64_t* index, float* iou, DType dtype, int threads) {
   with_wide(dtype, [&](auto storage) {
     using T = typename decltype(storage)::type;
-    match_batch(
-        static_cast<const T*>(gt), offsets, images, static_cast<const T*>(priors), count,
-        T(iou_threshold), threads,
-        [&](int64_t image, int64_t first, int64_t n, bool any, const BestTruth<T>& best) {
-          for (int64_t i = 0; i < n; ++i) {
-            index[image * count + first + i] =
-                any && best.iou[i] >= T(iou_threshold) ? best.index[i] : -1;
-            iou[image * count + first + i] = float(best.iou[i]);
-          }
-        },
-        [&](int64_t image, int64_t truth, int64_t prior) {
-          index[image * count + prior] = truth - offsets[image];
-        });
+    const auto block_done = [&](int64_t image, int64_t first, int64_t n, bool any,
+                                const BestTruth<T>& best) {
+      for (int64_t i = 0; i < n; ++i) {
+        index[image * count + first + i] =
+            any && best.iou[i] >= T(iou_threshold) ? best.index[i] : -1;
+        iou[image * count + first + i] = float(best.iou[i]);
+      }
+    };
+    const auto forced = [&](int64_t image, int64_t truth, int64_t prior) {
+      index[image * count + prior] = truth - offsets[image];
+    };
+    with_eps<T>(iou_eps, [&](auto eps) {
+      match_batch(static_cast<const T*>(gt), offsets, images, static_cast<const T*>(priors),
+                  corners, count, T(iou_threshold), eps, threads, block_done, forced);
+    });
   });
 }
 
 void encode_targets_cpu(const void* gt, const int64_t* gt_labels, const int64_t* offsets,
                         int64_t images, const void* priors, int64_t count, double iou_threshold,
-                        double v0, double v1, void* loc, int64_t* labels, DType dtype,
-                        int threads) {
+                        double iou_eps, double v0, double v1, void* loc, int64_t* labels,
+                        DType dtype, int threads) {
   with_wide(dtype, [&](auto storage) {
     using T = typename decltype(storage)::type;
     const auto* truths = static_cast<const T*>(gt);
@@ -193,22 +198,25 @@ void encode_targets_cpu(const void* gt, const int64_t* gt_labels, const int64_t*
       store4<T>(static_cast<T*>(loc) + 4 * row, o.x, o.y, o.w, o.h);
       labels[row] = gt_labels[truth];
     };
-    match_batch(
-        truths, offsets, images, prior_rows, count, T(iou_threshold), threads,
-        [&](int64_t image, int64_t first, int64_t n, bool any, const BestTruth<T>& best) {
-          const int64_t row = image * count + first;
-          const int64_t loc_size = 4 * sizeof(T), label_size = sizeof(int64_t);
-          const int64_t rows = images * count;
-          fill_zeros(static_cast<T*>(loc) + 4 * row, n * loc_size, rows * loc_size);
-          fill_zeros(labels + row, n * label_size, rows * label_size);
-          if (!any) return;
-          for (int64_t i = 0; i < n; ++i)
-            if (best.iou[i] >= T(iou_threshold))
-              assign(row + i, first + i, offsets[image] + best.index[i]);
-        },
-        [&](int64_t image, int64_t truth, int64_t prior) {
-          assign(image * count + prior, prior, truth);
-        });
+    const auto block_done = [&](int64_t image, int64_t first, int64_t n, bool any,
+                                const BestTruth<T>& best) {
+      const int64_t row = image * count + first;
+      const int64_t loc_size = 4 * sizeof(T), label_size = sizeof(int64_t);
+      const int64_t rows = images * count;
+      fill_zeros(static_cast<T*>(loc) + 4 * row, n * loc_size, rows * loc_size);
+      fill_zeros(labels + row, n * label_size, rows * label_size);
+      if (!any) return;
+      for (int64_t i = 0; i < n; ++i)
+        if (best.iou[i] >= T(iou_threshold))
+          assign(row + i, first + i, offsets[image] + best.index[i]);
+    };
+    const auto forced = [&](int64_t image, int64_t truth, int64_t prior) {
+      assign(image * count + prior, prior, truth);
+    };
+    with_eps<T>(iou_eps, [&](auto eps) {
+      match_batch(truths, offsets, images, prior_rows, false, count, T(iou_threshold), eps, threads,
+                  block_done, forced);
+    });
   });
 }
 

@@ -157,8 +157,8 @@ double mine(const T* losses, const int64_t* labels, int64_t count, int64_t negat
 template <class S>
 bool multibox_loss(const S* loc, const S* logits, const Wide<S>* loc_targets,
                    const int64_t* labels, int64_t images, int64_t count, int64_t classes,
-                   double neg_pos_ratio, Wide<S>* losses, bool* selected, int64_t* normaliser,
-                   int threads) {
+                   double neg_pos_ratio, bool per_image, Wide<S>* losses, bool* selected,
+                   int64_t* normaliser, int threads) {
   using T = Wide<S>;
   check_index("multibox_loss", count);
 
@@ -211,23 +211,27 @@ bool multibox_loss(const S* loc, const S* logits, const Wide<S>* loc_targets,
                             negatives, selected + image * count);
   });
 
-  Sums total;
-  for (const Sums& sums : image_sums) {
-    total.localisation += sums.localisation;
-    total.confidence += sums.confidence;
-    total.positives += sums.positives;
+  const int64_t groups = per_image ? images : 1, group_images = per_image ? 1 : images;
+  for (int64_t group = 0; group < groups; ++group) {
+    Sums total;
+    for (int64_t image = group * group_images; image < (group + 1) * group_images; ++image) {
+      total.localisation += image_sums[image].localisation;
+      total.confidence += image_sums[image].confidence;
+      total.positives += image_sums[image].positives;
+    }
+    normaliser[group] = std::max<int64_t>(1, total.positives);
+    losses[group] = T(total.localisation / double(normaliser[group]));
+    losses[groups + group] = T(total.confidence / double(normaliser[group]));
   }
-  *normaliser = std::max<int64_t>(1, total.positives);
-  losses[0] = T(total.localisation / double(*normaliser));
-  losses[1] = T(total.confidence / double(*normaliser));
   return true;
 }
 
 template <class S>
-void multibox_loss_backward(Wide<S> grad_loc_loss, Wide<S> grad_conf_loss, const S* loc,
-                            const S* logits, const Wide<S>* loc_targets, const int64_t* labels,
-                            const bool* selected, int64_t rows, int64_t classes, S* grad_loc,
-                            S* grad_logits, int threads) {
+void multibox_loss_backward(const Wide<S>* grad_loc_loss, const Wide<S>* grad_conf_loss,
+                            const S* loc, const S* logits, const Wide<S>* loc_targets,
+                            const int64_t* labels, const bool* selected, int64_t rows,
+                            int64_t group_rows, int64_t classes, S* grad_loc, S* grad_logits,
+                            int threads) {
   using T = Wide<S>;
   parallel_ranges(threads, rows, kRows, [&](int64_t begin, int64_t end) {
     // All bits 0 is the number 0 in every storage type. Of most lines nothing else is written.
@@ -237,13 +241,14 @@ void multibox_loss_backward(Wide<S> grad_loc_loss, Wide<S> grad_conf_loss, const
     std::vector<T> wide(classes);
     for (int64_t row = begin; row < end; ++row) {
       if (!selected[row]) continue;
-      softmax_error(logits + row * classes, labels[row], classes, grad_conf_loss, wide.data(),
-                    grad_logits + row * classes);
+      const int64_t group = row / group_rows;
+      softmax_error(logits + row * classes, labels[row], classes, grad_conf_loss[group],
+                    wide.data(), grad_logits + row * classes);
       if (labels[row] == 0) continue;
       for (int64_t k = 4 * row; k < 4 * row + 4; ++k) {
         const T difference = widen(loc[k]) - loc_targets[k];
         const T slope = difference < T(-1) ? T(-1) : difference > T(1) ? T(1) : difference;
-        grad_loc[k] = narrow<S>(slope * grad_loc_loss);
+        grad_loc[k] = narrow<S>(slope * grad_loc_loss[group]);
       }
     }
   });
@@ -253,31 +258,33 @@ void multibox_loss_backward(Wide<S> grad_loc_loss, Wide<S> grad_conf_loss, const
 
 bool multibox_loss_cpu(const void* loc, const void* logits, const void* loc_targets,
                        const int64_t* labels, int64_t images, int64_t count, int64_t classes,
-                       double neg_pos_ratio, void* losses, bool* selected, int64_t* normaliser,
-                       DType dtype, int threads) {
+                       double neg_pos_ratio, bool per_image, void* losses, bool* selected,
+                       int64_t* normaliser, DType dtype, int threads) {
   bool labels_fit = false;
   with_storage(dtype, [&](auto storage) {
     using S = typename decltype(storage)::type;
     using T = Wide<S>;
     labels_fit = multibox_loss(static_cast<const S*>(loc), static_cast<const S*>(logits),
                                static_cast<const T*>(loc_targets), labels, images, count, classes,
-                               neg_pos_ratio, static_cast<T*>(losses), selected, normaliser,
-                               threads);
+                               neg_pos_ratio, per_image, static_cast<T*>(losses), selected,
+                               normaliser, threads);
   });
   return labels_fit;
 }
 
-void multibox_loss_backward_cpu(double grad_loc_loss, double grad_conf_loss, const void* loc,
-                                const void* logits, const void* loc_targets, const int64_t* labels,
-                                const bool* selected, int64_t rows, int64_t classes,
-                                void* grad_loc, void* grad_logits, DType dtype, int threads) {
+void multibox_loss_backward_cpu(const void* grad_loc_loss, const void* grad_conf_loss,
+                                const void* loc, const void* logits, const void* loc_targets,
+                                const int64_t* labels, const bool* selected, int64_t rows,
+                                int64_t group_rows, int64_t classes, void* grad_loc,
+                                void* grad_logits, DType dtype, int threads) {
   with_storage(dtype, [&](auto storage) {
     using S = typename decltype(storage)::type;
     using T = Wide<S>;
-    multibox_loss_backward(T(grad_loc_loss), T(grad_conf_loss), static_cast<const S*>(loc),
-                           static_cast<const S*>(logits), static_cast<const T*>(loc_targets),
-                           labels, selected, rows, classes, static_cast<S*>(grad_loc),
-                           static_cast<S*>(grad_logits), threads);
+    multibox_loss_backward(
+        static_cast<const T*>(grad_loc_loss), static_cast<const T*>(grad_conf_loss),
+        static_cast<const S*>(loc), static_cast<const S*>(logits),
+        static_cast<const T*>(loc_targets), labels, selected, rows, group_rows, classes,
+        static_cast<S*>(grad_loc), static_cast<S*>(grad_logits), threads);
   });
 }
 

@@ -91,8 +91,8 @@ std::vector<int32_t> places_on_curve(const std::vector<Box<T>>& boxes) {
 }
 
 // Boxes by falling score; calls keep(i) for those that stay.
-template <class T, class Keep>
-MDSSD_INLINE void suppress_in_order(const std::vector<Box<T>>& boxes, T threshold, Keep keep) {
+template <class T, class Eps, class Keep>
+MDSSD_INLINE void suppress_in_order(const std::vector<Box<T>>& boxes, T threshold, Eps eps, Keep keep) {
   Blocks<T> blocks(int64_t(boxes.size()));
   for (size_t i = 0; i < boxes.size(); ++i) blocks.set(int64_t(i), boxes[i]);
   for (size_t i = 0; i < boxes.size(); ++i) {
@@ -104,12 +104,12 @@ MDSSD_INLINE void suppress_in_order(const std::vector<Box<T>>& boxes, T threshol
     const T size = area(boxes[i]);
     for (size_t block = own; block < blocks.boxes.size(); ++block)
       if (blocks.alive[block])
-        blocks.alive[block] &= ~overlapping(boxes[i], size, blocks.boxes[block], threshold);
+        blocks.alive[block] &= ~overlapping(boxes[i], size, blocks.boxes[block], threshold, eps);
   }
 }
 
-template <class T, class Keep>
-MDSSD_INLINE void suppress_in_space(const std::vector<Box<T>>& boxes, T threshold, Keep keep) {
+template <class T, class Eps, class Keep>
+MDSSD_INLINE void suppress_in_space(const std::vector<Box<T>>& boxes, T threshold, Eps eps, Keep keep) {
   const std::vector<int32_t> places = places_on_curve(boxes);
   Blocks<T> blocks(int64_t(boxes.size()));
   std::vector<Bounds<T>> groups((blocks.boxes.size() + 31) / 32);  // of the blocks in each
@@ -134,7 +134,7 @@ MDSSD_INLINE void suppress_in_space(const std::vector<Box<T>>& boxes, T threshol
         for (uint32_t hit = groups[group].meeting(boxes[i]); hit; hit &= hit - 1) {
           const int within = __builtin_ctz(hit);
           const size_t block = 32 * group + within;
-          blocks.alive[block] &= ~overlapping(boxes[i], size, blocks.boxes[block], threshold);
+          blocks.alive[block] &= ~overlapping(boxes[i], size, blocks.boxes[block], threshold, eps);
           if (!blocks.alive[block]) groups[group].clear(within);
         }
       }
@@ -142,14 +142,14 @@ MDSSD_INLINE void suppress_in_space(const std::vector<Box<T>>& boxes, T threshol
 }
 
 // Sets kept[rank[i]] for the boxes that stay of those in order of falling score.
-template <class T>
-MDSSD_SIMD void suppress(const std::vector<Box<T>>& boxes, T threshold,
+template <class T, class Eps>
+MDSSD_SIMD void suppress(const std::vector<Box<T>>& boxes, T threshold, Eps eps,
                          const Keyed<uint64_t>* ranks, char* kept) {
   const auto keep = [=](size_t i) { kept[ranks[i].index] = 1; };
   if (int64_t(boxes.size()) < kSpatialFrom)
-    suppress_in_order(boxes, threshold, keep);
+    suppress_in_order(boxes, threshold, eps, keep);
   else
-    suppress_in_space(boxes, threshold, keep);
+    suppress_in_space(boxes, threshold, eps, keep);
 }
 
 // Indices by falling score.
@@ -163,9 +163,9 @@ std::vector<int32_t> sorted(const T* scores, int64_t count) {
   return order;
 }
 
-template <class T>
+template <class T, class Eps>
 int64_t nms(const T* boxes, const T* scores, const int64_t* idxs, int64_t count, T threshold,
-            int64_t* keep, int threads) {
+            Eps eps, int64_t* keep, int threads) {
   check_index("nms", count);
   if (count == 0) return 0;
   const std::vector<int32_t> order = sorted(scores, count);
@@ -187,7 +187,7 @@ int64_t nms(const T* boxes, const T* scores, const int64_t* idxs, int64_t count,
     std::vector<Box<T>> own(end - begin);
     for (int64_t i = begin; i < end; ++i)
       own[i - begin] = load_box(boxes, order[ranks[i].index]);
-    suppress(own, threshold, ranks.data() + begin, kept.data());
+    suppress(own, threshold, eps, ranks.data() + begin, kept.data());
   });
 
   int64_t found = 0;
@@ -199,12 +199,14 @@ int64_t nms(const T* boxes, const T* scores, const int64_t* idxs, int64_t count,
 }  // namespace
 
 int64_t nms_cpu(const void* boxes, const void* scores, const int64_t* idxs, int64_t count,
-                double iou_threshold, int64_t* keep, DType dtype, int threads) {
+                double iou_threshold, double iou_eps, int64_t* keep, DType dtype, int threads) {
   int64_t kept = 0;
   with_wide(dtype, [&](auto storage) {
     using T = typename decltype(storage)::type;
-    kept = nms(static_cast<const T*>(boxes), static_cast<const T*>(scores), idxs, count,
-               T(iou_threshold), keep, threads);
+    with_eps<T>(iou_eps, [&](auto eps) {
+      kept = nms(static_cast<const T*>(boxes), static_cast<const T*>(scores), idxs, count,
+                 T(iou_threshold), eps, keep, threads);
+    });
   });
   return kept;
 }

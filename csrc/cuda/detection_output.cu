@@ -44,12 +44,16 @@ constexpr float kLogMargin = 1e-3f;
 
 // How a candidate is packed. A score lies above the threshold and is at most 1.
 struct Packing {
+  bool softmax;     // else the logits are scores, also where a comment speaks of logarithms
   float threshold;
   float log_threshold;
   unsigned lowest;  // bits of the lowest score above the threshold
   int index_bits;
   int bits;  // of a key
 
+  MDSSD_INLINE float limit(float score) const {
+    return softmax ? log(score) - kLogMargin : score;
+  }
   __device__ Key pack(float score, unsigned prior) const {
     return Key(__float_as_uint(score) - lowest) << index_bits | (index_mask() - prior);
   }
@@ -88,12 +92,16 @@ __device__ void for_each_candidate(const Row<S, kLanes>& row, const Sizes& sizes
   const int classes = int(sizes.classes);
   // A score is at most exp(its logit - the background's), which needs no exponential to be
   // compared; rows let through in error fail the exact test.
-  const float background = row.value(0), foreground = row.foreground_max();
+  const float background = packing.softmax ? row.value(0) : 0, foreground = row.foreground_max();
   const bool active = row.valid() && !(foreground - background < packing.log_threshold);
   if (!__any_sync(kAllLanes, active)) return;
   const float top = background > foreground ? background : foreground;
-  const float sum = row.sum_of_exp(top), log_sum = top + log(sum);
-  const float below = log_sum - fabs(log_sum) * 3e-7f;  // whatever the rounding
+  float sum = 1, below = 0;
+  if (packing.softmax) {
+    sum = row.sum_of_exp(top);
+    const float log_sum = top + log(sum);
+    below = log_sum - fabs(log_sum) * 3e-7f;  // whatever the rounding
+  }
   // Python refuses 2^32 rows: a division of 64 bits takes ten times as long as one of 32.
   const unsigned image = unsigned(row.index()) / unsigned(sizes.count);
   const unsigned prior = unsigned(row.index()) - image * unsigned(sizes.count);
@@ -111,8 +119,8 @@ __device__ void for_each_candidate(const Row<S, kLanes>& row, const Sizes& sizes
     if (!active) near = 0;
     while (__any_sync(kAllLanes, near != 0)) {
       const int c = near ? first + (__ffs(int(near)) - 1) * kLanes : 0;
-      const float score = exp(row.value(c) - top) / sum;
-      const bool passes = near != 0 && score > packing.threshold;
+      const float score = packing.softmax ? exp(row.value(c) - top) / sum : row.value(c);
+      const bool passes = near != 0 && score > packing.threshold && score <= 1;
       const unsigned lanes = __ballot_sync(kAllLanes, passes);
       if (passes) visit(lanes, first_list + c, packing.pack(score, prior));
       near &= near - 1;
@@ -181,9 +189,8 @@ __global__ void __launch_bounds__(kBoundThreads, 4)
   if (threadIdx.x != 0) return;
   lists.size[list] = 0;
   lists.bounds[list] = bound;
-  lists.log_limits[list] =
-      bound == 0 ? packing.log_threshold
-                 : log(__uint_as_float(packing.score_bits(bound))) - kLogMargin;
+  lists.log_limits[list] = bound == 0 ? packing.log_threshold
+                                      : packing.limit(__uint_as_float(packing.score_bits(bound)));
 }
 
 template <class S, int kLanes>
@@ -270,12 +277,17 @@ __device__ void sort_falling(Key* keys, int n) {
   __syncthreads();
 }
 
+struct Decoding {
+  float v0, v1;
+  Limits<float> limits;
+};
+
 template <class S>
 __device__ Box<float> decode_prior(const S* loc, const float* priors, int64_t row, int64_t prior,
-                                   float v0, float v1) {
+                                   const Decoding& by) {
   const Box<float> o = load_box(loc, row), p = load_box(priors, prior);
   return decode(Offsets<float>{o.x1, o.y1, o.x2, o.y2}, CentreBox<float>{p.x1, p.y1, p.x2, p.y2},
-                v0, v1, Exp{});
+                by.v0, by.v1, Exp{}, by.limits);
 }
 
 // A detection as one integer, for the order over all classes: score, lower prior, lower class.
@@ -289,6 +301,29 @@ struct Kept {
   Key* keys;
   unsigned* size;
 };
+
+template <class Eps, bool kKeepEmpty>
+struct Suppression {
+  float threshold;
+  Eps eps;
+
+  __device__ bool operator()(Box<float> a, Box<float> b) const {
+    const float area_a = area(a), area_b = area(b);
+    return overlap(a, area_a, b, area_b, threshold, eps) ||
+           (!kKeepEmpty && area_a == 0 && area_b == 0);
+  }
+};
+
+// Calls body(Suppression).
+template <class Body>
+void with_suppression(float threshold, double iou_eps, bool keep_empty, Body body) {
+  with_eps<float>(iou_eps, [&](auto eps) {
+    if (keep_empty)
+      body(Suppression<decltype(eps), true>{threshold, eps});
+    else
+      body(Suppression<decltype(eps), false>{threshold, eps});
+  });
+}
 
 // Greedy suppression within a tile. `before` are the boxes that suppress this lane's. A box that no
 // undecided box can suppress any more is kept, and those that it suppresses are gone: the first
@@ -309,10 +344,11 @@ __device__ __forceinline__ unsigned greedy(unsigned undecided, unsigned before) 
 // boxes against all later boxes. After max_detections boxes it ends: more of one class can never be
 // among the best of the image.
 constexpr int kNmsThreads = 256;
-template <class S>
+template <class S, class Suppresses>
 __global__ void __launch_bounds__(kNmsThreads, 4)
     nms_kernel(const S* __restrict__ loc, const float* __restrict__ priors, Sizes sizes,
-               Packing packing, float threshold, float v0, float v1, Lists lists, Kept kept) {
+               Packing packing, Suppresses suppresses, Decoding decoding, Lists lists,
+               Kept kept) {
   __shared__ Key keys[kCapacity];
   __shared__ Box<float> boxes[kMostKept];
   __shared__ unsigned removed[kMostKept / kWarpSize];  // a bit per box
@@ -330,7 +366,7 @@ __global__ void __launch_bounds__(kNmsThreads, 4)
   const int n = found < sizes.top_k ? found : sizes.top_k;
   for (int i = thread; i < n; i += kNmsThreads) {
     const int64_t prior = packing.prior(keys[i]);
-    boxes[i] = decode_prior(loc, priors, image * sizes.count + prior, prior, v0, v1);
+    boxes[i] = decode_prior(loc, priors, image * sizes.count + prior, prior, decoding);
   }
   if (thread < kMostKept / kWarpSize) removed[thread] = 0;
   __syncthreads();
@@ -339,7 +375,7 @@ __global__ void __launch_bounds__(kNmsThreads, 4)
   for (int first = 0; first < n && total < sizes.max_detections; first += kWarpSize) {
     for (int j = warp; j < kWarpSize && first + j < n; j += kNmsThreads / kWarpSize) {
       const Box<float> a = boxes[first + lane], b = boxes[first + j];
-      const bool over = lane < j && overlap(a, area(a), b, area(b), threshold);
+      const bool over = lane < j && suppresses(a, b);
       const unsigned word = __ballot_sync(kAllLanes, over);
       if (lane == 0) before[j] = word;
     }
@@ -361,10 +397,8 @@ __global__ void __launch_bounds__(kNmsThreads, 4)
       bool over = false;
       if (later < n) {
         const Box<float> b = boxes[later];
-        const float area_b = area(b);
         for (unsigned left = alive; left && !over; left &= left - 1) {
-          const Box<float> a = boxes[first + __ffs(int(left)) - 1];
-          over = overlap(a, area(a), b, area_b, threshold);
+          over = suppresses(boxes[first + __ffs(int(left)) - 1], b);
         }
       }
       const unsigned word = __ballot_sync(kAllLanes, over);
@@ -377,31 +411,32 @@ __global__ void __launch_bounds__(kNmsThreads, 4)
 }
 
 // A block per image: the best of what the classes kept, by a radix selection as above, but in shared
-// memory and on the order over all classes.
+// memory and on the order over all classes. With results per class, a block per list.
 constexpr int kBestThreads = 512;
 template <class S>
 __global__ void __launch_bounds__(kBestThreads, 2)
-    best_kernel(const S* __restrict__ loc, const float* __restrict__ priors, Sizes sizes, float v0,
-                float v1, Kept kept, float* __restrict__ boxes, float* __restrict__ scores,
-                int64_t* __restrict__ labels, int64_t* __restrict__ found) {
+    best_kernel(const S* __restrict__ loc, const float* __restrict__ priors, Sizes sizes,
+                bool per_class, Decoding decoding, Kept kept, float* __restrict__ boxes,
+                float* __restrict__ scores, int64_t* __restrict__ labels,
+                int64_t* __restrict__ found) {
   __shared__ Key keys[kCapacity];
   __shared__ unsigned histogram[kBins];
   __shared__ CellSearch<kBestThreads> search;
   __shared__ unsigned sums[kBestThreads / kWarpSize];
   __shared__ unsigned gathered;
-  const int64_t image = blockIdx.x, foreground = sizes.classes - 1;
+  const int64_t lists = per_class ? 1 : sizes.classes - 1, first_list = blockIdx.x * lists;
+  const int64_t image = first_list / (sizes.classes - 1);
   const int thread = threadIdx.x, lane = thread % kWarpSize, warp = thread / kWarpSize;
   constexpr int kWarps = kBestThreads / kWarpSize;
   const auto for_each_kept = [&](auto visit) {  // a warp per class
-    for (int64_t list = image * foreground + warp; list < (image + 1) * foreground; list += kWarps) {
+    for (int64_t list = first_list + warp; list < first_list + lists; list += kWarps) {
       const int size = int(kept.size[list]);
       for (int i = lane; i < size; i += kWarpSize) visit(kept.keys[list * sizes.max_detections + i]);
     }
   };
 
   unsigned mine = 0;
-  for (int64_t list = image * foreground + thread; list < (image + 1) * foreground;
-       list += kBestThreads)
+  for (int64_t list = first_list + thread; list < first_list + lists; list += kBestThreads)
     mine += kept.size[list];
   const unsigned total = block_sum(mine, sums);
   // A score is at most 1: the two upper bits are 0.
@@ -418,14 +453,14 @@ __global__ void __launch_bounds__(kBestThreads, 2)
 
   const int n = candidates < sizes.max_detections ? candidates : sizes.max_detections;
   for (int i = thread; i < sizes.max_detections; i += kBestThreads) {
-    const int64_t row = image * sizes.max_detections + i;
+    const int64_t row = int64_t(blockIdx.x) * sizes.max_detections + i;
     Box<float> box = {0, 0, 0, 0};
     float score = 0;
     int64_t label = 0;
     if (i < n) {
       const unsigned low = 0xffffffffu - unsigned(keys[i]);
       const int64_t prior = low / unsigned(sizes.classes);
-      box = decode_prior(loc, priors, image * sizes.count + prior, prior, v0, v1);
+      box = decode_prior(loc, priors, image * sizes.count + prior, prior, decoding);
       score = __uint_as_float(unsigned(keys[i] >> 32));
       label = low - prior * sizes.classes;
     }
@@ -433,7 +468,7 @@ __global__ void __launch_bounds__(kBestThreads, 2)
     scores[row] = score;
     labels[row] = label;
   }
-  if (thread == 0) found[image] = n;
+  if (thread == 0) found[blockIdx.x] = n;
 }
 
 int bit_length(uint64_t x) {
@@ -442,10 +477,12 @@ int bit_length(uint64_t x) {
   return bits;
 }
 
-Packing make_packing(float threshold, int64_t count) {
+Packing make_packing(bool softmax, float threshold, int64_t count) {
   const unsigned one = bit_cast<unsigned>(1.0f), at = bit_cast<unsigned>(threshold);
   const int score_bits = bit_length(one - at), index_bits = bit_length(uint64_t(count - 1));
-  return {threshold, std::log(threshold) - kLogMargin, at + 1, index_bits, score_bits + index_bits};
+  Packing packing = {softmax, threshold, 0, at + 1, index_bits, score_bits + index_bits};
+  packing.log_threshold = packing.limit(threshold);
+  return packing;
 }
 
 Sizes make_sizes(int64_t images, int64_t count, int64_t classes, int64_t top_k,
@@ -502,10 +539,14 @@ int64_t detection_output_workspace(int64_t images, int64_t count, int64_t classe
 void detection_output_cuda(const void* loc, const void* logits, const void* priors, int64_t images,
                            int64_t count, int64_t classes, double score_threshold,
                            double nms_threshold, int64_t top_k, int64_t max_detections, double v0,
-                           double v1, void* boxes, void* scores, int64_t* labels, int64_t* found,
-                           void* workspace, DType dtype, Stream stream) {
+                           double v1, bool softmax, bool per_class, bool keep_empty,
+                           double iou_eps, double max_log_scale, double clip_width,
+                           double clip_height, void* boxes, void* scores, int64_t* labels,
+                           int64_t* found, void* workspace, DType dtype, Stream stream) {
   const char* op = "detection_output";
-  const Packing packing = make_packing(float(score_threshold), count);
+  const Packing packing = make_packing(softmax, float(score_threshold), count);
+  const Decoding decoding = {float(v0), float(v1),
+                             make_limits<float>(max_log_scale, clip_width, clip_height)};
   const Sizes sizes = make_sizes(images, count, classes, top_k, max_detections);
   const Memory memory(workspace, sizes);
   zero(op, workspace, memory.zeros, stream);
@@ -518,11 +559,14 @@ void detection_output_cuda(const void* loc, const void* logits, const void* prio
       with_row_lanes(classes, [&](auto lanes) {
         find_candidates<S, lanes>(rows, sizes, packing, memory.lists, stream);
       });
-      launch(op, nms_kernel<S>, grid_size(sizes.lists(), 1), kNmsThreads, stream, offsets,
-             prior_rows, sizes, packing, nms_threshold, v0, v1, memory.lists, memory.kept);
-      launch(op, best_kernel<S>, grid_size(images, 1), kBestThreads, stream, offsets, prior_rows,
-             sizes, v0, v1, memory.kept, static_cast<float*>(boxes), static_cast<float*>(scores),
-             labels, found);
+      with_suppression(float(nms_threshold), iou_eps, keep_empty, [&](auto suppresses) {
+        launch(op, nms_kernel<S, decltype(suppresses)>, grid_size(sizes.lists(), 1), kNmsThreads,
+               stream, offsets, prior_rows, sizes, packing, suppresses, decoding, memory.lists,
+               memory.kept);
+      });
+      launch(op, best_kernel<S>, grid_size(per_class ? sizes.lists() : images, 1), kBestThreads,
+             stream, offsets, prior_rows, sizes, per_class, decoding, memory.kept,
+             static_cast<float*>(boxes), static_cast<float*>(scores), labels, found);
     }
   });
 }

@@ -106,10 +106,11 @@ struct WriteTargets {
 };
 
 // One block takes kThreads priors of the image blockIdx.y, one per thread.
-template <class S, class Write>
+template <class S, class Write, class Eps>
 __global__ void __launch_bounds__(kThreads)
     match_kernel(const Images images, const S* __restrict__ gt, const float* __restrict__ priors,
-                 unsigned count, float threshold, Packed* best_priors, const Write write) {
+                 bool corners, unsigned count, float threshold, Eps eps, Packed* best_priors,
+                 const Write write) {
   __shared__ Four<float> truths[kTile];
   __shared__ float areas[kTile];
   __shared__ Packed tops[kWarps][kTile];  // the best prior of each box among those of a warp
@@ -117,7 +118,8 @@ __global__ void __launch_bounds__(kThreads)
   const unsigned prior = blockIdx.x * kThreads + thread;
 
   Box<float> mine = nowhere();
-  if (prior < count) mine = to_corners(load_prior(priors, prior));
+  if (prior < count)
+    mine = corners ? load_box(priors, prior) : to_corners(load_prior(priors, prior));
   const float own_area = area(mine);
   if (own_area != own_area) mine = nowhere();  // a NaN would spoil the bounds; its IoUs are 0
   const Box<float> bounds = {-warp_largest(-mine.x1), -warp_largest(-mine.y1),
@@ -145,7 +147,7 @@ __global__ void __launch_bounds__(kThreads)
       for (unsigned hits = __ballot_sync(kAllLanes, meets); hits != 0; hits &= hits - 1) {
         const int k = __ffs(int(hits)) - 1;
         const Box<float> truth = load_box(&truths[0].x, start + k);
-        const float value = iou(truth, areas[start + k], mine, own_area);
+        const float value = iou(truth, areas[start + k], mine, own_area, eps);
         if (value > best) {  // strictly: ties stay with the lower index
           best = value;
           best_truth = first + start + k;
@@ -204,8 +206,8 @@ Packed* best_priors_of(Workspace& workspace, int64_t boxes) {
 
 template <class S, class Write>
 void match(const char* op, const void* gt, const int64_t* offsets, int64_t images,
-           const void* priors, int64_t count, double iou_threshold, void* workspace,
-           const Write& write, Stream stream) {
+           const void* priors, bool corners, int64_t count, double iou_threshold, double iou_eps,
+           void* workspace, const Write& write, Stream stream) {
   if (images == 0 || count == 0) return;
   const int64_t boxes = offsets[images];
   constexpr int64_t kMost = std::numeric_limits<int>::max() - kThreads;
@@ -219,9 +221,12 @@ void match(const char* op, const void* gt, const int64_t* offsets, int64_t image
     group.first = first;
     const auto size = unsigned(images - first < kImages ? images - first : kImages);
     for (unsigned i = 0; i <= size; ++i) group.begin[i] = int(offsets[first + i]);
-    launch(op, match_kernel<S, Write>, dim3(grid_size(count, kThreads), size), kThreads, stream,
-           group, static_cast<const S*>(gt), static_cast<const float*>(priors), count,
-           iou_threshold, best_priors, write);
+    with_eps<float>(iou_eps, [&](auto eps) {
+      launch(op, match_kernel<S, Write, decltype(eps)>, dim3(grid_size(count, kThreads), size),
+             kThreads, stream, group, static_cast<const S*>(gt),
+             static_cast<const float*>(priors), corners, count, iou_threshold, eps, best_priors,
+             write);
+    });
     launch(op, force_kernel<Write>, size, kThreads, stream, group, best_priors, count, write);
   }
 }
@@ -243,26 +248,26 @@ int64_t match_priors_workspace(int64_t boxes) {
 }
 
 void match_priors_cuda(const void* gt, const int64_t* offsets, int64_t images, const void* priors,
-                       int64_t count, double iou_threshold, void* workspace, int64_t* index,
-                       float* iou, DType dtype, Stream stream) {
+                       bool corners, int64_t count, double iou_threshold, double iou_eps,
+                       void* workspace, int64_t* index, float* iou, DType dtype, Stream stream) {
   with_float_storage(dtype, [&](auto storage) {
     using S = typename decltype(storage)::type;
-    match<S>("match_priors", gt, offsets, images, priors, count, iou_threshold, workspace,
-             WriteMatch{index, iou}, stream);
+    match<S>("match_priors", gt, offsets, images, priors, corners, count, iou_threshold, iou_eps,
+             workspace, WriteMatch{index, iou}, stream);
   });
 }
 
 void encode_targets_cuda(const void* gt, const int64_t* gt_labels, const int64_t* offsets,
                          int64_t images, const void* priors, int64_t count, double iou_threshold,
-                         double v0, double v1, void* workspace, void* loc, int64_t* labels,
-                         DType dtype, Stream stream) {
+                         double iou_eps, double v0, double v1, void* workspace, void* loc,
+                         int64_t* labels, DType dtype, Stream stream) {
   with_float_storage(dtype, [&](auto storage) {
     using S = typename decltype(storage)::type;
     const WriteTargets<S> write = {static_cast<const S*>(gt), gt_labels,
                                    static_cast<const float*>(priors), float(v0), float(v1),
                                    static_cast<S*>(loc), labels};
-    match<S>("encode_targets", gt, offsets, images, priors, count, iou_threshold, workspace, write,
-             stream);
+    match<S>("encode_targets", gt, offsets, images, priors, false, count, iou_threshold, iou_eps,
+             workspace, write, stream);
   });
 }
 

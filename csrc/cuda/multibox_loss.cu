@@ -50,8 +50,13 @@ struct PositiveSums {
   double localisation, confidence;
 };
 
+template <class T>
+struct PositiveLosses {  // of one prior
+  T localisation, confidence;
+};
+
 struct ImageSums {
-  double negatives;  // their confidence
+  double localisation, confidence;  // of the negatives alone, but with a normaliser per image
   int64_t positives;
 };
 
@@ -62,7 +67,8 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks * sizeof(float) / size
     row_kernel(const S* __restrict__ loc, const S* __restrict__ logits,
                const Wide<S>* __restrict__ loc_targets, const int64_t* __restrict__ labels,
                int64_t rows, int classes, Bits<Wide<S>>* __restrict__ ordered,
-               PositiveSums* __restrict__ sums) {
+               PositiveSums* __restrict__ sums,
+               PositiveLosses<Wide<S>>* __restrict__ positive_losses) {
   using T = Wide<S>;
   __shared__ double scratch[kRowThreads / kWarpSize];
   double localisation = 0, confidence = 0;
@@ -77,15 +83,18 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks * sizeof(float) / size
     if (label == 0) return;
     confidence += loss;
     const Box<T> o = load_box(loc, row.index()), t = load_box(loc_targets, row.index());
-    localisation += smooth_l1(o.x1 - t.x1) + smooth_l1(o.y1 - t.y1) + smooth_l1(o.x2 - t.x2) +
-                    smooth_l1(o.y2 - t.y2);
+    const T distance = smooth_l1(o.x1 - t.x1) + smooth_l1(o.y1 - t.y1) +
+                       smooth_l1(o.x2 - t.x2) + smooth_l1(o.y2 - t.y2);
+    localisation += distance;
+    if (positive_losses) positive_losses[row.index()] = {distance, loss};
   });
   localisation = block_sum(localisation, scratch);
   confidence = block_sum(confidence, scratch);
   if (threadIdx.x == 0) sums[blockIdx.x] = {localisation, confidence};
 }
 
-// A block per image marks the positives and mines the negatives.
+// A block per image marks the positives and mines the negatives. With a normaliser per image it also
+// adds up the positives' losses, since a block of row_kernel has rows of several images.
 //
 // Each prior is one number: its loss in the upper bits, in the lower ones its index, turned so that
 // the lower prior is the larger number. No two are equal: a radix selection always comes to an end,
@@ -98,6 +107,7 @@ constexpr int kLoads = 8;  // of a thread in flight: 32 KB in all hide the laten
 template <class T>
 __global__ void __launch_bounds__(kSelectThreads)
     select_kernel(const Bits<T>* __restrict__ ordered, unsigned count, double neg_pos_ratio,
+                  const PositiveLosses<T>* __restrict__ positive_losses,
                   bool* __restrict__ selected, ImageSums* __restrict__ sums) {
   using Key = std::conditional_t<sizeof(T) == 8, unsigned __int128, unsigned long long>;
   __shared__ unsigned histogram[kBins];
@@ -165,16 +175,23 @@ __global__ void __launch_bounds__(kSelectThreads)
     bound = prefix << shift;
   }
 
-  double loss = 0;
+  double loss = 0, localisation = 0;
+  if (positive_losses) positive_losses += int64_t(blockIdx.x) * count;
   for_each_prior([&](unsigned i, Bits<T> bits) {
     const bool positive = bits == kPositive<T>, negative = !positive && pack(bits, i) >= bound;
     selected[i] = positive || negative;
     if (negative) loss += from_ordered<T>(bits);
+    if (positive && positive_losses) {
+      loss += positive_losses[i].confidence;
+      localisation += positive_losses[i].localisation;
+    }
   });
   loss = block_sum(loss, losses);
-  if (thread == 0) sums[blockIdx.x] = {loss, positives};
+  if (positive_losses) localisation = block_sum(localisation, losses);
+  if (thread == 0) sums[blockIdx.x] = {localisation, loss, positives};
 }
 
+// A block per normaliser, each with image_count images.
 constexpr int kFinishThreads = 256;
 template <class T>
 __global__ void __launch_bounds__(kFinishThreads)
@@ -186,12 +203,14 @@ __global__ void __launch_bounds__(kFinishThreads)
   __shared__ int64_t counts[kFinishThreads / kWarpSize];
   double localisation = 0, confidence = 0;
   int64_t positives = 0;
+  images += blockIdx.x * image_count;
   for (int64_t i = threadIdx.x; i < block_count; i += kFinishThreads) {
     localisation += blocks[i].localisation;
     confidence += blocks[i].confidence;
   }
   for (int64_t i = threadIdx.x; i < image_count; i += kFinishThreads) {
-    confidence += images[i].negatives;
+    localisation += images[i].localisation;
+    confidence += images[i].confidence;
     positives += images[i].positives;
   }
   localisation = block_sum(localisation, losses);
@@ -199,9 +218,9 @@ __global__ void __launch_bounds__(kFinishThreads)
   positives = block_sum(positives, counts);
   if (threadIdx.x != 0) return;
   if (positives < 1) positives = 1;
-  *loc_loss = T(localisation / double(positives));
-  *conf_loss = T(confidence / double(positives));
-  *normaliser = positives;
+  loc_loss[blockIdx.x] = T(localisation / double(positives));
+  conf_loss[blockIdx.x] = T(confidence / double(positives));
+  normaliser[blockIdx.x] = positives;
 }
 
 template <class T>
@@ -220,8 +239,9 @@ __global__ void __launch_bounds__(kBackwardThreads, 4 * sizeof(float) / sizeof(W
                                   const Wide<S>* __restrict__ loc_targets,
                                   const int64_t* __restrict__ labels,
                                   const bool* __restrict__ selected,
-                                  const int64_t* __restrict__ normaliser, int64_t rows, int classes,
-                                  S* __restrict__ grad_loc, S* grad_logits) {
+                                  const int64_t* __restrict__ normaliser, int64_t rows,
+                                  int64_t group_rows, int classes, S* __restrict__ grad_loc,
+                                  S* grad_logits) {
   using T = Wide<S>;
   const int lane = threadIdx.x % kWarpSize;
   const int64_t mine = int64_t(blockIdx.x) * kBackwardThreads + threadIdx.x, first = mine - lane;
@@ -237,8 +257,9 @@ __global__ void __launch_bounds__(kBackwardThreads, 4 * sizeof(float) / sizeof(W
   for (int64_t i = wide * int64_t(sizeof(uint4) / sizeof(S)) + lane; i < numbers; i += kWarpSize)
     start[i] = narrow<S>(0);
 
-  const T scale = T(*normaliser);
-  const T loc_scale = *grad_loc_loss / scale, conf_scale = *grad_conf_loss / scale;
+  const int64_t group = group_rows < rows && wanted ? mine / group_rows : 0;
+  const T scale = T(normaliser[group]);
+  const T loc_scale = grad_loc_loss[group] / scale, conf_scale = grad_conf_loss[group] / scale;
   const int64_t label = wanted ? labels[mine] : 0;
   Box<T> slope = {0, 0, 0, 0};
   if (label != 0) {
@@ -254,7 +275,8 @@ __global__ void __launch_bounds__(kBackwardThreads, 4 * sizeof(float) / sizeof(W
     const int64_t index = first + source, its_label = __shfl_sync(kAllLanes, label, source);
     const Row<S, kWarpSize> row{logits + index * classes, classes, index, true};
     const T top = row.max(), inverse_sum = T(1) / row.sum_of_exp(top);
-    const T row_scale = its_label >= 0 && its_label < classes ? conf_scale : T(NAN);
+    const T its_scale = __shfl_sync(kAllLanes, conf_scale, source);
+    const T row_scale = its_label >= 0 && its_label < classes ? its_scale : T(NAN);
     for (int c = lane; c < classes; c += kWarpSize) {
       const T error = exp(row.value(c) - top) * inverse_sum - (c == its_label ? T(1) : T(0));
       grad_logits[index * classes + c] = narrow<S>(error * row_scale);
@@ -266,11 +288,12 @@ template <class T>
 struct Memory {
   Bits<T>* ordered;
   PositiveSums* blocks;
+  PositiveLosses<T>* positive_losses = nullptr;
   int64_t block_count;
   ImageSums* images;
   int64_t bytes;
 
-  Memory(void* workspace, int64_t image_count, int64_t count, int64_t classes) {
+  Memory(void* workspace, int64_t image_count, int64_t count, int64_t classes, bool per_image) {
     constexpr int64_t kMost = 0x7fffffff;
     if (count > kMost || classes > kMost)
       throw std::length_error("multibox_loss: more than 2^31 - 1 priors or classes");
@@ -280,40 +303,44 @@ struct Memory {
     ordered = memory.take<Bits<T>>(image_count * count);
     blocks = memory.take<PositiveSums>(block_count);
     images = memory.take<ImageSums>(image_count);
+    if (per_image) positive_losses = memory.take<PositiveLosses<T>>(image_count * count);
     bytes = memory.bytes();
   }
 };
 
 }  // namespace
 
-int64_t multibox_loss_workspace(int64_t images, int64_t count, int64_t classes, DType dtype) {
+int64_t multibox_loss_workspace(int64_t images, int64_t count, int64_t classes, bool per_image,
+                                DType dtype) {
   int64_t bytes = 0;
   with_wide(dtype, [&](auto wide) {
     using T = typename decltype(wide)::type;
-    bytes = Memory<T>(nullptr, images, count, classes).bytes;
+    bytes = Memory<T>(nullptr, images, count, classes, per_image).bytes;
   });
   return bytes;
 }
 
 void multibox_loss_cuda(const void* loc, const void* logits, const void* loc_targets,
                         const int64_t* labels, int64_t images, int64_t count, int64_t classes,
-                        double neg_pos_ratio, void* loc_loss, void* conf_loss, bool* selected,
-                        int64_t* normaliser, void* workspace, DType dtype, Stream stream) {
+                        double neg_pos_ratio, bool per_image, void* loc_loss, void* conf_loss,
+                        bool* selected, int64_t* normaliser, void* workspace, DType dtype,
+                        Stream stream) {
   const char* op = "multibox_loss";
   with_storage(dtype, [&](auto storage) {
     using S = typename decltype(storage)::type;
     using T = Wide<S>;
-    const Memory<T> memory(workspace, images, count, classes);
+    const Memory<T> memory(workspace, images, count, classes, per_image);
     with_row_lanes(classes, [&](auto lanes) {
       launch(op, row_kernel<S, lanes>, unsigned(memory.block_count), kRowThreads, stream,
              static_cast<const S*>(loc), static_cast<const S*>(logits),
              static_cast<const T*>(loc_targets), labels, images * count, int(classes),
-             memory.ordered, memory.blocks);
+             memory.ordered, memory.blocks, memory.positive_losses);
     });
     launch(op, select_kernel<T>, unsigned(images), kSelectThreads, stream, memory.ordered,
-           unsigned(count), neg_pos_ratio, selected, memory.images);
-    launch(op, finish_kernel<T>, 1, kFinishThreads, stream, memory.blocks, memory.block_count,
-           memory.images, images, static_cast<T*>(loc_loss), static_cast<T*>(conf_loss),
+           unsigned(count), neg_pos_ratio, memory.positive_losses, selected, memory.images);
+    launch(op, finish_kernel<T>, per_image ? unsigned(images) : 1u, kFinishThreads, stream,
+           memory.blocks, per_image ? 0 : memory.block_count, memory.images,
+           per_image ? 1 : images, static_cast<T*>(loc_loss), static_cast<T*>(conf_loss),
            normaliser);
   });
 }
@@ -321,8 +348,9 @@ void multibox_loss_cuda(const void* loc, const void* logits, const void* loc_tar
 void multibox_loss_backward_cuda(const void* grad_loc_loss, const void* grad_conf_loss,
                                  const void* loc, const void* logits, const void* loc_targets,
                                  const int64_t* labels, const bool* selected,
-                                 const int64_t* normaliser, int64_t rows, int64_t classes,
-                                 void* grad_loc, void* grad_logits, DType dtype, Stream stream) {
+                                 const int64_t* normaliser, int64_t rows, int64_t group_rows,
+                                 int64_t classes, void* grad_loc, void* grad_logits, DType dtype,
+                                 Stream stream) {
   with_storage(dtype, [&](auto storage) {
     using S = typename decltype(storage)::type;
     using T = Wide<S>;
@@ -330,8 +358,8 @@ void multibox_loss_backward_cuda(const void* grad_loc_loss, const void* grad_con
            grid_size(rows, kBackwardThreads), kBackwardThreads, stream,
            static_cast<const T*>(grad_loc_loss), static_cast<const T*>(grad_conf_loss),
            static_cast<const S*>(loc), static_cast<const S*>(logits),
-           static_cast<const T*>(loc_targets), labels, selected, normaliser, rows, int(classes),
-           static_cast<S*>(grad_loc), static_cast<S*>(grad_logits));
+           static_cast<const T*>(loc_targets), labels, selected, normaliser, rows, group_rows,
+           int(classes), static_cast<S*>(grad_loc), static_cast<S*>(grad_logits));
   });
 }
 

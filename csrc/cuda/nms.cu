@@ -44,14 +44,16 @@ struct Arrays {
   }
 };
 
-template <class T>
+template <class T, class Eps>
 struct Suppression {
   T threshold;
+  Eps eps;
   bool by_category;
 
   __device__ bool operator()(Box<T> a, T area_a, int64_t category_a, Box<T> b, T area_b,
                              int64_t category_b) const {
-    return (!by_category || category_a == category_b) && overlap(a, area_a, b, area_b, threshold);
+    return (!by_category || category_a == category_b) &&
+           overlap(a, area_a, b, area_b, threshold, eps);
   }
 };
 
@@ -81,10 +83,11 @@ __device__ __forceinline__ Word before(int bit) { return (Word(1) << bit) - 1; }
 // One block compares a group of rows with a group of columns before or at it. Four threads share a
 // row: each takes every fourth column, which keeps their reads in different banks.
 constexpr int kParts = kThreads / kGroup;
-template <class T>
+template <class T, class Eps>
 __global__ void __launch_bounds__(kThreads)
     mask_kernel(const T* __restrict__ boxes, const int64_t* __restrict__ categories,
-                int64_t first, int64_t count, const Suppression<T> suppresses, Word* mask) {
+                int64_t first, int64_t count, const Suppression<T, Eps> suppresses,
+                Word* mask) {
   const int row_group = blockIdx.y, column_group = blockIdx.x;
   if (column_group > row_group) return;
   __shared__ Four<T> columns[kGroup];
@@ -203,10 +206,10 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // One block lets the kept boxes of one group of the chunk pass over kThreads later boxes.
-template <class T>
+template <class T, class Eps>
 __global__ void __launch_bounds__(kThreads)
     apply_kernel(const T* __restrict__ boxes, const int64_t* __restrict__ categories,
-                 int64_t first, int64_t count, const Suppression<T> suppresses,
+                 int64_t first, int64_t count, const Suppression<T, Eps> suppresses,
                  const Word* __restrict__ kept_words, unsigned* removed) {
   __shared__ Four<T> kept[kGroup];
   __shared__ T areas[kGroup];
@@ -237,29 +240,29 @@ __global__ void __launch_bounds__(kThreads)
   if (hits != 0 && thread % kWarpSize == 0) atomicOr(&removed[i / kWarpSize], hits);
 }
 
-template <class S>
+template <class S, class Eps>
 void nms(const char* op, const void* boxes, const int64_t* order, const int64_t* idxs,
-         int64_t count, double iou_threshold, void* workspace, int64_t* keep, int64_t* kept,
-         Stream stream) {
+         int64_t count, double iou_threshold, Eps eps, void* workspace, int64_t* keep,
+         int64_t* kept, Stream stream) {
   using T = Wide<S>;
   if (count > std::numeric_limits<int>::max())
     throw std::length_error(std::string(op) + ": more than 2^31 - 1 boxes");
   Workspace memory(workspace);
   const Arrays<T> arrays(memory, count);
-  const Suppression<T> suppresses = {T(iou_threshold), idxs != nullptr};
+  const Suppression<T, Eps> suppresses = {T(iou_threshold), eps, idxs != nullptr};
   // One block at least: it sets the count of an empty input.
   launch(op, gather_kernel<S>, grid_size(padded_to_groups(count) + 1, kThreads), kThreads,
          stream, static_cast<const S*>(boxes), order, idxs, count, arrays.boxes, arrays.categories,
          arrays.removed, keep, kept);
   for (int64_t first = 0; first < count; first += kChunk) {
     const unsigned groups = grid_size(count - first, kGroup, kGroups);
-    launch(op, mask_kernel<T>, dim3(groups, groups), kThreads, stream, arrays.boxes,
+    launch(op, mask_kernel<T, Eps>, dim3(groups, groups), kThreads, stream, arrays.boxes,
            arrays.categories, first, count, suppresses, arrays.mask);
     launch(op, scan_kernel, 1, kThreads, stream, arrays.mask, arrays.removed + first / kWarpSize,
            int(groups), order + first, arrays.kept, keep, kept);
     const int64_t later = count - first - kChunk;
     if (later > 0)
-      launch(op, apply_kernel<T>, dim3(grid_size(later, kThreads), kGroups), kThreads, stream,
+      launch(op, apply_kernel<T, Eps>, dim3(grid_size(later, kThreads), kGroups), kThreads, stream,
              arrays.boxes, arrays.categories, first, count, suppresses, arrays.kept,
              arrays.removed);
   }
@@ -276,11 +279,13 @@ int64_t nms_workspace(int64_t count, DType dtype) {
 }
 
 void nms_cuda(const void* boxes, const int64_t* order, const int64_t* idxs, int64_t count,
-              double iou_threshold, void* workspace, int64_t* keep, int64_t* kept, DType dtype,
-              Stream stream) {
+              double iou_threshold, double iou_eps, void* workspace, int64_t* keep, int64_t* kept,
+              DType dtype, Stream stream) {
   with_storage(dtype, [&](auto storage) {
     using S = typename decltype(storage)::type;
-    nms<S>("nms", boxes, order, idxs, count, iou_threshold, workspace, keep, kept, stream);
+    with_eps<Wide<S>>(iou_eps, [&](auto eps) {
+      nms<S>("nms", boxes, order, idxs, count, iou_threshold, eps, workspace, keep, kept, stream);
+    });
   });
 }
 

@@ -1,7 +1,7 @@
 """The operators of SSD-type detectors, each with several backends behind one function."""
 
 from mdssd.ops._dispatch import backend, backends
-from mdssd.ops.boxes import box_iou, decode_boxes, encode_boxes
+from mdssd.ops.boxes import box_iou, decode_boxes, encode_boxes, just_above, just_below
 from mdssd.ops.detection_output import Detections, detection_output
 from mdssd.ops.l2norm import l2norm, l2norm_add_relu
 from mdssd.ops.matching import Match, Targets, encode_targets, match_priors
@@ -22,6 +22,8 @@ __all__ = [
     "detection_output",
     "encode_boxes",
     "encode_targets",
+    "just_above",
+    "just_below",
     "l2norm",
     "l2norm_add_relu",
     "match_priors",

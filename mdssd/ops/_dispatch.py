@@ -335,6 +335,11 @@ def check_number(op: str, argument: str, value: object, low: float, high: float)
     return float(value)
 
 
+def check_eps(op: str, iou_eps: object) -> float:
+    """Check what is added to the union's area in an IoU; return it as a float."""
+    return check_number(op, "iou_eps", iou_eps, 0.0, 1.0)
+
+
 def check_variances(op: str, variances: object) -> tuple[float, float]:
     """Check the pair of variances of centre and size; return it as floats."""
     if not isinstance(variances, tuple | list) or len(variances) != 2:

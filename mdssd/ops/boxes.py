@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -84,8 +85,8 @@ def decode_boxes(
 
     Returns:
         [..., N, 4] corners x1, y1, x2, y2 in the priors' unit, not clipped, dtype of `loc`. A size
-        offset too large for the dtype gives an infinite box. N may be 0. Differentiable in `loc`;
-        priors are constants.
+        offset too large for the dtype gives an infinite box: where sizes are to be limited, clamp
+        `loc[..., 2:]`. N may be 0. Differentiable in `loc`; priors are constants.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape or device.
@@ -96,6 +97,36 @@ def decode_boxes(
     check_tensor("decode_boxes", "priors_cxcywh", priors_cxcywh, ("N", 4), like=loc)
     _check_priors_count("decode_boxes", priors_cxcywh, loc)
     return _decode_boxes(loc, priors_cxcywh, *check_variances("decode_boxes", variances))
+
+
+def just_above(threshold: float, dtype: torch.dtype = torch.float32) -> float:
+    """The next number after a threshold: "at least" it means "above the threshold".
+
+    An IoU is compared in float32, or in float64 for float64 boxes. So `match_priors` with
+    `just_above(0.5)` takes an IoU of 0.5 for background, exactly as where code compares by ">".
+
+    Args:
+        threshold: any number; it is rounded to `dtype` first, as the operators do.
+        dtype: in which it is compared, torch.float32 or torch.float64.
+
+    Returns:
+        The smallest number of `dtype` above the threshold.
+    """
+    return _next(threshold, math.inf, dtype)
+
+
+def just_below(threshold: float, dtype: torch.dtype = torch.float32) -> float:
+    """The last number before a threshold: "at most" it means "below the threshold".
+
+    So `nms` with `just_below(0.45)` removes an IoU of 0.45, as code does that keeps what is "<".
+    Arguments as of `just_above`.
+    """
+    return _next(threshold, -math.inf, dtype)
+
+
+def _next(threshold: float, towards: float, dtype: torch.dtype) -> float:
+    pair = torch.tensor([threshold, towards], dtype=dtype, device="cpu")
+    return torch.nextafter(pair[0], pair[1]).item()
 
 
 def _check_priors_count(op: str, priors_cxcywh: Tensor, boxes: Tensor) -> None:
@@ -115,8 +146,11 @@ def area(boxes_xyxy: Tensor) -> Tensor:
     return (x2 - x1) * (y2 - y1)
 
 
-def pairwise_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
-    """IoU by broadcasting, [..., 4] and [..., 4] -> [...]; the formula of every backend."""
+def pairwise_iou(a_xyxy: Tensor, b_xyxy: Tensor, eps: float = 0.0) -> Tensor:
+    """IoU by broadcasting, [..., 4] and [..., 4] -> [...]; the formula of every backend.
+
+    `eps` joins the union's area; where it is 0, adding it changes no bit.
+    """
     width = torch.minimum(a_xyxy[..., 2], b_xyxy[..., 2]) - torch.maximum(
         a_xyxy[..., 0], b_xyxy[..., 0]
     )
@@ -124,7 +158,7 @@ def pairwise_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
         a_xyxy[..., 1], b_xyxy[..., 1]
     )
     intersection = width.clamp(min=0) * height.clamp(min=0)
-    iou = intersection / (area(a_xyxy) + area(b_xyxy) - intersection)
+    iou = intersection / (area(a_xyxy) + area(b_xyxy) - intersection + eps)
     return torch.where(iou > 0, iou, 0)  # NaN compares false
 
 
@@ -176,10 +210,15 @@ def encode(boxes_xyxy: Tensor, priors_cxcywh: Tensor, v0: float, v1: float) -> T
     )
 
 
-def decode(loc: Tensor, priors_cxcywh: Tensor, v0: float, v1: float) -> Tensor:
+def decode(
+    loc: Tensor, priors_cxcywh: Tensor, v0: float, v1: float, max_log_scale: float = math.inf
+) -> Tensor:
     """Plain decoding, all in one dtype, broadcasting."""
     centre = priors_cxcywh[..., :2] + loc[..., :2] * v0 * priors_cxcywh[..., 2:]
-    half = priors_cxcywh[..., 2:] * torch.exp(loc[..., 2:] * v1) * 0.5
+    log_scale = loc[..., 2:] * v1
+    if max_log_scale < math.inf:
+        log_scale = log_scale.clamp(max=max_log_scale)
+    half = priors_cxcywh[..., 2:] * torch.exp(log_scale) * 0.5
     return torch.cat([centre - half, centre + half], -1)
 
 

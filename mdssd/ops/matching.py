@@ -12,6 +12,7 @@ from torch import Tensor
 from mdssd.ops._dispatch import (
     accumulation_dtype,
     aligned,
+    check_eps,
     check_number,
     check_same_dtype,
     check_tensor,
@@ -38,7 +39,12 @@ class Targets(NamedTuple):
 
 
 def match_priors(
-    gt_xyxy: Sequence[Tensor], priors_cxcywh: Tensor, iou_threshold: float = 0.5
+    gt_xyxy: Sequence[Tensor],
+    priors_cxcywh: Tensor,
+    iou_threshold: float = 0.5,
+    *,
+    iou_eps: float = 0.0,
+    priors_form: str = "cxcywh",
 ) -> Match:
     """Match every prior of a batch of images to a ground-truth box or to background.
 
@@ -52,7 +58,12 @@ def match_priors(
         gt_xyxy: B tensors [M_i, 4] of corners in the priors' unit (0-1), M_i from 0; float32,
             float16, bfloat16 or float64, all alike and on one device.
         priors_cxcywh: [N, 4] centre and size; any float dtype, same device. N may be 0.
-        iou_threshold: 0 to 1, compared in the dtype of the computation.
+        iou_threshold: 0 to 1, compared in the dtype of the computation. For "IoU above t"
+            instead of "at least t" pass `just_above(t)`.
+        iou_eps: added to the union's area in every IoU, 0 or more, in the priors' unit squared.
+            Some SSD ports have 1e-5, by which an IoU of exactly 0.5 falls below 0.5.
+        priors_form: "cxcywh", or "xyxy" where `priors_cxcywh` holds corners: of priors that are at
+            hand as corners only, since corners -> centres -> corners may change the last bit.
 
     Returns:
         Match. index [B, N] int64: position in the image's own list, -1 for background, all -1 in
@@ -66,9 +77,14 @@ def match_priors(
     Memory is O(N + sum of M_i): the N x M_i matrix is never built, but by "reference". On a GPU
     float64 runs as "reference", the other dtypes in two kernels per 512 images.
     """
-    iou_threshold = check_number("match_priors", "iou_threshold", iou_threshold, 0.0, 1.0)
-    gt, offsets = _flatten("match_priors", gt_xyxy, priors_cxcywh)
-    return Match(*_match_priors(gt, offsets, priors_cxcywh, iou_threshold))
+    op = "match_priors"
+    iou_threshold = check_number(op, "iou_threshold", iou_threshold, 0.0, 1.0)
+    iou_eps = check_eps(op, iou_eps)
+    if priors_form not in ("cxcywh", "xyxy"):
+        raise ValueError(f"{op}: priors_form: expected 'cxcywh' or 'xyxy', got {priors_form!r}")
+    gt, offsets = _flatten(op, gt_xyxy, priors_cxcywh)
+    corners = priors_form == "xyxy"
+    return Match(*_match_priors(gt, offsets, priors_cxcywh, iou_threshold, iou_eps, corners))
 
 
 def encode_targets(
@@ -77,6 +93,8 @@ def encode_targets(
     priors_cxcywh: Tensor,
     iou_threshold: float = 0.5,
     variances: tuple[float, float] = VARIANCES,
+    *,
+    iou_eps: float = 0.0,
 ) -> Targets:
     """Training targets of a batch of images: `match_priors`, then `encode_boxes` of the matches.
 
@@ -87,6 +105,7 @@ def encode_targets(
         priors_cxcywh: [N, 4] centre and size, above 0; any float dtype, same device.
         iou_threshold: 0 to 1.
         variances: of centre and size, as in `encode_boxes`.
+        iou_eps: as in `match_priors`.
 
     Returns:
         Targets. loc [B, N, 4] in the dtype of the boxes (float32 if there is no image), 0 where the
@@ -102,6 +121,7 @@ def encode_targets(
     op = "encode_targets"
     iou_threshold = check_number(op, "iou_threshold", iou_threshold, 0.0, 1.0)
     v0, v1 = check_variances(op, variances)
+    iou_eps = check_eps(op, iou_eps)
     gt, offsets = _flatten(op, gt_xyxy, priors_cxcywh)
     if not isinstance(gt_labels, list | tuple):
         raise TypeError(f"{op}: gt_labels: expected a list of Tensors, got {type(gt_labels)}")
@@ -114,7 +134,8 @@ def encode_targets(
         name = f"gt_labels[{i}]"
         check_tensor(op, name, labels, (boxes.shape[0],), dtypes=(torch.int64,), like=gt)
     labels = torch.cat(list(gt_labels)) if gt_labels else gt.new_empty(0, dtype=torch.int64)
-    return Targets(*_encode_targets(gt, labels, offsets, priors_cxcywh, iou_threshold, v0, v1))
+    settings = (iou_threshold, v0, v1, iou_eps)
+    return Targets(*_encode_targets(gt, labels, offsets, priors_cxcywh, *settings))
 
 
 def _flatten(op: str, gt_xyxy: Sequence[Tensor], priors_cxcywh: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,10 +168,15 @@ def to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
 
 
 def _match_priors_reference(
-    gt: Tensor, offsets: Tensor, priors: Tensor, iou_threshold: float
+    gt: Tensor,
+    offsets: Tensor,
+    priors: Tensor,
+    iou_threshold: float,
+    iou_eps: float,
+    corners: bool,
 ) -> tuple[Tensor, Tensor]:
     dtype = accumulation_dtype(gt.dtype)
-    priors_xyxy = to_xyxy(priors.to(dtype))
+    priors_xyxy = priors.to(dtype) if corners else to_xyxy(priors.to(dtype))
     bounds = offsets.tolist()
     size = (len(bounds) - 1, len(priors))
     index = torch.full(size, -1, dtype=torch.int64, device=gt.device)
@@ -158,7 +184,7 @@ def _match_priors_reference(
     for image, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
         if start == end or len(priors) == 0:
             continue
-        iou = pairwise_iou(gt[start:end, None].to(dtype), priors_xyxy[None])  # [M, N]
+        iou = pairwise_iou(gt[start:end, None].to(dtype), priors_xyxy[None], iou_eps)  # [M, N]
         # argmax returns any of the equal maxima; the first is wanted.
         best = iou.amax(0)
         best_gt = (iou == best).to(torch.uint8).argmax(0)
@@ -178,8 +204,9 @@ def _encode_targets_reference(
     iou_threshold: float,
     v0: float,
     v1: float,
+    iou_eps: float,
 ) -> tuple[Tensor, Tensor]:
-    index, _ = _match_priors_reference(gt, offsets, priors, iou_threshold)
+    index, _ = _match_priors_reference(gt, offsets, priors, iou_threshold, iou_eps, False)
     dtype = accumulation_dtype(gt.dtype)
     loc = gt.new_zeros(*index.shape, 4)
     labels = torch.zeros_like(index)
@@ -196,7 +223,12 @@ def _encode_targets_reference(
 
 
 def _match_priors_cpp(
-    gt: Tensor, offsets: Tensor, priors: Tensor, iou_threshold: float
+    gt: Tensor,
+    offsets: Tensor,
+    priors: Tensor,
+    iou_threshold: float,
+    iou_eps: float,
+    corners: bool,
 ) -> tuple[Tensor, Tensor]:
     images, count = offsets.shape[0] - 1, priors.shape[0]
     gt = gt.to(accumulation_dtype(gt.dtype)).contiguous()
@@ -208,8 +240,10 @@ def _match_priors_cpp(
         offsets.data_ptr(),
         images,
         priors.data_ptr(),
+        corners,
         count,
         iou_threshold,
+        iou_eps,
         index.data_ptr(),
         iou.data_ptr(),
         dtype_code(gt),
@@ -226,6 +260,7 @@ def _encode_targets_cpp(
     iou_threshold: float,
     v0: float,
     v1: float,
+    iou_eps: float,
 ) -> tuple[Tensor, Tensor]:
     images, count = offsets.shape[0] - 1, priors.shape[0]
     dtype = gt.dtype
@@ -242,6 +277,7 @@ def _encode_targets_cpp(
         priors.data_ptr(),
         count,
         iou_threshold,
+        iou_eps,
         v0,
         v1,
         loc.data_ptr(),
@@ -256,10 +292,17 @@ def _encode_targets_cpp(
 
 
 def _match_priors_cuda(
-    kernels: Any, stream: int, gt: Tensor, offsets: Tensor, priors: Tensor, iou_threshold: float
+    kernels: Any,
+    stream: int,
+    gt: Tensor,
+    offsets: Tensor,
+    priors: Tensor,
+    iou_threshold: float,
+    iou_eps: float,
+    corners: bool,
 ) -> tuple[Tensor, Tensor]:
     if gt.dtype == torch.float64:
-        return _match_priors_reference(gt, offsets, priors, iou_threshold)
+        return _match_priors_reference(gt, offsets, priors, iou_threshold, iou_eps, corners)
     images, count = offsets.shape[0] - 1, priors.shape[0]
     gt, priors = aligned(gt), aligned(priors.float())
     workspace = gt.new_empty(kernels.match_priors_workspace(gt.shape[0]), dtype=torch.uint8)
@@ -270,8 +313,10 @@ def _match_priors_cuda(
         offsets.data_ptr(),
         images,
         priors.data_ptr(),
+        corners,
         count,
         iou_threshold,
+        iou_eps,
         workspace.data_ptr(),
         index.data_ptr(),
         iou.data_ptr(),
@@ -291,9 +336,11 @@ def _encode_targets_cuda(
     iou_threshold: float,
     v0: float,
     v1: float,
+    iou_eps: float,
 ) -> tuple[Tensor, Tensor]:
     if gt.dtype == torch.float64:
-        return _encode_targets_reference(gt, gt_labels, offsets, priors, iou_threshold, v0, v1)
+        settings = (iou_threshold, v0, v1, iou_eps)
+        return _encode_targets_reference(gt, gt_labels, offsets, priors, *settings)
     images, count = offsets.shape[0] - 1, priors.shape[0]
     gt, gt_labels, priors = aligned(gt), gt_labels.contiguous(), aligned(priors.float())
     workspace = gt.new_empty(kernels.match_priors_workspace(gt.shape[0]), dtype=torch.uint8)
@@ -307,6 +354,7 @@ def _encode_targets_cuda(
         priors.data_ptr(),
         count,
         iou_threshold,
+        iou_eps,
         v0,
         v1,
         workspace.data_ptr(),
@@ -321,13 +369,13 @@ def _encode_targets_cuda(
 # --- definitions -------------------------------------------------------------------------------
 
 _match_priors = define(
-    "match_priors(Tensor gt_xyxy, Tensor offsets, Tensor priors_cxcywh, float iou_threshold)"
-    " -> (Tensor, Tensor)",
+    "match_priors(Tensor gt_xyxy, Tensor offsets, Tensor priors_cxcywh, float iou_threshold,"
+    " float iou_eps, bool corners) -> (Tensor, Tensor)",
     reference=_match_priors_reference,
     cpp=_match_priors_cpp,
     cuda=_match_priors_cuda,
     triton="matching.match_priors",
-    fake=lambda gt, offsets, priors, iou_threshold: (
+    fake=lambda gt, offsets, priors, *settings: (
         gt.new_empty(offsets.shape[0] - 1, priors.shape[0], dtype=torch.int64),
         gt.new_empty(offsets.shape[0] - 1, priors.shape[0], dtype=torch.float32),
     ),
@@ -335,7 +383,7 @@ _match_priors = define(
 
 _encode_targets = define(
     "encode_targets(Tensor gt_xyxy, Tensor gt_labels, Tensor offsets, Tensor priors_cxcywh,"
-    " float iou_threshold, float v0, float v1) -> (Tensor, Tensor)",
+    " float iou_threshold, float v0, float v1, float iou_eps) -> (Tensor, Tensor)",
     reference=_encode_targets_reference,
     cpp=_encode_targets_cpp,
     cuda=_encode_targets_cuda,

@@ -28,13 +28,16 @@ def multibox_loss(
     loc_targets: Tensor,
     labels: Tensor,
     neg_pos_ratio: float = 3.0,
+    *,
+    reduction: str = "batch",
 ) -> tuple[Tensor, Tensor]:
     """Localisation and confidence loss of a batch, each over its number of positive priors.
 
     Positives are the priors with a label above 0. Per image, the `neg_pos_ratio` x positives
     background priors of the largest -log softmax(logits)[0] join them (all, if there are fewer).
     Localisation: smooth L1 (beta 1) over the positives' four offsets. Confidence: cross-entropy
-    over positives and mined negatives. Both are sums over max(1, positives of the batch).
+    over positives and mined negatives. Both are sums over max(1, positives of the batch), or see
+    `reduction`.
 
     Args:
         loc: [B, N, 4] predicted offsets; float32, float16, bfloat16, float64.
@@ -42,6 +45,9 @@ def multibox_loss(
         loc_targets: [B, N, 4] from `encode_targets`, any float dtype; read at the positives only.
         labels: [B, N] int64, 0 to C - 1.
         neg_pos_ratio: 0 or more.
+        reduction: "batch": sums over max(1, positives of the batch). "image": the mean over the
+            images of their sums over max(1, positives of the image), to which an image without
+            positives adds 0.
 
     Returns:
         (localisation, confidence), scalars in float32 (float64 for float64 input). Without
@@ -66,7 +72,13 @@ def multibox_loss(
     if logits.shape[2] < 2:
         raise ValueError(f"{op}: logits: expected 2 classes or more, got {logits.shape[2]}")
     ratio = check_number(op, "neg_pos_ratio", neg_pos_ratio, 0.0, math.inf)
-    loc_loss, conf_loss, _, _ = _multibox_loss(loc, logits, loc_targets, labels, ratio)
+    if reduction not in ("batch", "image"):
+        raise ValueError(f"{op}: reduction: expected 'batch' or 'image', got {reduction!r}")
+    per_image = reduction == "image"
+    loc_loss, conf_loss, _, _ = _multibox_loss(loc, logits, loc_targets, labels, ratio, per_image)
+    if per_image:
+        images = max(1, loc.shape[0])
+        return loc_loss.sum() / images, conf_loss.sum() / images
     return loc_loss, conf_loss
 
 
@@ -74,11 +86,39 @@ def _bad_label(classes: int) -> ValueError:
     return ValueError(f"multibox_loss: labels: expected 0 to {classes - 1}, got another value")
 
 
+def _groups(logits: Tensor, per_image: bool) -> tuple[int, ...]:
+    """Shape of what is one number for the batch, or one for each image."""
+    return (logits.shape[0],) if per_image else ()
+
+
+def _group_rows(labels: Tensor, normaliser: Tensor) -> int:
+    """Rows that have a normaliser in common."""
+    return labels.shape[1] if normaliser.dim() else labels.numel()
+
+
+def _empty(
+    loc: Tensor, logits: Tensor, labels: Tensor, per_image: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The results, not yet filled: losses, priors selected, normaliser."""
+    dtype, groups = accumulation_dtype(loc.dtype), _groups(logits, per_image)
+    return (
+        loc.new_empty(groups, dtype=dtype),
+        loc.new_empty(groups, dtype=dtype),
+        loc.new_empty(labels.shape, dtype=torch.bool),
+        loc.new_empty(groups, dtype=torch.int64),
+    )
+
+
 # --- reference ---------------------------------------------------------------------------------
 
 
 def _multibox_loss_reference(
-    loc: Tensor, logits: Tensor, loc_targets: Tensor, labels: Tensor, neg_pos_ratio: float
+    loc: Tensor,
+    logits: Tensor,
+    loc_targets: Tensor,
+    labels: Tensor,
+    neg_pos_ratio: float,
+    per_image: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if loc.device.type == "cpu" and ((labels < 0) | (labels >= logits.shape[2])).any():
         raise _bad_label(logits.shape[2])
@@ -94,9 +134,10 @@ def _multibox_loss_reference(
 
     cross_entropy = -log_probs.gather(-1, labels[..., None])[..., 0]
     smooth_l1 = F.smooth_l1_loss(loc.to(dtype), loc_targets.to(dtype), reduction="none").sum(-1)
-    normaliser = positives.sum().clamp(min=1)
-    loc_loss = torch.where(positive, smooth_l1, 0).sum() / normaliser
-    conf_loss = torch.where(selected, cross_entropy, 0).sum() / normaliser
+    dims = (1,) if per_image else (0, 1)
+    normaliser = positives.sum(dims).clamp(min=1)
+    loc_loss = torch.where(positive, smooth_l1, 0).sum(dims) / normaliser
+    conf_loss = torch.where(selected, cross_entropy, 0).sum(dims) / normaliser
     return loc_loss, conf_loss, selected, normaliser
 
 
@@ -111,10 +152,13 @@ def _multibox_loss_backward_reference(
     normaliser: Tensor,
 ) -> tuple[Tensor, Tensor]:
     dtype = accumulation_dtype(loc.dtype)
+    # [1, 1, 1], or of each image: [B, 1, 1].
+    loc_scale = (grad_loc_loss / normaliser).reshape(-1, 1, 1)
+    conf_scale = (grad_conf_loss / normaliser).reshape(-1, 1, 1)
     slope = (loc.to(dtype) - loc_targets.to(dtype)).clamp(-1, 1)
-    grad_loc = torch.where((labels > 0)[..., None], slope * (grad_loc_loss / normaliser), 0)
+    grad_loc = torch.where((labels > 0)[..., None], slope * loc_scale, 0)
     error = logits.to(dtype).softmax(-1) - F.one_hot(labels, logits.shape[2])
-    grad_logits = torch.where(selected[..., None], error * (grad_conf_loss / normaliser), 0)
+    grad_logits = torch.where(selected[..., None], error * conf_scale, 0)
     return grad_loc.to(loc.dtype), grad_logits.to(logits.dtype)
 
 
@@ -122,14 +166,20 @@ def _multibox_loss_backward_reference(
 
 
 def _multibox_loss_cpp(
-    loc: Tensor, logits: Tensor, loc_targets: Tensor, labels: Tensor, neg_pos_ratio: float
+    loc: Tensor,
+    logits: Tensor,
+    loc_targets: Tensor,
+    labels: Tensor,
+    neg_pos_ratio: float,
+    per_image: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dtype = accumulation_dtype(loc.dtype)
     loc, logits, labels = loc.contiguous(), logits.contiguous(), labels.contiguous()
     loc_targets = widened(loc_targets, dtype)
-    losses = loc.new_empty(2, dtype=dtype)
+    groups = _groups(logits, per_image)
+    losses = loc.new_empty(2, *groups, dtype=dtype)
     selected = torch.empty(labels.shape, dtype=torch.bool)
-    normaliser = torch.empty((), dtype=torch.int64)
+    normaliser = torch.empty(groups, dtype=torch.int64)
     labels_fit = native.multibox_loss_cpu(
         loc.data_ptr(),
         logits.data_ptr(),
@@ -139,6 +189,7 @@ def _multibox_loss_cpp(
         logits.shape[1],
         logits.shape[2],
         neg_pos_ratio,
+        per_image,
         losses.data_ptr(),
         selected.data_ptr(),
         normaliser.data_ptr(),
@@ -163,16 +214,19 @@ def _multibox_loss_backward_cpp(
     dtype = accumulation_dtype(loc.dtype)
     loc, logits, labels = loc.contiguous(), logits.contiguous(), labels.contiguous()
     loc_targets = widened(loc_targets, dtype)
+    loc_scale = widened(grad_loc_loss / normaliser, dtype)
+    conf_scale = widened(grad_conf_loss / normaliser, dtype)
     grad_loc, grad_logits = torch.empty_like(loc), torch.empty_like(logits)
     native.multibox_loss_backward_cpu(
-        grad_loc_loss.item() / normaliser.item(),
-        grad_conf_loss.item() / normaliser.item(),
+        loc_scale.data_ptr(),
+        conf_scale.data_ptr(),
         loc.data_ptr(),
         logits.data_ptr(),
         loc_targets.data_ptr(),
         labels.data_ptr(),
         selected.data_ptr(),
-        logits.shape[0] * logits.shape[1],
+        labels.numel(),
+        _group_rows(labels, normaliser),
         logits.shape[2],
         grad_loc.data_ptr(),
         grad_logits.data_ptr(),
@@ -193,14 +247,13 @@ def _multibox_loss_cuda(
     loc_targets: Tensor,
     labels: Tensor,
     neg_pos_ratio: float,
+    per_image: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dtype = accumulation_dtype(loc.dtype)
     loc, logits, labels = aligned(loc), aligned(logits), labels.contiguous()
     loc_targets = aligned(loc_targets.to(dtype))
-    loc_loss, conf_loss = loc.new_empty((), dtype=dtype), loc.new_empty((), dtype=dtype)
-    selected = loc.new_empty(labels.shape, dtype=torch.bool)
-    normaliser = loc.new_empty((), dtype=torch.int64)
-    size = kernels.multibox_loss_workspace(*logits.shape, dtype_code(loc))
+    loc_loss, conf_loss, selected, normaliser = _empty(loc, logits, labels, per_image)
+    size = kernels.multibox_loss_workspace(*logits.shape, per_image, dtype_code(loc))
     workspace = loc.new_empty(size, dtype=torch.uint8)
     kernels.multibox_loss_cuda(
         loc.data_ptr(),
@@ -211,6 +264,7 @@ def _multibox_loss_cuda(
         logits.shape[1],
         logits.shape[2],
         neg_pos_ratio,
+        per_image,
         loc_loss.data_ptr(),
         conf_loss.data_ptr(),
         selected.data_ptr(),
@@ -238,7 +292,8 @@ def _multibox_loss_backward_cuda(
     loc, logits, labels = aligned(loc), aligned(logits), labels.contiguous()
     loc_targets = aligned(loc_targets.to(dtype))
     # Scalars stay on the device: reading one would wait for it.
-    grad_loc_loss, grad_conf_loss = grad_loc_loss.to(dtype), grad_conf_loss.to(dtype)
+    grad_loc_loss = grad_loc_loss.to(dtype).contiguous()
+    grad_conf_loss = grad_conf_loss.to(dtype).contiguous()
     grad_loc, grad_logits = torch.empty_like(loc), torch.empty_like(logits)
     kernels.multibox_loss_backward_cuda(
         grad_loc_loss.data_ptr(),
@@ -249,7 +304,8 @@ def _multibox_loss_backward_cuda(
         labels.data_ptr(),
         selected.data_ptr(),
         normaliser.data_ptr(),
-        logits.shape[0] * logits.shape[1],
+        labels.numel(),
+        _group_rows(labels, normaliser),
         logits.shape[2],
         grad_loc.data_ptr(),
         grad_logits.data_ptr(),
@@ -260,18 +316,6 @@ def _multibox_loss_backward_cuda(
 
 
 # --- definitions -------------------------------------------------------------------------------
-
-
-def _multibox_loss_fake(
-    loc: Tensor, logits: Tensor, loc_targets: Tensor, labels: Tensor, neg_pos_ratio: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dtype = accumulation_dtype(loc.dtype)
-    return (
-        loc.new_empty((), dtype=dtype),
-        loc.new_empty((), dtype=dtype),
-        loc.new_empty(labels.shape, dtype=torch.bool),
-        loc.new_empty((), dtype=torch.int64),
-    )
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -293,15 +337,18 @@ _multibox_loss_backward = define(
 
 _multibox_loss = define(
     "multibox_loss(Tensor loc, Tensor logits, Tensor loc_targets, Tensor labels,"
-    " float neg_pos_ratio) -> (Tensor, Tensor, Tensor, Tensor)",
+    " float neg_pos_ratio, bool per_image) -> (Tensor, Tensor, Tensor, Tensor)",
     reference=_multibox_loss_reference,
     cpp=_multibox_loss_cpp,
     cuda=_multibox_loss_cuda,
     triton="multibox_loss.multibox_loss",
-    fake=_multibox_loss_fake,
+    fake=lambda loc, logits, loc_targets, labels, neg_pos_ratio, per_image: _empty(
+        loc, logits, labels, per_image
+    ),
     setup_context=_save,
     backward=lambda ctx, grad_loc_loss, grad_conf_loss, *_: (
         *_multibox_loss_backward(grad_loc_loss, grad_conf_loss, *ctx.saved_tensors),
+        None,
         None,
         None,
         None,

@@ -10,6 +10,7 @@ from torch import Tensor
 from mdssd.ops._dispatch import (
     accumulation_dtype,
     aligned,
+    check_eps,
     check_number,
     check_same_dtype,
     check_tensor,
@@ -27,7 +28,9 @@ class PaddedKeep(NamedTuple):
     count: Tensor  # type: ignore[assignment]  # int64, how many are kept
 
 
-def nms(boxes_xyxy: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+def nms(
+    boxes_xyxy: Tensor, scores: Tensor, iou_threshold: float, *, iou_eps: float = 0.0
+) -> Tensor:
     """Keep the best of overlapping boxes.
 
     By falling score, a box is kept if its IoU with every box kept before is at most
@@ -36,7 +39,8 @@ def nms(boxes_xyxy: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     Args:
         boxes_xyxy: [N, 4] corners in any unit; float32, float16, bfloat16, float64.
         scores: [N], same dtype and device. NaN counts as the highest score.
-        iou_threshold: 0 to 1.
+        iou_threshold: 0 to 1. To keep an IoU below t instead of at most t pass `just_below(t)`.
+        iou_eps: added to the union's area in every IoU, 0 or more, in the boxes' unit squared.
 
     Returns:
         [K] int64, indices of the kept boxes by falling score. Ties: the lower index first. N may be
@@ -48,10 +52,17 @@ def nms(boxes_xyxy: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     Source: SSD, section 2.2 (inference).
     """
     threshold = _check("nms", boxes_xyxy, scores, iou_threshold)
-    return _nms(boxes_xyxy, scores, None, threshold)
+    return _nms(boxes_xyxy, scores, None, threshold, check_eps("nms", iou_eps))
 
 
-def batched_nms(boxes_xyxy: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
+def batched_nms(
+    boxes_xyxy: Tensor,
+    scores: Tensor,
+    idxs: Tensor,
+    iou_threshold: float,
+    *,
+    iou_eps: float = 0.0,
+) -> Tensor:
     """`nms` within each category: boxes of different categories never suppress one another.
 
     Args:
@@ -59,6 +70,7 @@ def batched_nms(boxes_xyxy: Tensor, scores: Tensor, idxs: Tensor, iou_threshold:
         scores: [N], same dtype and device.
         idxs: [N] int64, category of each box, any value.
         iou_threshold: 0 to 1.
+        iou_eps: as in `nms`.
 
     Returns:
         [K] int64, indices of the kept boxes of all categories by falling score; ties as in `nms`.
@@ -70,11 +82,16 @@ def batched_nms(boxes_xyxy: Tensor, scores: Tensor, idxs: Tensor, iou_threshold:
     """
     threshold = _check("batched_nms", boxes_xyxy, scores, iou_threshold)
     _check_idxs("batched_nms", idxs, boxes_xyxy)
-    return _nms(boxes_xyxy, scores, idxs, threshold)
+    return _nms(boxes_xyxy, scores, idxs, threshold, check_eps("batched_nms", iou_eps))
 
 
 def nms_padded(
-    boxes_xyxy: Tensor, scores: Tensor, iou_threshold: float, idxs: Tensor | None = None
+    boxes_xyxy: Tensor,
+    scores: Tensor,
+    iou_threshold: float,
+    idxs: Tensor | None = None,
+    *,
+    iou_eps: float = 0.0,
 ) -> PaddedKeep:
     """`nms`, or with `idxs` `batched_nms`, in a result whose size does not depend on the data.
 
@@ -85,6 +102,7 @@ def nms_padded(
         scores: [N], same dtype and device. NaN counts as the highest score.
         iou_threshold: 0 to 1.
         idxs: None, or [N] int64, category of each box, any value.
+        iou_eps: as in `nms`.
 
     Returns:
         PaddedKeep. keep [N] int64: the indices that `nms` returns, then zeros; count: int64 tensor
@@ -96,7 +114,8 @@ def nms_padded(
     threshold = _check("nms_padded", boxes_xyxy, scores, iou_threshold)
     if idxs is not None:
         _check_idxs("nms_padded", idxs, boxes_xyxy)
-    return PaddedKeep(*_nms_padded(boxes_xyxy, scores, idxs, threshold))
+    eps = check_eps("nms_padded", iou_eps)
+    return PaddedKeep(*_nms_padded(boxes_xyxy, scores, idxs, threshold, eps))
 
 
 def _check(op: str, boxes_xyxy: Tensor, scores: Tensor, iou_threshold: float) -> float:
@@ -114,7 +133,9 @@ def _check_idxs(op: str, idxs: Tensor, boxes_xyxy: Tensor) -> None:
 # --- reference ---------------------------------------------------------------------------------
 
 
-def greedy(boxes_xyxy: Tensor, threshold: float, limit: int | None = None) -> Tensor:
+def greedy(
+    boxes_xyxy: Tensor, threshold: float, limit: int | None = None, iou_eps: float = 0.0
+) -> Tensor:
     """Positions kept, at most `limit`, of boxes [N, 4] already in order of falling score."""
     alive = torch.ones(len(boxes_xyxy), dtype=torch.bool, device=boxes_xyxy.device)
     kept: list[int] = []
@@ -123,26 +144,29 @@ def greedy(boxes_xyxy: Tensor, threshold: float, limit: int | None = None) -> Te
             break
         if alive[i]:
             kept.append(i)
-            alive &= pairwise_iou(boxes_xyxy[i], boxes_xyxy) <= threshold
+            alive &= pairwise_iou(boxes_xyxy[i], boxes_xyxy, iou_eps) <= threshold
     return torch.tensor(kept, dtype=torch.int64, device=boxes_xyxy.device)
 
 
-def _nms_reference(boxes: Tensor, scores: Tensor, idxs: Tensor | None, threshold: float) -> Tensor:
+def _nms_reference(
+    boxes: Tensor, scores: Tensor, idxs: Tensor | None, threshold: float, iou_eps: float
+) -> Tensor:
     order = scores.argsort(descending=True, stable=True)
     boxes = boxes.to(accumulation_dtype(boxes.dtype))
     if idxs is None:
-        return order[greedy(boxes[order], threshold)]
+        return order[greedy(boxes[order], threshold, iou_eps=iou_eps)]
     keep = torch.zeros_like(order, dtype=torch.bool)  # by position in `order`
     for category in idxs.unique():
         positions = (idxs[order] == category).nonzero()[:, 0]
-        keep[positions[greedy(boxes[order[positions]], threshold)]] = True
+        kept = greedy(boxes[order[positions]], threshold, iou_eps=iou_eps)
+        keep[positions[kept]] = True
     return order[keep]
 
 
 def _nms_padded_reference(
-    boxes: Tensor, scores: Tensor, idxs: Tensor | None, threshold: float
+    boxes: Tensor, scores: Tensor, idxs: Tensor | None, threshold: float, iou_eps: float
 ) -> tuple[Tensor, Tensor]:
-    kept = _nms_reference(boxes, scores, idxs, threshold)
+    kept = _nms_reference(boxes, scores, idxs, threshold, iou_eps)
     keep = kept.new_zeros(boxes.shape[0])
     keep[: len(kept)] = kept
     return keep, torch.tensor(len(kept), device=boxes.device)
@@ -152,7 +176,7 @@ def _nms_padded_reference(
 
 
 def _nms_padded_cpp(
-    boxes: Tensor, scores: Tensor, idxs: Tensor | None, threshold: float
+    boxes: Tensor, scores: Tensor, idxs: Tensor | None, threshold: float, iou_eps: float
 ) -> tuple[Tensor, Tensor]:
     dtype = accumulation_dtype(boxes.dtype)
     boxes, scores = boxes.to(dtype).contiguous(), scores.to(dtype).contiguous()
@@ -164,6 +188,7 @@ def _nms_padded_cpp(
         0 if idxs is None else idxs.data_ptr(),
         boxes.shape[0],
         threshold,
+        iou_eps,
         keep.data_ptr(),
         dtype_code(boxes),
         torch.get_num_threads(),
@@ -171,8 +196,10 @@ def _nms_padded_cpp(
     return keep, torch.tensor(count)
 
 
-def _nms_cpp(boxes: Tensor, scores: Tensor, idxs: Tensor | None, threshold: float) -> Tensor:
-    keep, count = _nms_padded_cpp(boxes, scores, idxs, threshold)
+def _nms_cpp(
+    boxes: Tensor, scores: Tensor, idxs: Tensor | None, threshold: float, iou_eps: float
+) -> Tensor:
+    keep, count = _nms_padded_cpp(boxes, scores, idxs, threshold, iou_eps)
     return keep[: int(count)].clone()  # not a view of N rows
 
 
@@ -186,6 +213,7 @@ def _nms_padded_cuda(
     scores: Tensor,
     idxs: Tensor | None,
     threshold: float,
+    iou_eps: float,
 ) -> tuple[Tensor, Tensor]:
     n = boxes.shape[0]
     order = scores.argsort(descending=True, stable=True)
@@ -200,6 +228,7 @@ def _nms_padded_cuda(
         0 if idxs is None else idxs.data_ptr(),
         n,
         threshold,
+        iou_eps,
         workspace.data_ptr(),
         keep.data_ptr(),
         count.data_ptr(),
@@ -216,21 +245,23 @@ def _nms_cuda(
     scores: Tensor,
     idxs: Tensor | None,
     threshold: float,
+    iou_eps: float,
 ) -> Tensor:
-    keep, count = _nms_padded_cuda(kernels, stream, boxes, scores, idxs, threshold)
+    keep, count = _nms_padded_cuda(kernels, stream, boxes, scores, idxs, threshold, iou_eps)
     return keep[: int(count)].clone()  # int() waits for the device; not a view of N rows
 
 
 # --- definitions -------------------------------------------------------------------------------
 
 
-def _nms_fake(boxes: Tensor, scores: Tensor, idxs: Tensor | None, threshold: float) -> Tensor:
+def _nms_fake(boxes: Tensor, *_: Any) -> Tensor:
     kept = torch.library.get_ctx().new_dynamic_size()
     return boxes.new_empty(kept, dtype=torch.int64)
 
 
 _nms = define(
-    "nms(Tensor boxes_xyxy, Tensor scores, Tensor? idxs, float iou_threshold) -> Tensor",
+    "nms(Tensor boxes_xyxy, Tensor scores, Tensor? idxs, float iou_threshold,"
+    " float iou_eps) -> Tensor",
     reference=_nms_reference,
     cpp=_nms_cpp,
     cuda=_nms_cuda,
@@ -239,13 +270,13 @@ _nms = define(
 )
 
 _nms_padded = define(
-    "nms_padded(Tensor boxes_xyxy, Tensor scores, Tensor? idxs, float iou_threshold)"
-    " -> (Tensor keep, Tensor count)",
+    "nms_padded(Tensor boxes_xyxy, Tensor scores, Tensor? idxs, float iou_threshold,"
+    " float iou_eps) -> (Tensor keep, Tensor count)",
     reference=_nms_padded_reference,
     cpp=_nms_padded_cpp,
     cuda=_nms_padded_cuda,
     triton="nms.nms_padded",
-    fake=lambda boxes, scores, idxs, threshold: (
+    fake=lambda boxes, *_: (
         boxes.new_empty(boxes.shape[0], dtype=torch.int64),
         boxes.new_empty((), dtype=torch.int64),
     ),

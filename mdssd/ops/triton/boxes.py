@@ -41,7 +41,7 @@ def box_iou_kernel(a, b, out, n, m, N_BLOCK: tl.constexpr, M_BLOCK: tl.constexpr
     area_a, area_b = area(ax1, ay1, ax2, ay2), area(bx1, by1, bx2, by2)
     value = iou(
         ax1[:, None], ay1[:, None], ax2[:, None], ay2[:, None], area_a[:, None],
-        bx1[None, :], by1[None, :], bx2[None, :], by2[None, :], area_b[None, :],
+        bx1[None, :], by1[None, :], bx2[None, :], by2[None, :], area_b[None, :], None,
     )  # fmt: skip
     mask = (i < n)[:, None] & (j < m)[None, :]
     tl.store(out + i[:, None] * m + j[None, :], narrow(value, out.dtype.element_ty), mask=mask)
@@ -57,7 +57,7 @@ def won(mine, other):
 def iou_gradient(weight, x1, y1, x2, y2, ox1, oy1, ox2, oy2):
     """The part of the first boxes in the gradient of iou, for an incoming gradient `weight`."""
     mine, other = area(x1, y1, x2, y2), area(ox1, oy1, ox2, oy2)
-    overlap = iou(x1, y1, x2, y2, mine, ox1, oy1, ox2, oy2, other)
+    overlap = iou(x1, y1, x2, y2, mine, ox1, oy1, ox2, oy2, other, None)
     width = smaller(x2, ox2) - larger(x1, ox1)
     height = smaller(y2, oy2) - larger(y1, oy1)
     union = mine + other - width * height
@@ -124,7 +124,7 @@ def decode_boxes_kernel(loc, priors, out, rows, period, v0, v1, BLOCK: tl.conste
     mask = row < rows
     ox, oy, ow, oh = load_four(loc, row, mask)
     cx, cy, w, h = load_four(priors, row % period, mask)
-    x1, y1, x2, y2 = decode(ox, oy, ow, oh, cx, cy, w, h, v0, v1)
+    x1, y1, x2, y2 = decode(ox, oy, ow, oh, cx, cy, w, h, v0, v1, float("inf"))
     store_four(out, row, x1, y1, x2, y2, mask)
 
 

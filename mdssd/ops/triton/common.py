@@ -78,12 +78,18 @@ def smaller(a, b):
 
 
 @triton.jit
-def iou(ax1, ay1, ax2, ay2, area_a, bx1, by1, bx2, by2, area_b):
-    """Intersection over union; 0 without an overlap, and where a side is degenerate or NaN."""
+def iou(ax1, ay1, ax2, ay2, area_a, bx1, by1, bx2, by2, area_b, eps):
+    """Intersection over union; 0 without overlap, and where a side is degenerate or NaN.
+
+    `eps` joins the union's area; None costs nothing.
+    """
     width = larger(smaller(ax2, bx2) - larger(ax1, bx1), 0.0)
     height = larger(smaller(ay2, by2) - larger(ay1, by1), 0.0)
     intersection = width * height
-    quotient = tl.div_rn(intersection, area_a + area_b - intersection)
+    union = area_a + area_b - intersection
+    if eps is not None:
+        union += eps
+    quotient = tl.div_rn(intersection, union)
     return larger(quotient, 0.0)  # NaN compares false
 
 
@@ -106,9 +112,10 @@ def encode(x1, y1, x2, y2, cx, cy, w, h, v0, v1):
 
 
 @triton.jit
-def decode(ox, oy, ow, oh, cx, cy, w, h, v0, v1):
-    """Corners of offsets against priors: the inverse of `encode`."""
-    half_w = w * tl.exp(ow * v1) * 0.5
-    half_h = h * tl.exp(oh * v1) * 0.5
+def decode(ox, oy, ow, oh, cx, cy, w, h, v0, v1, max_log_scale):
+    """Corners of offsets against priors: the inverse of `encode`, but for a limit of the size."""
+    scale_w, scale_h = ow * v1, oh * v1
+    half_w = w * tl.exp(tl.where(scale_w > max_log_scale, max_log_scale, scale_w)) * 0.5
+    half_h = h * tl.exp(tl.where(scale_h > max_log_scale, max_log_scale, scale_h)) * 0.5
     x, y = cx + ox * v0 * w, cy + oy * v0 * h
     return x - half_w, y - half_h, x + half_w, y + half_h

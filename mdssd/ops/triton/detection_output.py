@@ -89,8 +89,11 @@ def scan_kernel(
     logits, candidates, size, histogram, need, bound, flags, images, count, classes,
     threshold, log_threshold, index_bits, level, levels, shift,
     ROWS: tl.constexpr, BLOCK_C: tl.constexpr, WAYS: tl.constexpr, CAPACITY: tl.constexpr,
+    SOFTMAX: tl.constexpr,
 ):  # fmt: skip
     """score = exp(x - max x) / sum exp(x - max x) of the rows of logits [images, count, classes].
+
+    Without SOFTMAX the rows are scores, and `log_threshold` is that of the scores.
 
     A program has every so many blocks of ROWS rows of one image, with all classes in one tile.
     Level 0: the scores above the threshold are appended and counted by the first digit of their
@@ -114,12 +117,17 @@ def scan_kernel(
         # compared; rows let through in error fail the exact test.
         background = tl.sum(tl.where(c[None, :] == 0, x, 0.0), 1)
         foreground = tl.max(tl.where(c[None, :] > 0, x, -float("inf")), 1)
+        if not SOFTMAX:
+            background = background * 0
+            foreground = tl.max(tl.where((c > 0)[None, :] & (x <= 1), x, 0.0), 1)
         hopeful = (foreground - background >= log_threshold) & (r < count - first_row)
         if tl.max(hopeful.to(tl.int32), 0) > 0:
-            top = tl.where(background > foreground, background, foreground)
-            e = exp(x - top[:, None])
-            score = tl.div_rn(e, tl.sum(e, 1)[:, None] + tl.zeros_like(e))
-            passes = (score > threshold) & inside & (c > 0)[None, :]
+            score = x
+            if SOFTMAX:
+                top = tl.where(background > foreground, background, foreground)
+                e = exp(x - top[:, None])
+                score = tl.div_rn(e, tl.sum(e, 1)[:, None] + tl.zeros_like(e))
+            passes = (score > threshold) & (score <= 1) & inside & (c > 0)[None, :]
             distance = -(score.to(tl.int32, bitcast=True) - ONE).to(tl.int64)
             key = (distance << index_bits) | (first_row + r)[:, None]
             # Class 0 has no list: it would stand before the first of the image.
@@ -168,8 +176,9 @@ def select_kernel(size, histogram, need, bound, flags, top_k, level, shift, CAPA
 
 @triton.jit
 def rank_kernel(
-    loc, priors, candidates, size, keys, boxes, count, classes, index_bits, top_k, v0, v1, parts,
-    CAPACITY: tl.constexpr, RANKED: tl.constexpr, OTHERS: tl.constexpr,
+    loc, priors, candidates, size, keys, boxes, count, classes, index_bits, top_k, v0, v1,
+    max_log_scale, clip_low, clip_width, clip_height, parts, CAPACITY: tl.constexpr,
+    RANKED: tl.constexpr, OTHERS: tl.constexpr,
 ):  # fmt: skip
     """The rank of a candidate is the number of smaller keys in its list.
 
@@ -194,7 +203,9 @@ def rank_kernel(
         prior = key & ((tl.full((), 1, tl.int64) << index_bits) - 1)
         ox, oy, ow, oh = load_four(loc, image * count + prior, best)
         cx, cy, w, h = load_four(priors, prior, best)
-        x1, y1, x2, y2 = decode(ox, oy, ow, oh, cx, cy, w, h, v0, v1)
+        x1, y1, x2, y2 = decode(ox, oy, ow, oh, cx, cy, w, h, v0, v1, max_log_scale)
+        x1, x2 = clamp(x1, clip_low, clip_width), clamp(x2, clip_low, clip_width)
+        y1, y2 = clamp(y1, clip_low, clip_height), clamp(y2, clip_low, clip_height)
         place = i * top_k + rank
         store_four(boxes, place, x1, y1, x2, y2, best)
         detection = ((key >> index_bits) << 32) | (prior * classes + label)
@@ -202,22 +213,36 @@ def rank_kernel(
 
 
 @triton.jit
-def over(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2, threshold):
+def clamp(x, low, high):
+    """The nearest number in low to high; a NaN stays."""
+    return tl.where(x < low, low, tl.where(x > high, high, x))
+
+
+@triton.jit
+def over(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2, threshold, eps, KEEP_EMPTY: tl.constexpr):
     """Whether the IoU of boxes a [A] and b [B] is above the threshold: [A, B].
 
-    As `iou` of common, less what only matters for its value: a NaN makes an area NaN.
+    Or, if not KEEP_EMPTY, both have no area. As `iou` of common, less what only matters for its
+    value: a NaN makes an area NaN.
     """
     width = tl.minimum(ax2[:, None], bx2[None, :]) - tl.maximum(ax1[:, None], bx1[None, :])
     height = tl.minimum(ay2[:, None], by2[None, :]) - tl.maximum(ay1[:, None], by1[None, :])
     intersection = tl.maximum(width, 0.0) * tl.maximum(height, 0.0)
     area_a, area_b = (ax2 - ax1) * (ay2 - ay1), (bx2 - bx1) * (by2 - by1)
-    return tl.div_rn(intersection, area_a[:, None] + area_b[None, :] - intersection) > threshold
+    union = area_a[:, None] + area_b[None, :] - intersection
+    if eps is not None:
+        union += eps
+    result = tl.div_rn(intersection, union) > threshold
+    if not KEEP_EMPTY:
+        result = result | ((area_a == 0)[:, None] & (area_b == 0)[None, :])
+    return result
 
 
 @triton.jit
 def suppress_kernel(
-    keys, boxes, size, kept_keys, kept_boxes, kept_size, top_k, most, threshold, TILE: tl.constexpr
-):
+    keys, boxes, size, kept_keys, kept_boxes, kept_size, top_k, most, threshold, eps,
+    TILE: tl.constexpr, KEEP_EMPTY: tl.constexpr,
+):  # fmt: skip
     """Greedy NMS of `boxes` [lists, top_k, 4], by falling score; a program has a list.
 
     By tiles: first the boxes kept before against the tile's, then the pairs within the tile. There,
@@ -242,11 +267,12 @@ def suppress_kernel(
         for start in range(0, kept, TILE):
             other = start + t
             ox1, oy1, ox2, oy2 = load_four(kept_boxes, other, other < kept)
-            hit = over(ox1, oy1, ox2, oy2, x1, y1, x2, y2, threshold) & (other < kept)[:, None]
+            hit = over(ox1, oy1, ox2, oy2, x1, y1, x2, y2, threshold, eps, KEEP_EMPTY)
+            hit = hit & (other < kept)[:, None]
             alive = tl.where(tl.max(hit.to(tl.int32), 0) > 0, 0, alive)
         if tl.max(alive, 0) > 0:
-            hit = over(x1, y1, x2, y2, x1, y1, x2, y2, threshold) & (t[:, None] < t[None, :])
-            hit = hit.to(tl.int32)
+            hit = over(x1, y1, x2, y2, x1, y1, x2, y2, threshold, eps, KEEP_EMPTY)
+            hit = (hit & (t[:, None] < t[None, :])).to(tl.int32)
             candidates = alive
             changed = n * 0 + 1
             while changed > 0:
@@ -267,22 +293,23 @@ def suppress_kernel(
 
 @triton.jit
 def place_kernel(
-    kept_keys, kept_boxes, kept_size, boxes, scores, labels, found, foreground, most,
+    kept_keys, kept_boxes, kept_size, boxes, scores, labels, found, foreground, joined, most,
     PLACED: tl.constexpr, LISTS: tl.constexpr, STEPS: tl.constexpr, MOST: tl.constexpr,
     FOREGROUND: tl.constexpr,
 ):  # fmt: skip
     """The row of a kept box is the number of smaller keys in all lists of its image.
 
+    `joined` lists make up an image: all its `foreground` classes, or with results per class one.
     They are sorted: a binary search of STEPS steps in each. A program has a list, PLACED boxes at a
     time, until the rows are beyond the last one, `most`. The first program of an image also writes
     what is the same for all: the count, and zeros from it on.
     """
     i = tl.program_id(0).to(tl.int64)
-    image = i // foreground
-    lists = image * foreground
+    image = i // joined
+    lists = image * joined
     if i == lists:
         c = tl.arange(0, FOREGROUND)
-        total = tl.sum(tl.load(kept_size + lists + c, mask=c < foreground, other=0).to(tl.int64), 0)
+        total = tl.sum(tl.load(kept_size + lists + c, mask=c < joined, other=0).to(tl.int64), 0)
         total = tl.where(total < most, total, most)
         row = tl.arange(0, MOST)
         unused = (row >= total) & (row < most)
@@ -298,9 +325,9 @@ def place_kernel(
         key = tl.load(kept_keys + i * most + mine, mask=mine < n, other=WORST)
         place = tl.where(mine < n, 0, most)
         start = n * 0
-        while (start < foreground) & (tl.min(place, 0) < most):
+        while (start < joined) & (tl.min(place, 0) < most):
             other = start + tl.arange(0, LISTS)
-            sizes = tl.load(kept_size + lists + other, mask=other < foreground, other=0)[None, :]
+            sizes = tl.load(kept_size + lists + other, mask=other < joined, other=0)[None, :]
             before = kept_keys + (lists + other[None, :]) * most - 1
             smaller = tl.zeros((PLACED, LISTS), tl.int32)
             for step in tl.static_range(STEPS):
@@ -315,7 +342,7 @@ def place_kernel(
         store_four(boxes, row, x1, y1, x2, y2, best)
         score = (-((key >> 32) - ONE)).to(tl.int32).to(tl.float32, bitcast=True)
         tl.store(scores + row, score, mask=best)
-        tl.store(labels + row, (i - lists + 1) + mine * 0, mask=best)
+        tl.store(labels + row, (i % foreground + 1) + mine * 0, mask=best)
         # The later boxes of the list come after these.
         first = tl.where(tl.min(place, 0) < most, first + PLACED, n)
 
@@ -335,11 +362,18 @@ def detection_output(
     max_detections: int,
     v0: float,
     v1: float,
+    softmax: bool,
+    per_class: bool,
+    keep_empty: bool,
+    iou_eps: float,
+    max_log_scale: float,
+    clip_width: float,
+    clip_height: float,
 ) -> tuple[Tensor, ...]:
     """As `mdssd.ops.detection_output`."""
     top_k = check_limits(logits, top_k, max_detections)
     images, count, classes = logits.shape
-    boxes, scores, labels, found = result = empty_detections(loc, logits, max_detections)
+    boxes, scores, labels, found = result = empty_detections(loc, logits, max_detections, per_class)
     if images == 0 or count == 0 or score_threshold == 1:
         return result
     loc, logits, priors = loc.contiguous(), logits.contiguous(), priors.float().contiguous()
@@ -364,6 +398,8 @@ def detection_output(
     warps = min(16, 8 * blocks(block_c, TILE))
     # The margin covers the rounding of softmax.
     log_threshold = math.log(score_threshold) - 1e-3 if score_threshold > 0 else -math.inf
+    if not softmax:
+        log_threshold = score_threshold
     programs = min(SCAN_PROGRAMS, images * blocks(count, rows))
     for level in range(levels + 1):
         shift = shifts[level] if level < levels else 0
@@ -371,7 +407,7 @@ def detection_output(
             logits, candidates, size, histogram, need, bound, flags, images, count, classes,
             score_threshold, log_threshold, index_bits, level, levels, shift, ROWS=rows,
             BLOCK_C=block_c, WAYS=max(1, 64 * warps // block_c), CAPACITY=capacity,
-            num_warps=warps, **OPTIONS,
+            SOFTMAX=softmax, num_warps=warps, **OPTIONS,
         )  # fmt: skip
         if level == levels or count <= capacity:  # no list can overflow
             break
@@ -385,20 +421,23 @@ def detection_output(
     parts = max(1, min(capacity // RANKED, RANK_PROGRAMS // lists))
     rank_kernel[(lists * parts,)](
         loc, priors, candidates, size, keys, sorted_boxes, count, classes, index_bits, top_k,
-        v0, v1, parts, CAPACITY=capacity, RANKED=RANKED, OTHERS=OTHERS, num_warps=8, **OPTIONS,
+        v0, v1, max_log_scale, 0.0 if clip_width < math.inf else -math.inf, clip_width, clip_height,
+        parts, CAPACITY=capacity, RANKED=RANKED, OTHERS=OTHERS, num_warps=8, **OPTIONS,
     )  # fmt: skip
     kept_keys = loc.new_empty(lists, max_detections, dtype=torch.int64)
     kept_boxes = loc.new_empty(lists, max_detections, 4, dtype=torch.float32)
     kept_size = torch.empty_like(size)
     suppress_kernel[(lists,)](
         keys, sorted_boxes, size, kept_keys, kept_boxes, kept_size, top_k, max_detections,
-        nms_threshold, TILE=SUPPRESSED, num_warps=16, **OPTIONS,
+        nms_threshold, iou_eps or None, TILE=SUPPRESSED, KEEP_EMPTY=keep_empty, num_warps=16,
+        **OPTIONS,
     )  # fmt: skip
     most_kept = min(top_k, max_detections)
+    joined = 1 if per_class else classes - 1
     place_kernel[(lists,)](
-        kept_keys, kept_boxes, kept_size, boxes, scores, labels, found, classes - 1, max_detections,
-        PLACED=PLACED, LISTS=power_of_2(classes - 1, LISTS), STEPS=most_kept.bit_length(),
-        MOST=power_of_2(max_detections, 1024), FOREGROUND=power_of_2(classes - 1, 1 << 20),
-        num_warps=8, **OPTIONS,
+        kept_keys, kept_boxes, kept_size, boxes, scores, labels, found, classes - 1, joined,
+        max_detections, PLACED=PLACED, LISTS=power_of_2(joined, LISTS),
+        STEPS=most_kept.bit_length(), MOST=power_of_2(max_detections, 1024),
+        FOREGROUND=power_of_2(joined, 1 << 20), num_warps=8, **OPTIONS,
     )  # fmt: skip
     return result

@@ -67,8 +67,9 @@ def write(
 @triton.jit
 def match_kernel(
     gt, gt_labels, begins, priors, best_priors, first_out, second_out, count, programs,
-    threshold, v0, v1,
+    threshold, eps, v0, v1,
     PRIORS: tl.constexpr, LIST: tl.constexpr, TILE: tl.constexpr, ENCODE: tl.constexpr,
+    CORNERS: tl.constexpr,
 ):  # fmt: skip
     """For each prior of an image the box of the highest iou(box, prior), if at least `threshold`.
 
@@ -87,8 +88,9 @@ def match_kernel(
     best = tl.full((PRIORS,), 0.0, tl.float32)
     best_box = tl.full((PRIORS,), 0, tl.int32)  # from `begin`
     if boxes > 0:
-        cx, cy, w, h = load_four(priors, prior.to(tl.int64), inside)
-        x1, y1, x2, y2 = to_corners(cx, cy, w, h)
+        x1, y1, x2, y2 = load_four(priors, prior.to(tl.int64), inside)
+        if not CORNERS:
+            x1, y1, x2, y2 = to_corners(x1, y1, x2, y2)
         own_area = area(x1, y1, x2, y2)
         # A NaN would spoil the bounds; its IoUs are 0, as are those of a box that is nowhere.
         real = inside & (own_area == own_area)
@@ -111,6 +113,7 @@ def match_kernel(
                     bx1[:, None], by1[:, None], bx2[:, None], by2[:, None],
                     area(bx1, by1, bx2, by2)[:, None],
                     x1[None, :], y1[None, :], x2[None, :], y2[None, :], own_area[None, :],
+                    eps,
                 )  # fmt: skip
                 # The boxes come in rising order; of equal ones the first wins, here and before.
                 highest = tl.max(value, 0)
@@ -188,6 +191,8 @@ def _match(
     offsets: Tensor,
     priors: Tensor,
     threshold: float,
+    iou_eps: float,
+    corners: bool,
     v0: float,
     v1: float,
     outputs: tuple[Tensor, Tensor],
@@ -203,8 +208,9 @@ def _match(
     encoded: dict[str, Any] = {"ENCODE": gt_labels is not None, **OPTIONS}
     programs = blocks(count, PRIORS)
     match_kernel[(programs * images,)](
-        gt, gt_labels, begins, priors, best_priors, *outputs, count, programs, threshold, v0, v1,
-        PRIORS=PRIORS, LIST=LIST, TILE=TILE, num_warps=4, **encoded,
+        gt, gt_labels, begins, priors, best_priors, *outputs, count, programs, threshold,
+        iou_eps or None, v0, v1, PRIORS=PRIORS, LIST=LIST, TILE=TILE, CORNERS=corners, num_warps=4,
+        **encoded,
     )  # fmt: skip
     total = gt.shape[0]
     if total:
@@ -216,13 +222,14 @@ def _match(
 
 
 def match_priors(
-    gt: Tensor, offsets: Tensor, priors: Tensor, threshold: float
+    gt: Tensor, offsets: Tensor, priors: Tensor, threshold: float, iou_eps: float, corners: bool
 ) -> tuple[Tensor, Tensor]:
     """As `mdssd.ops.match_priors`, of all boxes [sum of M_i, 4] and the CPU's offsets [B + 1]."""
     shape = (offsets.shape[0] - 1, priors.shape[0])
     index = gt.new_empty(shape, dtype=torch.int64)
     best_iou = gt.new_empty(shape, dtype=torch.float32)
-    return _match(gt, None, offsets, priors, threshold, 1.0, 1.0, (index, best_iou))
+    outputs = (index, best_iou)
+    return _match(gt, None, offsets, priors, threshold, iou_eps, corners, 1.0, 1.0, outputs)
 
 
 def encode_targets(
@@ -233,9 +240,11 @@ def encode_targets(
     threshold: float,
     v0: float,
     v1: float,
+    iou_eps: float,
 ) -> tuple[Tensor, Tensor]:
     """As `mdssd.ops.encode_targets`, of all boxes and labels and the CPU's offsets [B + 1]."""
     shape = (offsets.shape[0] - 1, priors.shape[0])
     loc = gt.new_empty(*shape, 4)
     labels = gt.new_empty(shape, dtype=torch.int64)
-    return _match(gt, gt_labels, offsets, priors, threshold, v0, v1, (loc, labels))
+    outputs = (loc, labels)
+    return _match(gt, gt_labels, offsets, priors, threshold, iou_eps, False, v0, v1, outputs)

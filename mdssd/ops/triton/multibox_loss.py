@@ -114,14 +114,15 @@ def load_difference(loc, loc_targets, row, wanted):
 
 @triton.jit
 def row_kernel(
-    loc, logits, loc_targets, labels, ordered, shares, rows, classes, tiles,
+    loc, logits, loc_targets, labels, ordered, shares, parts, rows, classes, tiles,
     ROWS: tl.constexpr, CHUNKS: tl.constexpr, KEPT: tl.constexpr,
 ):  # fmt: skip
     """Loss of each row's label, -log softmax(logits)[label], as an ordered integer.
 
     A program has tiles of ROWS rows. shares[program] are its positives' sums: localisation, then
-    confidence. A label that is no class makes its row a positive one with a loss of NaN. SSD,
-    section 2.2, equations 1 to 3.
+    confidence; `parts`, unless None, gets the same of each prior, 0 if it is no positive. A label
+    that is no class makes its row a positive one with a loss of NaN. SSD, section 2.2, equations 1
+    to 3.
     """
     localisation = tl.zeros((ROWS, 4), tl.float32)
     confidence = tl.zeros((ROWS,), tl.float32)
@@ -137,10 +138,15 @@ def row_kernel(
         tl.store(ordered + row, value, mask=valid)
 
         positive = valid & (label != 0)
-        confidence += tl.where(positive, loss, 0.0)
+        own_loss = tl.where(positive, loss, 0.0)
+        confidence += own_loss
         difference = load_difference(loc, loc_targets, row, positive)
         size = tl.abs(difference)
-        localisation += tl.where(size < 1, 0.5 * difference * difference, size - 0.5)
+        distance = tl.where(size < 1, 0.5 * difference * difference, size - 0.5)
+        localisation += distance
+        if parts is not None:
+            tl.store(parts + row, tl.sum(distance, 1), mask=valid)
+            tl.store(parts + rows + row, own_loss, mask=valid)
     tl.store(shares + 2 * tl.program_id(0), tl.sum(tl.sum(localisation, 1), 0))
     tl.store(shares + 2 * tl.program_id(0) + 1, tl.sum(confidence, 0))
 
@@ -179,16 +185,17 @@ def count_ties(ordered, count, bound, last, STEP: tl.constexpr):
 
 @triton.jit
 def select_kernel(
-    ordered, selected, negatives, positives, count, ratio_bits,
+    ordered, selected, sums, positives, parts, count, ratio_bits,
     BLOCK: tl.constexpr, STEP: tl.constexpr, ONE: tl.constexpr,
 ):  # fmt: skip
     """Mark an image's positives and mine its negatives: SSD, section 2.2, "hard negative mining".
 
-    A program per image. It halves the range of the losses, as integers, until the priors above
-    their middle are as many as wanted, or until one value is left; then, where some of those at
-    that value belong to the wanted, it finds the last of them in the same way. Each step counts in
-    registers, and where the image has more priors than they hold, reads the rest from the cache. A
-    dozen or so steps do for distinct losses.
+    A program per image. sums[image] are the losses, localisation and confidence, of its negatives,
+    and unless `parts` is None of its positives too. To mine, it halves the range of the losses, as
+    integers, until the priors above their middle are as many as wanted, or until one value is left;
+    then, where some of those at that value belong to the wanted, it finds the last of them in the
+    same way. Each step counts in registers, and where the image has more priors than they hold,
+    reads the rest from the cache. A dozen or so steps do for distinct losses.
     """
     image = tl.program_id(0).to(tl.int64)
     ordered += image * count
@@ -234,23 +241,32 @@ def select_kernel(
         begin = tl.where(enough, begin, middle + 1)
 
     loss = tl.zeros((STEP,), tl.float32)
+    localisation = tl.zeros((STEP,), tl.float32)
     for first in range(0, count, STEP):
         prior = first + tl.arange(0, STEP)
         value = load_ordered(ordered, prior, count)
         negative = (value > bound) | ((value == bound) & (prior <= last))
         loss += tl.where(negative, from_ordered(value), 0.0)
+        if parts is not None:
+            own = parts + image * count + prior
+            rows = tl.num_programs(0).to(tl.int64) * count
+            localisation += tl.load(own, mask=prior < count, other=0)
+            loss += tl.load(own + rows, mask=prior < count, other=0)
         tl.store(selected + prior, negative | (value == POSITIVE), mask=prior < count)
-    tl.store(negatives + image, tl.sum(loss, 0))
+    tl.store(sums + 2 * image, tl.sum(localisation, 0))
+    tl.store(sums + 2 * image + 1, tl.sum(loss, 0))
     tl.store(positives + image, positive_count)
 
 
 @triton.jit
 def finish_kernel(
-    shares, programs, negatives, positives, images, loc_loss, conf_loss, normaliser,
+    shares, programs, sums, positives, images, loc_loss, conf_loss, normaliser,
     TERMS: tl.constexpr,
 ):  # fmt: skip
-    """Both losses over max(1, positives); one program adds up the shares and the images."""
+    """Both losses over max(1, positives); a program adds up the shares and its images."""
     index = tl.arange(0, TERMS)
+    sums += 2 * tl.program_id(0) * images
+    positives += tl.program_id(0) * images
     localisation = tl.zeros((TERMS,), tl.float32)
     confidence = tl.zeros((TERMS,), tl.float32)
     count = tl.zeros((TERMS,), tl.int64)
@@ -260,44 +276,47 @@ def finish_kernel(
         confidence += tl.load(shares + 2 * (first + index) + 1, mask=mask, other=0)
     for first in range(0, images, TERMS):
         mask = first + index < images
-        confidence += tl.load(negatives + first + index, mask=mask, other=0)
+        localisation += tl.load(sums + 2 * (first + index), mask=mask, other=0)
+        confidence += tl.load(sums + 2 * (first + index) + 1, mask=mask, other=0)
         count += tl.load(positives + first + index, mask=mask, other=0)
     total = tl.sum(count, 0)
     total = tl.where(total < 1, 1, total)
-    tl.store(loc_loss, tl.div_rn(tl.sum(localisation, 0), total.to(tl.float32)))
-    tl.store(conf_loss, tl.div_rn(tl.sum(confidence, 0), total.to(tl.float32)))
-    tl.store(normaliser, total)
+    tl.store(loc_loss + tl.program_id(0), tl.div_rn(tl.sum(localisation, 0), total.to(tl.float32)))
+    tl.store(conf_loss + tl.program_id(0), tl.div_rn(tl.sum(confidence, 0), total.to(tl.float32)))
+    tl.store(normaliser + tl.program_id(0), total)
 
 
 @triton.jit
 def multibox_loss_backward_kernel(
     grad_loc_loss, grad_conf_loss, loc, logits, loc_targets, labels, selected, normaliser,
-    grad_loc, grad_logits, rows, classes,
+    grad_loc, grad_logits, rows, group_rows, classes,
     ROWS: tl.constexpr, CHUNKS: tl.constexpr, KEPT: tl.constexpr,
 ):  # fmt: skip
     """Both gradients of ROWS rows, nearly all zeros; of the inputs only what is selected is read.
 
     d smooth_l1 = clamp(difference, -1, 1) of the positives, d cross entropy = softmax - one hot of
-    the rows selected, each scaled by its loss's gradient / normaliser.
+    the rows selected, each scaled by its loss's gradient / normaliser, which are one number for
+    every `group_rows` rows.
     """
     first_row = tl.program_id(0).to(tl.int64) * ROWS
     row = first_row + tl.arange(0, ROWS)
     valid = row < rows
     wanted = tl.load(selected + row, mask=valid, other=0) != 0
     label = tl.load(labels + row, mask=wanted, other=0)
-    count = tl.load(normaliser).to(tl.float32)
+    group = tl.where(wanted, row // group_rows, 0)
+    count = tl.load(normaliser + group).to(tl.float32)
 
     positive = label != 0
-    loc_scale = tl.div_rn(tl.load(grad_loc_loss).to(tl.float32), count)
+    loc_scale = tl.div_rn(tl.load(grad_loc_loss + group).to(tl.float32), count)
     slope = load_difference(loc, loc_targets, row, positive)
     slope = tl.where(slope > 1, 1.0, tl.where(slope < -1, -1.0, slope))  # a NaN stays
-    value = tl.where(positive[:, None], slope * loc_scale, 0.0)
+    value = tl.where(positive[:, None], slope * loc_scale[:, None], 0.0)
     dtype = grad_logits.dtype.element_ty
     offsets = row[:, None] * 4 + tl.arange(0, 4)[None, :]
     tl.store(grad_loc + offsets, narrow(value, dtype), mask=valid[:, None])
 
     if tl.sum(wanted.to(tl.int32), 0) > 0:
-        scale = tl.div_rn(tl.load(grad_conf_loss).to(tl.float32), count)
+        scale = tl.div_rn(tl.load(grad_conf_loss + group).to(tl.float32), count)
         scale = tl.where((label >= 0) & (label < classes), scale, float("nan"))
         top, total = softmax_parts(logits, row, wanted, classes, ROWS, CHUNKS, KEPT)
         for first in range(0, classes, CHUNKS * LANES):
@@ -332,14 +351,16 @@ def _tile(classes: int, numbers: int) -> dict[str, Any]:
 
 
 def multibox_loss(
-    loc: Tensor, logits: Tensor, loc_targets: Tensor, labels: Tensor, neg_pos_ratio: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    loc: Tensor, logits: Tensor, loc_targets: Tensor, labels: Tensor, neg_pos_ratio: float,
+    per_image: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """As `mdssd.ops.multibox_loss`; also the priors selected, and max(1, positives)."""
     loc, logits, loc_targets, labels = (t.contiguous() for t in (loc, logits, loc_targets, labels))
     images, count, classes = logits.shape
-    losses = [loc.new_empty((), dtype=torch.float32) for _ in range(2)]
+    groups = (images,) if per_image else ()
+    losses = [loc.new_empty(groups, dtype=torch.float32) for _ in range(2)]
     selected = loc.new_empty(labels.shape, dtype=torch.bool)
-    normaliser = loc.new_empty((), dtype=torch.int64)
+    normaliser = loc.new_empty(groups, dtype=torch.int64)
     rows = images * count
     if not rows:
         return losses[0].zero_(), losses[1].zero_(), selected, normaliser.fill_(1)
@@ -349,21 +370,26 @@ def multibox_loss(
     programs = min(blocks(tiles, ROW_TILES), ROW_PROGRAMS)
     ordered = loc.new_empty(rows, dtype=torch.int32)
     shares = loc.new_empty(programs, 2, dtype=torch.float32)
-    negatives = loc.new_empty(images, dtype=torch.float32)
+    parts = loc.new_empty(2, rows, dtype=torch.float32) if per_image else None
+    sums = loc.new_empty(images, 2, dtype=torch.float32)
     positives = loc.new_empty(images, dtype=torch.int32)
     row_kernel[(programs,)](
-        loc, logits, loc_targets, labels, ordered, shares, rows, classes, tiles, **tile
+        loc, logits, loc_targets, labels, ordered, shares, parts, rows, classes, tiles, **tile
     )
     block = power_of_2(count, HELD)
     (ratio_bits,) = struct.unpack("<q", struct.pack("<d", neg_pos_ratio))
     select_kernel[(images,)](
-        ordered, selected, negatives, positives, count, ratio_bits,
+        ordered, selected, sums, positives, parts, count, ratio_bits,
         BLOCK=block, STEP=min(block, STEP), ONE=count <= block,
         num_warps=16 if block > 4096 else 4, **OPTIONS,
     )  # fmt: skip
-    finish_kernel[(1,)](
-        shares, programs, negatives, positives, images, *losses, normaliser,
-        TERMS=power_of_2(max(programs, images), TERMS), **OPTIONS,
+    if per_image:  # the sums have all
+        programs, added = 0, 1
+    else:
+        added = images
+    finish_kernel[(images // added,)](
+        shares, programs, sums, positives, added, *losses, normaliser,
+        TERMS=power_of_2(max(programs, added), TERMS), **OPTIONS,
     )  # fmt: skip
     return losses[0], losses[1], selected, normaliser
 
@@ -375,11 +401,13 @@ def multibox_loss_backward(
     """Gradients of `multibox_loss` in `loc` and `logits`; the scalars stay on the device."""
     loc, logits, loc_targets, labels = (t.contiguous() for t in (loc, logits, loc_targets, labels))
     grad_loc, grad_logits = torch.empty_like(loc), torch.empty_like(logits)
+    grad_loc_loss, grad_conf_loss = grad_loc_loss.contiguous(), grad_conf_loss.contiguous()
     rows, classes = labels.numel(), logits.shape[2]
+    group_rows = labels.shape[1] if normaliser.dim() else rows
     if rows:
         tile = _tile(classes, BACKWARD_TILE)
         multibox_loss_backward_kernel[(blocks(rows, tile["ROWS"]),)](
             grad_loc_loss, grad_conf_loss, loc, logits, loc_targets, labels, selected.contiguous(),
-            normaliser, grad_loc, grad_logits, rows, classes, **tile,
+            normaliser, grad_loc, grad_logits, rows, group_rows, classes, **tile,
         )  # fmt: skip
     return grad_loc, grad_logits

@@ -31,7 +31,7 @@ SHARES = 8  # of the kept boxes: programs with the same later boxes
 
 @triton.jit
 def suppresses(
-    boxes, idxs, first_box, first_mask, second_box, second_mask, threshold,
+    boxes, idxs, first_box, first_mask, second_box, second_mask, threshold, eps,
 ):  # fmt: skip
     """[A, B]: whether iou(first, second) > threshold, of one category, for boxes by their index."""
     ax1, ay1, ax2, ay2 = load_four(boxes, first_box, first_mask)
@@ -39,6 +39,7 @@ def suppresses(
     value = iou(
         ax1[:, None], ay1[:, None], ax2[:, None], ay2[:, None], area(ax1, ay1, ax2, ay2)[:, None],
         bx1[None, :], by1[None, :], bx2[None, :], by2[None, :], area(bx1, by1, bx2, by2)[None, :],
+        eps,
     )  # fmt: skip
     result = value > threshold  # not where there is no box: its IoU is 0
     if idxs is not None:
@@ -50,7 +51,7 @@ def suppresses(
 
 @triton.jit
 def mask_kernel(
-    boxes, idxs, order, mask, first, count, lines, threshold,
+    boxes, idxs, order, mask, first, count, lines, threshold, eps,
     GROUP: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """mask[g, i]: the boxes of group g, as bits, that overlap box i of the chunk; g not after i's.
@@ -67,7 +68,7 @@ def mask_kernel(
     inside = first + row < count
     column_box = tl.load(order + column, mask=column < count, other=0)
     row_box = tl.load(order + first + row, mask=inside, other=0)
-    hit = suppresses(boxes, idxs, column_box, column < count, row_box, inside, threshold)
+    hit = suppresses(boxes, idxs, column_box, column < count, row_box, inside, threshold, eps)
     bit = tl.full((GROUP,), 1, tl.int64) << tl.arange(0, GROUP)
     word = tl.sum(tl.where(hit, bit[:, None], 0), 0)
     tl.store(mask + group * CHUNK + row, word)
@@ -121,7 +122,7 @@ def scan_kernel(
 
 @triton.jit
 def apply_kernel(
-    boxes, idxs, order, keep, counts, removed, first, count, threshold,
+    boxes, idxs, order, keep, counts, removed, first, count, threshold, eps,
     LATER: tl.constexpr, KEPT: tl.constexpr, SHARES: tl.constexpr,
 ):  # fmt: skip
     """removed[i] = 1 for the boxes from `first` on that keep[counts[0]:counts[1]] suppress.
@@ -135,13 +136,14 @@ def apply_kernel(
     for k in range(start + tl.program_id(1) * KEPT, end, KEPT * SHARES):
         slot = k + tl.arange(0, KEPT)
         kept = tl.load(keep + slot, mask=slot < end, other=0)
-        hit |= suppresses(boxes, idxs, kept, slot < end, box, i < count, threshold).to(tl.int32)
+        hits = suppresses(boxes, idxs, kept, slot < end, box, i < count, threshold, eps)
+        hit |= hits.to(tl.int32)
     one = tl.full((LATER,), 1, tl.uint8)
     tl.store(removed + i, one, mask=tl.max(hit, 0) != 0)  # all shares write the same
 
 
 def nms_padded(
-    boxes: Tensor, scores: Tensor, idxs: Tensor | None, threshold: float
+    boxes: Tensor, scores: Tensor, idxs: Tensor | None, threshold: float, iou_eps: float
 ) -> tuple[Tensor, Tensor]:
     """As `mdssd.ops.nms_padded`."""
     n = boxes.shape[0]
@@ -159,7 +161,7 @@ def nms_padded(
         groups = min(GROUPS, blocks(n - first, GROUP))
         lines = blocks(groups * GROUP, ROWS)
         mask_kernel[((lines + 1) * (ROWS // GROUP), blocks(lines, 2))](
-            boxes, idxs, order, mask, first, n, lines, threshold,
+            boxes, idxs, order, mask, first, n, lines, threshold, iou_eps or None,
             GROUP=GROUP, ROWS=ROWS, CHUNK=CHUNK, num_warps=8, **OPTIONS,
         )  # fmt: skip
         scan_kernel[(1,)](
@@ -170,12 +172,14 @@ def nms_padded(
         if later > 0:
             apply_kernel[(blocks(later, LATER), SHARES)](
                 boxes, idxs, order, keep, counts[chunk:], removed, first + CHUNK, n, threshold,
-                LATER=LATER, KEPT=KEPT, SHARES=SHARES, num_warps=4, **OPTIONS,
+                iou_eps or None, LATER=LATER, KEPT=KEPT, SHARES=SHARES, num_warps=4, **OPTIONS,
             )  # fmt: skip
     return keep, counts[chunks].clone()  # a result with a storage of its own
 
 
-def nms(boxes: Tensor, scores: Tensor, idxs: Tensor | None, threshold: float) -> Tensor:
+def nms(
+    boxes: Tensor, scores: Tensor, idxs: Tensor | None, threshold: float, iou_eps: float
+) -> Tensor:
     """As `mdssd.ops.nms` and, with `idxs`, `mdssd.ops.batched_nms`."""
-    keep, count = nms_padded(boxes, scores, idxs, threshold)
+    keep, count = nms_padded(boxes, scores, idxs, threshold, iou_eps)
     return keep[: int(count)].clone()  # int() waits for the device; not a view of N rows
