@@ -6,15 +6,39 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mdssd import ops
     from mdssd.engine.detector import Detector
-    from mdssd.models import mdssd300, mdssd512, ssd300, ssd512
+    from mdssd.models import (
+        dssd321,
+        dssd513,
+        load_pretrained,
+        mdssd300,
+        mdssd512,
+        ssd300,
+        ssd321,
+        ssd512,
+        ssd513,
+    )
 
 __version__ = "0.1.0"
 
-__all__ = ["Detector", "__version__", "mdssd300", "mdssd512", "ops", "ssd300", "ssd512"]
+__all__ = [
+    "Detector",
+    "__version__",
+    "dssd321",
+    "dssd513",
+    "load_pretrained",
+    "mdssd300",
+    "mdssd512",
+    "ops",
+    "ssd300",
+    "ssd321",
+    "ssd512",
+    "ssd513",
+]
 
-_HOMES = {"Detector": "mdssd.engine.detector", "ops": "mdssd.ops"} | dict.fromkeys(
-    ("mdssd300", "mdssd512", "ssd300", "ssd512"), "mdssd.models"
-)
+_HOMES = {name: "mdssd.models" for name in __all__} | {
+    "Detector": "mdssd.engine.detector",
+    "ops": "mdssd.ops",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     from mdssd.data import DetectionDataset
     from mdssd.models import SingleShotDetector
 
-MODELS = ("mdssd300", "mdssd512", "ssd300", "ssd512")
+MODELS = (
+    "mdssd300",
+    "mdssd512",
+    "ssd300",
+    "ssd512",
+    "dssd321",
+    "dssd513",
+    "ssd321",
+    "ssd513",
+)
 BACKENDS = ("reference", "cpp", "cuda", "triton")
 RUNTIMES = ("eager", "compile", "openvino", "graph")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -145,9 +154,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 _OnOff = argparse.BooleanOptionalAction
-_TRAIN = """Train a detector from scratch, from VGG16 or from a checkpoint. Writes last.json (and
-best.json where --eval-split is given), their weights, loss.csv and loss.png into the folder --out.
-Ctrl-C or a crash leaves the last checkpoint, SIGTERM makes one; --resume goes on from it."""
+_TRAIN = """Train a detector from scratch, from ImageNet weights or from a checkpoint. Writes
+last.json (and best.json where --eval-split is given), their weights, loss.csv and loss.png into the
+folder --out. Ctrl-C or a crash leaves the last checkpoint, SIGTERM makes one; --resume goes on from
+it."""
 _DATA = "folder in VOC layout, or COCO JSON (default: generated scenes)"
 _SCENES = "how many scenes to generate where there is no --data"
 _IMAGE_DIR = "folder of the images of a COCO JSON"
@@ -184,8 +194,8 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--init",
         metavar="FILE",
-        help="start from VGG16 weights (torchvision's state dict) or from a checkpoint, of which "
-        "the tensors that fit by name and shape are taken",
+        help="start from ImageNet weights (torchvision's state dict of vgg16 or resnet101) or from "
+        "a checkpoint, of which the tensors that fit by name and shape are taken",
     )
 
     run = parser.add_argument_group("run")
@@ -215,6 +225,12 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
         "--keep", type=_count, metavar="K", help="the last K checkpoints, step-*.json (default 1)"
     )
     run.add_argument("--no-check-images", action="store_true", help="do not read all images first")
+    run.add_argument(
+        "--freeze",
+        type=_names,
+        metavar="PART",
+        help="leave as it is: base (trunk and extra layers), batch-norm, or both, with a comma",
+    )
 
     sgd = parser.add_argument_group("optimiser")
     sgd.add_argument("--batch-size", type=_count, metavar="N", help="(default 32)")
@@ -355,7 +371,7 @@ def _train(arguments: argparse.Namespace) -> int:
         check_folder(out_dir, resume)
         facts = _resumed_facts(out_dir, given) if resume else _fresh_facts(given)
         options, recipe, config = facts["arguments"], facts["recipe"], facts["model"]
-        size = 512 if config["model"].endswith("512") else 300
+        size = int(config["model"][-3:])
         dataset = _open(options, train=True, input_size=size, classes=options.get("classes"))
         _check_class_names(options, dataset)
         eval_dataset = None
@@ -496,12 +512,12 @@ def _make_model(config: dict[str, Any], recipe: dict[str, Any]) -> SingleShotDet
 def _initialise(model: SingleShotDetector, path: Path) -> str:
     """Load starting weights; give a line that says what was taken."""
     from mdssd.engine.checkpoint import load_checkpoint
-    from mdssd.models import load_vgg16
+    from mdssd.models import load_pretrained
 
     if not path.exists():
         raise FileNotFoundError(f"--init: {path}: no such file or folder")
     if path.suffix in (".pth", ".pt"):
-        load_vgg16(model, path)
+        load_pretrained(model, path)
         return f"the trunk starts from {path}"
     source, _ = load_checkpoint(path)
     own = model.state_dict()

@@ -24,13 +24,39 @@ _ASPECT_RATIOS: dict[int, tuple[tuple[float, ...], ...]] = {
     512: ((2,), (2, 3), (2, 3), (2, 3), (2, 3), (2,), (2,)),
 }
 
+# The data set that the original code has sizes for, then as above.
+_DSSD_SIZES: dict[int, tuple[str, tuple[float, ...]]] = {
+    321: ("voc", (32.1, 64.2, 121.98, 179.76, 237.54, 295.32, 353.1)),
+    513: ("coco", (20.52, 51.3, 138.51, 225.72, 312.93, 400.14, 487.35, 574.56)),
+}
+# Of each layer: cells in a row, step, centre of the first cell.
+_DSSD_GRIDS: dict[int, tuple[tuple[int, float, float], ...]] = {
+    321: (
+        (40, 8, 2.5),
+        (20, 16, 2.5),
+        (10, 32, 10.5),
+        (5, 64, 26.5),
+        (3, 64, 90.5),
+        (1, 321, 160.5),
+    ),
+    513: (
+        (64, 8, 2.5),
+        (32, 16, 2.5),
+        (16, 32, 10.5),
+        (8, 64, 26.5),
+        (4, 128, 58.5),
+        (2, 256, 122.5),
+        (1, 513, 256.5),
+    ),
+}
+
 
 @dataclass(frozen=True)
 class PriorLayer:
     """The priors of one feature map: `size` x `size` cells, `step` input pixels apart.
 
     `min_size` and `max_size` are in input pixels. `aspect_ratios` are those besides 1; the inverse
-    of each is added.
+    of each is added. `first` is the centre of the first cell in pixels; None is half a step.
     """
 
     size: int
@@ -38,6 +64,7 @@ class PriorLayer:
     min_size: float
     max_size: float
     aspect_ratios: tuple[float, ...]
+    first: float | None = None
 
     @property
     def per_cell(self) -> int:
@@ -91,6 +118,31 @@ def mdssd_prior_layers(image_size: int, scales: str = "voc") -> tuple[PriorLayer
     return (module1, *layers)
 
 
+def dssd_prior_layers(image_size: int, scales: str) -> tuple[PriorLayer, ...]:
+    """The layers of SSD and DSSD on ResNet-101: 321 (17080 priors) or 513 (43688), res3b3 first.
+
+    Eight boxes in every cell. The first centres are those of the original code, whose maps do not
+    cover the image evenly: the first cell of res3b3 is centred at 2.5 pixels, not at 4.
+
+    `scales`: "voc" for 321 and "coco" for 513, for which alone the original code has sizes. Another
+    name or `image_size` is a ValueError.
+    """
+    if image_size not in _DSSD_SIZES:
+        raise ValueError(f"dssd_prior_layers: image_size must be 321 or 513, got {image_size!r}")
+    name, sizes = _DSSD_SIZES[image_size]
+    if scales != name:
+        raise ValueError(
+            f"dssd_prior_layers: prior_scales of an input of {image_size} must be {name!r}, "
+            f"got {scales!r}"
+        )
+    return tuple(
+        PriorLayer(size, step, min_size, max_size, (1.6, 2, 3), first)
+        for (size, step, first), min_size, max_size in zip(
+            _DSSD_GRIDS[image_size], sizes[:-1], sizes[1:], strict=True
+        )
+    )
+
+
 def make_priors(
     layers: Sequence[PriorLayer],
     image_size: int,
@@ -102,7 +154,8 @@ def make_priors(
 
     Order: layer, row, column, then within a cell: the square of `min_size`; the square of
     sqrt(min_size * max_size); for each aspect ratio r the box of `min_size` with w/h = r, then the
-    one with w/h = 1/r. A centre lies at (index + 0.5) * step. Computed in float64, rounded once.
+    one with w/h = 1/r. A centre lies at (index + 0.5) * step, or at first + index * step. Computed
+    in float64, rounded once.
 
     `clip` clamps each of the four numbers to [0, 1], as PyTorch ports of SSD do; the original code
     does not clip. `truncate_sizes` cuts `min_size` and `max_size` to whole pixels, as the original
@@ -120,7 +173,8 @@ def make_priors(
             long, short = min_size * math.sqrt(ratio), min_size / math.sqrt(ratio)
             sizes += [(long, short), (short, long)]
         wh = torch.tensor(sizes, dtype=torch.float64, device="cpu")  # [P, 2]
-        centre = (torch.arange(layer.size, dtype=torch.float64, device="cpu") + 0.5) * layer.step
+        first = layer.step / 2 if layer.first is None else layer.first
+        centre = torch.arange(layer.size, dtype=torch.float64, device="cpu") * layer.step + first
         cy, cx = torch.meshgrid(centre, centre, indexing="ij")  # [S, S]
         cxcy = torch.stack((cx, cy), dim=-1)[:, :, None]  # [S, S, 1, 2]
         cells = (layer.size, layer.size, len(sizes), 2)

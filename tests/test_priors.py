@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from mdssd.priors import PriorLayer, make_priors, mdssd_prior_layers, ssd_prior_layers
+from mdssd.priors import (
+    PriorLayer,
+    dssd_prior_layers,
+    make_priors,
+    mdssd_prior_layers,
+    ssd_prior_layers,
+)
 
 # Worked by hand from the sizes and steps of SSD's code: first centre, then the sizes in a cell.
 SSD300_VOC = [
@@ -24,6 +30,76 @@ SSD512_VOC = [
     (0.125, [0.6, 0.6708204], [(0.8485281, 0.4242641), (1.0392305, 0.3464102)]),
     (0.25, [0.75, 0.8215838], [(1.0606602, 0.5303301)]),
     (0.5, [0.9, 0.9721111], [(1.2727922, 0.6363961)]),
+]
+# From the tables of DSSD's code: 321 is 0.1, 0.2, 0.38 ... of the image, 513 is 0.04, 0.1, 0.27 ...
+DSSD321_VOC = [
+    (
+        0.0077882,
+        [0.1, 0.1414214],
+        [(0.1264911, 0.0790569), (0.1414214, 0.0707107), (0.1732051, 0.0577350)],
+    ),
+    (
+        0.0077882,
+        [0.2, 0.2756810],
+        [(0.2529822, 0.1581139), (0.2828427, 0.1414214), (0.3464102, 0.1154701)],
+    ),
+    (
+        0.0327103,
+        [0.38, 0.4613025],
+        [(0.4806662, 0.3004164), (0.5374012, 0.2687006), (0.6581793, 0.2193931)],
+    ),
+    (
+        0.0825545,
+        [0.56, 0.6437391],
+        [(0.7083502, 0.4427189), (0.7919596, 0.3959798), (0.9699485, 0.3233162)],
+    ),
+    (
+        0.2819315,
+        [0.74, 0.8251061],
+        [(0.9360342, 0.5850214), (1.0465180, 0.5232590), (1.2817176, 0.4272392)],
+    ),
+    (
+        0.5000000,
+        [0.92, 1.0059821],
+        [(1.1637182, 0.7273239), (1.3010765, 0.6505382), (1.5934867, 0.5311622)],
+    ),
+]
+DSSD513_COCO = [
+    (
+        0.0048733,
+        [0.04, 0.0632456],
+        [(0.0505964, 0.0316228), (0.0565685, 0.0282843), (0.0692820, 0.0230940)],
+    ),
+    (
+        0.0048733,
+        [0.1, 0.1643168],
+        [(0.1264911, 0.0790569), (0.1414214, 0.0707107), (0.1732051, 0.0577350)],
+    ),
+    (
+        0.0204678,
+        [0.27, 0.3446738],
+        [(0.3415260, 0.2134537), (0.3818377, 0.1909188), (0.4676537, 0.1558846)],
+    ),
+    (
+        0.0516569,
+        [0.44, 0.5180734],
+        [(0.5565609, 0.3478505), (0.6222540, 0.3111270), (0.7621024, 0.2540341)],
+    ),
+    (
+        0.1140351,
+        [0.61, 0.6897826],
+        [(0.7715957, 0.4822473), (0.8626703, 0.4313351), (1.0565510, 0.3521837)],
+    ),
+    (
+        0.2387914,
+        [0.78, 0.8608136],
+        [(0.9866306, 0.6166441), (1.1030866, 0.5515433), (1.3509996, 0.4503332)],
+    ),
+    (
+        0.5000000,
+        [0.95, 1.0315038],
+        [(1.2016655, 0.7510409), (1.3435029, 0.6717514), (1.6454483, 0.5484828)],
+    ),
 ]
 
 
@@ -49,8 +125,10 @@ def first_cells(layers, priors):
         (ssd_prior_layers(512), 512, SSD512_VOC),
         (mdssd_prior_layers(300), 300, [(0.0066667, *SSD300_VOC[0][1:]), *SSD300_VOC]),
         (mdssd_prior_layers(512), 512, [(0.00390625, *SSD512_VOC[0][1:]), *SSD512_VOC]),
+        (dssd_prior_layers(321, "voc"), 321, DSSD321_VOC),
+        (dssd_prior_layers(513, "coco"), 513, DSSD513_COCO),
     ],
-    ids=["ssd300", "ssd512", "mdssd300", "mdssd512"],
+    ids=["ssd300", "ssd512", "mdssd300", "mdssd512", "dssd321", "dssd513"],
 )
 def test_first_cell_of_each_layer(layers, image_size, table):
     priors = make_priors(layers, image_size)
@@ -76,6 +154,35 @@ def test_counts(make, image_size, counts, scales):
     priors = make_priors(layers, image_size)
     assert priors.shape == (sum(counts), 4)
     assert priors.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "image_size, scales, counts, last_centres",
+    [
+        (
+            321,
+            "voc",
+            (12800, 3200, 800, 200, 72, 8),
+            (314.5, 306.5, 298.5, 282.5, 218.5, 160.5),
+        ),
+        (
+            513,
+            "coco",
+            (32768, 8192, 2048, 512, 128, 32, 8),
+            (506.5, 498.5, 490.5, 474.5, 442.5, 378.5, 256.5),
+        ),
+    ],
+)
+def test_counts_and_last_cells_of_dssd(image_size, scales, counts, last_centres):
+    layers = dssd_prior_layers(image_size, scales)
+    assert tuple(layer.size**2 * layer.per_cell for layer in layers) == counts
+    priors = make_priors(layers, image_size)
+    assert len(priors) == {321: 17080, 513: 43688}[image_size]
+    end = 0
+    for count, centre in zip(counts, last_centres, strict=True):
+        end += count
+        expected = torch.full((8, 2), centre / image_size)
+        torch.testing.assert_close(priors[end - 8 : end, :2], expected, rtol=0, atol=1e-6)
 
 
 def test_totals():
@@ -169,6 +276,9 @@ def test_no_layers_and_default_device():
     [
         (lambda: ssd_prior_layers(321), "ssd_prior_layers: image_size .* 321"),
         (lambda: mdssd_prior_layers(0), "mdssd_prior_layers: image_size .* 0"),
+        (lambda: dssd_prior_layers(300, "voc"), "dssd_prior_layers: image_size .* 300"),
+        (lambda: dssd_prior_layers(321, "coco"), "prior_scales .*'voc', got 'coco'"),
+        (lambda: dssd_prior_layers(513, "voc"), "prior_scales .*'coco', got 'voc'"),
         (lambda: ssd_prior_layers(300, "paper"), "prior_scales .*'paper'"),
         (lambda: mdssd_prior_layers(300, "VOC"), "prior_scales .*'VOC'"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,7 @@ class Recipe:
         and evaluation sees; None for no average. Early on the decay is (1 + t) / (10 + t).
     seed: of the order of the images and of the augmentation.
     expand, crop, crop_min_scale, photometric, mirror: see `mdssd.data.Augmentation`.
+    freeze: parts of the model that do not learn; see `SingleShotDetector.freeze`.
     log_every: iterations per line of the loss CSV.
     save_every, save_iterations: epochs per checkpoint, and iterations per checkpoint besides.
     keep: how many of the last checkpoints stay.
@@ -61,12 +63,17 @@ class Recipe:
     crop_min_scale: float = 0.3
     photometric: bool = True
     mirror: bool = True
+    freeze: Sequence[str] = ()
     log_every: int = 10
     save_every: int = 1
     save_iterations: int | None = None
     keep: int = 1
 
     def __post_init__(self) -> None:
+        if isinstance(self.freeze, str):
+            raise ValueError(f"Recipe: freeze: expected a list of parts, got {self.freeze!r}")
+        # A list, as JSON gives it back.
+        object.__setattr__(self, "freeze", list(self.freeze))
         if sum(value is not None for value in (self.epochs, self.iterations, self.minutes)) != 1:
             raise ValueError(
                 "Recipe: expected either epochs, iterations or minutes, got "

@@ -157,6 +157,8 @@ def train(
         state.to_evaluate = state.to_evaluate and eval_dataset is not None
         if state.finished and not state.to_evaluate:
             return state
+    if settings.freeze:
+        model.freeze(*settings.freeze)
     _check_data(model, dataset, eval_dataset, settings, check_images, progress)
 
     model.to(device)
@@ -588,7 +590,8 @@ def _check_data(
         raise ValueError(f"train: dataset: expected at least one image, {dataset.name} has none")
     if not any((~dataset.annotation(i).crowd).any() for i in range(len(dataset))):
         raise ValueError(f"train: dataset: {dataset.name} has no box to learn from")
-    if model.batch_norm and min(settings.batch_size, len(dataset)) < 2:
+    normalises = model.batch_norm and "batch-norm" not in model.frozen
+    if normalises and min(settings.batch_size, len(dataset)) < 2:
         raise ValueError(
             "train: batch_size: batch normalisation needs batches of 2 images or more, got "
             f"batches of {settings.batch_size} from {len(dataset)} images"

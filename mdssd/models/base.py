@@ -10,20 +10,26 @@ from torch import Tensor, nn
 from mdssd.models.vgg import scaled
 from mdssd.priors import PriorLayer, make_priors
 
+# What `SingleShotDetector.freeze` takes.
+FREEZABLE = ("base", "batch-norm")
+
 
 class PredictionHead(nn.Module):
-    """Boxes and class scores of one feature map: two 3x3 convolutions, no normalisation, no ReLU.
+    """Boxes and class scores of one feature map: two convolutions, no normalisation, no ReLU.
 
     Map [B, C, S, S] -> loc [B, S*S*P, 4] and logits [B, S*S*P, num_classes], P priors per cell.
     Channel prior*4 + coordinate (cx, cy, w, h) of `loc`, prior*num_classes + class of `conf`.
     """
 
-    def __init__(self, channels: int, per_cell: int, num_classes: int) -> None:
+    loc: nn.Module
+    conf: nn.Module
+
+    def __init__(self, channels: int, per_cell: int, num_classes: int, kernel: int = 3) -> None:
         super().__init__()
         self.per_cell = per_cell
         self.num_classes = num_classes
-        self.loc = nn.Conv2d(channels, per_cell * 4, 3, padding=1)
-        self.conf = nn.Conv2d(channels, per_cell * num_classes, 3, padding=1)
+        self.loc = nn.Conv2d(channels, per_cell * 4, kernel, padding=kernel // 2)
+        self.conf = nn.Conv2d(channels, per_cell * num_classes, kernel, padding=kernel // 2)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         rows = x.shape[2] * x.shape[3] * self.per_cell
@@ -39,10 +45,12 @@ class SingleShotDetector(nn.Module):
     `channels` names the feature maps that are predicted from, low to high, and their channels at
     width 1; `prior_layers` describes the priors of each. Attributes: `input_size` S, `num_classes`
     C (background, class 0, included), `priors` [N, 4] float32 (cx, cy, w, h) normalised to 0-1,
-    which is no part of the state dict and stays float32 in a model of another type.
+    which is no part of the state dict and stays float32 in a model of another type; `frozen`, the
+    parts that training leaves alone.
     """
 
     priors: Tensor
+    frozen: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -85,7 +93,7 @@ class SingleShotDetector(nn.Module):
         self.truncate_sizes = truncate_sizes
         self.heads = nn.ModuleDict(
             {
-                source: PredictionHead(scaled(full, width), layer.per_cell, num_classes)
+                source: self._make_head(source, scaled(full, width), layer.per_cell)
                 for (source, full), layer in zip(channels.items(), prior_layers, strict=True)
             }
         )
@@ -93,6 +101,9 @@ class SingleShotDetector(nn.Module):
             prior_layers, input_size, clip=clip_priors, truncate_sizes=truncate_sizes
         )
         self.register_buffer("priors", priors, persistent=False)
+
+    def _make_head(self, source: str, channels: int, per_cell: int) -> PredictionHead:
+        return PredictionHead(channels, per_cell, self.num_classes)
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
         """The maps that are predicted from, in the order of `heads`."""
@@ -121,6 +132,42 @@ class SingleShotDetector(nn.Module):
             *(head(x) for head, x in zip(self.heads.values(), maps, strict=True)), strict=True
         )
         return torch.cat(loc, dim=1), torch.cat(logits, dim=1)
+
+    def freeze(self, *parts: str) -> None:
+        """Choose the parts that training leaves as they are; those named earlier learn again.
+
+        "base": the trunk and the extra layers above it. "batch-norm": batch normalisation
+        everywhere, its running statistics too. A frozen part gets no gradient and stays in
+        evaluation mode when the model is in training mode. No part: everything learns. Another
+        name, or "batch-norm" of a model without any, is a ValueError.
+        """
+        unknown = [part for part in parts if part not in FREEZABLE]
+        if unknown:
+            raise ValueError(f"freeze: parts must be among {FREEZABLE}, got {unknown[0]!r}")
+        if "batch-norm" in parts and not self.batch_norm:
+            raise ValueError(f"freeze: 'batch-norm': this {self.name} has no batch normalisation")
+        self.frozen = parts
+        kept = {p for module in self._frozen_modules() for p in module.parameters()}
+        for parameter in self.parameters():
+            parameter.requires_grad_(parameter not in kept)
+            if parameter in kept:
+                parameter.grad = None
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "SingleShotDetector":
+        """Training mode for all that is not frozen (True), or evaluation mode; see `freeze`."""
+        super().train(mode)
+        for module in self._frozen_modules():
+            module.eval()
+        return self
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        modules: list[nn.Module] = []
+        if "base" in self.frozen:
+            modules += [self.get_submodule("trunk"), self.get_submodule("extras")]
+        if "batch-norm" in self.frozen:
+            modules += [m for m in self.modules() if isinstance(m, nn.BatchNorm2d)]
+        return modules
 
     def config(self) -> dict[str, Any]:
         """The options this model was made with; `build(model.config())` makes its like."""

@@ -194,7 +194,7 @@ def load_vgg16(
     source = "weights"
     if not isinstance(weights, Mapping):
         source = os.fspath(weights)
-        weights = _read_tensors(Path(source))
+        weights = read_tensors("load_vgg16", source)
     if any(key.endswith("running_mean") for key in weights):
         raise ValueError(
             f"load_vgg16: {source} holds batch normalisation (vgg16_bn); "
@@ -232,20 +232,29 @@ def load_vgg16(
                 "(torchvision's IMAGENET1K_FEATURES lacks fc6 and fc7; use IMAGENET1K_V1)"
             )
     if rescale_input:
-        # (x + MEAN_RGB) / 255 is what torchvision's mean and std are applied to.
-        mean, std, ours = (
-            torch.tensor(v, dtype=torch.float64, device="cpu")
-            for v in (_TORCHVISION_MEAN, _TORCHVISION_STD, MEAN_RGB)
-        )
+        scale, shift = input_scale()
         weight = new["conv1.conv1_1.conv.weight"].double().cpu()  # [64, 3, 3, 3]
         bias = new["conv1.conv1_1.conv.bias"].double().cpu()
-        shift = (ours / 255 - mean) / std  # [3]
-        new["conv1.conv1_1.conv.weight"] = weight / (255 * std)[:, None, None]
+        new["conv1.conv1_1.conv.weight"] = weight * scale[:, None, None]
         new["conv1.conv1_1.conv.bias"] = bias + (weight.sum(dim=(2, 3)) * shift).sum(dim=1)
     trunk.load_state_dict(new)
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def input_scale() -> tuple[Tensor, Tensor]:
+    """What turns RGB 0-255 minus `MEAN_RGB` into the input of torchvision's networks.
+
+    scale and shift [3] float64: x * scale + shift = ((x + MEAN_RGB) / 255 - mean) / std.
+    """
+    mean, std, ours = (
+        torch.tensor(v, dtype=torch.float64, device="cpu")
+        for v in (_TORCHVISION_MEAN, _TORCHVISION_STD, MEAN_RGB)
+    )
+    return 1 / (255 * std), (ours / 255 - mean) / std
+
+
+def read_tensors(function: str, source: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors of a safetensors or PyTorch file; a ValueError names `function` and the file."""
+    path = Path(source)
     with path.open("rb") as file:
         head = file.read(9)
     try:
@@ -267,4 +276,4 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         safetensors.SafetensorError,
     ) as error:
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"load_vgg16: cannot read {path}: {reason}") from error
+        raise ValueError(f"{function}: cannot read {path}: {reason}") from error

@@ -1,0 +1,294 @@
+"""DSSD321 and DSSD513 (Fu et al., 2017), and SSD321 and SSD513, on ResNet-101.
+
+What the paper leaves open follows its code. Convolutions ahead of batch normalisation have no
+bias. A prediction module gives out four times its inner channels, as the blocks of a ResNet do:
+1024, but 512 and 2048 for SSD513's first two, whose inner channels are 128 and 512.
+"""
+
+from torch import Tensor, nn
+
+from mdssd.models.base import PredictionHead, SingleShotDetector
+from mdssd.models.resnet import Bottleneck, ExtraBlocks, ResNet101, conv_bn
+from mdssd.models.vgg import scaled
+from mdssd.priors import dssd_prior_layers
+
+# The maps of the base network, low to high, and their channels; res10 for an input of 513 only.
+_CHANNELS = {
+    "res3b3": 512,
+    "res5c": 2048,
+    "res6": 1024,
+    "res7": 1024,
+    "res8": 1024,
+    "res9": 1024,
+    "res10": 1024,
+}
+# Kernel and stride of each deconvolution, top to bottom.
+_DECONVOLUTIONS = {
+    321: ((3, 1), (3, 1), (2, 2), (2, 2), (2, 2)),
+    513: ((2, 1), (2, 2), (2, 2), (2, 2), (2, 2), (2, 2)),
+}
+# Channels inside the prediction modules, 256 but for these; outside they have four times as many.
+_SSD513_INNER = {"res3b3": 128, "res5c": 512}
+
+
+class ResNetSSD(SingleShotDetector):
+    """SSD on ResNet-101: predictions from res3b3, res5c and the extra blocks.
+
+    A residual block ("prediction module") stands between each map and its head. Map sizes for an
+    input of 321: 40, 20, 10, 5, 3, 1 (17080 priors); for 513: 64, 32, 16, 8, 4, 2, 1 (43688). The
+    options are those of `ssd321`.
+    """
+
+    family = "ssd"
+
+    def __init__(
+        self,
+        input_size: int,
+        num_classes: int = 21,
+        *,
+        width: float = 1.0,
+        batch_norm: bool = True,
+        prior_scales: str = "voc",
+        clip_priors: bool = False,
+        truncate_sizes: bool = False,
+    ) -> None:
+        layers = dssd_prior_layers(input_size, prior_scales)
+        sources = list(_CHANNELS)[: len(layers)]
+        inner = {source: self._inner(input_size, source) for source in sources}
+        super().__init__(
+            f"{self.family}{input_size}",
+            input_size,
+            num_classes,
+            layers,
+            {source: 4 * channels for source, channels in inner.items()},
+            width=width,
+            batch_norm=batch_norm,
+            prior_scales=prior_scales,
+            clip_priors=clip_priors,
+            truncate_sizes=truncate_sizes,
+        )
+        if not batch_norm:
+            raise ValueError(f"{self.name}: batch_norm must be True: ResNet-101 has it, got False")
+        self.trunk = ResNet101(width)
+        self.extras = ExtraBlocks(input_size, width)
+        into = self._add_layers([scaled(_CHANNELS[source], width) for source in sources])
+        self.predict = nn.ModuleDict(
+            {
+                source: Bottleneck(n, scaled(channels, width), scaled(4 * channels, width))
+                for n, (source, channels) in zip(into, inner.items(), strict=True)
+            }
+        )
+        self._init_weights()
+
+    @staticmethod
+    def _inner(input_size: int, source: str) -> int:
+        """Channels inside a prediction module at width 1."""
+        return _SSD513_INNER.get(source, 256) if input_size == 513 else 256
+
+    def _add_layers(self, channels: list[int]) -> list[int]:
+        """Make what goes between the base network and the prediction modules; `channels` are those
+        of the maps that come in, what is returned those of the maps that go out, low to high.
+        """
+        return channels
+
+    def _make_head(self, source: str, channels: int, per_cell: int) -> PredictionHead:
+        return PredictionHead(channels, per_cell, self.num_classes, _head_kernel(source))
+
+    def base_maps(self, images: Tensor) -> list[Tensor]:
+        """The maps of ResNet-101 and the extra blocks, low to high."""
+        res3b3, res5c = self.trunk(images)
+        return [res3b3, res5c, *self.extras(res5c)]
+
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        maps = self.base_maps(images)
+        return [module(x) for module, x in zip(self.predict.values(), maps, strict=True)]
+
+
+class DeconvolutionModule(nn.Module):
+    """relu(a * b): a from a map of the base network, b from the deeper map above it, 512 channels.
+
+    lateral [B, C, S, S], deep [B, D, T, T] -> [B, 512, S, S]; the deconvolution, without padding,
+    brings T to S.
+    """
+
+    def __init__(
+        self, lateral_channels: int, deep_channels: int, channels: int, kernel: int, stride: int
+    ) -> None:
+        super().__init__()
+        self.lateral = nn.Sequential(
+            conv_bn(lateral_channels, channels, 3, padding=1),
+            conv_bn(channels, channels, 3, padding=1, relu=False),
+        )
+        self.deep = nn.Sequential(
+            nn.ConvTranspose2d(deep_channels, channels, kernel, stride),
+            conv_bn(channels, channels, 3, padding=1, relu=False),
+        )
+
+    def forward(self, lateral: Tensor, deep: Tensor) -> Tensor:
+        # In place: a fused kernel would save less than 1% of a forward pass (benchmarks/NOTES.md).
+        return (self.lateral(lateral) * self.deep(deep)).relu_()
+
+
+class DeepPredictionHead(PredictionHead):
+    """A head with a 3x3 convolution, batch normalisation and ReLU ahead of each of its outputs."""
+
+    def __init__(
+        self, channels: int, hidden: int, per_cell: int, num_classes: int, kernel: int
+    ) -> None:
+        super().__init__(hidden, per_cell, num_classes, kernel)
+        self.loc = nn.Sequential(conv_bn(channels, hidden, 3, padding=1), self.loc)
+        self.conf = nn.Sequential(conv_bn(channels, hidden, 3, padding=1), self.conf)
+
+
+class DSSD(ResNetSSD):
+    """DSSD: `ResNetSSD` with a way back down, from the highest map to res3b3.
+
+    The highest map is used as it is; each lower one is joined with what comes from above by a
+    `DeconvolutionModule`. Sizes, priors and options are those of `ResNetSSD`.
+    """
+
+    family = "dssd"
+
+    @staticmethod
+    def _inner(input_size: int, source: str) -> int:
+        return 256
+
+    def _add_layers(self, channels: list[int]) -> list[int]:
+        out = scaled(512, self.width)
+        *lower, deep = channels
+        out_channels = [deep]
+        self.deconv = nn.ModuleDict()  # top to bottom
+        for source, lateral, (kernel, stride) in zip(
+            list(self.heads)[-2::-1], lower[::-1], _DECONVOLUTIONS[self.input_size], strict=True
+        ):
+            self.deconv[source] = DeconvolutionModule(lateral, deep, out, kernel, stride)
+            deep = out
+            out_channels.append(out)
+        return out_channels[::-1]
+
+    def _make_head(self, source: str, channels: int, per_cell: int) -> PredictionHead:
+        if self.input_size == 321:
+            return super()._make_head(source, channels, per_cell)
+        hidden, kernel = scaled(512, self.width), _head_kernel(source)
+        return DeepPredictionHead(channels, hidden, per_cell, self.num_classes, kernel)
+
+    def base_maps(self, images: Tensor) -> list[Tensor]:
+        *lower, deep = super().base_maps(images)
+        maps = [deep]
+        for module, lateral in zip(self.deconv.values(), reversed(lower), strict=True):
+            deep = module(lateral, deep)
+            maps.append(deep)
+        return maps[::-1]
+
+
+def _head_kernel(source: str) -> int:
+    return 5 if source in ("res3b3", "res5c") else 3
+
+
+def ssd321(
+    num_classes: int = 21,
+    *,
+    width: float = 1.0,
+    batch_norm: bool = True,
+    prior_scales: str = "voc",
+    clip_priors: bool = False,
+    truncate_sizes: bool = False,
+) -> ResNetSSD:
+    """SSD on ResNet-101 for images of 321x321: 17080 priors, 116,526,320 parameters at 21 classes.
+
+    images [B, 3, 321, 321] -> loc [B, 17080, 4], logits [B, 17080, num_classes].
+
+    Args:
+        num_classes: classes, background (class 0) included.
+        width: multiplies all hidden channel counts, rounded to a multiple of 8.
+        batch_norm: True; ResNet-101 has batch normalisation. Training needs at least two images in
+            a batch, because the highest map has a single cell, unless it is frozen (`freeze`).
+        prior_scales: "voc"; the original code has no other sizes for this input.
+        clip_priors, truncate_sizes: see `make_priors`.
+
+    Raises ValueError for an option out of range. Source: DSSD (Fu et al., 2017) and its code.
+    """
+    return ResNetSSD(
+        321,
+        num_classes,
+        width=width,
+        batch_norm=batch_norm,
+        prior_scales=prior_scales,
+        clip_priors=clip_priors,
+        truncate_sizes=truncate_sizes,
+    )
+
+
+def ssd513(
+    num_classes: int = 21,
+    *,
+    width: float = 1.0,
+    batch_norm: bool = True,
+    prior_scales: str = "coco",
+    clip_priors: bool = False,
+    truncate_sizes: bool = False,
+) -> ResNetSSD:
+    """SSD on ResNet-101 for images of 513x513: 43688 priors, 173,145,304 parameters at 81 classes.
+
+    images [B, 3, 513, 513] -> loc [B, 43688, 4], logits [B, 43688, num_classes]. The options are
+    those of `ssd321`, but for `prior_scales`, which is "coco".
+    """
+    return ResNetSSD(
+        513,
+        num_classes,
+        width=width,
+        batch_norm=batch_norm,
+        prior_scales=prior_scales,
+        clip_priors=clip_priors,
+        truncate_sizes=truncate_sizes,
+    )
+
+
+def dssd321(
+    num_classes: int = 21,
+    *,
+    width: float = 1.0,
+    batch_norm: bool = True,
+    prior_scales: str = "voc",
+    clip_priors: bool = False,
+    truncate_sizes: bool = False,
+) -> DSSD:
+    """DSSD for images of 321x321: 17080 priors, 172,380,912 parameters at 21 classes.
+
+    images [B, 3, 321, 321] -> loc [B, 17080, 4], logits [B, 17080, num_classes]. The options are
+    those of `ssd321`. It is trained in stages, from an `ssd321`: see `freeze`.
+    """
+    return DSSD(
+        321,
+        num_classes,
+        width=width,
+        batch_norm=batch_norm,
+        prior_scales=prior_scales,
+        clip_priors=clip_priors,
+        truncate_sizes=truncate_sizes,
+    )
+
+
+def dssd513(
+    num_classes: int = 21,
+    *,
+    width: float = 1.0,
+    batch_norm: bool = True,
+    prior_scales: str = "coco",
+    clip_priors: bool = False,
+    truncate_sizes: bool = False,
+) -> DSSD:
+    """DSSD for images of 513x513: 43688 priors, 254,983,896 parameters at 81 classes.
+
+    images [B, 3, 513, 513] -> loc [B, 43688, 4], logits [B, 43688, num_classes]. The options are
+    those of `ssd513`. It is trained in stages, from an `ssd513`: see `freeze`.
+    """
+    return DSSD(
+        513,
+        num_classes,
+        width=width,
+        batch_norm=batch_norm,
+        prior_scales=prior_scales,
+        clip_priors=clip_priors,
+        truncate_sizes=truncate_sizes,
+    )
