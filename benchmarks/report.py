@@ -49,8 +49,9 @@ NOTES = {
     "detection_output": "onnxruntime's graph has no limit of 400 candidates of a class, and is "
     "compared without one. \"torchvision's way\" runs with this project's NMS where torchvision "
     "is not installed.",
-    "match_priors": "The peers give labels alone; `mdssd with offsets` is `encode_targets`, which "
-    "gives labels and offsets.",
+    "match_priors": "All give the index of the ground truth and the best IoU of each prior.",
+    "encode_targets": 'All give offsets and labels; "torch, usual" and torch.compile compute the '
+    "offsets of the background too, as ssd.pytorch does.",
     "l2norm_add_relu": "`torch.add of the two` is not the same thing: it is the least that a "
     "fusion of two maps can take.",
     "network": "The module, with no post-processing.",

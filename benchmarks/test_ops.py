@@ -170,22 +170,31 @@ _IMAGES = 32
 
 
 @lru_cache(maxsize=4)
-def _expected_matches(model: str, m: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of two images: indices, labels."""
+def _expected_matches(model: str, m: int) -> tuple[ops.Match, ops.Targets]:
+    """Of two images."""
     x, priors = generators.truth(2, m), generators.priors(model)
     with ops.backend("reference"):
-        return matching.mdssd(x, priors)().index, matching.mdssd_targets(x, priors)()
+        return matching.mdssd(x, priors)(), matching.mdssd_targets(x, priors)()
 
 
-def _check_matching(peer: str, make: Callable[..., Any], device: str, model: str, m: int) -> None:
+def _check_matching(
+    peer: str, make: Callable[..., Any], device: str, model: str, m: int, targets: bool
+) -> None:
     """Two images against the reference. Compiled code rounds otherwise: a prior whose IoU with two
     boxes is the same but for the last bit may go to the other one, one in ten thousand at most.
     """
     x = generators.to(device, (generators.truth(2, m), generators.priors(model)))
-    got = make(*x)()
-    index, labels = _expected_matches(model, m)
-    got, want = (got[0].cpu(), index) if isinstance(got, tuple) else (got.cpu(), labels)
-    assert (got != want).double().mean() <= (1e-4 if peer == "torch.compile" else 0)
+    got = [part.cpu() for part in make(*x)()]
+    want = _expected_matches(model, m)[targets]
+    # Indices and IoUs, or offsets and labels.
+    (choice, value), (want_choice, want_value) = (r[::-1] if targets else r for r in (got, want))
+    assert (choice != want_choice).double().mean() <= (1e-4 if peer == "torch.compile" else 0)
+    alike = choice == want_choice
+    if targets:
+        alike &= choice > 0
+    near = torch.isclose(value, want_value, rtol=1e-4, atol=1e-4)
+    far = alike & ~(near.all(2) if targets else near)  # the other box may have the same label
+    assert far.double().mean() <= (1e-4 if targets and peer == "torch.compile" else 0)
 
 
 @pytest.mark.parametrize(
@@ -200,18 +209,47 @@ def test_matching(
     device: str,
     measure: Callable[..., None],
 ) -> None:
-    _check_matching(peer, make, device, model, boxes)
+    _check_matching(peer, make, device, model, boxes, targets=False)
+    _measure_matching("match_priors", 12, model, boxes, peer, make, device, measure)
+
+
+@pytest.mark.parametrize(
+    "peer, make, device",
+    contenders(matching.mdssd_targets, matching.TARGET_PEERS, matching.TARGETS_ON_GPU),
+)
+@pytest.mark.parametrize("model, boxes", _MATCHING)
+def test_targets(
+    model: str,
+    boxes: int,
+    peer: str,
+    make: Callable[..., Any],
+    device: str,
+    measure: Callable[..., None],
+) -> None:
+    _check_matching(peer, make, device, model, boxes, targets=True)
+    _measure_matching("encode_targets", 24, model, boxes, peer, make, device, measure)
+
+
+def _measure_matching(
+    op: str,
+    bytes_a_prior: int,
+    model: str,
+    boxes: int,
+    peer: str,
+    make: Callable[..., Any],
+    device: str,
+    measure: Callable[..., None],
+) -> None:
     x, priors = generators.to(device, (generators.truth(_IMAGES, boxes), generators.priors(model)))
-    bytes_a_prior = 12 if peer.startswith("mdssd ") and "offsets" not in peer else 8
     measure(
         make(x, priors),
-        op="match_priors",
+        op=op,
         row=f"{_IMAGES} images, {len(priors):,} x {boxes}",
         peer=peer,
         device=device,
         dtype=torch.float32,
         shape=f"[{_IMAGES}, {len(priors)}] x {boxes}",
-        moved=_IMAGES * len(priors) * (24 if "offsets" in peer else bytes_a_prior),
+        moved=_IMAGES * len(priors) * bytes_a_prior,
         capture=peer.startswith("mdssd"),
     )
 

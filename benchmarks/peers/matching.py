@@ -1,6 +1,9 @@
-"""Peers of `match_priors` and `encode_targets`: labels [B, N] int64, 0 for background.
+"""Peers of `match_priors` and `encode_targets`, each of which gives what the op gives.
 
-They give labels alone; `mdssd` gives index and IoU, `mdssd_targets` labels and offsets.
+`match_priors`: index [B, N] int64, -1 for background, and best IoU [B, N]. `encode_targets`:
+offsets [B, N, 4] and labels [B, N] int64, 0 for background; the offsets of the background are not
+looked at, as some compute them too. The peers are given the corners of the priors, ours computes
+them.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from mdssd import ops
 from mdssd.ops.matching import to_xyxy
 
 THRESHOLD = 0.5
+Pair = tuple[Tensor, Tensor]
 Call = Callable[[], Any]
 
 
@@ -24,7 +28,7 @@ def mdssd(x: Truth, priors: Tensor) -> Call:
 
 
 def mdssd_targets(x: Truth, priors: Tensor) -> Call:
-    return lambda: ops.encode_targets(x.boxes, x.labels, priors, THRESHOLD).labels
+    return lambda: ops.encode_targets(x.boxes, x.labels, priors, THRESHOLD)
 
 
 def _iou_pairs(boxes: Tensor, priors: Tensor) -> Tensor:
@@ -47,56 +51,80 @@ def _iou_split(boxes: Tensor, priors: Tensor) -> Tensor:
     return overlap.div_(union)
 
 
-def _assign(iou: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each prior [N]: whether its best IoU is enough, or it is a box's best; and which box."""
+def _assign(iou: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each prior [N]: is its best IoU enough, or is it a box's best; which box; its best IoU."""
     best, which = iou.max(0)
     owner = iou.argmax(1)
-    best = best.index_fill(0, owner, 2.0)
     which = which.index_copy(0, owner, torch.arange(len(owner), device=owner.device))
-    return best >= THRESHOLD, which
+    return best.index_fill(0, owner, 2.0) >= THRESHOLD, which, best
 
 
-def torch_targets(x: Truth, priors: Tensor) -> tuple[Tensor, Tensor]:
-    """Offsets [B, N, 4] of all priors, those of the background too, and labels, as ssd.pytorch."""
-    parts = []
-    for boxes, labels in zip(x.boxes, x.labels, strict=True):
-        positive, which = _assign(_iou_pairs(boxes, to_xyxy(priors)))
-        matched = boxes[which]
-        middle = (matched[:, :2] + matched[:, 2:]) / 2 - priors[:, :2]
-        size = (matched[:, 2:] - matched[:, :2]) / priors[:, 2:]
-        loc = torch.cat([middle / (0.1 * priors[:, 2:]), torch.log(size) / 0.2], 1)
-        parts.append((loc, torch.where(positive, labels[which], 0)))
-    loc, labels = zip(*parts, strict=True)
-    return torch.stack(loc), torch.stack(labels)
+def _offsets(matched: Tensor, priors: Tensor) -> Tensor:
+    """[N, 4] of a box for each prior, as ssd.pytorch has it."""
+    middle = (matched[:, :2] + matched[:, 2:]) / 2 - priors[:, :2]
+    size = (matched[:, 2:] - matched[:, :2]) / priors[:, 2:]
+    return torch.cat([middle / (0.1 * priors[:, 2:]), torch.log(size) / 0.2], 1)
 
 
-def _each(iou: Callable[[Tensor, Tensor], Tensor], compiled: bool = False) -> Callable[..., Call]:
-    def of_image(boxes: Tensor, labels: Tensor, priors: Tensor) -> Tensor:
-        positive, which = _assign(iou(boxes, priors))
-        return torch.where(positive, labels[which], 0)
+def _match(iou: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Pair]:
+    def of_image(boxes: Tensor, labels: Tensor, priors: Tensor, corners: Tensor) -> Pair:
+        positive, which, best = _assign(iou(boxes, corners))
+        return torch.where(positive, which, -1), best
 
-    match = torch.compile(of_image, dynamic=False) if compiled else of_image
+    return of_image
+
+
+def _encode(boxes: Tensor, labels: Tensor, priors: Tensor, corners: Tensor) -> Pair:
+    """Offsets of all priors, those of the background too, as ssd.pytorch."""
+    positive, which, _ = _assign(_iou_pairs(boxes, corners))
+    return _offsets(boxes[which], priors), torch.where(positive, labels[which], 0)
+
+
+def _encode_some(boxes: Tensor, labels: Tensor, priors: Tensor, corners: Tensor) -> Pair:
+    """Offsets of the matched priors alone."""
+    positive, which, _ = _assign(_iou_split(boxes, corners))
+    row = positive.nonzero()[:, 0]
+    which = which[row]
+    loc, label = torch.zeros_like(priors), torch.zeros_like(positive, dtype=torch.int64)
+    loc[row] = _offsets(boxes[which], priors[row])
+    label[row] = labels[which]
+    return loc, label
+
+
+def _each(of_image: Callable[..., Pair], compiled: bool = False) -> Callable[[Truth, Tensor], Call]:
+    """Image by image: a batch is ragged."""
+    if compiled:
+        of_image = torch.compile(of_image, dynamic=False)
 
     def peer(x: Truth, priors: Tensor) -> Call:
         corners = to_xyxy(priors)
 
-        def call() -> Tensor:
-            pairs = zip(x.boxes, x.labels, strict=True)
-            return torch.stack([match(boxes, labels, corners) for boxes, labels in pairs])
+        def call() -> Pair:
+            images = zip(x.boxes, x.labels, strict=True)
+            first, second = zip(
+                *(of_image(*image, priors, corners) for image in images), strict=True
+            )
+            return torch.stack(first), torch.stack(second)
 
         return call
 
     return peer
 
 
-torch_way = _each(_iou_pairs)
-torch_split = _each(_iou_split)
-compiled = _each(_iou_pairs, compiled=True)
-
 PEERS = {
-    "mdssd with offsets": mdssd_targets,
-    "torch, usual": torch_way,
-    "torch, coordinates split": torch_split,
-    "torch.compile": compiled,
+    "torch, usual": _each(_match(_iou_pairs)),
+    "torch, coordinates split": _each(_match(_iou_split)),
+    "torch.compile": _each(_match(_iou_pairs), compiled=True),
 }
-ON_GPU = ("mdssd with offsets", "torch, usual", "torch, coordinates split", "torch.compile")
+TARGET_PEERS = {
+    "torch, usual": _each(_encode),
+    "torch, split, matched only": _each(_encode_some),
+    "torch.compile": _each(_encode, compiled=True),
+}
+ON_GPU = tuple(PEERS)
+TARGETS_ON_GPU = tuple(TARGET_PEERS)
+
+
+def torch_targets(x: Truth, priors: Tensor) -> Pair:
+    """`encode_targets` the usual way, as ssd.pytorch."""
+    return TARGET_PEERS["torch, usual"](x, priors)()

@@ -95,6 +95,13 @@ struct VectorExp {
   }
 };
 
+struct VectorLog {
+  template <class T>
+  MDSSD_INLINE T operator()(T x) const {
+    return vector_log(x);
+  }
+};
+
 // Eight values as a vector of GCC and Clang, for what they do not find in loops: a comparison of
 // such vectors chooses lane by lane.
 constexpr int kEight = 8;
