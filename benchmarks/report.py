@@ -205,8 +205,9 @@ def detector_table(rows: list[Row]) -> list[str]:
     for r in rows:
         fps, target = 1 / r.mean, r.info["target_fps"]
         factor = f"**{number(fps / target)}x**"
-        body.append([r.row, r.dtype, number(1000 * r.median), number(fps), str(target), factor])
-    head = ["", "dtype", "median ms", "frames/s", "paper, GTX 1080 Ti", "factor reached"]
+        cells = [r.dtype, number(1000 * r.median), number(fps), str(target), factor]
+        body.append([r.row, r.peer.removeprefix("mdssd Detector, "), *cells])
+    head = ["", "runtime", "dtype", "median ms", "frames/s", "paper, GTX 1080 Ti", "factor reached"]
     return table(head, body)
 
 
@@ -302,7 +303,7 @@ def bars(rows: list[Row], title: str, path: Path) -> None:
         ax.minorticks_off()
         ax.tick_params(labelsize=8)
         ax.spines[["top", "right", "bottom"]].set_visible(False)
-    figure.suptitle(f"{title}: ms, shorter is better (logarithmic)", fontsize=11)
+    figure.suptitle(f"{title}\nms, shorter is better (logarithmic)", fontsize=10)
     save(figure, path)
 
 

@@ -1,0 +1,204 @@
+"""MDSSD against SSD on small objects: the same data, schedule and width, several seeds.
+
+    python -m benchmarks.small_objects --bccd DIR --cars DIR --runs runs/small
+
+trains what is not trained yet, one run after another (a run that was interrupted goes on),
+evaluates each on the test split once, keeps the figures in docs/small-objects.json and writes
+docs/small-objects.md from them. `--only cars-mdssd300-0` does a part; without it, all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.machine import facts
+from mdssd import Detector
+from mdssd.data import DetectionDataset, open_dataset
+from mdssd.engine.evaluate import Found, find_all, measure
+from mdssd.engine.files import atomic_write
+from mdssd.metrics import voc_ap
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs/small-objects.json"
+PAGE = ROOT / "docs/small-objects.md"
+MODELS = ("ssd300", "mdssd300")
+# Epochs and learning rate: about 4,000 images each; the rates of docs/accuracy.md.
+DATA = {"cars": (9, 0.02), "bccd": (14, 0.03), "shapes": (4, 0.03)}
+TITLES = {
+    "cars": "KIT AIS, cars from the air (about 24 pixels; the class car alone)",
+    "bccd": "BCCD, blood cells (platelets about 21 pixels at 300 input)",
+    "shapes": "generated scenes (shapes of 8 to 40 pixels, median 17.5)",
+}
+# The only class that is measured, where the others are too rare to be learnt.
+CLASS = {"cars": "car"}
+SCENES = 1000
+OPTIONS = (
+    "--width 0.25 --batch-norm --prior-scales coco --batch-size 4 --schedule cosine --warmup 50 "
+    "--clip-gradient 10 --ema 0.99 --expand 1 --crop-min-scale 0.7"
+).split()
+# What is compared: its name in the results, and in the page.
+FIGURES = {
+    "voc07": "VOC07 AP",
+    "coco": "COCO AP",
+    "coco_small": "COCO AP small",
+    "smallest_third": "VOC12 AP, smallest third",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description="Train and compare MDSSD and SSD on small objects."
+    )
+    parser.add_argument("--bccd", type=Path, help="folder of BCCD in VOC layout")
+    parser.add_argument("--cars", type=Path, help="folder of KIT AIS in VOC layout")
+    parser.add_argument("--runs", type=Path, default=Path("runs/small"), help="of the trainings")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", metavar="DATA-MODEL-SEED", help="these alone")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args(argv)
+    folders = {"bccd": options.bccd, "cars": options.cars, "shapes": None}
+    for seed in options.seeds:
+        for data in DATA:
+            for model in MODELS:
+                name = f"{data}-{model}-{seed}"
+                if options.only and name not in options.only:
+                    continue
+                if data != "shapes" and folders[data] is None:
+                    print(f"{name}: left out, no --{data}")
+                    continue
+                run = options.runs / name
+                train(run, data, model, seed, folders[data], options.threads)
+                if name not in _results():
+                    _keep(name, evaluate(run, folders[data], CLASS.get(data)))
+    write_page()
+
+
+def train(run: Path, data: str, model: str, seed: int, folder: Path | None, threads: int) -> None:
+    """One run to its end; nothing if it is there."""
+    last = run / "last.json"
+    if last.exists() and json.loads(last.read_text())["training"]["finished"]:
+        return
+    command = [sys.executable, "-m", "mdssd", "train", "--out", run, "--threads", threads]
+    if last.exists():
+        command.append("--resume")
+    else:
+        epochs, lr = DATA[data]
+        source = ["--scenes", SCENES] if folder is None else ["--data", folder]
+        command += ["--model", model, "--seed", seed, "--epochs", epochs, "--lr", lr]
+        command += [*OPTIONS, *source]
+    subprocess.run([str(part) for part in command], check=True)
+
+
+def evaluate(run: Path, folder: Path | None, only: str | None) -> dict[str, Any]:
+    """The figures of a finished run on its test split, of all classes or only one."""
+    detector = Detector.from_checkpoint(run, score_threshold=0.01)
+    dataset: DetectionDataset = open_dataset(
+        folder,
+        split="test",
+        classes=detector.classes if folder else None,
+        image_size=detector.input_size,
+    )
+    found, classes = find_all(detector, dataset), list(detector.classes)
+    if only is not None:
+        found, classes = _of_class(found, classes.index(only) + 1), [only]
+    result = measure(found, dataset, classes)
+    assert result.coco is not None
+    training = json.loads((run / "last.json").read_text())["training"]
+    return {
+        "voc07": result.voc07.mean_ap,
+        "coco": result.coco.figures["AP"],
+        "coco_small": result.coco.figures["AP_small"],
+        "smallest_third": smallest_third(found, len(classes) + 1),
+        "iterations": training["step"],
+        "minutes": training["seconds"] / 60,
+        "machine": facts(),
+    }
+
+
+def _of_class(found: Found, label: int) -> Found:
+    """The boxes of one label, as label 1."""
+
+    def kept(one: dict[str, Any]) -> dict[str, Any]:
+        rows = one["labels"] == label
+        return {**{name: v[rows] for name, v in one.items()}, "labels": one["labels"][rows] * 0 + 1}
+
+    return Found([kept(d) for d in found.detections], [kept(t) for t in found.truth], found.seconds)
+
+
+def smallest_third(found: Found, num_classes: int) -> float:
+    """VOC12 mAP at IoU 0.5 of each class's smallest third of objects by area, others ignored."""
+    areas = np.concatenate([one["area"] for one in found.truth])
+    labels = np.concatenate([one["labels"] for one in found.truth])
+    limit = {k: np.quantile(areas[labels == k], 1 / 3) for k in np.unique(labels).tolist()}
+    truth = []
+    for one in found.truth:
+        large = np.array([a > limit[k] for a, k in zip(one["area"], one["labels"], strict=True)])
+        truth.append({**one, "difficult": one["difficult"] | large.astype(bool)})
+    return voc_ap(found.detections, truth, num_classes, metric="voc12").mean_ap
+
+
+def write_page() -> None:
+    """docs/small-objects.md from the results."""
+    results = _results()
+    lines = [
+        "# MDSSD against SSD on small objects",
+        "",
+        "The same data, schedule, width (0.25, batch normalisation) and seeds for both, from "
+        "scratch, on a CPU; the test split, once. Mean, and in brackets the seeds one by one. "
+        "About 4,000 images a run, a short training: compare the columns, not with the papers.",
+        "",
+        "```",
+        "python -m benchmarks.small_objects --bccd BCCD --cars KIT_AIS --runs runs/small",
+        "```",
+        "",
+        f"Options of every run: `{' '.join(OPTIONS)}`.",
+    ]
+    for data, title in TITLES.items():
+        rows = {m: _of(results, data, m) for m in MODELS}
+        if not any(rows.values()):
+            continue
+        epochs, lr = DATA[data]
+        lines += ["", f"## {title[0].upper()}{title[1:]}", "", f"{epochs} epochs, lr {lr}.", ""]
+        heads = ["model", *FIGURES.values(), "minutes"]
+        lines += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+        for model, runs in rows.items():
+            cells = [_cell([run[name] for run in runs]) for name in FIGURES]
+            minutes = ", ".join(f"{run['minutes']:.0f}" for run in runs)
+            lines.append("| " + " | ".join([model, *cells, minutes]) + " |")
+    with atomic_write(PAGE) as file:
+        file.write("\n".join(lines) + "\n")
+
+
+def _cell(values: list[float]) -> str:
+    if not values:
+        return "-"
+    each = ", ".join(f"{value:.3f}" for value in values)
+    return f"{statistics.mean(values):.3f} ({each})"
+
+
+def _of(results: dict[str, Any], data: str, model: str) -> list[dict[str, Any]]:
+    return [run for name, run in sorted(results.items()) if name.startswith(f"{data}-{model}-")]
+
+
+def _results() -> dict[str, Any]:
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
+def _keep(name: str, figures: dict[str, Any]) -> None:
+    results = {**_results(), name: figures}
+    with atomic_write(RESULTS) as file:
+        json.dump(dict(sorted(results.items())), file, indent=1, allow_nan=False)
+        file.write("\n")
+
+
+if __name__ == "__main__":
+    main()
