@@ -50,7 +50,8 @@ SCAN_PROGRAMS = 4096  # several for each multiprocessor; few enough that an idle
 RANK_PROGRAMS = 128
 RANKED, OTHERS = 128, 64  # a program's candidates, and those that it compares them with at once
 SUPPRESSED = 64  # boxes of a tile
-PLACED, LISTS = 64, 32  # a program's boxes, and the lists that it searches at once
+# A program's boxes, and the lists that it searches at once, of which 32 spill on sm_80.
+PLACED, LISTS = 64, 16
 
 
 @triton.jit
