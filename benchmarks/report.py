@@ -57,6 +57,9 @@ NOTES = {
     "network": "The module, with no post-processing.",
     "loader": "SSD's augmentation of JPEG files to 300 x 300, on one core. `OpenCV by hand` is the "
     "way of the PyTorch ports, float32 from the start; it draws other crops.",
+    "post-processing of other codebases": "Each codebase's functions as its adapter of "
+    "`mdssd.integrations` replaces them, against its own way in plain PyTorch. torchvision's and "
+    "lufficc/SSD's own way has this project's NMS where torchvision is not installed.",
     "training step": "Forward, targets, loss, backward, SGD with momentum. The ways differ in "
     "targets and loss only.",
 }

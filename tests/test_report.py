@@ -283,3 +283,11 @@ def test_a_curve_keeps_the_points_where_recall_rises():
     raw, envelope = figure.axes[0].lines
     assert raw.get_xdata().tolist() == [0.5, 1.0, 1.0]
     assert envelope.get_ydata().tolist()[:3] == [1.0, 1.0, 1.0]
+
+
+def test_a_class_without_detections_has_an_empty_curve():
+    truth = [{"boxes": [[0, 0, 10, 10]], "labels": [1]}]
+    found = [{"boxes": np.zeros((0, 4)), "scores": [], "labels": []}]
+    figure = charts.curve_chart(voc_ap(found, truth, 2), ["a"], charts.LIGHT)
+    assert charts.svg(figure).startswith(b"<?xml")
+    assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [0]

@@ -105,13 +105,14 @@ def curve_chart(voc12: VocResult, classes: Sequence[str], theme: Theme) -> Figur
         envelope = np.maximum.accumulate(precision[::-1])[::-1]
         some = _thin(recall)
         axes.plot(recall[some], precision[some], color=theme.sizes[2], linewidth=0.7)
-        axes.step(
-            [0.0, *recall[some]],
-            [*envelope[:1], *envelope[some]],
-            where="pre",
-            color=theme.accent,
-            linewidth=1.5,
-        )
+        if some.size:  # the class has detections
+            axes.step(
+                [0.0, *recall[some]],
+                [envelope[0], *envelope[some]],
+                where="pre",
+                color=theme.accent,
+                linewidth=1.5,
+            )
         axes.set_xlim(0, 1.02)
         axes.set_title(
             f"{classes[k]}  {voc12.ap[k]:.3f}", size=9, color=theme.ink, parse_math=False

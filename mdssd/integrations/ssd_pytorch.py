@@ -1,0 +1,183 @@
+"""amdegroot/ssd.pytorch with this project's operators.
+
+    import layers
+    from mdssd.integrations import ssd_pytorch
+    ssd_pytorch.patch(layers, net)          # or: with ssd_pytorch.patch(layers, net): ...
+
+Replaced, of the package `layers`: `layers.modules.multibox_loss.match` and `MultiBoxLoss.forward`,
+`layers.functions.detection.nms` and `decode`, `layers.modules.l2norm.L2Norm.forward`. Of `net`, an
+SSD built with phase "test": `net.detect`, then one call for the whole batch; it has `forward` and
+`apply` too, for the copies of the code that use those.
+
+Kept:
+- Labels of the targets count from 0. An IoU of 0.5 is positive; a best prior that two boxes share
+  goes to the later one; `match` encodes all priors.
+- Detections: scores above 0.01, the best 200 of each class before NMS, an IoU of at most the
+  threshold stays, of the boxes without area in a class only the best. [B, C, 200, 5] padded with 0,
+  row 0 empty, no limit over all classes, no clipping. The numbers are those of the patched objects.
+
+What differs:
+- An image without boxes is all background (originally an IndexError); without positives the losses
+  are 0 (0 / 0); `nms` of no boxes gives (keep, 0), as it does of others (keep alone).
+- Equal scores rank by the lower prior (undefined). Detections stay on the device of the inputs and
+  carry no gradient. Boxes differ by rounding: x2 is cx + w / 2 (x1 + w).
+- L2Norm has its eps, squared, under the root: the same but for vectors shorter than about 1e-4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mdssd import ops
+from mdssd.integrations._patch import Patch, Replacement, patch_each, submodule
+from mdssd.ops.boxes import area
+
+
+def patch(*targets: Any) -> Patch:
+    """Patch the package `layers`, an SSD built for testing, or both, in any order.
+
+    Returns:
+        Patch: `undo()` it, or use it in a `with`.
+
+    Raises:
+        TypeError: a target is neither. Nothing is replaced then.
+    """
+    expected = 'the package `layers` or an SSD of phase "test"'
+    return patch_each("ssd_pytorch", expected, targets, _of_layers, _of_net)
+
+
+def _of_layers(layers: ModuleType) -> list[Replacement]:
+    loss = submodule(layers, "modules.multibox_loss")
+    detection = submodule(layers, "functions.detection")
+    return [
+        Replacement(loss, "match", match),
+        Replacement(loss.MultiBoxLoss, "forward", _loss_forward),
+        Replacement(detection, "nms", nms),
+        Replacement(detection, "decode", ops.decode_boxes),
+        Replacement(submodule(layers, "modules.l2norm").L2Norm, "forward", l2norm_forward),
+    ]
+
+
+def _of_net(net: Any) -> list[Replacement]:
+    return [Replacement(net, "detect", Detect(net.detect))]
+
+
+def match(
+    threshold: float,
+    truths: Tensor,
+    priors: Tensor,
+    variances: Sequence[float],
+    labels: Tensor,
+    loc_t: Tensor,
+    conf_t: Tensor,
+    idx: int,
+) -> None:
+    """Write the targets of image `idx` into loc_t [B, N, 4] and conf_t [B, N].
+
+    truths [M, 4] xyxy, labels [M] from 0, priors [N, 4] cxcywh.
+    """
+    if len(truths) == 0:
+        loc_t[idx], conf_t[idx] = 0, 0
+        return
+    # Offsets are wanted of the priors of the background too: those to their best box.
+    nearest = ops.match_priors([truths], priors, 0.0).index[0]
+    index = ops.match_priors([truths], priors, threshold).index[0]
+    loc_t[idx] = ops.encode_boxes(truths[nearest], priors, (variances[0], variances[1]))
+    conf_t[idx] = torch.where(index >= 0, labels[nearest] + 1, 0)
+
+
+def _loss_forward(
+    self: Any, predictions: tuple[Tensor, Tensor, Tensor], targets: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """predictions: loc [B, N, 4], conf [B, N, C], priors [>= N, 4]; targets: B x [M, 5]."""
+    loc, conf, priors = predictions
+    truths = [target[:, :-1].detach() for target in targets]
+    labels = [target[:, -1].detach().long() + 1 for target in targets]
+    priors = priors[: loc.shape[1]].detach()
+    variances = (self.variance[0], self.variance[1])
+    wanted = ops.encode_targets(truths, labels, priors, self.threshold, variances)
+    return ops.multibox_loss(loc, conf, wanted.loc, wanted.labels, self.negpos_ratio)
+
+
+def nms(
+    boxes: Tensor, scores: Tensor, overlap: float = 0.5, top_k: int = 200
+) -> tuple[Tensor, int]:
+    """Indices kept [N], padded with 0, and how many they are; boxes [N, 4] xyxy, scores [N]."""
+    best = scores.argsort(descending=True, stable=True)[:top_k]
+    kept = best[ops.nms(boxes[best], scores[best], overlap)]
+    empty = area(boxes[kept]) == 0  # these suppress no others, so they can be taken out last
+    kept = kept[~empty | (empty.cumsum(0) == 1)]
+    keep = kept.new_zeros(len(scores))
+    keep[: len(kept)] = kept
+    return keep, len(kept)
+
+
+def l2norm_forward(self: Any, x: Tensor) -> Tensor:
+    """x [B, C, H, W] to the length `self.weight` [C]."""
+    # |x| + eps and sqrt(x^2 + eps^2) are |x| where that is not as small as eps.
+    return ops.l2norm(x, self.weight, max(self.eps**2, 1e-38))
+
+
+class Detect:
+    """What `net.detect` is, with its attributes."""
+
+    def __init__(self, original: Any) -> None:
+        self.num_classes: int = original.num_classes
+        self.top_k: int = original.top_k
+        self.conf_thresh: float = original.conf_thresh
+        self.nms_thresh: float = original.nms_thresh
+        self.variance: Sequence[float] = original.variance
+
+    def forward(self, loc_data: Tensor, conf_data: Tensor, prior_data: Tensor) -> Tensor:
+        """[B, C, top_k, 5] score and xyxy; conf_data: softmax [B, N, C] or [B * N, C]."""
+        settings = (self.num_classes, self.top_k, self.conf_thresh, self.nms_thresh)
+        return _detect(*settings, self.variance, loc_data, conf_data, prior_data)
+
+    __call__ = forward
+
+    def apply(
+        self,
+        num_classes: int,
+        bkg_label: int,
+        top_k: int,
+        conf_thresh: float,
+        nms_thresh: float,
+        loc_data: Tensor,
+        conf_data: Tensor,
+        prior_data: Tensor,
+    ) -> Tensor:
+        """`forward` with the settings of the call; as originally, `bkg_label` is not read."""
+        settings = (num_classes, top_k, conf_thresh, nms_thresh)
+        return _detect(*settings, self.variance, loc_data, conf_data, prior_data)
+
+
+def _detect(
+    classes: int,
+    top_k: int,
+    conf_thresh: float,
+    nms_thresh: float,
+    variance: Sequence[float],
+    loc: Tensor,
+    conf: Tensor,
+    priors: Tensor,
+) -> Tensor:
+    found = ops.detection_output(
+        loc,
+        conf.reshape(loc.shape[0], -1, classes),
+        priors,
+        score_threshold=conf_thresh,
+        nms_threshold=nms_thresh,
+        top_k=top_k,
+        max_detections=top_k,
+        variances=(variance[0], variance[1]),
+        softmax=False,
+        per_class=True,
+        keep_empty=False,
+    )
+    rows = torch.cat([found.scores[..., None], found.boxes], -1)  # [B, C - 1, top_k, 5]
+    return torch.cat([torch.zeros_like(rows[:, :1]), rows], 1)
