@@ -1,4 +1,4 @@
-"""The command `mdssd`: train, eval, detect, data, info.
+"""The command `mdssd`: train, eval, detect, data, convert, export, info.
 
 What the subcommands need is imported inside them, so that `mdssd --help` answers at once.
 """
@@ -29,6 +29,7 @@ MODELS = (
 BACKENDS = ("reference", "cpp", "cuda", "triton")
 RUNTIMES = ("eager", "compile", "openvino", "graph")
 DTYPES = ("float32", "bfloat16", "float16")
+EXPORTS = ("onnx", "pt2", "aoti")
 INTERRUPTED = 130
 # 120k iterations of 32 images on the 16,551 of VOC 07+12 (MDSSD paper, section IV-A).
 EPOCHS = 232
@@ -146,6 +147,40 @@ def _parser() -> argparse.ArgumentParser:
     detect.set_defaults(run=_detect)
 
     _add_data_commands(commands.add_parser("data", help="look at data: check it, show samples"))
+    convert = commands.add_parser("convert", help="make a checkpoint of a published SSD")
+    convert.add_argument(
+        "source", metavar="SOURCE", help="file of torchvision, ssd.pytorch, lufficc/SSD or Caffe"
+    )
+    convert.add_argument(
+        "--out", required=True, metavar="NAME", help="checkpoint to write: a .json"
+    )
+    convert.add_argument("--classes", type=_names, metavar="A,B", help="names of labels 1, 2 ...")
+    convert.add_argument(
+        "--prior-scales",
+        choices=("voc", "coco"),
+        help="what it was trained with (default: voc for 21 classes with background, else coco)",
+    )
+    convert.add_argument("--traceback", action="store_true", help=argparse.SUPPRESS)
+    convert.set_defaults(run=_convert)
+
+    export = commands.add_parser("export", help="write a detector for other programs")
+    export.add_argument("checkpoint", metavar="CHECKPOINT", help=_CHECKPOINT)
+    export.add_argument("--out", required=True, metavar="FILE", help="file to write")
+    export.add_argument(
+        "--format",
+        choices=EXPORTS,
+        default="onnx",
+        help="ONNX (default), torch.export's program, or compiled by AOTInductor",
+    )
+    export.add_argument(
+        "--score-threshold",
+        type=_fraction,
+        default=0.01,
+        metavar="S",
+        help="least score of an object, 0 to 1 (default 0.01)",
+    )
+    export.add_argument("--traceback", action="store_true", help=argparse.SUPPRESS)
+    export.set_defaults(run=_export)
 
     info = commands.add_parser("info", help="versions, backends, devices")
     info.add_argument("--traceback", action="store_true", help=argparse.SUPPRESS)
@@ -194,8 +229,9 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--init",
         metavar="FILE",
-        help="start from ImageNet weights (torchvision's state dict of vgg16 or resnet101) or from "
-        "a checkpoint, of which the tensors that fit by name and shape are taken",
+        help="start from published weights (ImageNet's of VGG16 or ResNet-101, or an SSD's, see "
+        "`mdssd convert --help`) or from a checkpoint, of which the tensors that fit by name and "
+        "shape are taken",
     )
 
     run = parser.add_argument_group("run")
@@ -516,24 +552,44 @@ def _initialise(model: SingleShotDetector, path: Path) -> str:
 
     if not path.exists():
         raise FileNotFoundError(f"--init: {path}: no such file or folder")
-    if path.suffix in (".pth", ".pt"):
-        load_pretrained(model, path)
-        return f"the trunk starts from {path}"
-    source, _ = load_checkpoint(path)
     own = model.state_dict()
-    taken = {
-        name: tensor
-        for name, tensor in source.state_dict().items()
-        if name in own and own[name].shape == tensor.shape
-    }
-    if not taken:
-        raise ValueError(
-            f"--init: {path}: no tensor fits: it is {source.config()}, expected {model.config()}"
-        )
-    model.load_state_dict(taken, strict=False)
+    if _is_published(path):
+        loaded = load_pretrained(model, path)
+        taken, unused = set(loaded.taken), loaded.unused
+    else:
+        source, _ = load_checkpoint(path)
+        fitting = {
+            name: tensor
+            for name, tensor in source.state_dict().items()
+            if name in own and own[name].shape == tensor.shape
+        }
+        if not fitting:
+            raise ValueError(
+                f"--init: {path}: no tensor fits: it is {source.config()}, "
+                f"expected {model.config()}"
+            )
+        model.load_state_dict(fitting, strict=False)
+        taken, unused = set(fitting), ()
     fresh = [name for name in own if name not in taken]
     line = f"{len(taken)} of {len(own)} tensors start from {path}"
-    return line + (f"; the others are new: {_some(fresh)}" if fresh else "")
+    line += f"; the others are new: {_some(fresh)}" if fresh else ""
+    return line + (f"; not used: {_some(unused)}" if unused else "")
+
+
+def _is_published(path: Path) -> bool:
+    """Whether a file is another project's: no checkpoint's JSON, nor weights that one names."""
+    from mdssd.engine.checkpoint import CheckpointError, find_checkpoint
+
+    if not path.is_file() or path.suffix == ".json":
+        return False
+    if path.suffix != ".safetensors":
+        return True
+    try:
+        find_checkpoint(path)
+        return False
+    except CheckpointError:
+        with path.open("rb") as file:
+            return file.read(9)[8:] == b"{"
 
 
 def _eval(arguments: argparse.Namespace) -> int:
@@ -686,6 +742,41 @@ def _detector_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "runtime": arguments.runtime,
         "dtype": getattr(torch, arguments.dtype) if arguments.dtype else None,
     }
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from mdssd.engine.convert import convert
+
+    found = convert(
+        arguments.source,
+        arguments.out,
+        classes=arguments.classes,
+        prior_scales=arguments.prior_scales,
+    )
+    assert found.config is not None
+    print(
+        f"{found.layout}: {found.config['model']}, {found.config['num_classes']} classes with "
+        f"background, prior scales {found.config['prior_scales']}: "
+        f"{Path(arguments.out).with_suffix('.json')}"
+    )
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from mdssd.engine.checkpoint import load_checkpoint
+    from mdssd.engine.export import export
+
+    model, meta = load_checkpoint(arguments.checkpoint)
+    export(
+        model,
+        arguments.out,
+        form=arguments.format,
+        classes=meta["classes"],
+        mean=meta["mean"],
+        score_threshold=arguments.score_threshold,
+    )
+    print(f"written: {arguments.out}")
+    return 0
 
 
 def _info(arguments: argparse.Namespace) -> int:

@@ -147,7 +147,7 @@ def make_priors(
     layers: Sequence[PriorLayer],
     image_size: int,
     *,
-    clip: bool = False,
+    clip: bool | str = False,
     truncate_sizes: bool = False,
 ) -> Tensor:
     """The prior boxes of all layers, [N, 4] float32 (cx, cy, w, h), normalised to 0-1.
@@ -157,10 +157,11 @@ def make_priors(
     one with w/h = 1/r. A centre lies at (index + 0.5) * step, or at first + index * step. Computed
     in float64, rounded once.
 
-    `clip` clamps each of the four numbers to [0, 1], as PyTorch ports of SSD do; the original code
-    does not clip. `truncate_sizes` cuts `min_size` and `max_size` to whole pixels, as the original
-    code does (it matters for an input of 512 only). No layers give [0, 4]. The result is on the
-    CPU whatever the default device. Source: SSD section 2.2 and its code's PriorBox layer.
+    `clip` clamps each of the four numbers to [0, 1], as PyTorch ports of SSD do, or with "size" the
+    width and height alone, as torchvision does; the original code does not clip. `truncate_sizes`
+    cuts `min_size` and `max_size` to whole pixels, as the original code does (it matters for an
+    input of 512 only). No layers give [0, 4]. The result is on the CPU whatever the default device.
+    Source: SSD section 2.2 and its code's PriorBox layer.
     """
     boxes = [torch.empty(0, 4, dtype=torch.float64, device="cpu")]
     for layer in layers:
@@ -182,7 +183,7 @@ def make_priors(
         boxes.append(cxcywh.reshape(-1, 4))
     priors = torch.cat(boxes) / image_size
     if clip:
-        priors.clamp_(0, 1)
+        priors[:, 2 if clip == "size" else 0 :].clamp_(0, 1)
     return priors.float()
 
 

@@ -324,6 +324,7 @@ def test_build_from_config(name):
         ({"model": "mdssd512", "width": "1"}, "width .* got '1'"),
         ({"model": "ssd300", "batch_norm": 1}, "batch_norm .* got 1"),
         ({"model": "ssd300", "clip_priors": None}, "clip_priors .* got None"),
+        ({"model": "ssd300", "clip_priors": "sizes"}, "clip_priors .* got 'sizes'"),
         ({"model": "ssd300", "prior_scales": "paper"}, "prior_scales .* got 'paper'"),
         ({"model": "mdssd300", "prior_scales": "imagenet"}, "got 'imagenet'"),
     ],

@@ -63,7 +63,7 @@ class SingleShotDetector(nn.Module):
         width: float,
         batch_norm: bool,
         prior_scales: str,
-        clip_priors: bool,
+        clip_priors: bool | str,
         truncate_sizes: bool,
     ) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class SingleShotDetector(nn.Module):
             ("clip_priors", clip_priors),
             ("truncate_sizes", truncate_sizes),
         ):
-            if not isinstance(value, bool):
+            if (option, value) != ("clip_priors", "size") and not isinstance(value, bool):
                 raise ValueError(f"{name}: {option} must be True or False, got {value!r}")
         self.name = name
         self.input_size = input_size

@@ -87,7 +87,7 @@ class MDSSD(SingleShotDetector):
         width: float = 1.0,
         batch_norm: bool = False,
         prior_scales: str = "voc",
-        clip_priors: bool = False,
+        clip_priors: bool | str = False,
         truncate_sizes: bool = False,
     ) -> None:
         layers = mdssd_prior_layers(input_size, prior_scales)
@@ -154,7 +154,7 @@ def mdssd300(
     width: float = 1.0,
     batch_norm: bool = False,
     prior_scales: str = "voc",
-    clip_priors: bool = False,
+    clip_priors: bool | str = False,
     truncate_sizes: bool = False,
 ) -> MDSSD:
     """MDSSD for images of 300x300: 31232 priors, 79,483,410 parameters at 21 classes.
@@ -191,7 +191,7 @@ def mdssd512(
     width: float = 1.0,
     batch_norm: bool = False,
     prior_scales: str = "voc",
-    clip_priors: bool = False,
+    clip_priors: bool | str = False,
     truncate_sizes: bool = False,
 ) -> MDSSD:
     """MDSSD for images of 512x512: 90100 priors, 77,437,480 parameters at 21 classes.

@@ -1,12 +1,33 @@
 """Weights of other projects, into a model."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from mdssd.models.published import read_published
 from mdssd.models.resnet import ResNet101, load_resnet101
-from mdssd.models.vgg import load_vgg16
+from mdssd.models.vgg import MEAN_RGB, load_vgg16
+from mdssd.models.weight_file import read_tensors
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What `load_pretrained` did.
+
+    Attributes: `layout` (whose names the weights had), `taken` and `fresh` (tensors of the model
+    that were loaded, and that were not), `unused` (names in the file, of tensors that do not fit),
+    `mean` (RGB, 0-255, to subtract from the pixels).
+    """
+
+    layout: str
+    taken: tuple[str, ...]
+    fresh: tuple[str, ...]
+    unused: tuple[str, ...]
+    mean: tuple[float, ...]
 
 
 def load_pretrained(
@@ -14,11 +35,59 @@ def load_pretrained(
     weights: Mapping[str, Tensor] | str | os.PathLike[str],
     *,
     rescale_input: bool = True,
-) -> None:
-    """Copy torchvision's ImageNet weights into the trunk of a detector: vgg16's or resnet101's.
+) -> Loaded:
+    """Start a model from published weights: ImageNet's, or on VGG16 those of a trained SSD.
 
-    Which of them is wanted follows from the model. See `load_vgg16` and `load_resnet101`, for the
-    errors too: a ValueError that names the tensor, and the model is then unchanged.
+    `weights`: a state dict or a file, safetensors, PyTorch or Caffe, as `read_tensors` reads it;
+    nothing in it is ever executed. Their names say what they are:
+
+    - the SSD300 of torchvision, ssd.pytorch, lufficc/SSD or Caffe, or an SSD512 of the last three.
+      The model takes the trunk, the extra layers and whatever else fits by name and shape: an `SSD`
+      of as many classes all, an `MDSSD` also the heads of conv8_2 and up.
+    - a trunk: torchvision's vgg16 (see `load_vgg16`, for `rescale_input` too), or VGG16 reduced as
+      SSD does it, of Caffe or ssd.pytorch; for a model on ResNet-101 torchvision's resnet101 (see
+      `load_resnet101`).
+
+    The model computes what the source does from the same RGB 0-255 minus `Loaded.mean`. Its priors
+    stay what they are; `mdssd convert` makes the model that has the source's.
+
+    A model of another size, width or with batch normalisation, and a tensor that is missing,
+    superfluous, renamed, of another shape or not finite are a ValueError that names it; the model
+    is then unchanged.
     """
-    load = load_resnet101 if isinstance(getattr(model, "trunk", None), ResNet101) else load_vgg16
-    load(model, weights, rescale_input=rescale_input)
+    source = "weights"
+    if not isinstance(weights, Mapping):
+        source = os.fspath(weights)
+        weights = read_tensors("load_pretrained", source)
+    own = model.state_dict()
+    trunk = tuple(name for name in own if name.startswith("trunk."))
+    fresh = tuple(name for name in own if name not in trunk)
+    if isinstance(getattr(model, "trunk", None), ResNet101):
+        load_resnet101(model, weights, rescale_input=rescale_input)
+        return Loaded("torchvision's resnet101", trunk, fresh, (), MEAN_RGB)
+    if "features.0.weight" in weights:
+        load_vgg16(model, weights, rescale_input=rescale_input)
+        return Loaded("torchvision's vgg16", trunk, fresh, (), MEAN_RGB)
+    found = read_published("load_pretrained", source, weights)
+    parts = ("trunk.", "extras.") if found.config else ("trunk.",)
+    needed = [name for name in {**own, **found.tensors} if name.startswith(parts)]
+    for name in needed:
+        ours, theirs = own.get(name), found.tensors.get(name)
+        if ours is None or theirs is None or ours.shape != theirs.shape:
+            raise ValueError(
+                f"load_pretrained: {source}: {found.names.get(name, 'nothing')!r} "
+                f"{_shape(theirs)} does not fit the model's {name!r} {_shape(ours)}"
+            )
+    taken = tuple(k for k, v in found.tensors.items() if k in own and own[k].shape == v.shape)
+    model.load_state_dict({name: found.tensors[name] for name in taken}, strict=False)
+    return Loaded(
+        found.layout,
+        taken,
+        fresh=tuple(name for name in own if name not in taken),
+        unused=tuple(found.names[name] for name in found.tensors if name not in taken),
+        mean=found.mean,
+    )
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "(absent)" if tensor is None else str(list(tensor.shape))

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mdssd.models.vgg import input_scale, read_tensors, scaled
+from mdssd.models.vgg import input_scale, scaled
+from mdssd.models.weight_file import read_tensors
 
 # Caffe's; PyTorch's own default is 1e-5.
 _EPS = 1e-3

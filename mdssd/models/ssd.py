@@ -34,7 +34,7 @@ class SSD(SingleShotDetector):
         width: float = 1.0,
         batch_norm: bool = False,
         prior_scales: str = "voc",
-        clip_priors: bool = False,
+        clip_priors: bool | str = False,
         truncate_sizes: bool = False,
     ) -> None:
         layers = ssd_prior_layers(input_size, prior_scales)
@@ -67,7 +67,7 @@ def ssd300(
     width: float = 1.0,
     batch_norm: bool = False,
     prior_scales: str = "voc",
-    clip_priors: bool = False,
+    clip_priors: bool | str = False,
     truncate_sizes: bool = False,
 ) -> SSD:
     """SSD for images of 300x300: 8732 priors, 26,285,486 parameters at 21 classes.
@@ -102,7 +102,7 @@ def ssd512(
     width: float = 1.0,
     batch_norm: bool = False,
     prior_scales: str = "voc",
-    clip_priors: bool = False,
+    clip_priors: bool | str = False,
     truncate_sizes: bool = False,
 ) -> SSD:
     """SSD for images of 512x512: 24564 priors, 27,188,676 parameters at 21 classes.

@@ -2,15 +2,13 @@
 
 import math
 import os
-import pickle
 from collections.abc import Mapping
-from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from mdssd.models.weight_file import read_tensors
 
 MEAN_RGB = (123.0, 117.0, 104.0)
 
@@ -250,30 +248,3 @@ def input_scale() -> tuple[Tensor, Tensor]:
         for v in (_TORCHVISION_MEAN, _TORCHVISION_STD, MEAN_RGB)
     )
     return 1 / (255 * std), (ours / 255 - mean) / std
-
-
-def read_tensors(function: str, source: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The tensors of a safetensors or PyTorch file; a ValueError names `function` and the file."""
-    path = Path(source)
-    with path.open("rb") as file:
-        head = file.read(9)
-    try:
-        if head[8:9] == b"{":
-            return safetensors.torch.load_file(path)
-        if head[:2] not in (b"PK", b"\x80\x02"):
-            raise ValueError("neither a safetensors nor a PyTorch file")
-        # An open file, because torch.load goes by the name too.
-        with path.open("rb") as file:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        if not isinstance(content, dict):
-            raise ValueError(f"expected a dictionary of tensors, got {type(content).__name__}")
-        return content
-    except (
-        ValueError,
-        RuntimeError,
-        EOFError,
-        pickle.UnpicklingError,
-        safetensors.SafetensorError,
-    ) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{function}: cannot read {path}: {reason}") from error
