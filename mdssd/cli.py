@@ -6,6 +6,7 @@ What the subcommands need is imported inside them, so that `mdssd --help` answer
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -30,6 +31,8 @@ BACKENDS = ("reference", "cpp", "cuda", "triton")
 RUNTIMES = ("eager", "compile", "openvino", "graph")
 DTYPES = ("float32", "bfloat16", "float16")
 EXPORTS = ("onnx", "pt2", "aoti")
+AMP = ("bf16", "fp16")
+NORMALIZERS = ("global", "local")
 INTERRUPTED = 130
 # 120k iterations of 32 images on the 16,551 of VOC 07+12 (MDSSD paper, section IV-A).
 EPOCHS = 232
@@ -63,6 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbose = getattr(arguments, "traceback", False)
     try:
         return int(arguments.run(arguments))
+    except SystemExit as end:  # of SIGTERM, or another process has said why
+        if note := getattr(end, "note", ""):
+            print(f"mdssd: {note}", file=sys.stderr)
+        return int(end.code or 0)
     except KeyboardInterrupt as interrupt:
         print("; ".join(["mdssd: interrupted", *map(str, interrupt.args)]), file=sys.stderr)
         return INTERRUPTED
@@ -75,7 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"mdssd: error: {message} (see `{self.prog} --help`)\n")
+        # Of the processes that torchrun starts with the same arguments, one says so.
+        first = os.environ.get("RANK", "0") == "0"
+        self.exit(2, f"mdssd: error: {message} (see `{self.prog} --help`)\n" if first else None)
 
 
 def _one_line(error: BaseException) -> str:
@@ -192,7 +201,7 @@ _OnOff = argparse.BooleanOptionalAction
 _TRAIN = """Train a detector from scratch, from ImageNet weights or from a checkpoint. Writes
 last.json (and best.json where --eval-split is given), their weights, loss.csv and loss.png into the
 folder --out. Ctrl-C or a crash leaves the last checkpoint, SIGTERM makes one; --resume goes on from
-it."""
+it. On several GPUs: torchrun --nproc-per-node N -m mdssd train --device cuda ..."""
 _DATA = "folder in VOC layout, or COCO JSON (default: generated scenes)"
 _SCENES = "how many scenes to generate where there is no --data"
 _IMAGE_DIR = "folder of the images of a COCO JSON"
@@ -269,7 +278,9 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
     )
 
     sgd = parser.add_argument_group("optimiser")
-    sgd.add_argument("--batch-size", type=_count, metavar="N", help="(default 32)")
+    sgd.add_argument(
+        "--batch-size", type=_count, metavar="N", help="of all processes together (default 32)"
+    )
     sgd.add_argument("--lr", type=float, help="learning rate (default 0.001, meant for batch 32)")
     sgd.add_argument(
         "--schedule",
@@ -305,6 +316,26 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
     sgd.add_argument(
         "--ema", type=_or_none(float), metavar="DECAY", help="average the weights, e.g. 0.998"
     )
+
+    speed = parser.add_argument_group("speed and memory")
+    speed.add_argument(
+        "--amp",
+        type=_or_none(str),
+        choices=(None, *AMP),
+        metavar="TYPE",
+        help="compute the network in bf16 or fp16 (default: none, float32)",
+    )
+    speed.add_argument("--compile", action=_OnOff, help="run the network through torch.compile")
+    speed.add_argument(
+        "--accumulate", type=_count, metavar="K", help="put a batch through in K parts (default 1)"
+    )
+    speed.add_argument(
+        "--normalizer",
+        choices=NORMALIZERS,
+        help="divide the loss by the positives of the whole batch (global, the default) or of each "
+        "process's share (local, as Caffe does)",
+    )
+    speed.add_argument("--sync-batch-norm", action=_OnOff, help="over all processes; on GPUs only")
 
     _add_augmentation_options(parser)
     _add_machine_options(parser)
@@ -398,13 +429,19 @@ def _train(arguments: argparse.Namespace) -> int:
     resume = given.get("resume", False)
     if given.get("print_recipe"):
         return _print_recipe(_resumed_facts(out_dir, given) if resume else _fresh_facts(given))
-    with _machine(given) as device:
+    with _machine(given, together=True) as device:
+        from mdssd.engine import distributed
         from mdssd.engine.memory import keep_memory
-        from mdssd.engine.stop import TERMINATED, Terminated
+        from mdssd.engine.stop import Terminated
         from mdssd.engine.train import check_folder, train
 
         keep_memory()
-        check_folder(out_dir, resume)
+        main = distributed.is_main()
+        if distributed.from_main(distributed.is_restart(out_dir)):
+            resume = _takes_up(out_dir, given)
+        if main:
+            check_folder(out_dir, resume)
+        distributed.wait_for_all()
         facts = _resumed_facts(out_dir, given) if resume else _fresh_facts(given)
         options, recipe, config = facts["arguments"], facts["recipe"], facts["model"]
         size = int(config["model"][-3:])
@@ -418,11 +455,14 @@ def _train(arguments: argparse.Namespace) -> int:
                 "image_dir": None if "eval_data" in options else options.get("image_dir"),
             }
             eval_dataset = _open(chosen, train=False, input_size=size, classes=dataset.classes)
-        print(dataset.report())
+        if main:
+            print(dataset.report())
         model = _make_model({**config, "num_classes": len(dataset.classes) + 1}, recipe)
         if "init" in given and not resume:
-            print(_initialise(model, Path(given["init"])))
-        elif facts.get("start"):
+            line = _initialise(model, Path(given["init"]))
+            if main:
+                print(line)
+        elif facts.get("start") and main:
             print(f"the recipe starts from {facts['start']} (--init), this run from nothing")
         again = f"mdssd train --resume --out {out_dir}"
         try:
@@ -441,26 +481,36 @@ def _train(arguments: argparse.Namespace) -> int:
             )
         except KeyboardInterrupt:
             there = (out_dir / "last.json").exists()
-            print(
-                "mdssd: interrupted; "
-                + (
-                    f"go on with: {again}" if there else "no epoch was completed, nothing to resume"
-                ),
-                file=sys.stderr,
-            )
-            return INTERRUPTED
+            raise KeyboardInterrupt(
+                f"go on with: {again}" if there else "no epoch was completed, nothing to resume"
+            ) from None
         except Terminated:
-            print(
-                f"mdssd: terminated after saving {out_dir / 'last.json'}; go on with: {again}",
-                file=sys.stderr,
-            )
-            return TERMINATED
+            raise Terminated(
+                f"terminated after saving {out_dir / 'last.json'}; go on with: {again}"
+            ) from None
+    if not main:
+        return 0
     best = "" if state.best is None else f", best VOC07 mAP {state.best:.4f} (best.json)"
     print(
         f"{state.step} iterations, {state.epoch} epochs, {state.seconds / 60:.1f} minutes, "
         f"loss {state.loss:.4f}{best}: {out_dir}"
     )
     return 0
+
+
+def _takes_up(out_dir: Path, given: dict[str, Any]) -> bool:
+    """Prepare for what torchrun starts anew; give whether there is a checkpoint to go on from."""
+    from mdssd.engine import distributed
+    from mdssd.engine.train import RUN_FILES
+
+    there = (out_dir / "last.json").exists()
+    distributed.wait_for_all()  # all have looked
+    if there:
+        given.pop("init", None)
+    elif distributed.is_main():
+        for name in RUN_FILES:
+            (out_dir / name).unlink(missing_ok=True)
+    return there
 
 
 def _check_class_names(options: dict[str, Any], dataset: DetectionDataset) -> None:
@@ -594,8 +644,9 @@ def _is_published(path: Path) -> bool:
 
 def _eval(arguments: argparse.Namespace) -> int:
     given = vars(arguments)
-    with _machine(given) as device:
+    with _machine(given, together=True) as device:
         from mdssd.data import CocoDataset, VOCDataset
+        from mdssd.engine import distributed
         from mdssd.engine.detector import Detector
         from mdssd.engine.evaluate import find_all, measure, write_result
         from mdssd.engine.memory import keep_memory
@@ -603,6 +654,7 @@ def _eval(arguments: argparse.Namespace) -> int:
 
         if arguments.submit and not arguments.out:
             raise ValueError("--submit: needs --out, the folder to write to")
+        main = distributed.is_main()
         keep_memory()
         detector = Detector.from_checkpoint(
             arguments.checkpoint, device=device, **_detector_options(arguments)
@@ -621,6 +673,8 @@ def _eval(arguments: argparse.Namespace) -> int:
                 f"--submit {arguments.submit}: {dataset.name} is not data of this layout"
             )
         found = find_all(detector, dataset, batch_size=arguments.batch_size)
+    if not main:
+        return 0
     if arguments.submit:
         from mdssd.engine.submission import write_submission
 
@@ -787,17 +841,24 @@ def _info(arguments: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _machine(given: dict[str, Any]) -> Iterator[str]:
-    """Set the threads and the backend of the operators; gives the device."""
+def _machine(given: dict[str, Any], together: bool = False) -> Iterator[str]:
+    """Set the threads and the backend of the operators; gives the device.
+
+    together: whether the processes that torchrun starts share the work.
+    """
     import torch
 
     from mdssd import ops
+    from mdssd.engine.distributed import process_group
 
     if given.get("threads"):
         torch.set_num_threads(given["threads"])
     device = given.get("device") or "cpu"
     _check_device(device)
-    with ops.backend(given["backend"]) if given.get("backend") else nullcontext():
+    with (
+        process_group(device) if together else nullcontext(device) as device,
+        ops.backend(given["backend"]) if given.get("backend") else nullcontext(),
+    ):
         yield device
 
 

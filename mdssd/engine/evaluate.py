@@ -11,14 +11,16 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mdssd.data import DetectionDataset, Sample
+from mdssd.engine import distributed
 from mdssd.engine.detector import Detector
 from mdssd.engine.files import atomic_write
 from mdssd.metrics import (
@@ -212,6 +214,9 @@ def evaluate(
     `evaluation.json` and `report.html`; made if missing. similar: groups of class names that are
     alike, for the breakdown of false positives (None: VOC's where all classes are VOC's).
     score_threshold: of the confusion matrix.
+    Where torch.distributed has a group, all its processes call this with the same arguments. Each
+    detects in its share of the batches, no image is in two, and all get the result that one
+    process would; the stages' seconds are the slowest process's. The first one writes.
     Set the detector's score_threshold low (0.01): AP needs the weak detections too.
     Raises ValueError for an empty data set, one with images that have no annotation, or a class
     that the detector does not know; DataError for an image that cannot be read (an average over
@@ -219,18 +224,23 @@ def evaluate(
     """
     similar_labels(detector.classes, similar)  # an error in them should not come at the end
     found = find_all(detector, dataset, batch_size=batch_size, progress=progress)
-    result = measure(
-        found, dataset, detector.classes, similar=similar, score_threshold=score_threshold
-    )
-    if out_dir is not None:
-        write_result(result, found, dataset, out_dir)
-    return result
+    result = None
+    if distributed.is_main():
+        result = measure(
+            found, dataset, detector.classes, similar=similar, score_threshold=score_threshold
+        )
+        if out_dir is not None:
+            write_result(result, found, dataset, out_dir)
+    return cast(EvalResult, distributed.from_main(result))
 
 
 def find_all(
     detector: Detector, dataset: DetectionDataset, *, batch_size: int = 8, progress: bool = True
 ) -> Found:
-    """Detect in every image of a data set; arguments and errors as for `evaluate`."""
+    """Detect in every image of a data set; arguments and errors as for `evaluate`.
+
+    In a group of processes the first one gets all that was found, the others nothing (no image).
+    """
     if not len(dataset):
         raise ValueError(f"evaluate: dataset: expected at least one image, {dataset.name} has none")
     unknown = [name for name in dataset.classes if name not in detector.classes]
@@ -245,8 +255,14 @@ def find_all(
     waited = 0.0
     found: list[dict[str, NDArray[Any]]] = []
     truth: list[dict[str, NDArray[Any]]] = []
-    bar = tqdm(total=len(dataset), desc="evaluate", unit="image", disable=not progress)
-    batches = _batches(dataset, batch_size)
+    own = _own_batches(len(dataset), batch_size)
+    bar = tqdm(
+        total=sum(map(len, own)),
+        desc="evaluate",
+        unit="image",
+        disable=not (progress and distributed.is_main()),
+    )
+    batches = _batches(dataset, own)
     with bar, closing(batches):
         while True:
             start = time.perf_counter()
@@ -271,7 +287,14 @@ def find_all(
     seconds = {"read": waited}
     for stage in ("preprocess", "network", "detection_output"):
         seconds[stage] = detector.timings[stage] - before[stage]
-    return Found(found, truth, seconds)
+    shares = distributed.gather(Found(found, truth, seconds))
+    if len(shares) == 1:
+        return shares[0]
+    return Found(
+        [image for share in shares for image in share.detections],
+        [image for share in shares for image in share.truth],
+        {stage: max((share.seconds[stage] for share in shares), default=0.0) for stage in seconds},
+    )
 
 
 def measure(
@@ -316,22 +339,30 @@ def write_result(
     write_report(Path(out_dir) / "report.html", result, found, dataset)
 
 
-def _batches(dataset: DetectionDataset, batch_size: int) -> Generator[list[Sample], None, None]:
-    """Lists of samples in order; the next two lists are decoded while one is used."""
+def _own_batches(images: int, batch_size: int) -> Sequence[range]:
+    """This process's share of the batches of indices. They are whole: what a network gives for an
+    image may depend, in the last bit, on how many go through it at once."""
     if batch_size < 1:
         raise ValueError(f"evaluate: batch_size: expected 1 or more, got {batch_size}")
+    starts = range(0, images, batch_size)
+    return distributed.part([range(start, min(start + batch_size, images)) for start in starts])
+
+
+def _batches(
+    dataset: DetectionDataset, batches: Sequence[range]
+) -> Generator[list[Sample], None, None]:
+    """Lists of samples in order; the next two lists are decoded while one is used."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         waiting: deque[Future[Sample]] = deque()
         try:
-            following = iter(range(len(dataset)))
-            for start in range(0, len(dataset), batch_size):
-                while len(waiting) < 3 * batch_size:
+            following = chain(*batches)
+            for batch in batches:
+                while len(waiting) < 3 * len(batches[0]):
                     index = next(following, None)
                     if index is None:
                         break
                     waiting.append(pool.submit(dataset.__getitem__, index))
-                count = min(batch_size, len(dataset) - start)
-                yield [waiting.popleft().result() for _ in range(count)]
+                yield [waiting.popleft().result() for _ in batch]
         finally:
             for future in waiting:
                 future.cancel()

@@ -18,16 +18,17 @@ try:
 except ImportError:  # Windows: two runs in one folder are then not noticed
     fcntl = None
 
-COLUMNS = ("step", "epoch", "lr", "loc", "conf", "total", "images_per_s")
+COLUMNS = ("step", "epoch", "lr", "loc", "conf", "total", "images_per_s", "waiting")
 
 
 class LossLog:
     """Appends rows to a CSV, each on the disk's way at once; the file stays locked while open.
 
     Rows: `COLUMNS`; step and epoch count from 1, the losses are means over the iterations since
-    the row before. `last_step` is that of the checkpoint the run goes on from (0: a new run):
-    later rows, of iterations that will be done again, are dropped on opening. A disk that is full
-    ends no training: rows that cannot be written wait for the next, with a warning once.
+    the row before, waiting is the share of its time (0 to 1) that passed until images were there.
+    `last_step` is that of the checkpoint the run goes on from (0: a new run): later rows, of
+    iterations that will be done again, are dropped on opening. A disk that is full ends no
+    training: rows that cannot be written wait for the next, with a warning once.
 
     Raises:
         RuntimeError: another process is writing the file.
@@ -102,8 +103,9 @@ def _rows_up_to(path: Path, last_step: int) -> list[list[str]]:
         return []
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
-    if not rows or tuple(rows[0]) != COLUMNS:
+    if not rows or tuple(rows[0]) not in (COLUMNS, COLUMNS[:-1]):
         raise ValueError(f"{path}: is not the loss CSV of a run: expected {','.join(COLUMNS)}")
     # A killed run may leave half a row at the end.
-    whole = [row for row in rows[1:] if len(row) == len(COLUMNS) and row[0].isdigit()]
-    return [row for row in whole if int(row[0]) <= last_step]
+    whole = [row for row in rows[1:] if len(row) == len(rows[0]) and row[0].isdigit()]
+    blanks = [""] * (len(COLUMNS) - len(rows[0]))
+    return [row + blanks for row in whole if int(row[0]) <= last_step]

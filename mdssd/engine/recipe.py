@@ -13,6 +13,8 @@ from torch import Tensor, nn
 # MDSSD: 60k and 100k of 120k iterations (paper, section IV-A). SSD: 80k and 100k of 120k.
 DROPS: dict[str, tuple[float, ...]] = {"mdssd": (1 / 2, 5 / 6), "ssd": (2 / 3, 5 / 6)}
 SCHEDULES = (*DROPS, "steps", "cosine")
+NORMALIZERS = ("global", "local")
+AMP = ("bf16", "fp16")
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,15 @@ class Recipe:
     clip_gradient: largest norm of the gradient; None for no limit.
     ema: decay per iteration of an average of the weights, which is then what checkpoints hold
         and evaluation sees; None for no average. Early on the decay is (1 + t) / (10 + t).
+    batch_size counts the images of one iteration in all processes together. accumulate: parts in
+        which a process puts its share through the network, one after another; the gradient is
+        the same, the memory smaller.
+    normalizer: what the losses are divided by, the positive priors of the whole batch ("global")
+        or those of each process's share ("local", as Caffe does), over which the mean is taken.
+    amp: type of the network's arithmetic, "bf16" or "fp16" (then with scaled gradients); None for
+        float32. The weights, the loss and the update are in float32 anyhow.
+    sync_batch_norm: batch normalisation over all processes instead of in each; on GPUs only.
+    compile: whether torch.compile translates the network; the first iterations take minutes.
     seed: of the order of the images and of the augmentation.
     expand, crop, crop_min_scale, photometric, mirror: see `mdssd.data.Augmentation`.
     freeze: parts of the model that do not learn; see `SingleShotDetector.freeze`.
@@ -57,6 +68,11 @@ class Recipe:
     bias_weight_decay: float = 0.0
     clip_gradient: float | None = None
     ema: float | None = None
+    accumulate: int = 1
+    normalizer: str = "global"
+    amp: str | None = None
+    sync_batch_norm: bool = False
+    compile: bool = False
     seed: int = 0
     expand: float = 4.0
     crop: bool = True
@@ -79,7 +95,7 @@ class Recipe:
                 "Recipe: expected either epochs, iterations or minutes, got "
                 f"epochs={self.epochs}, iterations={self.iterations}, minutes={self.minutes}"
             )
-        for name in ("epochs", "iterations", "batch_size", "log_every", "save_every",
+        for name in ("epochs", "iterations", "batch_size", "accumulate", "log_every", "save_every",
                      "save_iterations", "keep"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
@@ -100,11 +116,17 @@ class Recipe:
                 raise ValueError(
                     f"Recipe: {name}: expected a number of at least 0{limit}, got {value!r}"
                 )
-        if self.schedule not in SCHEDULES:
-            raise ValueError(
-                f"Recipe: schedule: expected one of {', '.join(SCHEDULES)}; got {self.schedule!r}"
-            )
-        for name in ("crop", "photometric", "mirror"):
+        for name, allowed in (
+            ("schedule", SCHEDULES),
+            ("normalizer", NORMALIZERS),
+            ("amp", (None, *AMP)),
+        ):
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ValueError(
+                    f"Recipe: {name}: expected one of {', '.join(map(str, allowed))}; got {value!r}"
+                )
+        for name in ("sync_batch_norm", "compile", "crop", "photometric", "mirror"):
             if type(getattr(self, name)) is not bool:
                 raise ValueError(
                     f"Recipe: {name}: expected true or false, got {getattr(self, name)!r}"

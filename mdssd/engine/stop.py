@@ -13,21 +13,28 @@ TERMINATED = 128 + 15
 
 
 class Terminated(SystemExit):
-    """SIGTERM ended a run whose checkpoint is saved; uncaught, it ends the process with 143."""
+    """SIGTERM ended a run whose checkpoint is saved; uncaught, it ends the process with 143.
 
-    def __init__(self) -> None:
+    note: for the user.
+    """
+
+    def __init__(self, note: str = "") -> None:
         super().__init__(TERMINATED)
+        self.note = note
 
 
 class StopRequest:
     """Takes note of SIGTERM while it is entered, so that the work can end where it is whole.
 
     `asked` tells of one, `check` raises `Terminated` then. A second SIGTERM kills the process as
-    if this were not there. Outside the main thread, where Python takes no signals, it does nothing.
+    if this were not there, unless `patient`: torchrun passes on its own one, after which it waits
+    before it kills, to processes that may have had theirs. Outside the main thread, where Python
+    takes no signals, it does nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patient: bool = False) -> None:
         self.asked = False
+        self._patient = patient
         self._at_once = False
         self._entered = False
         self._before: Any = None
@@ -58,6 +65,6 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if self._patient else signal.SIG_DFL)
         if self._at_once:
             raise Terminated

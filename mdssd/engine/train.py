@@ -1,4 +1,4 @@
-"""Training a detector: one process, one device, resumable after any interruption."""
+"""Training a detector: on one device or several, resumable after any interruption."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from mdssd import ops
 from mdssd.data import (
     MEAN_RGB,
     Augmentation,
@@ -29,8 +29,10 @@ from mdssd.data import (
     TrainingSet,
     collate,
     read_image,
+    subtract_mean,
     worker_init,
 )
+from mdssd.engine import distributed
 from mdssd.engine.badbatch import save_batch
 from mdssd.engine.checkpoint import (
     CheckpointError,
@@ -47,13 +49,14 @@ from mdssd.engine.files import remove_leftovers
 from mdssd.engine.losslog import LossLog
 from mdssd.engine.plot import plot_losses
 from mdssd.engine.recipe import Recipe, parameter_groups
-from mdssd.engine.stop import StopRequest
+from mdssd.engine.step import Losses, TrainingStep
+from mdssd.engine.stop import StopRequest, Terminated
 from mdssd.models import SingleShotDetector
 
 RUN_FILES = ("last.json", "best.json", "loss.csv")
 # Drawing the curve takes 0.3 s; a data set of a few images has epochs shorter than that.
 _SECONDS_BETWEEN_PLOTS = 20.0
-# Settings that may differ when a run goes on: how long it lasts and what it reports.
+# Settings that may differ when a run goes on: how long it lasts, what it reports, how it computes.
 _MAY_CHANGE = (
     "epochs",
     "iterations",
@@ -62,6 +65,8 @@ _MAY_CHANGE = (
     "save_every",
     "save_iterations",
     "keep",
+    "accumulate",
+    "compile",
 )
 
 
@@ -80,7 +85,6 @@ class TrainState:
     loss: float | None = None  # mean of the last line of the CSV
     evaluations: list[list[float]] = field(default_factory=list)  # [epoch, VOC07 mAP]
     to_evaluate: bool = False  # the evaluation after this epoch has not been made
-    scaler: dict[str, Any] = field(default_factory=dict)  # of the gradients, with float16
     finished: bool = False
 
     @property
@@ -121,12 +125,18 @@ def train(
     without boxes adds nothing to the loss. An epoch is a random order of all images; the images
     beyond the last full batch are left out of it, other ones each time.
 
+    Where torch.distributed has a group, all its processes call this with the same arguments, and
+    train one model together on `batch_size` images an iteration (see `TrainingStep`): each loads
+    its share of them, the first one writes. They need not be as many when the run is resumed. The
+    folder `out_dir` must be the same for all.
+
     Args:
         model: trained in place, moved to `device`; with `resume` its weights are replaced.
         dataset, eval_dataset: what to learn from, and what to measure VOC07 mAP on.
         resume: go on with the run in `out_dir`. Without it a run there is an error.
         eval_every: epochs between evaluations; the end of the training always has one.
-        workers: processes that load images; None is one less than the cores, at most 2.
+        workers: processes that load images; None is one less than the cores, at most 2. In a
+            group each process has its own.
         check_images: decode every image once before starting, to find broken ones.
         arguments: facts to keep in the checkpoints' "training" entry.
         progress: whether to show progress bars.
@@ -148,7 +158,10 @@ def train(
     check_classes("train", dataset.classes, model.num_classes)
     if eval_every < 1:
         raise ValueError(f"train: eval_every: expected 1 or more, got {eval_every}")
-    check_folder(out_dir, resume)
+    main = distributed.is_main()
+    if main:
+        check_folder(out_dir, resume)
+    distributed.wait_for_all()  # the first process's complaint comes before its files
     state = TrainState()
     tensors: dict[str, Tensor] = {}
     if resume:
@@ -159,8 +172,12 @@ def train(
             return state
     if settings.freeze:
         model.freeze(*settings.freeze)
-    _check_data(model, dataset, eval_dataset, settings, check_images, progress)
+    _check_data(model, dataset, eval_dataset, settings, check_images, progress and main)
 
+    if settings.sync_batch_norm and "batch-norm" not in model.frozen:
+        if device.type != "cuda":
+            raise ValueError(f"train: sync_batch_norm: works on GPUs only, got device {device}")
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(model) if settings.ema is not None else None
@@ -168,10 +185,21 @@ def train(
         parameter_groups(model, settings), settings.lr, momentum=settings.momentum, foreach=True
     )
     _restore(model, optimizer, tensors)
+    step = TrainingStep(model, optimizer, settings, average)
+    step.load_state_dict(tensors)
     loader, batches = _make_loader(model, dataset, settings, workers, device)
-    out_dir.mkdir(parents=True, exist_ok=True)
+    if main:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        distributed.note_job(out_dir)
+        remove_leftovers(out_dir / "loss.png")
 
-    def save(name: str) -> None:
+    def save(name: str, ends: bool = False) -> None:
+        """All processes come here, so that they learn it if the first cannot write the last one."""
+        fault = write(name, ends or state.finished) if main else None
+        if fault := distributed.from_main(fault):
+            raise TrainingError(fault)
+
+    def write(name: str, ends: bool) -> str | None:
         last = name == "last.json"
         try:
             save_checkpoint(
@@ -186,16 +214,19 @@ def train(
                     "recipe": asdict(settings),
                     "arguments": dict(arguments or {}),
                 },
-                state=_training_tensors(model, optimizer, average) if last else None,
+                state=_training_tensors(model, optimizer, average) | step.state_dict()
+                if last
+                else None,
             )
             if last:
                 keep_last(out_dir / name, state.step, settings.keep)
         except ValueError as error:  # a weight is not finite, which the next loss would have told
-            raise TrainingError(f"train: iteration {state.step}: {error}") from error
+            return f"train: iteration {state.step}: {error}"
         except OSError as error:
-            if last and (state.finished or stop.asked):
-                raise TrainingError(_unsaved(out_dir / name, state, error)) from error
+            if last and ends:
+                return _unsaved(out_dir / name, state, error)
             bar.warn(f"warning: {_unsaved(out_dir / name, state, error)}")
+        return None
 
     def measure() -> None:
         assert eval_dataset is not None
@@ -205,19 +236,23 @@ def train(
         state.evaluations.append([state.epoch, value])
         state.to_evaluate = False
         bar.note(f"epoch {state.epoch}: VOC07 mAP {value:.4f} on {eval_dataset.name}")
-        state.seconds = time.monotonic() - started
+        state.seconds = seconds()
         if state.best != best:
             save("best.json")
         save("last.json")
 
-    remove_leftovers(out_dir / "loss.png")
+    def seconds() -> float:
+        passed = time.monotonic() - started
+        # What follows the clock follows that of the first process.
+        return passed if settings.minutes is None else distributed.from_main(passed)
+
     started = time.monotonic() - state.seconds
     plotted = -math.inf
     with (
         closing(loader.dataset),  # type: ignore[type-var]
-        StopRequest() as stop,
-        LossLog(out_dir / "loss.csv", state.step) as log,
-        _Bar(state, settings, len(batches), progress) as bar,
+        StopRequest(patient=distributed.running()) as stop,
+        LossLog(out_dir / "loss.csv", state.step) if main else nullcontext() as log,
+        _Bar(state, settings, len(batches), progress and main) as bar,
     ):
         if state.to_evaluate:
             measure()
@@ -225,49 +260,42 @@ def train(
             model.train()
             batches.epoch, batches.done = state.epoch, state.batch
             loader.dataset.set_epoch(state.epoch)  # type: ignore[attr-defined]
-            tally = _Tally()
-            for images, boxes_xyxy, labels in _batches(loader):
-                state.seconds = time.monotonic() - started
+            tally, ends = _Tally(), False
+            for images, boxes_xyxy, labels in _batches(loader, tally):
+                state.seconds = seconds()
                 part = _progress(state, settings, state.batch / len(batches))
                 if part >= 1:
                     break
                 lr = settings.learning_rate(state.step, part)
-                for group in optimizer.param_groups:
-                    group["lr"] = lr * group["lr_factor"]
-                images = images.to(device, non_blocking=True)
-                loc, conf = _losses(model, images, boxes_xyxy, labels)
-                total = loc + conf
-                if not math.isfinite(total.item()):
-                    ids = [dataset.image_ids[index] for index in batches.of(state.batch)]
-                    message = _diverged(out_dir, state, lr, loc, conf)
+                images = subtract_mean(images.to(device, non_blocking=True))
+                losses = step.backward(images, boxes_xyxy, labels)
+                if not losses.finite:
+                    ids = [dataset.image_ids[k] for k in distributed.part(batches.of(state.batch))]
+                    message = _diverged(out_dir, state, lr, losses)
                     kept = _keep_batch(
                         out_dir, state, message, images, boxes_xyxy, labels, ids, dataset.classes
                     )
                     raise TrainingError(f"{message}; {kept}")
-                optimizer.zero_grad(set_to_none=True)
-                total.backward()
-                if settings.clip_gradient is not None:
-                    torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_gradient)
-                optimizer.step()
-                if average is not None:
-                    _average(average, model, settings.ema, state.step)
+                step.update(lr, state.step)
                 state.step += 1
                 state.batch += 1
-                tally.add(loc, conf, len(images))
-                to_save = _every(settings.save_iterations, state.step) or stop.asked
+                tally.add(losses)
+                ends = distributed.any_of(stop.asked)  # later ones wait for the next iteration
+                to_save = _every(settings.save_iterations, state.step) or ends
                 if state.step % settings.log_every == 0 or to_save or state.batch == len(batches):
                     state.loss = tally.flush(log, state, lr)
                 bar.show(state, lr, tally)
                 if to_save and state.batch < len(batches):
-                    state.seconds = time.monotonic() - started
-                    save("last.json")
-                    stop.check()
+                    state.seconds = seconds()
+                    save("last.json", ends)
+                    if ends:
+                        raise Terminated
             if tally.count:
                 state.loss = tally.flush(log, state, lr)
             epoch_ends = state.batch == len(batches)
             if epoch_ends:
                 state.epoch, state.batch = state.epoch + 1, 0
-            state.seconds = time.monotonic() - started
+            state.seconds = seconds()
             state.finished = _progress(state, settings, 0.0) >= 1
             state.to_evaluate = eval_dataset is not None and (
                 state.finished or (epoch_ends and state.epoch % eval_every == 0)
@@ -275,16 +303,16 @@ def train(
             if (
                 state.finished
                 or state.to_evaluate
-                or stop.asked
+                or ends
                 or _every(settings.save_iterations, state.step)
                 or (epoch_ends and state.epoch % settings.save_every == 0)
             ):
-                save("last.json")
-                if state.to_evaluate or not state.finished:
-                    stop.check()
+                save("last.json", ends)
+                if ends and (state.to_evaluate or not state.finished):
+                    raise Terminated
             if state.to_evaluate:
                 measure()
-            if state.finished or time.monotonic() - plotted > _SECONDS_BETWEEN_PLOTS:
+            if log and (state.finished or time.monotonic() - plotted > _SECONDS_BETWEEN_PLOTS):
                 try:
                     plot_losses(log.path, out_dir / "loss.png")
                 except OSError as error:
@@ -316,6 +344,19 @@ class EpochBatches(Sampler[list[int]]):
         order = torch.randperm(self.count, generator=generator).tolist()
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             yield order[start : start + self.batch_size]
+
+
+class OwnShares(Sampler[list[int]]):
+    """This process's share of each batch, which may be empty."""
+
+    def __init__(self, batches: Sampler[list[int]]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (list(distributed.part(batch)) for batch in self.batches)
 
 
 class _Reporting(Dataset[Any]):
@@ -361,7 +402,9 @@ class _Remaining(Sampler[list[int]]):
         return next(islice(iter(self._batches), number, None))
 
 
-def _collate(batch: list[Any]) -> Any:
+def _collate(batch: list[Any], size: int) -> Any:
+    if not batch:
+        return torch.zeros(0, 3, size, size, dtype=torch.uint8), [], []
     return next((item for item in batch if isinstance(item, DataError)), None) or collate(batch)
 
 
@@ -377,11 +420,15 @@ def _start_worker(worker_id: int) -> None:
     worker_init(worker_id)
 
 
-def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
+def _batches(loader: DataLoader[Any], tally: _Tally) -> Iterator[Any]:
+    """The loader's batches; `tally` learns how long each was waited for."""
+    waited_since = time.monotonic()
     for batch in loader:
         if isinstance(batch, DataError):
             raise batch
+        tally.waited += time.monotonic() - waited_since
         yield batch
+        waited_since = time.monotonic()
 
 
 def _make_loader(
@@ -398,47 +445,22 @@ def _make_loader(
         crop_min_scale=settings.crop_min_scale,
         photometric=settings.photometric,
         mirror=settings.mirror,
+        raw=True,
     )
     batches = _Remaining(EpochBatches(len(dataset), settings.batch_size, settings.seed))
     if workers is None:
-        workers = min(2, (os.cpu_count() or 1) - 1)
+        cores = (os.cpu_count() or 1) // distributed.processes_here()
+        workers = max(0, min(2, cores - 1))
     loader: DataLoader[Any] = DataLoader(
         _Reporting(TrainingSet(dataset, augmentation, settings.seed)),
-        batch_sampler=batches,
+        batch_sampler=OwnShares(batches),
         num_workers=workers,
-        collate_fn=_collate,
+        collate_fn=partial(_collate, size=model.input_size),
         worker_init_fn=_start_worker,
         persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
     )
     return loader, batches
-
-
-def _losses(
-    model: SingleShotDetector, images: Tensor, boxes_xyxy: list[Tensor], labels: list[Tensor]
-) -> tuple[Tensor, Tensor]:
-    device = images.device
-    targets = ops.encode_targets(
-        [boxes.to(device, non_blocking=True) for boxes in boxes_xyxy],
-        [each.to(device, non_blocking=True) for each in labels],
-        model.priors,
-    )
-    loc, logits = model(images)
-    return ops.multibox_loss(loc, logits, targets.loc, targets.labels)
-
-
-@torch.no_grad()
-def _average(
-    average: SingleShotDetector, model: SingleShotDetector, decay: float | None, step: int
-) -> None:
-    """average <- decay * average + (1 - decay) * model, running statistics included."""
-    assert decay is not None
-    decay = min(decay, (1 + step) / (10 + step))
-    for mean, value in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
-        if mean.is_floating_point():
-            mean.lerp_(value, 1 - decay)
-        else:
-            mean.copy_(value)
 
 
 def _progress(state: TrainState, settings: Recipe, part_of_epoch: float) -> float:
@@ -463,11 +485,11 @@ def _evaluate(
     return value if math.isfinite(value) else 0.0
 
 
-def _diverged(out_dir: Path, state: TrainState, lr: float, loc: Tensor, conf: Tensor) -> str:
+def _diverged(out_dir: Path, state: TrainState, lr: float, losses: Losses) -> str:
     kept = out_dir / "last.json"
     return (
-        f"train: the loss is not finite (boxes {loc.item():g}, classes "
-        f"{conf.item():g}) in iteration {state.step + 1} of epoch {state.epoch + 1} at "
+        f"train: the loss is not finite (boxes {losses.loc:g}, classes "
+        f"{losses.conf:g}) in iteration {state.step + 1} of epoch {state.epoch + 1} at "
         f"learning rate {lr:g}; try a lower one, a warm-up or a gradient limit; "
         + (f"{kept} is the last checkpoint" if kept.exists() else "there is no checkpoint yet")
     )
@@ -483,14 +505,19 @@ def _keep_batch(
     ids: list[str],
     classes: list[str],
 ) -> str:
-    """Save the batch that the run stops at; say where it is."""
-    folder = out_dir / f"not-finite-{state.step + 1:08}"
+    """Save the batch that the run stops at, each process its share; say, in all, where it is."""
+    rank = distributed.rank()
+    folder = out_dir / (f"not-finite-{state.step + 1:08}" + (f"-rank{rank}" if rank else ""))
     facts = {"iteration": state.step + 1, "epoch": state.epoch + 1, "message": message}
+    kept = f"{folder} has its batch"
     try:
-        save_batch(folder, images, boxes_xyxy, labels, ids, classes, facts)
+        if ids:
+            save_batch(folder, images, boxes_xyxy, labels, ids, classes, facts)
     except OSError as error:
-        return f"its batch could not be kept in {folder} ({error.strerror})"
-    return f"{folder} has its batch"
+        kept = f"its batch could not be kept in {folder} ({error.strerror})"
+    # No process may end, and have the others ended, before all have written.
+    shares = distributed.gather(kept if ids else "")
+    return distributed.from_main("; ".join(filter(None, shares)))
 
 
 def _unsaved(path: Path, state: TrainState, error: OSError) -> str:
@@ -590,12 +617,7 @@ def _check_data(
         raise ValueError(f"train: dataset: expected at least one image, {dataset.name} has none")
     if not any((~dataset.annotation(i).crowd).any() for i in range(len(dataset))):
         raise ValueError(f"train: dataset: {dataset.name} has no box to learn from")
-    normalises = model.batch_norm and "batch-norm" not in model.frozen
-    if normalises and min(settings.batch_size, len(dataset)) < 2:
-        raise ValueError(
-            "train: batch_size: batch normalisation needs batches of 2 images or more, got "
-            f"batches of {settings.batch_size} from {len(dataset)} images"
-        )
+    _check_batch_norm(model, settings, len(dataset))
     if eval_dataset is not None:
         if not len(eval_dataset):
             raise ValueError(f"train: eval_dataset: {eval_dataset.name} has no image")
@@ -608,10 +630,25 @@ def _check_data(
     path_of = getattr(dataset, "image_path", None)
     if check_images and path_of is not None:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            paths = [path_of(i) for i in range(len(dataset))]
+            paths = [path_of(i) for i in distributed.part(range(len(dataset)))]
             checked = pool.map(_decode, paths)
             for _ in tqdm(checked, "check images", len(paths), disable=not progress, leave=False):
                 pass
+
+
+def _check_batch_norm(model: SingleShotDetector, settings: Recipe, images: int) -> None:
+    if not model.batch_norm or "batch-norm" in model.frozen:
+        return
+    processes = distributed.world_size()
+    part = min(settings.batch_size, images) // processes // settings.accumulate
+    needed = 1 if settings.sync_batch_norm and processes > 1 else 2
+    if part < needed:
+        raise ValueError(
+            f"train: batch_size: batch normalisation needs batches of {needed} images or more, got "
+            f"batches of {settings.batch_size} from {images} images"
+            + (f" in {processes} processes" if processes > 1 else "")
+            + (f" in {settings.accumulate} parts" if settings.accumulate > 1 else "")
+        )
 
 
 def _decode(path: Path) -> None:
@@ -624,31 +661,39 @@ class _Tally:
     def __init__(self) -> None:
         self.loc = self.conf = 0.0
         self.images = self.count = 0
+        self.waited = 0.0
         self.since = time.monotonic()
 
-    def add(self, loc: Tensor, conf: Tensor, images: int) -> None:
-        self.loc += loc.item()
-        self.conf += conf.item()
-        self.images += images
+    def add(self, losses: Losses) -> None:
+        self.loc += losses.loc
+        self.conf += losses.conf
+        self.images += losses.images
         self.count += 1
 
-    def means(self) -> tuple[float, float, float]:
-        """Mean loss of the boxes and of the classes, and images per second."""
+    def means(self) -> tuple[float, float, float, float]:
+        """Mean loss of boxes and classes, images per second, share of the time spent waiting."""
         seconds = max(time.monotonic() - self.since, 1e-9)
-        return self.loc / self.count, self.conf / self.count, self.images / seconds
-
-    def flush(self, log: LossLog, state: TrainState, lr: float) -> float:
-        """Write a line; give its total loss."""
-        loc, conf, speed = self.means()
-        log.write(
-            step=state.step,
-            epoch=state.epoch + 1,
-            lr=lr,
-            loc=loc,
-            conf=conf,
-            total=loc + conf,
-            images_per_s=speed,
+        return (
+            self.loc / self.count,
+            self.conf / self.count,
+            self.images / seconds,
+            self.waited / seconds,
         )
+
+    def flush(self, log: LossLog | None, state: TrainState, lr: float) -> float:
+        """Write a line; give its total loss."""
+        loc, conf, speed, waiting = self.means()
+        if log is not None:
+            log.write(
+                step=state.step,
+                epoch=state.epoch + 1,
+                lr=lr,
+                loc=loc,
+                conf=conf,
+                total=loc + conf,
+                images_per_s=speed,
+                waiting=waiting,
+            )
         self.__init__()  # type: ignore[misc]
         return loc + conf
 
@@ -678,10 +723,11 @@ class _Bar:
 
     def show(self, state: TrainState, lr: float, tally: _Tally) -> None:
         if tally.count:
-            loc, conf, speed = tally.means()
+            loc, conf, speed, waiting = tally.means()
             self._bar.set_postfix_str(
                 f"epoch {state.epoch + 1}, loss {loc + conf:.3f} = boxes {loc:.3f} + classes "
-                f"{conf:.3f}, lr {lr:.2g}, {speed:.1f} images/s",
+                f"{conf:.3f}, lr {lr:.2g}, {speed:.1f} images/s, "
+                f"waiting for images {waiting:.0%}",
                 refresh=False,
             )
         reached = round(state.seconds) if self._timed else state.step
