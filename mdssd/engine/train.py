@@ -1,4 +1,4 @@
-"""Training a detector: on one device or several, resumable after any interruption."""
+"""Training a detector: resumable after any interruption, in one process or several."""
 
 from __future__ import annotations
 
