@@ -176,16 +176,19 @@ __global__ void __launch_bounds__(kSelectThreads)
   }
 
   double loss = 0, localisation = 0;
-  if (positive_losses) positive_losses += int64_t(blockIdx.x) * count;
   for_each_prior([&](unsigned i, Bits<T> bits) {
     const bool positive = bits == kPositive<T>, negative = !positive && pack(bits, i) >= bound;
     selected[i] = positive || negative;
     if (negative) loss += from_ordered<T>(bits);
-    if (positive && positive_losses) {
+  });
+  if (positive_losses) {  // in the loop above these would take registers that are not there
+    positive_losses += int64_t(blockIdx.x) * count;
+    for (unsigned i = thread; i < count; i += kSelectThreads) {
+      if (ordered[i] != kPositive<T>) continue;
       loss += positive_losses[i].confidence;
       localisation += positive_losses[i].localisation;
     }
-  });
+  }
   loss = block_sum(loss, losses);
   if (positive_losses) localisation = block_sum(localisation, losses);
   if (thread == 0) sums[blockIdx.x] = {localisation, loss, positives};
