@@ -540,7 +540,7 @@ def test_load_resnet101_refuses_other_weights(model, edit, message):
 def test_weights_of_the_other_backbone_are_refused(model):
     with pytest.raises(ValueError, match="load_resnet101: .* lacks 'conv1.weight'"):
         load_pretrained(model, {"features.0.weight": torch.zeros(64, 3, 3, 3)})
-    with pytest.raises(ValueError, match="load_vgg16: .*vgg16_bn"):
+    with pytest.raises(ValueError, match="load_pretrained: .* torchvision's vgg16, got"):
         load_pretrained(on_meta("ssd300"), resnet_state_dict())
     with pytest.raises(ValueError, match="load_vgg16: model must have a VGG16 trunk"):
         load_vgg16(model, {})

@@ -55,16 +55,16 @@ def load_pretrained(
     superfluous, renamed, of another shape or not finite are a ValueError that names it; the model
     is then unchanged.
     """
-    source = "weights"
-    if not isinstance(weights, Mapping):
-        source = os.fspath(weights)
-        weights = read_tensors("load_pretrained", source)
     own = model.state_dict()
     trunk = tuple(name for name in own if name.startswith("trunk."))
     fresh = tuple(name for name in own if name not in trunk)
     if isinstance(getattr(model, "trunk", None), ResNet101):
         load_resnet101(model, weights, rescale_input=rescale_input)
         return Loaded("torchvision's resnet101", trunk, fresh, (), MEAN_RGB)
+    source = "weights"
+    if not isinstance(weights, Mapping):
+        source = os.fspath(weights)
+        weights = read_tensors("load_pretrained", source)
     if "features.0.weight" in weights:
         load_vgg16(model, weights, rescale_input=rescale_input)
         return Loaded("torchvision's vgg16", trunk, fresh, (), MEAN_RGB)
