@@ -350,6 +350,9 @@ def _add_augmentation_options(parser: argparse.ArgumentParser) -> None:
     )
     augmentation.add_argument("--photometric", action=_OnOff)
     augmentation.add_argument("--mirror", action=_OnOff)
+    augmentation.add_argument(
+        "--turn", action=_OnOff, help="by quarters: for images from the air, of a microscope"
+    )
 
 
 def _add_data_commands(parser: argparse.ArgumentParser) -> None:
@@ -759,7 +762,7 @@ def _data_show(arguments: argparse.Namespace) -> int:
     out, size = Path(arguments.out), _input_size(arguments.model)
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out: expected a name that ends with .png, got {arguments.out!r}")
-    names = ("expand", "photometric", "crop", "crop_min_scale", "mirror")
+    names = ("expand", "photometric", "crop", "crop_min_scale", "mirror", "turn")
     options = {name: given[name] for name in names if name in given}
     if "no_augment" in given:
         if options:

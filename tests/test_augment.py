@@ -80,6 +80,23 @@ def test_mirror_flips_image_and_boxes_half_of_the_time():
     assert 15 <= flips <= 45
 
 
+def test_turns_by_each_quarter_with_its_boxes():
+    """The box is what is bright, whatever the turn; with the mirror, all eight ways are drawn."""
+    image = np.zeros((24, 24, 3), np.uint8)
+    image[3:12, 2:8] = 255  # what follows the turns: no two of the eight ways look the same
+    image[3:5, 2:4] = 128
+    sample = make_sample(image, [[2, 3, 8, 12]])
+    augment = Augmentation(24, (0.0, 0.0, 0.0), **{**PLAIN, "mirror": True, "turn": True})
+    seen = {}
+    for seed in range(100):
+        tensor, boxes, _ = augment(sample, np.random.default_rng(seed))
+        rows, columns = np.nonzero(tensor[0].numpy())
+        bright = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        assert (boxes[0] * 24).tolist() == pytest.approx(bright, abs=1e-4)
+        seen[tensor.numpy().tobytes()] = seen.get(tensor.numpy().tobytes(), 0) + 1
+    assert len(seen) == 8 and min(seen.values()) >= 4
+
+
 def test_expansion_places_the_image_inside_its_canvas():
     ratios = []
     for seed in range(300):

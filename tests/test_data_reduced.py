@@ -72,7 +72,7 @@ def test_a_reduced_jpeg_that_is_cut_short_is_named():
 
 
 def test_the_same_is_drawn_and_the_window_moves_by_half_a_pixel():
-    augment = Augmentation(100)
+    augment = Augmentation(100, turn=True)
     boxes = sample([[100, 100, 400, 300], [600, 500, 640, 560]])
     reductions = dict.fromkeys((1, 2, 4, 8), 0)
     for seed in range(300):
@@ -80,7 +80,7 @@ def test_the_same_is_drawn_and_the_window_moves_by_half_a_pixel():
         view = augment.draw(boxes, (1001, 703), np.random.default_rng(seed), reduced=True)
         reductions[view.reduction] += 1
         assert whole.reduction == 1
-        for name in ("colour_change", "interpolation", "mirrored"):
+        for name in ("colour_change", "interpolation", "mirrored", "turns"):
             assert getattr(view, name) == getattr(whole, name)
         moved = view.window * view.reduction - whole.window
         assert np.abs(moved).max() <= view.reduction // 2

@@ -22,6 +22,11 @@ INTERPOLATIONS = (
     cv2.INTER_CUBIC,
     cv2.INTER_LANCZOS4,
 )
+_ROTATIONS = {
+    1: cv2.ROTATE_90_COUNTERCLOCKWISE,
+    2: cv2.ROTATE_180,
+    3: cv2.ROTATE_90_CLOCKWISE,
+}
 
 
 class Augmentation:
@@ -30,6 +35,8 @@ class Augmentation:
     size: side of the network's input. expand: largest ratio of the canvas (1 turns it off).
     crop: whether to crop; crop_min_scale: smallest scale of a crop, SSD has 0.3.
     photometric, mirror: whether to distort the colours, whether to flip.
+    turn: whether to turn by 0 to 3 quarters, for images without an up (from the air, of a
+    microscope).
     raw: leave the image uint8, a quarter of the memory, for `subtract_mean` on the device.
 
     Call with a Sample and a random generator; gives the image float32 [3, size, size], the boxes
@@ -51,6 +58,7 @@ class Augmentation:
         crop: bool = True,
         crop_min_scale: float = 0.3,
         mirror: bool = True,
+        turn: bool = False,
         raw: bool = False,
     ) -> None:
         if not expand >= 1:
@@ -66,6 +74,7 @@ class Augmentation:
         self.crop = crop
         self.crop_min_scale = crop_min_scale
         self.mirror = mirror
+        self.turn = turn
         self.raw = raw
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,14 +110,19 @@ class Augmentation:
         window = window - offset
         interpolation = INTERPOLATIONS[rng.integers(len(INTERPOLATIONS))]
         mirrored = bool(self.mirror and rng.random() < 0.5)
+        turns = int(rng.integers(4)) if self.turn else 0
         reduction = self._reduction(window) if reduced else 1
         # To whole pixels of the reduced image; the boxes follow what is cut in truth.
         window = (window + reduction // 2) // reduction
         boxes_xyxy, kept = boxes_in_window(boxes_xyxy, window * reduction)
         if mirrored:
             boxes_xyxy = boxes_xyxy[:, [2, 1, 0, 3]] * (-1, 1, -1, 1) + (1, 0, 1, 0)
+        for _ in range(turns):
+            boxes_xyxy = boxes_xyxy[:, [1, 2, 3, 0]] * (1, -1, 1, -1) + (0, 1, 0, 1)
         labels = sample.labels[keep][kept]
-        return View(window, reduction, colour_change, interpolation, mirrored, boxes_xyxy, labels)
+        return View(
+            window, reduction, colour_change, interpolation, mirrored, turns, boxes_xyxy, labels
+        )
 
     def apply(self, view: View, image: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """What was drawn, of the image as decoded at `view.reduction`; gives what a call gives."""
@@ -116,6 +130,8 @@ class Augmentation:
         pixels = cv2.resize(pixels, (self.size, self.size), interpolation=view.interpolation)
         if view.mirrored:
             pixels = cv2.flip(pixels, 1)
+        if view.turns:
+            pixels = cv2.rotate(pixels, _ROTATIONS[view.turns])
         raw = torch.from_numpy(pixels).movedim(-1, -3) if self.raw else None
         return (
             to_tensor(pixels, self.mean) if raw is None else raw,
@@ -135,7 +151,8 @@ class View:
 
     window: int64 [4] xyxy, what is cut from the image, in pixels of the image decoded at
     1/`reduction` of its size; it may reach beyond. boxes_xyxy: float64 [M, 4], in 0-1 of the
-    result, mirrored where it is. labels: int64 [M].
+    result, mirrored and turned where it is. turns: quarters, counter-clockwise, after mirroring.
+    labels: int64 [M].
     """
 
     window: np.ndarray
@@ -143,6 +160,7 @@ class View:
     colour_change: list[tuple[str, float]]
     interpolation: int
     mirrored: bool
+    turns: int
     boxes_xyxy: np.ndarray
     labels: np.ndarray
 

@@ -44,7 +44,7 @@ class Recipe:
     sync_batch_norm: batch normalisation over all processes instead of in each; on GPUs only.
     compile: whether torch.compile translates the network; the first iterations take minutes.
     seed: of the order of the images and of the augmentation.
-    expand, crop, crop_min_scale, photometric, mirror: see `mdssd.data.Augmentation`.
+    expand, crop, crop_min_scale, photometric, mirror, turn: see `mdssd.data.Augmentation`.
     freeze: parts of the model that do not learn; see `SingleShotDetector.freeze`.
     log_every: iterations per line of the loss CSV.
     save_every, save_iterations: epochs per checkpoint, and iterations per checkpoint besides.
@@ -79,6 +79,7 @@ class Recipe:
     crop_min_scale: float = 0.3
     photometric: bool = True
     mirror: bool = True
+    turn: bool = False
     freeze: Sequence[str] = ()
     log_every: int = 10
     save_every: int = 1
@@ -126,7 +127,7 @@ class Recipe:
                 raise ValueError(
                     f"Recipe: {name}: expected one of {', '.join(map(str, allowed))}; got {value!r}"
                 )
-        for name in ("sync_batch_norm", "compile", "crop", "photometric", "mirror"):
+        for name in ("sync_batch_norm", "compile", "crop", "photometric", "mirror", "turn"):
             if type(getattr(self, name)) is not bool:
                 raise ValueError(
                     f"Recipe: {name}: expected true or false, got {getattr(self, name)!r}"

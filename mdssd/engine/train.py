@@ -445,6 +445,7 @@ def _make_loader(
         crop_min_scale=settings.crop_min_scale,
         photometric=settings.photometric,
         mirror=settings.mirror,
+        turn=settings.turn,
         raw=True,
     )
     batches = _Remaining(EpochBatches(len(dataset), settings.batch_size, settings.seed))
