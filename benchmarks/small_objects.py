@@ -4,7 +4,8 @@
 
 trains what is not trained yet, one run after another (a run that was interrupted goes on),
 evaluates each on the test split once, keeps the figures in docs/small-objects.json and writes
-docs/small-objects.md from them. `--only cars-mdssd300-0` does a part; without it, all.
+docs/small-objects.md from them.
+`--only cars-mdssd300-0` does a part; without it, all. On a GPU: `--width 1 --device cuda`.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ TITLES = {
 CLASS = {"cars": "car"}
 SCENES = 1000
 OPTIONS = (
-    "--width 0.25 --batch-norm --prior-scales coco --batch-size 4 --schedule cosine --warmup 50 "
+    "--batch-norm --prior-scales coco --batch-size 4 --schedule cosine --warmup 50 "
     "--clip-gradient 10 --ema 0.99 --expand 1 --crop-min-scale 0.7"
 ).split()
 # What is compared: its name in the results, and in the page.
@@ -63,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/small"), help="of the trainings")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", metavar="DATA-MODEL-SEED", help="these alone")
+    parser.add_argument("--width", type=float, default=0.25)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(argv)
     folders = {"bccd": options.bccd, "cars": options.cars, "shapes": None}
@@ -75,32 +78,42 @@ def main(argv: Sequence[str] | None = None) -> None:
                 if data != "shapes" and folders[data] is None:
                     print(f"{name}: left out, no --{data}")
                     continue
+                name = f"{data}-{model}-{options.width:g}-{seed}"
                 run = options.runs / name
-                train(run, data, model, seed, folders[data], options.threads)
+                train(run, data, model, seed, folders[data], options)
                 if name not in _results():
-                    _keep(name, evaluate(run, folders[data], CLASS.get(data)))
+                    _keep(name, evaluate(run, folders[data], CLASS.get(data), options.device))
     write_page()
 
 
-def train(run: Path, data: str, model: str, seed: int, folder: Path | None, threads: int) -> None:
+def train(
+    run: Path,
+    data: str,
+    model: str,
+    seed: int,
+    folder: Path | None,
+    options: argparse.Namespace,
+) -> None:
     """One run to its end; nothing if it is there."""
     last = run / "last.json"
     if last.exists() and json.loads(last.read_text())["training"]["finished"]:
         return
-    command = [sys.executable, "-m", "mdssd", "train", "--out", run, "--threads", threads]
+    command = [sys.executable, "-m", "mdssd", "train", "--out", run]
+    command += ["--threads", options.threads, "--device", options.device]
     if last.exists():
         command.append("--resume")
     else:
         epochs, lr = DATA[data]
         source = ["--scenes", SCENES] if folder is None else ["--data", folder]
-        command += ["--model", model, "--seed", seed, "--epochs", epochs, "--lr", lr]
+        command += ["--model", model, "--width", options.width, "--seed", seed]
+        command += ["--epochs", epochs, "--lr", lr]
         command += [*OPTIONS, *source]
     subprocess.run([str(part) for part in command], check=True)
 
 
-def evaluate(run: Path, folder: Path | None, only: str | None) -> dict[str, Any]:
+def evaluate(run: Path, folder: Path | None, only: str | None, device: str) -> dict[str, Any]:
     """The figures of a finished run on its test split, of all classes or only one."""
-    detector = Detector.from_checkpoint(run, score_threshold=0.01)
+    detector = Detector.from_checkpoint(run, device=device, score_threshold=0.01)
     dataset: DetectionDataset = open_dataset(
         folder,
         split="test",
@@ -152,9 +165,9 @@ def write_page() -> None:
     lines = [
         "# MDSSD against SSD on small objects",
         "",
-        "The same data, schedule, width (0.25, batch normalisation) and seeds for both, from "
-        "scratch, on a CPU; the test split, once. Mean, and in brackets the seeds one by one. "
-        "About 4,000 images a run, a short training: compare the columns, not with the papers.",
+        "The same data, schedule, width and seeds for both, with batch normalisation, from "
+        "scratch; the test split, once. Mean, and in brackets the seeds one by one. About 4,000 "
+        "images a run, a short training: compare the two, not with the papers.",
         "",
         "```",
         "python -m benchmarks.small_objects --bccd BCCD --cars KIT_AIS --runs runs/small",
@@ -163,17 +176,20 @@ def write_page() -> None:
         f"Options of every run: `{' '.join(OPTIONS)}`.",
     ]
     for data, title in TITLES.items():
-        rows = {m: _of(results, data, m) for m in MODELS}
-        if not any(rows.values()):
+        widths = sorted({name.split("-")[2] for name in results if name.startswith(data)})
+        if not widths:
             continue
         epochs, lr = DATA[data]
         lines += ["", f"## {title[0].upper()}{title[1:]}", "", f"{epochs} epochs, lr {lr}.", ""]
-        heads = ["model", *FIGURES.values(), "minutes"]
+        heads = ["model", "width", *FIGURES.values(), "minutes"]
         lines += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-        for model, runs in rows.items():
-            cells = [_cell([run[name] for run in runs]) for name in FIGURES]
-            minutes = ", ".join(f"{run['minutes']:.0f}" for run in runs)
-            lines.append("| " + " | ".join([model, *cells, minutes]) + " |")
+        for width in widths:
+            for model in MODELS:
+                series = f"{data}-{model}-{width}"
+                runs = [r for name, r in results.items() if name.rsplit("-", 1)[0] == series]
+                cells = [_cell([run[name] for run in runs]) for name in FIGURES]
+                minutes = ", ".join(f"{run['minutes']:.0f}" for run in runs)
+                lines.append("| " + " | ".join([model, width, *cells, minutes]) + " |")
     with atomic_write(PAGE) as file:
         file.write("\n".join(lines) + "\n")
 
@@ -183,10 +199,6 @@ def _cell(values: list[float]) -> str:
         return "-"
     each = ", ".join(f"{value:.3f}" for value in values)
     return f"{statistics.mean(values):.3f} ({each})"
-
-
-def _of(results: dict[str, Any], data: str, model: str) -> list[dict[str, Any]]:
-    return [run for name, run in sorted(results.items()) if name.startswith(f"{data}-{model}-")]
 
 
 def _results() -> dict[str, Any]:
