@@ -326,11 +326,11 @@ def test_staged_training_evaluation_and_detection_by_command(tmp_path, capsys):
         assert status == 0, text.err
         return text.out
 
-    ssd, dssd = tmp_path / "ssd", tmp_path / "dssd"
-    run("train", "--model", "ssd321", *COMMON, "--out", ssd)
-    stage2 = ("--init", ssd, "--freeze", "base", "--lr", 0.1)
-    text = run("train", "--model", "dssd321", *COMMON, *stage2, "--out", dssd)
-    assert "the others are new: deconv." in text or "predict.res3b3" in text
+    ssd, dssd, whole = tmp_path / "ssd", tmp_path / "dssd", tmp_path / "whole"
+    run("train", "--recipe", "ssd321-voc", *COMMON, "--out", ssd)
+    stage1 = ("--recipe", "dssd321-voc-stage1", *COMMON, "--init", ssd, "--lr", 0.1)
+    text = run("train", *stage1, "--out", dssd)
+    assert "the others are new: deconv." in text
     before, after = load_checkpoint(ssd)[0].state_dict(), load_checkpoint(dssd)[0].state_dict()
     for name, tensor in before.items():
         if name.startswith(("trunk.", "extras.")):
@@ -342,6 +342,15 @@ def test_staged_training_evaluation_and_detection_by_command(tmp_path, capsys):
     assert torch.equal(again["trunk.bn1.running_mean"], before["trunk.bn1.running_mean"])
     changed = "deconv.res3b3.deep.1.1.running_mean"
     assert not torch.equal(again[changed], after[changed])
+    # So little, because two images have not made statistics to normalise by.
+    stage2 = ("--recipe", "dssd321-voc-stage2", *COMMON, "--init", dssd, "--lr", 1e-7)
+    text = run("train", *stage2, "--out", whole)
+    assert f"{len(again)} of {len(again)} tensors start from {dssd}\n" in text
+    model = load_checkpoint(whole)[0]
+    kept = frozen_names(model, ["batch-norm"])
+    moved = {k for k, v in model.state_dict().items() if not torch.equal(v, again[k])}
+    assert not moved & kept
+    assert {"trunk.conv1.weight", "extras.res6.conv1.weight", "heads.res3b3.loc.bias"} <= moved
     assert "VOC07 AP" in run("eval", dssd, "--scenes", 2)
     cv2 = pytest.importorskip("cv2")
     cv2.imwrite(str(tmp_path / "a.png"), SyntheticScenes(1)[0].image)

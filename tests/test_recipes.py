@@ -25,6 +25,12 @@ PAPERS = {
     "ssd512-voc": (120_000, (80_000, 100_000), 32),
     "ssd300-coco": (400_000, (280_000, 360_000), 32),
     "ssd512-coco": (400_000, (280_000, 360_000), 32),
+    "ssd321-voc": (70_000, (40_000, 60_000), 32),
+    "dssd321-voc-stage1": (30_000, (20_000,), 32),
+    "dssd321-voc-stage2": (40_000, (20_000,), 32),
+    "ssd513-coco": (400_000, (280_000, 360_000), 32),
+    "dssd513-coco-stage1": (30_000, (20_000,), 32),
+    "dssd513-coco-stage2": (40_000, (20_000,), 32),
 }
 
 
@@ -44,19 +50,22 @@ def test_recipe_has_the_numbers_of_its_paper(name):
     recipe, model = settings_of(name)
     iterations, drops, batch = PAPERS[name]
     assert (recipe.iterations, recipe.batch_size) == (iterations, batch)
-    for step, lr in (
-        *((0, 1e-3), (drops[0] - 1, 1e-3), (drops[0], 1e-4), (drops[1] - 1, 1e-4)),
-        *((drops[1], 1e-5), (iterations - 1, 1e-5)),
-    ):
-        assert recipe.learning_rate(step, step / iterations) == pytest.approx(lr, rel=1e-12)
+    edges = (0, *drops, iterations)
+    for k, (first, end) in enumerate(zip(edges, edges[1:], strict=False)):
+        for step in (first, end - 1):
+            lr = recipe.learning_rate(step, step / iterations)
+            assert lr == pytest.approx(10 ** (-3 - k), rel=1e-12)
     assert (recipe.momentum, recipe.weight_decay, recipe.warmup) == (0.9, 5e-4, 0)
     assert (recipe.expand, recipe.crop, recipe.crop_min_scale) == (4, True, 0.3)
     assert recipe.photometric and recipe.mirror
     assert recipe.ema is recipe.clip_gradient is recipe.epochs is recipe.minutes is None
-    network, _, data = name.partition("-")
+    network, data, *stage = name.split("-")
     assert (model["model"], model["prior_scales"]) == (network, data)
+    frozen = {"stage1": ["base"], "stage2": ["batch-norm"]}
+    assert recipe.freeze == (frozen[stage[0]] if stage else [])
     assert model["truncate_sizes"] == ("512" in name)
-    assert not model["clip_priors"] and not model["batch_norm"]
+    assert not model["clip_priors"]
+    assert model["batch_norm"] == (network[-3:] in ("321", "513"))
     torch.manual_seed(0)
     built = build({**model, "num_classes": 3, "width": 0.0625})
     *_, biases = parameter_groups(built, recipe)
@@ -158,7 +167,7 @@ def test_printed_recipe_is_a_recipe(capsys, tmp_path):
         ("drops = [5]", "drops: expected with the schedule steps"),
         ('schedule = "steps"\ndrops = [9, 5]', "drops: expected rising iterations"),
         ("lr = 1 # \udcff", "is not TOML: not UTF-8"),
-        (None, "no such recipe or file; expected a TOML file or one of mdssd300-coco"),
+        (None, "no such recipe or file; expected a TOML file or one of dssd321-voc"),
     ],
 )
 def test_fault_in_a_recipe_is_named(capsys, tmp_path, text, message):
@@ -197,7 +206,7 @@ def test_mdssd_starts_from_a_trained_ssd(tmp_path):
     torch.manual_seed(1)
     model = mdssd300(3, width=0.0625)
     fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    line = _initialise(model, path)
+    line = _initialise(model, str(path))
     trained = load_checkpoint(path)[0].state_dict()
     shared = [
         name
