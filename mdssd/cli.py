@@ -247,8 +247,8 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--recipe",
         metavar="NAME",
-        help="settings of a paper (ssd300, ssd512, mdssd300 or mdssd512, then -voc or -coco) or "
-        "of a TOML file; other options take the place of its settings",
+        help="settings of a paper (a model, then -voc or -coco, of DSSD then -stage1 or -stage2) "
+        "or of a TOML file; other options take the place of its settings",
     )
     run.add_argument(
         "--print-recipe", action="store_true", help="print all settings as such a file, and end"
@@ -462,7 +462,7 @@ def _train(arguments: argparse.Namespace) -> int:
             print(dataset.report())
         model = _make_model({**config, "num_classes": len(dataset.classes) + 1}, recipe)
         if "init" in given and not resume:
-            line = _initialise(model, Path(given["init"]))
+            line = _initialise(model, given["init"])
             if main:
                 print(line)
         elif facts.get("start") and main:
@@ -598,51 +598,14 @@ def _make_model(config: dict[str, Any], recipe: dict[str, Any]) -> SingleShotDet
     return build(config)
 
 
-def _initialise(model: SingleShotDetector, path: Path) -> str:
+def _initialise(model: SingleShotDetector, path: str) -> str:
     """Load starting weights; give a line that says what was taken."""
-    from mdssd.engine.checkpoint import load_checkpoint
     from mdssd.models import load_pretrained
 
-    if not path.exists():
-        raise FileNotFoundError(f"--init: {path}: no such file or folder")
-    own = model.state_dict()
-    if _is_published(path):
-        loaded = load_pretrained(model, path)
-        taken, unused = set(loaded.taken), loaded.unused
-    else:
-        source, _ = load_checkpoint(path)
-        fitting = {
-            name: tensor
-            for name, tensor in source.state_dict().items()
-            if name in own and own[name].shape == tensor.shape
-        }
-        if not fitting:
-            raise ValueError(
-                f"--init: {path}: no tensor fits: it is {source.config()}, "
-                f"expected {model.config()}"
-            )
-        model.load_state_dict(fitting, strict=False)
-        taken, unused = set(fitting), ()
-    fresh = [name for name in own if name not in taken]
-    line = f"{len(taken)} of {len(own)} tensors start from {path}"
-    line += f"; the others are new: {_some(fresh)}" if fresh else ""
-    return line + (f"; not used: {_some(unused)}" if unused else "")
-
-
-def _is_published(path: Path) -> bool:
-    """Whether a file is another project's: no checkpoint's JSON, nor weights that one names."""
-    from mdssd.engine.checkpoint import CheckpointError, find_checkpoint
-
-    if not path.is_file() or path.suffix == ".json":
-        return False
-    if path.suffix != ".safetensors":
-        return True
-    try:
-        find_checkpoint(path)
-        return False
-    except CheckpointError:
-        with path.open("rb") as file:
-            return file.read(9)[8:] == b"{"
+    loaded = load_pretrained(model, path)
+    line = f"{len(loaded.taken)} of {len(model.state_dict())} tensors start from {path}"
+    line += f"; the others are new: {_some(loaded.fresh)}" if loaded.fresh else ""
+    return line + (f"; not used: {_some(loaded.unused)}" if loaded.unused else "")
 
 
 def _eval(arguments: argparse.Namespace) -> int:

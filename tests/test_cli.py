@@ -287,7 +287,7 @@ def test_pickle_is_refused_as_checkpoint(capsys, tmp_path, checkpoint):
     assert "is a pickle" in expect_error(capsys, "eval", path)
     assert "is a pickle" in expect_error(capsys, "detect", path, tmp_path)
     arguments = ["train", *SCENES, "--out", tmp_path / "run", "--init", path]
-    assert "is a pickle" in expect_error(capsys, *arguments)
+    assert f"load_pretrained: {path}: " in expect_error(capsys, *arguments)
     assert not (tmp_path / "run").exists()
 
 

@@ -13,10 +13,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import mdssd
 from mdssd import cli
-from mdssd.engine.checkpoint import load_checkpoint
+from mdssd.engine.checkpoint import load_checkpoint, save_checkpoint
 from mdssd.engine.convert import convert
-from mdssd.models import build, load_pretrained, mdssd300, ssd300, ssd512
+from mdssd.models import MEAN_RGB, build, load_pretrained, mdssd300, ssd300, ssd512
 from mdssd.models.published import read_published
 from mdssd.models.weight_file import read_tensors
 
@@ -373,9 +374,63 @@ def test_mdssd_starts_from_a_published_ssd(source, tmp_path):
         *("module1", "module2", "module3", "heads")
     }
     assert len(loaded.unused) == 9  # two maps' heads and the scale
-    other = load_pretrained(mdssd300(3, width=WIDTH), path)
-    assert "heads.conv8_2.loc.weight" in other.taken
-    assert "heads.conv8_2.conf.weight" in other.fresh
+    other = mdssd300(3, width=WIDTH, init=path)
+    assert "heads.conv8_2.loc.weight" in other.loaded.taken
+    assert "heads.conv8_2.conf.weight" in other.loaded.fresh
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    torch.manual_seed(0)
+    path = tmp_path / "best.json"
+    model = ssd300(3, width=WIDTH)
+    save_checkpoint(path, model, classes=["a", "b"], mean=(1, 2, 3), extra={})
+    return path
+
+
+def test_models_start_from_a_checkpoint(checkpoint):
+    ssd, model = load_checkpoint(checkpoint)[0].state_dict(), mdssd300(3, width=WIDTH)
+    fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    loaded = load_pretrained(model, checkpoint)
+    assert set(loaded.taken) == {
+        name for name, tensor in ssd.items() if name in fresh and tensor.shape == fresh[name].shape
+    }
+    assert {*loaded.taken, *loaded.fresh} == set(fresh)
+    assert {*loaded.taken, *loaded.unused} == set(ssd)
+    assert (loaded.layout, loaded.mean) == ("a checkpoint of ssd300", (1, 2, 3))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, (ssd if name in loaded.taken else fresh)[name]), name
+    weights = next(checkpoint.parent.glob("*.safetensors"))
+    for init in (checkpoint.parent, str(weights)):
+        again = mdssd300(3, width=WIDTH, init=init)
+        assert again.loaded == loaded
+        assert all(torch.equal(again.state_dict()[name], ssd[name]) for name in loaded.taken)
+
+
+def test_what_a_model_starts_from_is_none_of_its_options(checkpoint):
+    model = ssd300(3, width=WIDTH, init=checkpoint)
+    assert model.config() == ssd300(3, width=WIDTH).config()
+    save_checkpoint(checkpoint, model, classes=["a", "b"], mean=MEAN_RGB, extra={})
+    assert load_checkpoint(checkpoint)[0].loaded is None
+    with pytest.raises(ValueError, match="build: config keys must be"):
+        build({"model": "ssd300", "init": checkpoint})
+
+
+@pytest.mark.parametrize("name", cli.MODELS)
+def test_every_constructor_refuses_a_wrong_start(name):
+    with torch.device("meta"), pytest.raises(ValueError, match=r"load_\w+: "):
+        getattr(mdssd, name)(3, width=WIDTH, init={"w": torch.zeros(1)})
+
+
+def test_what_is_no_checkpoint_or_does_not_fit_is_refused(checkpoint):
+    with pytest.raises(FileNotFoundError, match="load_pretrained: .*no.json: no such file"):
+        ssd300(3, width=WIDTH, init=checkpoint.with_name("no.json"))
+    with pytest.raises(ValueError, match="best.json: no tensor fits: it is .*'ssd300'"):
+        mdssd.ssd321(5, width=0.125, init=checkpoint)
+    path = next(checkpoint.parent.glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=path.name):
+        ssd300(3, width=WIDTH, init=path)
 
 
 def test_trunks():

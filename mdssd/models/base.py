@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from mdssd.models.vgg import scaled
 from mdssd.priors import PriorLayer, make_priors
+
+if TYPE_CHECKING:
+    from mdssd.models.pretrained import Loaded
 
 # What `SingleShotDetector.freeze` takes.
 FREEZABLE = ("base", "batch-norm")
@@ -46,11 +49,12 @@ class SingleShotDetector(nn.Module):
     width 1; `prior_layers` describes the priors of each. Attributes: `input_size` S, `num_classes`
     C (background, class 0, included), `priors` [N, 4] float32 (cx, cy, w, h) normalised to 0-1,
     which is no part of the state dict and stays float32 in a model of another type; `frozen`, the
-    parts that training leaves alone.
+    parts that training leaves alone; `loaded`, what the constructor's `init` brought, if given.
     """
 
     priors: Tensor
     frozen: tuple[str, ...] = ()
+    loaded: "Loaded | None" = None
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ bias. A prediction module gives out four times its inner channels, as the blocks
 from torch import Tensor, nn
 
 from mdssd.models.base import PredictionHead, SingleShotDetector
+from mdssd.models.pretrained import Weights, start
 from mdssd.models.resnet import Bottleneck, ExtraBlocks, ResNet101, conv_bn
 from mdssd.models.vgg import scaled
 from mdssd.priors import dssd_prior_layers
@@ -193,6 +194,7 @@ def ssd321(
     prior_scales: str = "voc",
     clip_priors: bool = False,
     truncate_sizes: bool = False,
+    init: Weights | None = None,
 ) -> ResNetSSD:
     """SSD on ResNet-101 for images of 321x321: 17080 priors, 116,526,320 parameters at 21 classes.
 
@@ -205,10 +207,12 @@ def ssd321(
             a batch, because the highest map has a single cell, unless it is frozen (`freeze`).
         prior_scales: "voc"; the original code has no other sizes for this input.
         clip_priors, truncate_sizes: see `make_priors`.
+        init: what to start from, a checkpoint or published weights, as `load_pretrained` takes it
+            (and raises); what that did is then in the model's `loaded`.
 
     Raises ValueError for an option out of range. Source: DSSD (Fu et al., 2017) and its code.
     """
-    return ResNetSSD(
+    model = ResNetSSD(
         321,
         num_classes,
         width=width,
@@ -217,6 +221,7 @@ def ssd321(
         clip_priors=clip_priors,
         truncate_sizes=truncate_sizes,
     )
+    return start(model, init)
 
 
 def ssd513(
@@ -227,13 +232,14 @@ def ssd513(
     prior_scales: str = "coco",
     clip_priors: bool = False,
     truncate_sizes: bool = False,
+    init: Weights | None = None,
 ) -> ResNetSSD:
     """SSD on ResNet-101 for images of 513x513: 43688 priors, 173,145,304 parameters at 81 classes.
 
     images [B, 3, 513, 513] -> loc [B, 43688, 4], logits [B, 43688, num_classes]. The options are
     those of `ssd321`, but for `prior_scales`, which is "coco".
     """
-    return ResNetSSD(
+    model = ResNetSSD(
         513,
         num_classes,
         width=width,
@@ -242,6 +248,7 @@ def ssd513(
         clip_priors=clip_priors,
         truncate_sizes=truncate_sizes,
     )
+    return start(model, init)
 
 
 def dssd321(
@@ -252,13 +259,14 @@ def dssd321(
     prior_scales: str = "voc",
     clip_priors: bool = False,
     truncate_sizes: bool = False,
+    init: Weights | None = None,
 ) -> DSSD:
     """DSSD for images of 321x321: 17080 priors, 172,380,912 parameters at 21 classes.
 
     images [B, 3, 321, 321] -> loc [B, 17080, 4], logits [B, 17080, num_classes]. The options are
     those of `ssd321`. It is trained in stages, from an `ssd321`: see `freeze`.
     """
-    return DSSD(
+    model = DSSD(
         321,
         num_classes,
         width=width,
@@ -267,6 +275,7 @@ def dssd321(
         clip_priors=clip_priors,
         truncate_sizes=truncate_sizes,
     )
+    return start(model, init)
 
 
 def dssd513(
@@ -277,13 +286,14 @@ def dssd513(
     prior_scales: str = "coco",
     clip_priors: bool = False,
     truncate_sizes: bool = False,
+    init: Weights | None = None,
 ) -> DSSD:
     """DSSD for images of 513x513: 43688 priors, 254,983,896 parameters at 81 classes.
 
     images [B, 3, 513, 513] -> loc [B, 43688, 4], logits [B, 43688, num_classes]. The options are
     those of `ssd513`. It is trained in stages, from an `ssd513`: see `freeze`.
     """
-    return DSSD(
+    model = DSSD(
         513,
         num_classes,
         width=width,
@@ -292,3 +302,4 @@ def dssd513(
         clip_priors=clip_priors,
         truncate_sizes=truncate_sizes,
     )
+    return start(model, init)

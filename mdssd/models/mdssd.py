@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mdssd import ops
 from mdssd.models.base import SingleShotDetector
+from mdssd.models.pretrained import Weights, start
 from mdssd.models.vgg import VGG16, ExtraLayers, conv_block, scaled
 from mdssd.priors import mdssd_prior_layers
 
@@ -156,6 +157,7 @@ def mdssd300(
     prior_scales: str = "voc",
     clip_priors: bool | str = False,
     truncate_sizes: bool = False,
+    init: Weights | None = None,
 ) -> MDSSD:
     """MDSSD for images of 300x300: 31232 priors, 79,483,410 parameters at 21 classes.
 
@@ -170,11 +172,13 @@ def mdssd300(
         prior_scales: "voc" or "coco", SSD's sizes; "paper" for the paper's "Module 2 is set to
             0.2" taken literally (see `mdssd_prior_layers`).
         clip_priors, truncate_sizes: see `make_priors`.
+        init: what to start from, a checkpoint or published weights, as `load_pretrained` takes it
+            (and raises); what that did is then in the model's `loaded`.
 
     Raises ValueError for an option out of range. Source: MDSSD (Xu et al.), section III; the pads
     of the deconvolutions, which the paper does not give, are those that make the map sizes meet.
     """
-    return MDSSD(
+    model = MDSSD(
         300,
         num_classes,
         width=width,
@@ -183,6 +187,7 @@ def mdssd300(
         clip_priors=clip_priors,
         truncate_sizes=truncate_sizes,
     )
+    return start(model, init)
 
 
 def mdssd512(
@@ -193,13 +198,14 @@ def mdssd512(
     prior_scales: str = "voc",
     clip_priors: bool | str = False,
     truncate_sizes: bool = False,
+    init: Weights | None = None,
 ) -> MDSSD:
     """MDSSD for images of 512x512: 90100 priors, 77,437,480 parameters at 21 classes.
 
     images [B, 3, 512, 512] -> loc [B, 90100, 4], logits [B, 90100, num_classes]. The options are
     those of `mdssd300`.
     """
-    return MDSSD(
+    model = MDSSD(
         512,
         num_classes,
         width=width,
@@ -208,3 +214,4 @@ def mdssd512(
         clip_priors=clip_priors,
         truncate_sizes=truncate_sizes,
     )
+    return start(model, init)

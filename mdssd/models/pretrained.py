@@ -1,10 +1,12 @@
-"""Weights of other projects, into a model."""
+"""Weights to start from, of a checkpoint or of other projects, into a model."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from torch import Tensor, nn
 
@@ -12,6 +14,13 @@ from mdssd.models.published import read_published
 from mdssd.models.resnet import ResNet101, load_resnet101
 from mdssd.models.vgg import MEAN_RGB, load_vgg16
 from mdssd.models.weight_file import read_tensors
+
+if TYPE_CHECKING:
+    from mdssd.models.base import SingleShotDetector
+
+    Model = TypeVar("Model", bound=SingleShotDetector)
+
+Weights = Mapping[str, Tensor] | str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -32,18 +41,20 @@ class Loaded:
 
 def load_pretrained(
     model: nn.Module,
-    weights: Mapping[str, Tensor] | str | os.PathLike[str],
+    weights: Weights,
     *,
     rescale_input: bool = True,
 ) -> Loaded:
-    """Start a model from published weights: ImageNet's, or on VGG16 those of a trained SSD.
+    """Start a model from a checkpoint or from published weights: ImageNet's, or a trained SSD's.
 
-    `weights`: a state dict or a file, safetensors, PyTorch or Caffe, as `read_tensors` reads it;
-    nothing in it is ever executed. Their names say what they are:
+    `weights`: the path of a checkpoint (its JSON, its weights or its folder), or published weights,
+    a state dict or a file, safetensors, PyTorch or Caffe, as `read_tensors` reads it; nothing in it
+    is ever executed. What is taken:
 
-    - the SSD300 of torchvision, ssd.pytorch, lufficc/SSD or Caffe, or an SSD512 of the last three.
-      The model takes the trunk, the extra layers and whatever else fits by name and shape: an `SSD`
-      of as many classes all, an `MDSSD` also the heads of conv8_2 and up.
+    - of a checkpoint, of any model, the tensors that fit by name and shape.
+    - of the SSD300 of torchvision, ssd.pytorch, lufficc/SSD or Caffe, or an SSD512 of the last
+      three, the trunk, the extra layers and whatever else fits by name and shape: an `SSD` of as
+      many classes all, an `MDSSD` also the heads of conv8_2 and up.
     - a trunk: torchvision's vgg16 (see `load_vgg16`, for `rescale_input` too), or VGG16 reduced as
       SSD does it, of Caffe or ssd.pytorch; for a model on ResNet-101 torchvision's resnet101 (see
       `load_resnet101`).
@@ -51,10 +62,17 @@ def load_pretrained(
     The model computes what the source does from the same RGB 0-255 minus `Loaded.mean`. Its priors
     stay what they are; `mdssd convert` makes the model that has the source's.
 
-    A model of another size, width or with batch normalisation, and a tensor that is missing,
-    superfluous, renamed, of another shape or not finite are a ValueError that names it; the model
-    is then unchanged.
+    A path that is not there is an OSError. A checkpoint of which nothing fits; published weights
+    for a model of another size or width or with batch normalisation; and a tensor of theirs that
+    is missing, superfluous, renamed, of another shape or not finite are a ValueError that names it.
+    The model is then unchanged.
     """
+    if not isinstance(weights, Mapping):
+        path = Path(weights)
+        if not path.exists():
+            raise FileNotFoundError(f"load_pretrained: {path}: no such file or folder")
+        if _is_checkpoint(path):
+            return _load_checkpoint(model, path)
     own = model.state_dict()
     trunk = tuple(name for name in own if name.startswith("trunk."))
     fresh = tuple(name for name in own if name not in trunk)
@@ -91,3 +109,46 @@ def load_pretrained(
 
 def _shape(tensor: Tensor | None) -> str:
     return "(absent)" if tensor is None else str(list(tensor.shape))
+
+
+def start(model: Model, init: Weights | None) -> Model:
+    """The model, after `load_pretrained` where `init` is given; `model.loaded` is what it did."""
+    if init is not None:
+        model.loaded = load_pretrained(model, init)
+    return model
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether it is a checkpoint's JSON, weights that one names, or a folder; else published."""
+    from mdssd.engine.checkpoint import CheckpointError, find_checkpoint
+
+    if path.is_dir() or path.suffix == ".json":
+        return True
+    if path.suffix != ".safetensors":
+        return False
+    try:
+        find_checkpoint(path)
+        return True
+    except CheckpointError:
+        return False
+
+
+def _load_checkpoint(model: nn.Module, path: Path) -> Loaded:
+    from mdssd.engine.checkpoint import load_checkpoint
+
+    source, meta = load_checkpoint(path)
+    own, theirs = model.state_dict(), source.state_dict()
+    taken = tuple(k for k, v in theirs.items() if k in own and own[k].shape == v.shape)
+    if not taken:
+        raise ValueError(
+            f"load_pretrained: {path}: no tensor fits: it is {source.config()}, expected tensors "
+            f"of {type(model).__name__}: {next(iter(own), 'none')!r} ..."
+        )
+    model.load_state_dict({name: theirs[name] for name in taken}, strict=False)
+    return Loaded(
+        f"a checkpoint of {source.name}",
+        taken,
+        fresh=tuple(name for name in own if name not in taken),
+        unused=tuple(name for name in theirs if name not in taken),
+        mean=tuple(meta["mean"]),
+    )

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from mdssd import ops
 from mdssd.models.base import SingleShotDetector
+from mdssd.models.pretrained import Weights, start
 from mdssd.models.vgg import VGG16, ExtraLayers, scaled
 from mdssd.priors import ssd_prior_layers
 
@@ -69,6 +70,7 @@ def ssd300(
     prior_scales: str = "voc",
     clip_priors: bool | str = False,
     truncate_sizes: bool = False,
+    init: Weights | None = None,
 ) -> SSD:
     """SSD for images of 300x300: 8732 priors, 26,285,486 parameters at 21 classes.
 
@@ -82,10 +84,12 @@ def ssd300(
             in a batch, because the highest map has a single cell.
         prior_scales: "voc" or "coco".
         clip_priors, truncate_sizes: see `make_priors`.
+        init: what to start from, a checkpoint or published weights, as `load_pretrained` takes it
+            (and raises); what that did is then in the model's `loaded`.
 
     Raises ValueError for an option out of range. Source: SSD (Liu et al., 2016) and its code.
     """
-    return SSD(
+    model = SSD(
         300,
         num_classes,
         width=width,
@@ -94,6 +98,7 @@ def ssd300(
         clip_priors=clip_priors,
         truncate_sizes=truncate_sizes,
     )
+    return start(model, init)
 
 
 def ssd512(
@@ -104,13 +109,14 @@ def ssd512(
     prior_scales: str = "voc",
     clip_priors: bool | str = False,
     truncate_sizes: bool = False,
+    init: Weights | None = None,
 ) -> SSD:
     """SSD for images of 512x512: 24564 priors, 27,188,676 parameters at 21 classes.
 
     images [B, 3, 512, 512] -> loc [B, 24564, 4], logits [B, 24564, num_classes]. The options are
     those of `ssd300`.
     """
-    return SSD(
+    model = SSD(
         512,
         num_classes,
         width=width,
@@ -119,3 +125,4 @@ def ssd512(
         clip_priors=clip_priors,
         truncate_sizes=truncate_sizes,
     )
+    return start(model, init)
