@@ -1,12 +1,14 @@
 """A detector as a file for other programs: ONNX, torch.export, AOTInductor.
 
-Each takes pixels and gives what `ops.detection_output` gives, in one call and without this code.
+Each takes pixels and gives what `ops.detection_output` gives, in one call: ONNX without this code,
+the others after `import mdssd.ops`.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import tempfile
 import warnings
@@ -64,7 +66,7 @@ def export(
 ) -> None:
     """Write the whole detector, from pixels to detections, into one file.
 
-    Input "pixels" [batch, S, S, 3] uint8: RGB, the image resized to S x S, any number of images.
+    Input "pixels" [batch, S, S, 3] uint8: RGB, the image resized to S x S, one image or more.
     Outputs "boxes" [batch, K, 4] float32 xyxy, 0-1, not clipped; "scores" [batch, K], falling;
     "labels" [batch, K] int64, from 1; "count" [batch] int64, behind which all rows are 0; K is
     `max_detections`. With the file come the classes, the mean, S and the settings.
@@ -92,6 +94,8 @@ def export(
         "top_k": top_k,
         "max_detections": max_detections,
     }
+    if len(mean) != 3 or not all(map(math.isfinite, mean)):
+        raise ValueError(f"export: mean: expected three finite numbers, got {list(mean)}")
     nothing = model.priors.new_zeros(0, 4)
     ops.detection_output(nothing[None], nothing[None, :, :2], nothing, **settings)  # checks them
     facts: dict[str, Any] = {

@@ -124,15 +124,15 @@ def _check_flag(op: str, argument: str, value: object) -> bool:
     return value
 
 
-def _check_log_scale(op: str, value: object) -> float:
+def _check_log_scale(op: str, value: object) -> float | None:
     if value is None:
-        return math.inf
+        return None
     return check_number(op, "max_log_scale", value, -math.inf, math.inf)
 
 
-def _check_clip(op: str, clip: object) -> tuple[float, float]:
+def _check_clip(op: str, clip: object) -> tuple[float, float] | tuple[None, None]:
     if clip is None:
-        return math.inf, math.inf
+        return None, None
     if not isinstance(clip, tuple | list) or len(clip) != 2:
         raise ValueError(f"{op}: clip: expected (width, height) or None, got {clip!r}")
     largest = torch.finfo(torch.float32).max
@@ -146,6 +146,11 @@ def _check_count(op: str, argument: str, value: object) -> int:
     if value < 1:
         raise ValueError(f"{op}: {argument}: expected 1 or more, got {value}")
     return value
+
+
+def limits(*given: float | None) -> tuple[float, ...]:
+    """Infinity for what has no limit: the op has None, because AOTInductor cannot load infinity."""
+    return tuple(math.inf if limit is None else limit for limit in given)
 
 
 # --- reference ---------------------------------------------------------------------------------
@@ -178,10 +183,9 @@ def _detection_output_reference(
     per_class: bool,
     keep_empty: bool,
     iou_eps: float,
-    max_log_scale: float,
-    clip_width: float,
-    clip_height: float,
+    *given: float | None,
 ) -> tuple[Tensor, ...]:
+    max_log_scale, clip_width, clip_height = limits(*given)
     result = empty_detections(loc, logits, max_detections, per_class)
     dtype = result[0].dtype
     all_boxes = decode(loc.to(dtype), priors.to(dtype), v0, v1, max_log_scale)
@@ -237,7 +241,9 @@ def _detection_output_cpp(
     v1: float,
     softmax: bool,
     per_class: bool,
-    *variant: Any,
+    keep_empty: bool,
+    iou_eps: float,
+    *given: float | None,
 ) -> tuple[Tensor, ...]:
     result = empty_detections(loc, logits, max_detections, per_class)
     boxes, scores, labels, count = result
@@ -260,7 +266,9 @@ def _detection_output_cpp(
         v1,
         softmax,
         per_class,
-        *variant,
+        keep_empty,
+        iou_eps,
+        *limits(*given),
         boxes.data_ptr(),
         scores.data_ptr(),
         labels.data_ptr(),
@@ -309,10 +317,13 @@ def _detection_output_cuda(
     v1: float,
     softmax: bool,
     per_class: bool,
-    *variant: Any,
+    keep_empty: bool,
+    iou_eps: float,
+    *given: float | None,
 ) -> tuple[Tensor, ...]:
     top_k = check_limits(logits, top_k, max_detections)
     settings = (score_threshold, nms_threshold, top_k, max_detections, v0, v1, softmax, per_class)
+    variant: tuple[Any, ...] = (keep_empty, iou_eps, *limits(*given))
     if torch.float64 in (loc.dtype, logits.dtype):
         return _detection_output_reference(loc, logits, priors, *settings, *variant)
     images, count, classes = logits.shape
@@ -353,8 +364,8 @@ def _detection_output_cuda(
 _detection_output = define(
     "detection_output(Tensor loc, Tensor logits, Tensor priors_cxcywh, float score_threshold,"
     " float nms_threshold, int top_k, int max_detections, float v0, float v1, bool softmax,"
-    " bool per_class, bool keep_empty, float iou_eps, float max_log_scale, float clip_width,"
-    " float clip_height) -> (Tensor, Tensor, Tensor, Tensor)",
+    " bool per_class, bool keep_empty, float iou_eps, float? max_log_scale, float? clip_width,"
+    " float? clip_height) -> (Tensor, Tensor, Tensor, Tensor)",
     reference=_detection_output_reference,
     cpp=_detection_output_cpp,
     cuda=_detection_output_cuda,

@@ -29,7 +29,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra import libdevice
 
-from mdssd.ops.detection_output import check_limits, empty_detections
+from mdssd.ops.detection_output import check_limits, empty_detections, limits
 from mdssd.ops.triton.common import (
     _INTERPRETED,
     OPTIONS,
@@ -367,11 +367,10 @@ def detection_output(
     per_class: bool,
     keep_empty: bool,
     iou_eps: float,
-    max_log_scale: float,
-    clip_width: float,
-    clip_height: float,
+    *given: float | None,
 ) -> tuple[Tensor, ...]:
     """As `mdssd.ops.detection_output`."""
+    max_log_scale, clip_width, clip_height = limits(*given)
     top_k = check_limits(logits, top_k, max_detections)
     images, count, classes = logits.shape
     boxes, scores, labels, found = result = empty_detections(loc, logits, max_detections, per_class)
