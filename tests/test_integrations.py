@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import math
+import pickle
 from collections import OrderedDict
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -515,6 +517,43 @@ def test_against_torchvision_itself(backend: str) -> None:
     targets[1] = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
     both((model, torchvision), fast_torchvision, lambda: model(images, targets))
     both((model,), fast_torchvision, lambda: model.eval()(images))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_two_float_types_as_in_autocast(dtype: torch.dtype) -> None:
+    """What autocast leaves narrow is widened by the codebases themselves, or by their kernels."""
+    loc, logits, priors = detector_outputs()
+    loc, scores = loc.to(dtype), logits.to(dtype).float().softmax(-1)
+    net = SSD(CLASSES, priors)
+    # The scores alone: theirs multiplies by the variances in the narrow type.
+    both((LAYERS,), ssd_pytorch, lambda: net.detect(loc, scores, priors)[..., 0])
+    boxes = SIDE * plain.corners(priors)
+    both((LAYERS,), ssd_pytorch, lambda: detection.nms(boxes.to(dtype), scores[0, :, 1], 0.45)[1])
+    narrow, classes = scores[0, :, 1].to(dtype), logits[0].argmax(1)
+    both(
+        (fake_torchvision,),
+        fast_torchvision,
+        lambda: fake_torchvision.ops.batched_nms(boxes, narrow, classes, 0.45),
+    )
+    model = TorchvisionSSD(boxes)
+    outputs = {"bbox_regression": loc, "cls_logits": logits.to(dtype)}
+    with fast_torchvision.patch(model):
+        alone = model(outputs, [(SIDE, SIDE)] * 3)[0]
+        with torch.autocast("cpu", torch.bfloat16):
+            within = model(outputs, [(SIDE, SIDE)] * 3)[0]
+    assert {alone[name].dtype for name in ("boxes", "scores")} == {dtype}
+    assert {within[name].dtype for name in ("boxes", "scores")} == {torch.float32}
+
+
+def test_patched_models_can_be_copied_and_pickled() -> None:
+    outputs, anchors = head_outputs()
+    model = TorchvisionSSD(anchors)
+    with fast_torchvision.patch(model):
+        for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            want = model(outputs, [(SIDE, SIDE)] * 3)
+            assert_same(other(outputs, [(SIDE, SIDE)] * 3), want, exact=True)
+            other.score_thresh = 0.9  # of its own, not of the model's
+            assert len(other(outputs, [(SIDE, SIDE)] * 3)[0]["scores"]) < len(want[0]["scores"])
 
 
 # --- patching ----------------------------------------------------------------------------------

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from importlib import import_module
-from types import MethodType, ModuleType, TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, NamedTuple
 
 import torch
@@ -99,7 +100,8 @@ def submodule(package: ModuleType, path: str) -> ModuleType:
 
 def method(owner: Any, name: str, function: Callable[..., Any]) -> Replacement:
     """`function` as a method of one object."""
-    return Replacement(owner, name, MethodType(function, owner))
+    # Not a MethodType, which pickles as the attribute of its owner that has the function's name.
+    return Replacement(owner, name, partial(function, owner))
 
 
 def to_cxcywh(boxes_xyxy: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ Kept:
   background; a best prior that two boxes share goes to the later one.
 - Detections: scores above the configured threshold, no limit per class, an IoU of at most the
   threshold stays, boxes without area stay, the best `MAX_PER_IMAGE` of all classes by falling
-  score, in pixels, not clipped; a `Container` for each image.
+  score, in pixels, not clipped; a `Container` for each image. As in its last version
+  `MAX_PER_CLASS` is not read.
 
 What differs:
 - An image without boxes is all background, with the priors themselves as boxes, which encode to 0

@@ -20,7 +20,6 @@ What differs:
 - `decode_batch` leaves its arguments as they are (`bboxes_in` is scaled in place). Its results are
   on their device and carry no gradient. Without detections they are [0, 4], [0], [0] (all [0]).
   Equal scores rank by the lower prior (undefined).
-- With more than a quarter of an image's priors positive, the loss counts none twice.
 """
 
 from __future__ import annotations

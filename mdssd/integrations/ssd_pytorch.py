@@ -58,7 +58,7 @@ def _of_layers(layers: ModuleType) -> list[Replacement]:
         Replacement(loss, "match", match),
         Replacement(loss.MultiBoxLoss, "forward", _loss_forward),
         Replacement(detection, "nms", nms),
-        Replacement(detection, "decode", ops.decode_boxes),
+        Replacement(detection, "decode", decode),
         Replacement(submodule(layers, "modules.l2norm").L2Norm, "forward", l2norm_forward),
     ]
 
@@ -104,12 +104,18 @@ def _loss_forward(
     return ops.multibox_loss(loc, conf, wanted.loc, wanted.labels, self.negpos_ratio)
 
 
+def decode(loc: Tensor, priors: Tensor, variances: Sequence[float]) -> Tensor:
+    """Boxes [N, 4] xyxy of loc [N, 4], in the wider type of both: loc is narrow in autocast."""
+    dtype = torch.promote_types(loc.dtype, priors.dtype)
+    return ops.decode_boxes(loc.to(dtype), priors.to(dtype), (variances[0], variances[1]))
+
+
 def nms(
     boxes: Tensor, scores: Tensor, overlap: float = 0.5, top_k: int = 200
 ) -> tuple[Tensor, int]:
     """Indices kept [N], padded with 0, and how many they are; boxes [N, 4] xyxy, scores [N]."""
     best = scores.argsort(descending=True, stable=True)[:top_k]
-    kept = best[ops.nms(boxes[best], scores[best], overlap)]
+    kept = best[ops.nms(boxes[best], scores[best].to(boxes.dtype), overlap)]
     empty = area(boxes[kept]) == 0  # these suppress no others, so they can be taken out last
     kept = kept[~empty | (empty.cumsum(0) == 1)]
     keep = kept.new_zeros(len(scores))

@@ -73,8 +73,12 @@ def _of_model(model: Any) -> list[Replacement]:
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
-    """`ops.batched_nms` by torchvision's names of the arguments, and categories of any dtype."""
-    return ops.batched_nms(boxes, scores, idxs.long(), iou_threshold)
+    """`ops.batched_nms` by torchvision's names of the arguments, and categories of any dtype.
+
+    In autocast boxes and scores may be of two types.
+    """
+    dtype = torch.promote_types(boxes.dtype, scores.dtype)
+    return ops.batched_nms(boxes.to(dtype), scores.to(dtype), idxs.long(), iou_threshold)
 
 
 class _Later:
@@ -145,11 +149,14 @@ def _postprocess_detections(
             max_log_scale=self.box_coder.bbox_xform_clip,
             clip=(float(width), float(height)),
         )
+        boxes, scores = found.boxes, found.scores
+        if not torch.is_autocast_enabled(loc.device.type):  # in it theirs are float32 on a GPU
+            boxes, scores = boxes.to(loc.dtype), scores.to(logits.dtype)
         for i, count in enumerate(found.count.tolist()):
             detections.append(
                 {
-                    "boxes": found.boxes[i, :count].to(loc.dtype),
-                    "scores": found.scores[i, :count].to(logits.dtype),
+                    "boxes": boxes[i, :count],
+                    "scores": scores[i, :count],
                     "labels": found.labels[i, :count],
                 }
             )

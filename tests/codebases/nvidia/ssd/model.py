@@ -23,6 +23,6 @@ class Loss(nn.Module):
         each = F.cross_entropy(plabel, glabel, reduction="none")
         wanted = (3 * positives).clamp(max=mask.shape[1])[:, None]
         negative = plain.ranks(each.detach().masked_fill(mask, 0)) < wanted
-        confidence = (each * (mask.float() + negative.float())).sum(1)
+        confidence = (each * (mask + negative).float()).sum(1)
         total = (localisation + confidence) * (positives > 0)
         return (total / positives.clamp(min=1e-6)).mean()
