@@ -167,7 +167,8 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "--prior-scales",
         choices=("voc", "coco"),
-        help="what it was trained with (default: voc for 21 classes with background, else coco)",
+        help="what it was trained with (default: what its code takes for so many classes: coco "
+        "for 81, torchvision always coco, ssd.pytorch for all but 21, else voc)",
     )
     convert.add_argument("--traceback", action="store_true", help=argparse.SUPPRESS)
     convert.set_defaults(run=_convert)
@@ -765,7 +766,7 @@ def _detector_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    from mdssd.engine.convert import convert
+    from mdssd.engine.convert import convert, json_path
 
     found = convert(
         arguments.source,
@@ -777,7 +778,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     print(
         f"{found.layout}: {found.config['model']}, {found.config['num_classes']} classes with "
         f"background, prior scales {found.config['prior_scales']}: "
-        f"{Path(arguments.out).with_suffix('.json')}"
+        f"{json_path(arguments.out)}"
     )
     return 0
 

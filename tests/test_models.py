@@ -456,6 +456,7 @@ def change(key, value):
         ),
         (change("features.1.running_mean", torch.zeros(64)), "vgg16_bn"),
         (change("classifier.3.bias", torch.tensor(torch.nan).expand(4096)), "not finite"),
+        (change("classifier.3.bias", torch.zeros(4096, dtype=torch.complex64)), "floating point"),
     ],
 )
 def test_load_vgg16_refuses_other_weights(edit, message):

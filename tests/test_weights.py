@@ -313,10 +313,13 @@ def test_ssd512_too(name):
     [
         ("ssd.pytorch", 300, 21, ("voc", True, False)),
         ("ssd.pytorch", 300, 81, ("coco", True, False)),
+        ("ssd.pytorch", 300, 5, ("coco", True, False)),
+        ("lufficc/SSD", 300, 5, ("voc", True, False)),
         ("lufficc/SSD", 512, 81, ("coco", True, False)),
         ("torchvision", 300, 91, ("coco", "size", False)),
         ("torchvision", 300, 21, ("coco", "size", False)),
         ("Caffe", 300, 21, ("voc", False, False)),
+        ("Caffe", 512, 5, ("voc", False, True)),
         ("Caffe", 512, 81, ("coco", False, True)),
     ],
 )
@@ -494,7 +497,14 @@ def with_(key, value):
         (with_("conf.0.bias", torch.zeros(3)), "'conf.0.bias': expected 4 times the classes"),
         (with_("loc.5.bias", torch.zeros(16).long()), "'loc.5.bias' must be of floating point"),
         (with_("loc.5.bias", torch.full((16,), torch.nan)), "'loc.5.bias' has values.* not finite"),
+        (with_("loc.5.bias", 3), "'loc.5.bias' must be a tensor, got int"),
+        (with_("vgg.33.weight", None), "'vgg.33.weight' must be a tensor, got NoneType"),
+        (
+            with_("loc.5.bias", torch.full((16,), torch.nan).to(torch.float8_e4m3fn)),
+            "'loc.5.bias' has values.* not finite",
+        ),
         (lambda s: {"a": torch.zeros(1)}, r"expected the names of ssd.pytorch.* got \['a'\]"),
+        (lambda s: {5: torch.zeros(1), "a": 3}, r"expected the names of .* got \['5', 'a'\]"),
         (lambda s: {}, "expected the names of"),
     ],
 )
@@ -607,6 +617,32 @@ def test_tensors_without_plain_numbers_are_refused(tmp_path, value):
         read_tensors("test", path)
 
 
+class Glutton:
+    def __init__(self, call, size):
+        self.call, self.size = call, size
+
+    def __reduce__(self):
+        return self.call, (self.size,)
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("call", [bytearray, torch.FloatTensor, torch.UntypedStorage])
+def test_pickles_that_ask_for_memory_are_refused(tmp_path, call, legacy):
+    path = tmp_path / "a.pth"
+    torch.save({"x": Glutton(call, 2**20)}, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(ValueError, match=rf"its pickle would call \w+.*\.{call.__name__}, which"):
+        read_tensors("test", path)
+
+
+def test_caffe_models_beyond_protobufs_limit_are_not_read(tmp_path):
+    path = tmp_path / "a.caffemodel"
+    path.write_bytes(field(1, b"net"))
+    with path.open("r+b") as file:
+        file.truncate(2**31)  # sparse: takes no room
+    with pytest.raises(ValueError, match="a Caffe model has less than 2147483648 bytes"):
+        read_tensors("test", path)
+
+
 def layer(name, *blobs):
     return field(100, field(1, name) + b"".join(field(7, blob) for blob in blobs))
 
@@ -620,6 +656,7 @@ def layer(name, *blobs):
             layer(b"fc6", field(7, field(1, b"\2"))),
             r"'fc6.weight': its shape \[2\].* the file has 0",
         ),
+        (layer(b"fc6", blob_bytes(torch.zeros(1), shape=[1] * 5)), "expected at most 4 dimensions"),
         (layer(b"fc6", blob_bytes(torch.zeros(2))) * 2, "'fc6.weight' is there twice"),
         (layer(b"fc6", b"\xff\xff"), "damaged one: byte 0 "),
         (layer(b"a") + layer(b"fc6", b"\xff\xff"), "damaged one: byte 6 "),
@@ -659,13 +696,13 @@ def test_any_changed_byte_gives_weights_or_a_named_error(tmp_path):
 def test_convert_makes_a_checkpoint_that_is_the_source(source, tmp_path, capsys):
     name, theirs = source
     path = write(name, theirs, tmp_path / "a.pth")
-    out = tmp_path / "new"
+    out = tmp_path / "new.v2"
     arguments = ["convert", str(path), "--out", str(out), "--classes", "a,b,c,d"]
     assert cli.main([*arguments, "--prior-scales", "coco"]) == 0
     assert capsys.readouterr().out == (
         f"{name}: ssd300, 5 classes with background, prior scales coco: {out}.json\n"
     )
-    model, meta = load_checkpoint(tmp_path / "new.json")
+    model, meta = load_checkpoint(tmp_path / "new.v2.json")
     assert meta["classes"] == ["a", "b", "c", "d"]
     assert meta["training"] == {"source": path.name, "layout": name}
     assert meta["priors"]["clip_priors"] == {"torchvision": "size", "Caffe": False}.get(name, True)
@@ -677,7 +714,7 @@ def test_convert_makes_a_checkpoint_that_is_the_source(source, tmp_path, capsys)
 
 def test_convert_knows_the_published_classes(tmp_path):
     names = {}
-    for classes in (21, 81, 91, 4):
+    for classes in (21, 81, 91, 201, 4):
         torch.manual_seed(0)
         torch.save(Amdegroot(classes).state_dict(), tmp_path / "a.pth")
         convert(tmp_path / "a.pth", tmp_path / f"{classes}.json")
@@ -686,6 +723,7 @@ def test_convert_knows_the_published_classes(tmp_path):
     assert names[81][::79] == ["person", "toothbrush"]
     assert names[91][12 - 1] == "unused 12" and names[91][90 - 1] == "toothbrush"
     assert [n for n in names[91] if not n.startswith("unused")] == names[81]
+    assert names[201][:80] == names[81] and names[201][80] == "unused 81"
     assert names[4] == ["class 1", "class 2", "class 3"]
 
 

@@ -40,9 +40,11 @@ def convert(
     source: a file as of `load_pretrained`, of a whole SSD300 or SSD512.
     out: the .json to write; the suffix may be left out.
     classes: names of labels 1, 2 ...; None names those of VOC (21 classes with background) or COCO
-        (81; 91 with the numbers it skips), and else "class 1", "class 2" ...
+        (81; 91 with the numbers it skips; the 201 of ssd.pytorch, which uses 81), and else
+        "class 1", "class 2" ...
     prior_scales: "voc" or "coco", which the network was trained with, and the file does not say.
-        None is "voc" for 21 classes and "coco" otherwise; torchvision's is always "coco".
+        None is what its codebase takes: "coco" for 81 classes, for any number in torchvision's and
+        for any but 21 in ssd.pytorch's, otherwise "voc".
 
     The checkpoint's priors and mean are those of the source, so that its boxes are too. Raises
     ValueError (see `load_pretrained`), also for a file that holds a trunk alone.
@@ -56,9 +58,9 @@ def convert(
     model = build(found.config)
     model.load_state_dict(found.tensors)
     if classes is None:
-        classes = _names(model.num_classes - 1)
+        classes = _names(model.num_classes - 1, found.layout)
     save_checkpoint(
-        Path(out).with_suffix(".json"),
+        json_path(out),
         model,
         classes=classes,
         mean=found.mean,
@@ -67,10 +69,18 @@ def convert(
     return found
 
 
-def _names(count: int) -> list[str]:
+def json_path(out: str | os.PathLike[str]) -> Path:
+    """`out` with .json behind it, where that is not its suffix yet."""
+    path = Path(out)
+    return path if path.suffix == ".json" else path.with_name(f"{path.name}.json")
+
+
+def _names(count: int, layout: str) -> list[str]:
     if count == len(_VOC):
         return _VOC
     if count == len(_COCO):
         return [f"unused {k}" if name == "-" else name for k, name in enumerate(_COCO, 1)]
     named = [name for name in _COCO if name != "-"]
+    if count == 200 and layout == "ssd.pytorch":
+        named += [f"unused {k}" for k in range(81, 201)]
     return named if count == len(named) else [f"class {k}" for k in range(1, count + 1)]

@@ -33,6 +33,7 @@ class Layout:
     """A codebase's names: each of `_TRUNK`, `_EXTRAS` and `_HEADS`, and of the L2Norm's scale.
 
     clip: its priors, as in `make_priors`. whole_sizes: those of its 512 are cut to whole pixels.
+    scales: of its priors, for another number of classes than VOC's and COCO's.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Layout:
     mean: tuple[float, ...] = MEAN_RGB
     clip: bool | str = False
     whole_sizes: bool = False
+    scales: str = "voc"
     bgr: bool = False
 
     def names(self, levels: int) -> dict[str, str]:
@@ -72,6 +74,7 @@ LAYOUTS = (
         tuple(f"loc.{k}" for k in range(7)),
         tuple(f"conf.{k}" for k in range(7)),
         clip=True,
+        scales="coco",
     ),
     Layout(
         "lufficc/SSD",
@@ -94,6 +97,7 @@ LAYOUTS = (
         tuple(f"head.classification_head.module_list.{k}" for k in range(6)),
         mean=_TORCHVISION_MEAN,
         clip="size",
+        scales="coco",
     ),
     Layout(
         "Caffe",
@@ -129,8 +133,9 @@ def read_published(
 ) -> Published:
     """Find out whose names these are, and check every tensor.
 
-    prior_scales: which priors the network was trained with; None is "voc" for 21 classes of a
-        codebase that has both, else "coco". The file does not say.
+    prior_scales: which priors the network was trained with, "voc" or "coco"; the file does not
+        say. None is what its codebase takes for so many classes: COCO's for 81, torchvision's for
+        any number, ssd.pytorch's for any but 21, and else VOC's.
 
     A key that is missing, is one too many or is under another name, a wrong shape or type and a
     value that is not finite are a ValueError that begins with `function`, `source` and the key.
@@ -145,7 +150,7 @@ def read_published(
         raise refuse(
             "expected the names of "
             + ", ".join(one.name for one in LAYOUTS)
-            + f" or of torchvision's vgg16, got {sorted(weights)[:4]} ..."
+            + f" or of torchvision's vgg16, got {sorted(map(str, weights))[:4]} ..."
         )
     levels = 0
     if any(name in weights for name in known - set(layout.names(0).values())):
@@ -159,6 +164,9 @@ def read_published(
         raise refuse(f"lacks {missing[0]!r}{also} ({len(missing)} missing)")
     if levels and extra:
         raise refuse(f"has {extra[0]!r}, which {layout.name}'s SSD has not ({len(extra)} such)")
+    for name in names.values():
+        if not isinstance(weights[name], Tensor):
+            raise refuse(f"{name!r} must be a tensor, got {type(weights[name]).__name__}")
     config = None
     num_classes, width = 2, _width(weights[names["trunk.fc7.conv.weight"]])
     if levels:
@@ -167,7 +175,8 @@ def read_published(
         if num_classes < 2:
             raise refuse(f"{conf!r}: expected 4 times the classes, got {list(weights[conf].shape)}")
         if prior_scales is None:
-            prior_scales = "voc" if num_classes == 21 and layout.clip != "size" else "coco"
+            usual = {} if layout.clip == "size" else {21: "voc", 81: "coco"}
+            prior_scales = usual.get(num_classes, layout.scales)
         config = {
             "model": "ssd512" if levels == 7 else "ssd300",
             "num_classes": num_classes,
@@ -186,9 +195,9 @@ def read_published(
             )
         if not value.is_floating_point():
             raise refuse(f"{theirs!r} must be of floating point, got {value.dtype}")
-        if not value.isfinite().all():
-            raise refuse(f"{theirs!r} has values that are not finite")
         tensors[ours] = value.float()
+        if not tensors[ours].isfinite().all():
+            raise refuse(f"{theirs!r} has values that are not finite")
     if layout.bgr:
         first = "trunk.conv1.conv1_1.conv.weight"
         tensors[first] = tensors[first].flip(1)

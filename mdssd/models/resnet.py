@@ -209,6 +209,10 @@ def _take(weights: Mapping[str, Tensor], key: str, shape: torch.Size, source: st
             f"load_resnet101: {source}: {key!r} must have shape {list(shape)}, "
             f"got {list(value.shape)}"
         )
-    if not value.isfinite().all():
+    if not value.is_floating_point() and not key.endswith("num_batches_tracked"):
+        raise ValueError(
+            f"load_resnet101: {source}: {key!r} must be of floating point, got {value.dtype}"
+        )
+    if not value.float().isfinite().all():
         raise ValueError(f"load_resnet101: {source}: the values of {key!r} are not finite")
     return value

@@ -211,7 +211,11 @@ def load_vgg16(
                 f"load_vgg16: {source}: {key!r} must have shape {list(shape)}, "
                 f"got {list(value.shape)}"
             )
-        return value
+        if not value.is_floating_point():
+            raise ValueError(
+                f"load_vgg16: {source}: {key!r} must be of floating point, got {value.dtype}"
+            )
+        return value.float()
 
     new: dict[str, Tensor] = {}
     for name, index in _FEATURES.items():

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import pickletools
 import re
 import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import safetensors.torch
@@ -19,6 +20,16 @@ from torch import Tensor
 
 # How a Caffe model begins: its name (field 1), or a layer (field 100, of old ones 2).
 _CAFFE_STARTS = (b"\x0a", b"\xa2\x06", b"\x12")
+# More is beyond protobuf, and would only fill the memory before that refuses it.
+_CAFFE_BYTES = 2**31
+# What a pickle of tensors names. PyTorch allows more, such as bytearray(10**12), which takes as
+# much memory as the pickle says, and not as the file has.
+_PICKLED = re.compile(
+    r"collections\.(OrderedDict|Counter)|torch\.nn\.parameter\.Parameter|torch\.serialization\._get_layout"
+    r"|torch\.(cuda\.)?\w+Storage|torch\.(Size|[a-z]\w*)|(__builtin__|builtins)\.(set|complex)"
+    r"|torch\._utils\._rebuild_(tensor|parameter|sparse|meta|qtensor)\w*"
+    r"|torch\._tensor\._rebuild_from_type_v2"
+)
 # What of caffe.proto holds weights: message -> (field, number, type, repeated). The floats of a
 # blob are packed, which on the wire is the same as bytes, so that they need not be unpacked.
 _CAFFE_SCHEMA = {
@@ -57,6 +68,8 @@ def read_tensors(function: str, source: str | os.PathLike[str]) -> dict[str, Ten
         elif head[:2] in (b"PK", b"\x80\x02"):
             tensors = _state_dict(_read_torch(path, head.startswith(b"PK")))
         elif head.startswith(_CAFFE_STARTS):
+            if path.stat().st_size >= _CAFFE_BYTES:
+                raise ValueError(f"a Caffe model has less than {_CAFFE_BYTES} bytes")
             tensors = _read_caffe(path.read_bytes())
         else:
             raise ValueError("neither a safetensors nor a PyTorch file nor a Caffe model")
@@ -94,11 +107,19 @@ def _check_plain(name: str, tensor: Tensor) -> None:
 def _read_torch(path: Path, zipped: bool) -> Any:
     if not zipped:
         with path.open("rb") as file:  # an open file, because torch.load goes by the name too
+            _check_pickles(file, 5)  # its magic number, version, machine, content, keys
+            file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             if entry.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"{entry.filename!r} is compressed, which torch.save never does")
+            if entry.filename.lower().endswith(".pkl"):
+                try:
+                    with archive.open(entry) as file:
+                        _check_pickles(file, 1)
+                except OSError:
+                    raise ValueError(f"{entry.filename!r} is not where it should be") from None
     # Mapped, because a storage then ends where the file does, whatever size the pickle claims.
     if path.suffix != ".safetensors":
         return torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
@@ -106,6 +127,14 @@ def _read_torch(path: Path, zipped: bool) -> Any:
         link = Path(folder) / "weights.pth"
         link.symlink_to(path.absolute())
         return torch.load(str(link), map_location="cpu", weights_only=True, mmap=True)
+
+
+def _check_pickles(file: IO[bytes], count: int) -> None:
+    for _ in range(count):
+        for opcode, argument, _ in pickletools.genops(file):
+            name = str(argument).replace(" ", ".") if opcode.name == "GLOBAL" else None
+            if name and not _PICKLED.fullmatch(name):
+                raise pickle.UnpicklingError(f"GLOBAL {name}")
 
 
 def _state_dict(content: Any) -> dict[str, Tensor]:
@@ -147,6 +176,8 @@ def _blob(name: str, blob: Any) -> Tensor:
         shape = [blob.num, blob.channels, blob.height, blob.width]
         while len(shape) > 1 and shape[0] == 1:  # a vector is 1 x 1 x 1 x its length there
             del shape[0]
+    if len(shape) > 4:
+        raise ValueError(f"{name!r}: expected at most 4 dimensions, got {len(shape)}")
     data = b"".join(blob.data)
     if any(size < 0 for size in shape) or 4 * math.prod(shape) != len(data):
         raise ValueError(
