@@ -54,6 +54,8 @@ def test_ids_boxes_and_crowds(tmp_path):
         ("annotations/instances_val2017.json", "../val2017"),
         ("annotations/instances_val2017.json", "../images/val2017"),
         ("annotations/a.json", "../images"),
+        ("annotations/instances_test-dev2017.json", "../test2017"),
+        ("annotations/instances_valminusminival2014.json", "../images/val2014"),
     ],
 )
 def test_usual_places_of_the_images(tmp_path, path, images):

@@ -98,6 +98,12 @@ def test_without_image_sets_every_annotation_counts(tmp_path):
     assert open_dataset(tmp_path).image_ids == ["a", "b"]
 
 
+def test_names_with_spaces(tmp_path):
+    objects = {"my photo (1)": box_xml("ant", (1, 1, 9, 9)), "b": ""}
+    folder = make_folder(tmp_path, objects, {"train": " my photo (1) \nb  1\n"})
+    assert VOCDataset(folder, "train").image_ids == ["my photo (1)", "b"]
+
+
 def test_given_classes_set_the_order(folder):
     data = VOCDataset(folder, classes=["zebra", "bee", "ant", "cow"])
     assert data.classes == ["zebra", "bee", "ant", "cow"]
@@ -293,3 +299,32 @@ def test_open_dataset_chooses_the_split(folder, tmp_path):
         open_dataset(tmp_path / "gone")
     with pytest.raises(ValueError, match="image_dir does not go with a VOC folder"):
         open_dataset(folder, image_dir=folder)
+
+
+def test_a_devkit_is_the_union_of_its_years(tmp_path):
+    kit = tmp_path / "VOCdevkit"
+    (kit / "VOCcode").mkdir(parents=True)
+    objects = {"1": box_xml("dog", (1, 1, 9, 9)), "2": box_xml("cat", (1, 1, 9, 9)), "3": ""}
+    make_folder(kit / "VOC2007", objects, {"trainval": "1\n3\n", "test": "2\n"})
+    objects = {"2008_1": box_xml("ant", (0, 0, 0, 9)) + box_xml("dog", (1, 2, 8, 9))}
+    make_folder(kit / "VOC2012", objects, {"trainval": "2008_1\n", "val": "2008_1\n"})
+    data = open_dataset(kit)
+    assert data.name == "VOC2007 trainval + VOC2012 trainval"
+    assert data.classes == ["ant", "cat", "dog"] and data.image_ids == ["1", "3", "2008_1"]
+    assert [data[k].labels.tolist() for k in range(3)] == [[3], [], [3]]
+    assert data.image_path(2) == kit / "VOC2012" / "JPEGImages" / "2008_1.png"
+    assert len(data.dropped) == 1 and data.years[1][0].labels.tolist() == [2]
+    given = ["dog", "cat", "ant"]
+    assert open_dataset(kit, "all", classes=given).classes == given
+    # The split of one year alone is that folder's, for the figures and the server's files.
+    test = open_dataset(kit, train=False, classes=data.classes)
+    assert isinstance(test, VOCDataset) and test.image_ids == ["2"] and test.classes == data.classes
+    with pytest.raises(DataError, match="VOCdevkit: none of VOC2007, VOC2012 has a split x"):
+        open_dataset(kit, "x")
+
+
+def test_a_folder_of_coco_files_is_told_apart(tmp_path):
+    (tmp_path / "coco" / "annotations").mkdir(parents=True)
+    (tmp_path / "coco" / "annotations" / "instances_val2017.json").write_text("{}")
+    with pytest.raises(DataError, match=r"give the file: .*annotations/instances_val2017\.json"):
+        open_dataset(tmp_path / "coco")

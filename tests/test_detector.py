@@ -335,7 +335,7 @@ def test_evaluate_counts_misses_and_inventions(detector):
     result = evaluate(detector, scenes, progress=False)
     assert result.voc12.ap[0] == pytest.approx(1.0)
     assert result.coco.ap[0] == pytest.approx(1.0)
-    assert "2 difficult objects ignored" in result.table()
+    assert "2 difficult objects and crowds ignored" in result.table()
 
 
 def test_evaluate_matches_classes_by_name(detector):

@@ -14,7 +14,7 @@ from mdssd.data.images import (
 from mdssd.data.loader import DetectionDataset, TrainingSet, collate, worker_init
 from mdssd.data.sample import DataError, Sample
 from mdssd.data.synthetic import SyntheticScenes
-from mdssd.data.voc import VOCDataset
+from mdssd.data.voc import VOCDataset, VOCYears
 from mdssd.data.voc_writer import write_voc
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "SyntheticScenes",
     "TrainingSet",
     "VOCDataset",
+    "VOCYears",
     "collate",
     "decode_image",
     "open_dataset",

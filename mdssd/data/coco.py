@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Container
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ class CocoDataset(PhotoDataset):
 
     json_path: the file. image_dir: the folder its file names refer to; None: the first of the
     usual places that holds the first image (beside the file; images/ or the split's folder, as
-    val2017 of instances_val2017.json, beside the file or beside its folder).
+    val2017 of instances_val2017.json or test2017 of image_info_test-dev2017.json, beside the file
+    or beside its folder).
     Labels: category ids in ascending order become 1 to K; `category_ids[k - 1]` is the id of
     label k. Crowds are kept and marked. Images come in the order of the file, those without
     boxes included. Boxes without area or outside the image are left out and listed in `dropped`.
@@ -156,9 +158,13 @@ class CocoDataset(PhotoDataset):
             return folder
         here = self.json_path.parent
         split = self.json_path.stem.rpartition("_")[2]
+        # Images of test-dev2017 lie in test2017, those of minival2014 in val2014.
+        shared = re.sub(r".*(train|val|test)\D*(\d{4})$", r"\1\2", split)
         places = [here]
         for top in (here, here.parent):
-            places += [top / "images" / split, top / split, top / "images"]
+            for name in dict.fromkeys((split, shared)):
+                places += [top / "images" / name, top / name]
+            places.append(top / "images")
         for folder in places:
             if folder.is_dir() and path_inside(folder, first, str(self.json_path)).is_file():
                 return folder

@@ -10,7 +10,7 @@ from mdssd.data.coco import CocoDataset
 from mdssd.data.loader import DetectionDataset
 from mdssd.data.sample import DataError
 from mdssd.data.synthetic import SyntheticScenes
-from mdssd.data.voc import VOCDataset
+from mdssd.data.voc import VOCDataset, VOCYears
 
 TRAIN_SPLITS = ("trainval", "train")
 TEST_SPLITS = ("test", "val", "valid")
@@ -33,6 +33,8 @@ def open_dataset(
 ) -> DetectionDataset:
     """Open the data at `path`: a VOC folder, a COCO JSON file, or None for generated scenes.
 
+    A folder of VOC folders (VOC2007, VOC2012 ... as in VOCdevkit) counts as the union of those
+    that have the split.
     split: of a VOC folder or of the generated scenes ("train", "test"); None: by `train`, for a
     VOC folder the first of trainval, train (or test, val, valid) that it has.
     classes: the class names of a VOC folder. image_dir: see CocoDataset. image_size, count (1000
@@ -59,22 +61,44 @@ def open_dataset(
     if not path.is_dir():
         raise DataError(f"{path}: no such file or folder")
     _refuse(f"a VOC folder ({path})", image_dir=image_dir)
-    split = split or _default_split(path, train)
-    return VOCDataset(path, split, classes, unlabelled=unlabelled, faults=faults)
+    roots = _voc_folders(path)
+    lists = [root / "ImageSets" / "Main" for root in roots]
+    split = split or _default_split(path, lists, train)
+    years = [
+        VOCDataset(root, split, classes, unlabelled=unlabelled, faults=faults)
+        for root, folder in zip(roots, lists, strict=True)
+        if len(roots) == 1 or split == "all" or (folder / f"{split}.txt").is_file()
+    ]
+    if not years:
+        raise DataError(f"{path}: none of {', '.join(r.name for r in roots)} has a split {split}")
+    return years[0] if len(years) == 1 else VOCYears(years)
 
 
-def _default_split(root: Path, train: bool) -> str:
-    folder = root / "ImageSets" / "Main"
-    if not folder.is_dir():
+def _voc_folders(path: Path) -> list[Path]:
+    """The folder itself, or those in it that VOC has named after their year."""
+    if (path / "JPEGImages").is_dir():
+        return [path]
+    years = sorted(f for f in path.glob("VOC[12][0-9][0-9][0-9]") if (f / "JPEGImages").is_dir())
+    files = sorted([*path.glob("*.json"), *path.glob("annotations/*.json")])
+    if files and not years:
+        raise DataError(
+            f"{path}: not in VOC layout, it has no folder JPEGImages; of COCO data give the file: "
+            + ", ".join(map(str, files[:4]))
+            + (" ..." if len(files) > 4 else "")
+        )
+    return years or [path]
+
+
+def _default_split(path: Path, lists: Sequence[Path], train: bool) -> str:
+    if not any(folder.is_dir() for folder in lists):
         return "all"
     wanted = TRAIN_SPLITS if train else TEST_SPLITS
     for split in wanted:
-        if (folder / f"{split}.txt").is_file():
+        if any((folder / f"{split}.txt").is_file() for folder in lists):
             return split
-    there = ", ".join(sorted(path.stem for path in folder.glob("*.txt"))) or "none"
-    raise DataError(
-        f"{folder}: none of the splits {', '.join(wanted)} (there are: {there}; or all)"
-    )
+    there = ", ".join(sorted({p.stem for f in lists for p in f.glob("*.txt")})) or "none"
+    where = lists[0] if len(lists) == 1 else path
+    raise DataError(f"{where}: none of the splits {', '.join(wanted)} (there are: {there}; or all)")
 
 
 def _refuse(kind: str, **arguments: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ class VOCDataset(PhotoDataset):
     """A folder with JPEGImages, Annotations and (optionally) ImageSets/Main.
 
     root: the folder. split: the name of a file in ImageSets/Main; "all", or a folder without
-    ImageSets/Main, takes every annotation. Of each line of the file the first word counts.
+    ImageSets/Main, takes every annotation. For the lines of the file see `read_split`.
     classes: the names in label order (label k is classes[k - 1]); None: every name found in
     Annotations, sorted, the same for every split.
     unlabelled: take images of the split without an annotation too, as a server's test set has them;
@@ -152,13 +153,48 @@ class VOCDataset(PhotoDataset):
         )
 
 
+class VOCYears(PhotoDataset):
+    """The same split of several VOC folders, one after another: 07+12 is VOC2007 and VOC2012.
+
+    years: the folders, one or more. classes: theirs where they are the same, else all, sorted.
+    """
+
+    def __init__(self, years: Sequence[VOCDataset]) -> None:
+        super().__init__(" + ".join(year.name for year in years))
+        self.years = list(years)
+        same = all(year.classes == years[0].classes for year in years)
+        names = {name for year in years for name in year.classes}
+        self.classes = list(years[0].classes) if same else sorted(names)
+        self.labelled = all(year.labelled for year in years)
+        for year in years:
+            label_of = np.array([0, *(self.classes.index(name) + 1 for name in year.classes)])
+            self.image_ids += year.image_ids
+            self.dropped += year.dropped
+            self.size_faults += year.size_faults
+            self._paths += year._paths
+            for annotation in year._annotations:
+                own = copy.copy(annotation)
+                own.labels = label_of[annotation.labels]
+                self._annotations.append(own)
+
+
 def read_split(path: Path) -> list[str]:
-    """The images that a file of ImageSets/Main lists, each once. Raises DataError."""
+    """The images that a file of ImageSets/Main lists, each once. Raises DataError.
+
+    The first word of a line counts, or all of it where an annotation has that name.
+    """
+    annotations = path.parents[2] / "Annotations"
+
+    def image_id(line: str) -> str:
+        whole = line.strip()
+        first = whole.split()[0]
+        return whole if whole != first and (annotations / f"{whole}.xml").is_file() else first
+
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
-    ids = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
+    ids = list(dict.fromkeys(image_id(line) for line in lines if line.strip()))
     if not ids:
         raise DataError(f"{path}: the split lists no image")
     return ids
