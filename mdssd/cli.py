@@ -46,6 +46,7 @@ _DATA_OPTIONS = (
     "classes",
     "scenes",
     "eval_data",
+    "eval_image_dir",
     "eval_split",
     "eval_every",
 )
@@ -203,7 +204,8 @@ _TRAIN = """Train a detector from scratch, from ImageNet weights or from a check
 last.json (and best.json where --eval-split is given), their weights, loss.csv and loss.png into the
 folder --out. Ctrl-C or a crash leaves the last checkpoint, SIGTERM makes one; --resume goes on from
 it. On several GPUs: torchrun --nproc-per-node N -m mdssd train --device cuda ..."""
-_DATA = "folder in VOC layout, or COCO JSON (default: generated scenes)"
+_DATA = """folder in VOC layout, VOCdevkit (all its years that have the split), or COCO JSON
+(default: generated scenes)"""
 _SCENES = "how many scenes to generate where there is no --data"
 _IMAGE_DIR = "folder of the images of a COCO JSON"
 _SUBMIT = """also write into --out what the evaluation server of VOC or COCO takes; the test set
@@ -224,8 +226,11 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument("--scenes", type=_count, metavar="N", help=_SCENES)
     data.add_argument("--eval-data", metavar="PATH", help="data to evaluate on (default --data)")
+    data.add_argument("--eval-image-dir", metavar="DIR", help="--image-dir of --eval-data")
     data.add_argument(
-        "--eval-split", metavar="SPLIT", help="evaluate on this split; keeps the best"
+        "--eval-split",
+        metavar="SPLIT",
+        help="evaluate on this split, of a VOC folder or the scenes; keeps the best by VOC07 mAP",
     )
     data.add_argument("--eval-every", type=_count, metavar="N", help="epochs between (default 10)")
 
@@ -261,7 +266,7 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
     length.add_argument("--iterations", type=_count, metavar="N", help="batches instead")
     length.add_argument("--minutes", type=float, metavar="M", help="train for this long instead")
     run.add_argument("--seed", type=int, metavar="N", help="(default 0)")
-    run.add_argument("--workers", type=int, metavar="N", help="processes that load images")
+    run.add_argument("--workers", type=_number, metavar="N", help="processes that load images")
     run.add_argument("--log-every", type=_count, metavar="N", help="iterations (default 10)")
     run.add_argument("--save-every", type=_count, metavar="N", help="epochs (default 1)")
     run.add_argument(
@@ -363,7 +368,9 @@ def _add_data_commands(parser: argparse.ArgumentParser) -> None:
     _add_data_source(check)
     check.add_argument("--out", metavar="DIR", help="folder for check.json and the plots")
     check.add_argument("--model", choices=MODELS, default="mdssd300", help="(default mdssd300)")
-    check.add_argument("--prior-scales", metavar="NAME", default="voc", help="voc, coco or paper")
+    check.add_argument(
+        "--prior-scales", metavar="NAME", help="voc, coco or paper (default: the model's own)"
+    )
     check.add_argument("--clip-priors", action="store_true", help="clip priors to the image")
     check.add_argument(
         "--truncate-sizes", action="store_true", help="whole pixels, as Caffe at 512"
@@ -452,11 +459,13 @@ def _train(arguments: argparse.Namespace) -> int:
         dataset = _open(options, train=True, input_size=size, classes=options.get("classes"))
         _check_class_names(options, dataset)
         eval_dataset = None
-        if "eval_split" in options or "eval_data" in options:
+        if any(name in options for name in ("eval_split", "eval_data", "eval_image_dir")):
             chosen = {
                 "data": options.get("eval_data", options.get("data")),
                 "split": options.get("eval_split"),
-                "image_dir": None if "eval_data" in options else options.get("image_dir"),
+                "image_dir": options.get(
+                    "eval_image_dir", None if "eval_data" in options else options.get("image_dir")
+                ),
             }
             eval_dataset = _open(chosen, train=False, input_size=size, classes=dataset.classes)
         if main:
@@ -537,7 +546,7 @@ def _fresh_facts(given: dict[str, Any]) -> dict[str, Any]:
     config.setdefault("model", "mdssd300")
     recipe.setdefault("schedule", "mdssd" if config["model"].startswith("mdssd") else "ssd")
     options = {name: given[name] for name in _DATA_OPTIONS if name in given}
-    for name in ("data", "image_dir", "eval_data"):
+    for name in ("data", "image_dir", "eval_data", "eval_image_dir"):
         if name in options:
             options[name] = str(Path(options[name]).absolute())
     if "recipe" in given:
@@ -577,6 +586,8 @@ def _chosen(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict
     file = read_recipe(given["recipe"]) if "recipe" in given else {}
     names = (*MODEL_OPTIONS, *Recipe.__dataclass_fields__)
     options = {name: given[name] for name in names if name in given}
+    if "scale_lr" in given and "batch_size" not in given:
+        raise ValueError("--scale-lr: expected --batch-size beside it, to scale by")
     both = combine(file, options, scale_lr=given.get("scale_lr", False))
     config = {name: both.pop(name) for name in MODEL_OPTIONS if name in both}
     return both, config, file
@@ -639,13 +650,14 @@ def _eval(arguments: argparse.Namespace) -> int:
             raise ValueError(
                 f"--submit {arguments.submit}: {dataset.name} is not data of this layout"
             )
+        if main and arguments.out:  # an error here should not come at the end
+            Path(arguments.out).mkdir(parents=True, exist_ok=True)
         found = find_all(detector, dataset, batch_size=arguments.batch_size)
     if not main:
         return 0
     if arguments.submit:
         from mdssd.engine.submission import write_submission
 
-        Path(arguments.out).mkdir(parents=True, exist_ok=True)
         paths = write_submission(arguments.out, dataset, found.detections, detector.classes)
         print("written: " + _some([str(path) for path in paths]))
     if not getattr(dataset, "labelled", True):
@@ -692,22 +704,20 @@ def _detect(arguments: argparse.Namespace) -> int:
 def _data_check(arguments: argparse.Namespace) -> int:
     from mdssd.engine.datacheck import check_data
     from mdssd.engine.dataplot import write_check
-    from mdssd.priors import make_priors, mdssd_prior_layers, ssd_prior_layers
+    from mdssd.models import build
 
     size = _input_size(arguments.model)
-    layers = mdssd_prior_layers if arguments.model.startswith("mdssd") else ssd_prior_layers
-    priors = make_priors(
-        layers(size, arguments.prior_scales),
-        size,
-        clip=arguments.clip_priors,
-        truncate_sizes=arguments.truncate_sizes,
-    )
+    config: dict[str, Any] = {"model": arguments.model, "num_classes": 2, "width": 0.01}
+    for name in ("prior_scales", "clip_priors", "truncate_sizes"):
+        if value := getattr(arguments, name):
+            config[name] = value
+    model = build(config)  # its width does not matter to the priors
     faults: list[str] = []
     check = check_data(
         _open_whole(vars(arguments), size, faults),
-        priors,
+        model.priors,
         size,
-        model=f"{arguments.model} ({arguments.prior_scales})",
+        model=f"{model.name} ({model.prior_scales})",
         faults=faults,
         tiny=arguments.tiny,
         workers=arguments.workers,

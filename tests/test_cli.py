@@ -142,6 +142,31 @@ def test_resume_remembers_the_options(capsys, tmp_path, voc):
     assert "is of another model" in line
 
 
+def test_photographs_to_evaluate_on_have_a_folder_of_their_own(tmp_path, monkeypatch):
+    """Neither set's photographs lie where they would be looked for."""
+    for name in ("train", "test"):
+        folder = write_voc(SyntheticScenes(1), tmp_path / name)
+        (image,) = (folder / "JPEGImages").iterdir()
+        content = {
+            "images": [{"id": 1, "file_name": image.name}],
+            "categories": [{"id": 7, "name": "cat"}],
+            "annotations": [{"id": 1, "image_id": 1, "category_id": 7, "bbox": [1, 1, 9, 9]}],
+        }
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    opened = []
+
+    def train(model, dataset, out_dir, *, eval_dataset, **_):
+        opened.extend([dataset.image_dir, eval_dataset.image_dir])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mdssd.engine.train.train", train)
+    photos = [tmp_path / name / "JPEGImages" for name in ("train", "test")]
+    arguments = ["train", *TINY, "--data", tmp_path / "train.json", "--image-dir", photos[0]]
+    arguments += ["--eval-data", tmp_path / "test.json", "--eval-image-dir", photos[1]]
+    assert main([str(argument) for argument in arguments]) == 130
+    assert opened == photos
+
+
 def test_info_and_version(capsys):
     status, text, _ = run(capsys, "info")
     assert status == 0 and torch.__version__ in text
@@ -271,6 +296,15 @@ def test_one_line_for_every_wrong_input(capsys, tmp_path, voc, checkpoint):
         assert expected in expect_error(capsys, *arguments), arguments
         assert not out.exists(), arguments
     assert sorted(path.name for path in checkpoint.parent.iterdir()) == before
+
+
+def test_eval_into_what_is_no_folder_ends_before_the_long_part(
+    capsys, tmp_path, monkeypatch, checkpoint
+):
+    monkeypatch.setattr("mdssd.engine.evaluate.find_all", None)
+    (tmp_path / "file").write_text("mine")
+    line = expect_error(capsys, "eval", checkpoint, "--scenes", 1, "--out", tmp_path / "file")
+    assert "file: File exists" in line
 
 
 def test_eval_refuses_data_of_other_classes(capsys, tmp_path, voc):

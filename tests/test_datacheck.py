@@ -199,6 +199,13 @@ def test_plots_and_json_of_generated_scenes(tmp_path, capsys):
     assert json.loads((out / "check.json").read_text())["broken"] is False
 
 
+@pytest.mark.filterwarnings("error")
+def test_plots_take_any_name(tmp_path):
+    names = ["$x_{", "$2^^3$", "猫", "a" * 120]
+    boxes = {"a": [(name, 20, 20, 80, 80) for name in names]}
+    write_check(check(voc(tmp_path / "v", boxes)), tmp_path / "out")
+
+
 def test_a_data_set_without_a_box(tmp_path):
     path = voc(tmp_path / "v", {"a": [("cat", 1, 1, 9, 9)], "b": []}, {"test": "b"})
     result = check(path, "test")
@@ -217,6 +224,7 @@ def test_wrong_input_is_one_line(tmp_path, capsys):
         (["check", tmp_path / "gone"], "no such file or folder"),
         (["check", root, "--split", "moon"], "no such split"),
         (["check", root, "--prior-scales", "x"], "prior_scales must be one of"),
+        (["check", root, "--tiny", "nan"], "tiny: expected a number of at least 0, got nan"),
         (["check", nothing], "no image can be used; the first fault: "),
         (["show", root, "--out", tmp_path / "a.jpg"], "ends with .png"),
         (["show", root, "--out", tmp_path / "a.png", "--no-augment", "--no-crop"], "--no-augment"),
@@ -267,3 +275,24 @@ def test_priors_of_a_model_are_those_it_has():
     assert {30, 60, 111, 162, 213, 264} < squares
     ratios = {round(w / h, 2) for w, h in result.prior_sides}
     assert ratios == {1, 2, 0.5, 3, 0.33}
+
+
+def test_each_model_is_compared_by_its_own_priors(tmp_path, capsys):
+    root = voc(tmp_path / "v", {"a": [("cat", 20, 20, 80, 80)]})
+    for model, priors in [
+        ("ssd513", "ssd513 (coco): 20.5, 32.4, 51.3"),
+        ("mdssd300", "mdssd300 (voc): 30, 42.4, 60"),
+    ]:
+        status, out, err = run(capsys, "data", "check", root, "--model", model)
+        assert status == 0 and f"priors of {priors}" in out, err
+
+
+def test_splits_of_each_year_of_a_devkit_are_compared(tmp_path):
+    box = [("cat", 20, 20, 80, 80)]
+    voc(tmp_path / "VOC2007", {"a": box, "b": box}, {"trainval": "a", "test": "ab"})
+    voc(tmp_path / "VOC2012", {"c": box}, {"train": "c", "val": "c"})
+    result = check(tmp_path)
+    assert result.image_ids == ["a", "b", "c"] and len(result.label) == 3
+    assert [line.rpartition(": ")[2] for line in result.leaks] == [
+        "a is in trainval and test", "c is in train and val",
+    ]  # fmt: skip

@@ -195,6 +195,8 @@ def test_run_by_a_recipe_and_its_resumption(capsys, tmp_path):
     status, text, _ = run(capsys, *command, "--resume")
     assert status == 0 and "2 iterations" in text
     torch.set_num_threads(threads)
+    *_, error = run(capsys, "--recipe", "ssd300-voc", "--scale-lr", "--out", tmp_path / "none")
+    assert "--scale-lr: expected --batch-size beside it" in error
 
 
 def test_mdssd_starts_from_a_trained_ssd(tmp_path):

@@ -291,3 +291,14 @@ def test_a_class_without_detections_has_an_empty_curve():
     figure = charts.curve_chart(voc_ap(found, truth, 2), ["a"], charts.LIGHT)
     assert charts.svg(figure).startswith(b"<?xml")
     assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [0]
+
+
+def test_long_names_keep_clear_of_their_neighbours():
+    names = ["a" * 40, "short"]
+    truth = [{"boxes": [[0, 0, 9, 9]] * 2, "labels": [1, 2]}]
+    found = [{"boxes": [], "scores": [], "labels": []}]
+    curves = charts.curve_chart(voc_ap(found, truth, 3), names, charts.LIGHT)
+    assert [axes.get_title() for axes in curves.axes] == [f"{'a' * 23}…  0.000", "short  0.000"]
+    (axes,) = charts.size_chart(size_ap(found, truth, 3), names, charts.LIGHT).axes
+    shown = [label.get_text() for label in axes.get_xticklabels()]
+    assert shown == ["mean of classes", "a" * 15 + "…", "short"]

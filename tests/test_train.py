@@ -21,7 +21,7 @@ from mdssd.engine.evaluate import evaluate
 from mdssd.engine.losslog import LossLog
 from mdssd.engine.recipe import Recipe, parameter_groups
 from mdssd.engine.step import TrainingStep
-from mdssd.engine.train import EpochBatches, TrainingError, train
+from mdssd.engine.train import EpochBatches, TrainingError, check_folder, train
 from mdssd.models import mdssd300, ssd300
 
 
@@ -445,6 +445,14 @@ def test_refuses_to_overwrite_a_run(tmp_path):
     with pytest.raises(FileExistsError, match=r"holds a run already \(last.json, loss.csv\)"):
         train(small(), Shapes(2), tmp_path, epochs=1, **QUICK)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_is_no_obstacle(tmp_path):
+    (tmp_path / "loss.csv").write_text("step,epoch,lr,loc,conf,total,images_per_s,waiting\n1,1,")
+    check_folder(tmp_path, resume=False)
+    (tmp_path / "loss.csv").write_text("mine\n")
+    with pytest.raises(FileExistsError, match=r"holds a run already \(loss.csv\)"):
+        check_folder(tmp_path, resume=False)
 
 
 def test_refuses_to_resume_another_run(tmp_path):

@@ -64,7 +64,7 @@ def size_chart(sizes: SizeResult, classes: Sequence[str], theme: Theme) -> Figur
         shown = names[first : first + _CLASSES_A_ROW]
         axes.set_xlim(-1, 6.5 * columns - 1)
         axes.set_xticks([6.5 * n + 2 for n in range(len(shown))])
-        axes.set_xticklabels(shown, parse_math=False)
+        axes.set_xticklabels([shorten(name, 16) for name in shown], parse_math=False)
         axes.tick_params(axis="x", length=0, pad=14)
         axes.set_ylabel("normalised AP", color=theme.ink)
         axes.grid(visible=False, axis="x")
@@ -115,7 +115,10 @@ def curve_chart(voc12: VocResult, classes: Sequence[str], theme: Theme) -> Figur
             )
         axes.set_xlim(0, 1.02)
         axes.set_title(
-            f"{classes[k]}  {voc12.ap[k]:.3f}", size=9, color=theme.ink, parse_math=False
+            f"{shorten(classes[k], 24)}  {voc12.ap[k]:.3f}",
+            size=9,
+            color=theme.ink,
+            parse_math=False,
         )
     for number, axes in enumerate(figure.axes):
         if number >= len(shown):
@@ -135,7 +138,7 @@ def svg(figure: Figure) -> bytes:
 
     buffer = io.BytesIO()
     options = matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mdssd"})
-    with options, _no_font_warnings():
+    with options, no_font_warnings():
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
 
@@ -180,6 +183,11 @@ def _style(axes: Any, theme: Theme) -> None:
         spine.set_visible(name in ("left", "bottom"))
 
 
+def shorten(name: str, most: int) -> str:
+    """A name that does not run into its neighbour's; the page's tables have it whole."""
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
 def _thin(recall: NDArray[np.float64]) -> NDArray[np.int64]:
     """The positions to draw: those where recall rises, thinned out evenly, and the last."""
     rises = np.flatnonzero(np.diff(recall, prepend=0.0) > 0)
@@ -188,7 +196,8 @@ def _thin(recall: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 @contextmanager
-def _no_font_warnings() -> Iterator[None]:
+def no_font_warnings() -> Iterator[None]:
+    """Let names be saved that Matplotlib's font cannot draw."""
     # Matplotlib measures text with its own font, which lacks Chinese, say; the reader's may not.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mdssd import ops
-from mdssd.data import DataError, DetectionDataset, Sample, VOCDataset, decode_image
+from mdssd.data import DataError, DetectionDataset, Sample, VOCDataset, VOCYears, decode_image
 from mdssd.data.images import read_bytes
 from mdssd.data.voc import read_split
 from mdssd.ops.matching import to_xyxy
@@ -198,8 +198,11 @@ def check_data(
     images; None for one per core.
     Sizes are those of the image warped to the square input, as without augmentation; boxes are
     clipped to it; crowds, which training leaves out, are only counted. An image that cannot be
-    read counts among the faults, its boxes nowhere. Raises DataError where no image is left.
+    read counts among the faults, its boxes nowhere. Raises DataError where no image is left,
+    ValueError where tiny is negative or NaN.
     """
+    if not tiny >= 0:
+        raise ValueError(f"check_data: tiny: expected a number of at least 0, got {tiny}")
     if not len(dataset):
         raise DataError(
             f"{dataset.name}: no image can be used; the first fault: {[*faults, '-'][0]}"
@@ -243,8 +246,9 @@ def check_data(
     digests = [look[0] for look in looks if not isinstance(look, DataError)]
     same = _groups(digests)
     result.duplicates = [", ".join(names[k] for k in group) for group in same]
-    if isinstance(dataset, VOCDataset):
-        _compare_splits(dataset, result, same)
+    for part in dataset.years if isinstance(dataset, VOCYears) else [dataset]:
+        if isinstance(part, VOCDataset):
+            _compare_splits(part, result, same)
     return result
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mdssd.data import Augmentation, DetectionDataset, TrainingSet
+from mdssd.engine.charts import no_font_warnings, shorten
 from mdssd.engine.datacheck import IOU, DataCheck
 from mdssd.engine.draw import draw_detections
 from mdssd.engine.files import atomic_write
@@ -51,7 +52,7 @@ def _figure(height: float) -> Figure:
 def _save(figure: Figure, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    with atomic_write(path, "wb") as file:
+    with atomic_write(path, "wb") as file, no_font_warnings():
         FigureCanvasAgg(figure).print_png(file)
 
 
@@ -121,8 +122,9 @@ def _bars(
     for place, share, (_, which) in zip(places, shares, parts, strict=True):
         text = "no box" if share is None else f"{share:.4f} of {which.sum():,}"
         inside = (share or 0.0) > 0.4
-        axes.text(0.02, float(place), text, va="center", color="white" if inside else "black")
-    axes.set_yticks(places, [name for name, _ in parts])
+        left = 0.02 if inside else 0.02 + (share or 0.0)
+        axes.text(left, float(place), text, va="center", color="white" if inside else "black")
+    axes.set_yticks(places, [shorten(name, 24) for name, _ in parts], parse_math=False)
     axes.set_xlim(0, 1)
     axes.set_ylim(len(parts) - 0.5, -0.5)
     axes.set_title(title)

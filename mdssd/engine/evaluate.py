@@ -109,7 +109,7 @@ class EvalResult:
         if absent:
             lines += ["", f"no object of: {', '.join(absent)} (left out of the mean)"]
         if voc.difficult.any():
-            lines += ["", f"{voc.difficult.sum():,} difficult objects ignored"]
+            lines += ["", f"{voc.difficult.sum():,} difficult objects and crowds ignored"]
         lines.append("")
         if self.coco:
             f = {name: _figure(value) for name, value in self.coco.figures.items()}

@@ -94,6 +94,13 @@ class LossLog:
             self._release_lock()
 
 
+def is_loss_log(path: Path) -> bool:
+    """Whether a file that is there begins as this CSV does."""
+    start = ",".join(COLUMNS).encode()
+    with open(path, "rb") as file:
+        return file.read(len(start)) == start
+
+
 def _text(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 

@@ -46,7 +46,7 @@ from mdssd.engine.checkpoint import (
 from mdssd.engine.detector import Detector
 from mdssd.engine.evaluate import evaluate
 from mdssd.engine.files import remove_leftovers
-from mdssd.engine.losslog import LossLog
+from mdssd.engine.losslog import LossLog, is_loss_log
 from mdssd.engine.plot import plot_losses
 from mdssd.engine.recipe import Recipe, parameter_groups
 from mdssd.engine.step import Losses, TrainingStep
@@ -595,6 +595,8 @@ def check_folder(out_dir: Path, resume: bool) -> None:
     there = [name for name in RUN_FILES if (out_dir / name).exists()]
     if resume and "last.json" not in there:
         raise CheckpointError(f"{out_dir / 'last.json'}: no such file: there is no run to resume")
+    if there == ["loss.csv"] and is_loss_log(out_dir / "loss.csv"):
+        there = []  # of a run that ended before its first checkpoint: nothing is lost with it
     if there and not resume:
         raise FileExistsError(
             f"{out_dir}: holds a run already ({', '.join(there)}): resume it, or write elsewhere"
