@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import mdssd
-from mdssd import models, ops
+from mdssd import models
 from mdssd.cli import main
 from mdssd.data import SyntheticScenes
 from mdssd.engine.checkpoint import load_checkpoint, save_checkpoint
@@ -243,24 +243,6 @@ def test_every_parameter_gets_a_gradient():
     (loc.square().mean() + logits.square().mean()).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-
-
-def test_compiles_as_one_graph_with_detection_output():
-    model = tiny("dssd321")
-    learn_statistics(model)
-    model.eval()
-    images = torch.randn(2, 3, 321, 321) * 50
-
-    def detect(images):
-        loc, logits = model(images)
-        return ops.detection_output(loc, logits, model.priors)
-
-    compiled = torch.compile(detect, fullgraph=True, backend="eager")
-    with torch.no_grad():
-        expected = detect(images)
-        assert (expected.count > 0).all()
-        for got, want in zip(compiled(images), expected, strict=True):
-            assert torch.equal(got, want)
 
 
 # --- options, checkpoints, the command -----------------------------------------------------------

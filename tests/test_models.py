@@ -260,15 +260,6 @@ def test_autocast_and_bfloat16_keep_priors_float32():
     assert "priors" not in model.state_dict()
 
 
-def test_compiles_as_one_graph():
-    model = mdssd300(3, width=0.02).eval()
-    images = torch.randn(1, 3, 300, 300)
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
-    with torch.no_grad():
-        for got, expected in zip(compiled(images), model(images), strict=True):
-            torch.testing.assert_close(got, expected)
-
-
 def test_empty_batch():
     loc, logits = ssd300(3, width=0.125).eval()(torch.empty(0, 3, 300, 300))
     assert loc.shape == (0, 8732, 4)

@@ -209,6 +209,13 @@ class SingleShotDetector(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
+    def __prepare_scriptable__(self) -> "SingleShotDetector":
+        # torch.jit.script calls it, and would end in a message about an annotation of PyTorch's.
+        raise NotImplementedError(
+            f"{self.name}: torch.jit.script is not supported; use torch.export "
+            "(mdssd export --format pt2)"
+        )
+
     def _apply(self, fn: Any, recurse: bool = True) -> "SingleShotDetector":
         # half() and to(bfloat16) must not round the priors: box coordinates need float32.
         priors = self.priors

@@ -4,6 +4,9 @@ A public function checks its arguments and calls one torch op. The dispatcher ke
 alone, so the op itself picks the backend (`_choose`): the forced one, else the first of
 `_PREFERENCE` that the op has and that this machine can run. Where the dispatcher would do nothing
 else (`_plain`), the backend is called without it, which saves 20 us a call.
+
+A gradient is registered with the torch op, and is a torch.autograd.Function besides, for the
+transforms of `torch.func`, which do not go through the former.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 BACKENDS = ("reference", "cpp", "cuda", "triton", "simt")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -44,6 +48,7 @@ try:
     _keys_of_tensor = torch._C._dispatch_keys
     _keys_of_thread = torch._C._dispatch_tls_local_include_set
     _profiler_enabled = torch.autograd._profiler_enabled
+    _transforms_active = torch._C._are_functorch_transforms_active
     _OTHER_KEYS = ~functools.reduce(
         operator.or_,
         (
@@ -73,6 +78,10 @@ except ImportError:  # only an editable install has it
     simt = None
 
 
+def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    pass
+
+
 def define(
     schema: str,
     *,
@@ -82,15 +91,23 @@ def define(
     cuda: Callable[..., Any] | None = None,
     triton: str | None = None,
     backward: Callable[..., Any] | None = None,
-    setup_context: Callable[..., Any] | None = None,
+    setup_context: Callable[..., Any] = _save_nothing,
+    batched: tuple[int, ...] = (),
+    leading: bool = False,
+    no_vmap: str = "",
 ) -> Callable[..., Any]:
-    """Define the torch op `mdssd::<schema>` with its backends, fake and gradient.
+    """Define the torch op `mdssd::<schema>` with its backends, fake, gradient and vmap.
 
     Returns what calls it. The first argument of every op is a tensor.
 
     `cuda` is called with the module that holds the entry points and a stream before the op's own
     arguments: the kernels of `mdssd._C` on the tensors' device, or those of `mdssd._simt`.
     `triton` names a function of `mdssd.ops.triton` as "file.function".
+
+    `torch.func.vmap` over none but the tensors at `batched` is one call of the op: the rows join
+    the batch that is the first dimension of these tensors and of all results, or, with `leading`,
+    are one more of any number of leading dimensions. Over others it is a call for each row, or,
+    with `no_vmap`, an error of this text.
     """
     name = schema.split("(", 1)[0]
     table = {"reference": reference}
@@ -111,24 +128,125 @@ def define(
     for key in _KEYS:
         _library.impl(name, run, key)
     torch.library.register_fake(f"mdssd::{name}", fake, lib=_library)
-    if backward is not None:
-        torch.library.register_autograd(
-            f"mdssd::{name}", backward, setup_context=setup_context, lib=_library
-        )
+    backward = backward or _no_gradient(name)
+    torch.library.register_autograd(
+        f"mdssd::{name}", backward, setup_context=setup_context, lib=_library
+    )
     overload = getattr(torch.ops.mdssd, name).default
+    rule = _vmap_refused(name, no_vmap) if no_vmap else _vmap(overload, batched, leading)
+    torch.library.register_vmap(f"mdssd::{name}", rule, lib=_library)
+
+    function = _function(name, overload, setup_context, backward)
 
     def call(*args: Any) -> Any:
-        return run(*args) if _plain(args) else overload(*args)
+        if _plain(args):
+            return run(*args)
+        return function.apply(*args) if _transformed() else overload(*args)
 
-    return call if _CAN_LOOK else overload
+    return call
+
+
+def _no_gradient(name: str) -> Callable[..., Any]:
+    """The backward of an op without one, where PyTorch would warn and go on with zeros."""
+    op = name.removesuffix("_backward")
+    what = "gradient" if op == name else "second derivative"
+
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise NotImplementedError(f"{op}: no {what}")
+
+    return backward
+
+
+def _function(
+    name: str,
+    forward: Callable[..., Any],
+    setup_context: Callable[..., Any],
+    backward: Callable[..., Any],
+) -> Any:
+    """The op for `torch.func`, to which the gradients of torch.library are closed."""
+
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise NotImplementedError(
+            f"{name}: no forward-mode differentiation; use torch.func.vjp in place of jvp, "
+            "jacrev of jacfwd"
+        )
+
+    members = {
+        "forward": staticmethod(forward),
+        "setup_context": staticmethod(setup_context),
+        "backward": staticmethod(backward),
+        "jvp": staticmethod(jvp),
+        "generate_vmap_rule": True,
+    }
+    return type(name, (torch.autograd.Function,), members)
+
+
+def _vmap_refused(name: str, why: str) -> Callable[..., Any]:
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+        raise NotImplementedError(f"{name}: torch.func.vmap: {why}")
+
+    return rule
+
+
+def _vmap(overload: Any, batched: tuple[int, ...], leading: bool) -> Callable[..., Any]:
+    """What `torch.func.vmap` does with an op; the bits are those of a loop over the rows."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+        size = info.batch_size
+        mapped = {i for i, dim in enumerate(in_dims) if dim is not None}
+        rows = list(args)
+        for i in mapped:
+            rows[i] = args[i].movedim(in_dims[i], 0)
+        if not mapped <= set(batched):
+            return _each(overload, rows, mapped, size), 0
+        for i in set(batched) - mapped:
+            rows[i] = args[i].expand(size, *args[i].shape)
+        if leading:
+            return overload(*rows), 0
+        lengths = rows[batched[0]].shape[:2]
+        for i in batched:
+            rows[i] = _joined(rows[i])
+        results = overload(*rows)
+        if isinstance(results, Tensor):
+            return results.unflatten(0, lengths), 0
+        return tuple(result.unflatten(0, lengths) for result in results), 0
+
+    return rule
+
+
+def _joined(tensor: Tensor) -> Tensor:
+    """The first two dimensions as one; channels-last where each row is, as kernels go by that."""
+    flat = tensor.flatten(0, 1)
+    if tensor.dim() == 5 and len(tensor):
+        row = tensor[0]
+        if not row.is_contiguous() and row.is_contiguous(memory_format=torch.channels_last):
+            return flat.contiguous(memory_format=torch.channels_last)
+    return flat.contiguous()
+
+
+def _each(overload: Any, rows: list[Any], mapped: set[int], size: int) -> Any:
+    """The op for one row after the other; for no row, what it gives for zeros, without them."""
+
+    def call(k: int) -> Any:
+        one = list(rows)
+        for i in mapped:
+            one[i] = rows[i][k] if size else rows[i].new_zeros(rows[i].shape[1:])
+        return overload(*one)
+
+    results = [call(k) for k in range(max(1, size))]
+    if isinstance(results[0], Tensor):
+        return torch.stack(results)[:size]
+    return tuple(torch.stack(parts)[:size] for parts in zip(*results, strict=True))
 
 
 def _plain(args: tuple[Any, ...]) -> bool:
     """Whether the dispatcher would only call the backend: no gradient, no mode, no subclass."""
     if (
         torch.compiler.is_compiling()  # first: Dynamo cannot follow the others
+        or not _CAN_LOOK
         or _has_torch_function(args)
         or _profiler_enabled()
+        or forward_ad._current_level >= 0
         or _keys_of_thread().raw_repr() & _OTHER_KEYS
         or (torch.is_grad_enabled() and _any_requires_grad(*args))
     ):
@@ -137,6 +255,13 @@ def _plain(args: tuple[Any, ...]) -> bool:
         if isinstance(arg, Tensor) and _keys_of_tensor(arg).raw_repr() & _OTHER_KEYS:
             return False
     return True
+
+
+def _transformed() -> bool:
+    """Whether a transform of `torch.func`, or forward-mode differentiation, is under way."""
+    if torch.compiler.is_compiling() or not _CAN_LOOK:
+        return False
+    return _transforms_active() or forward_ad._current_level >= 0
 
 
 def _device(args: tuple[Any, ...]) -> torch.device:

@@ -390,6 +390,7 @@ _box_iou = define(
     cpp=_box_iou_cpp,
     cuda=_box_iou_cuda,
     triton="boxes.box_iou",
+    batched=(0,),
     fake=lambda a, b: a.new_empty(a.shape[0], b.shape[0]),
     setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
     backward=lambda ctx, grad: _box_iou_backward(grad, *ctx.saved_tensors),
@@ -410,6 +411,8 @@ def _define_coding(name: str, argument: str, reference: Any, backward_reference:
         cpp=_coding_cpp(f"{name}_backward_cpu"),
         cuda=_coding_cuda(f"{name}_backward_cuda"),
         triton=f"boxes.{name}_backward",
+        batched=(0, 1),
+        leading=True,
         fake=lambda grad, boxes, priors, v0, v1: boxes.new_empty(boxes.shape),
     )
     return define(
@@ -418,6 +421,8 @@ def _define_coding(name: str, argument: str, reference: Any, backward_reference:
         cpp=_coding_cpp(f"{name}_cpu"),
         cuda=_coding_cuda(f"{name}_cuda"),
         triton=f"boxes.{name}",
+        batched=(0,),
+        leading=True,
         fake=lambda boxes, priors, v0, v1: boxes.new_empty(boxes.shape),
         setup_context=_save_coding,
         backward=lambda ctx, grad: (

@@ -370,5 +370,6 @@ _detection_output = define(
     cpp=_detection_output_cpp,
     cuda=_detection_output_cuda,
     triton="detection_output.detection_output",
+    batched=(0, 1),
     fake=lambda loc, logits, *settings: empty_detections(loc, logits, settings[4], settings[8]),
 )

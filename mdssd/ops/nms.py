@@ -266,6 +266,7 @@ _nms = define(
     cpp=_nms_cpp,
     cuda=_nms_cuda,
     triton="nms.nms",
+    no_vmap="rows differ in how many boxes they keep; use nms_padded",
     fake=_nms_fake,
 )
 

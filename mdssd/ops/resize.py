@@ -101,5 +101,7 @@ _resize = define(
     cpp=_resize_cpp,
     cuda=_resize_cuda,
     triton="resize.resize",
+    batched=(0,),
+    leading=True,
     fake=resized,
 )
