@@ -1,9 +1,15 @@
 # PYTHON: the interpreter that makes the virtual environment. VENV: where. PIP_ARGS: more for pip.
+# TEST_PROCESSES: how many run the tests side by side, each in 2.5 GB.
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
+TEST_PROCESSES ?= auto
 
 BIN := $(VENV)/bin
+# Threads that wait without spinning leave the cores to the other processes. Worksteal keeps the
+# tests of a file together, which share what they set up, until a process has nothing left.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q \
+	-n $(TEST_PROCESSES) --maxprocesses 4 --dist worksteal
 STAMP := $(VENV)/mdssd-installed
 SOURCES := pyproject.toml setup.py constraints.txt CMakeLists.txt \
 	$(shell find cmake csrc -type f -not -name '*.py*' -not -name resources.txt)
@@ -44,12 +50,12 @@ demo-checkpoint: $(STAMP)
 	$(BIN)/python demo/train.py
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 # Under the sanitizers the C++ backend too. Their libraries must be there before Python's first allocation.
 simt-check: $(STAMP)
 	for seed in 1 2 3; do \
-		$(BIN)/python -m pytest -q --small --simt-shuffle $$seed -k "simt and agrees" tests/test_ops.py \
+		$(PYTEST) --small --simt-shuffle $$seed -k "simt and agrees" tests/test_ops.py \
 			|| exit 1; \
 	done
 	$(BIN)/cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
@@ -59,7 +65,7 @@ simt-check: $(STAMP)
 	cxx="$${CXX:-c++}"; \
 	MDSSD_MODULES=$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		LD_PRELOAD="$$($$cxx -print-file-name=libasan.so) $$($$cxx -print-file-name=libubsan.so)" \
-		$(BIN)/python -m pytest -q --small -k "simt or cpp and (agrees or post_processing)" \
+		$(PYTEST) --small -k "simt or cpp and (agrees or post_processing)" \
 			tests/test_ops.py tests/test_simt.py tests/test_post_processing_cpp.py
 
 resources: $(STAMP)

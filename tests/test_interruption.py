@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from mdssd.cli import main
 from mdssd.data import SyntheticScenes
 from mdssd.engine import train as train_module
 from mdssd.engine.checkpoint import load_checkpoint, load_state, read_meta
@@ -302,7 +303,9 @@ def test_full_disk_at_the_end_is_an_error_and_the_run_can_go_on(tmp_path, straig
 # --- kill ----------------------------------------------------------------------------------------
 
 
-def test_killed_at_random_moments_the_newest_checkpoint_always_loads(tmp_path, pytestconfig):
+def test_killed_at_random_moments_the_newest_checkpoint_always_loads(
+    tmp_path, pytestconfig, capsys
+):
     """Thrice, with --nightly fifty times: every checkpoint that is there loads, none is lost."""
     kills = 50 if pytestconfig.getoption("nightly") else 3
     out = tmp_path / "run"
@@ -328,10 +331,8 @@ def test_killed_at_random_moments_the_newest_checkpoint_always_loads(tmp_path, p
         for path in out.glob("step-*.json"):
             load_checkpoint(path)
             load_state(path)
-    process = mdssd(*COMMAND, "--resume", "--out", out, "--iterations", reached + 1)
-    out_text, err = process.communicate()
-    assert process.returncode == 0, err
-    assert f"{reached + 1} iterations" in out_text
+    assert main([*COMMAND, "--resume", "--out", str(out), "--iterations", str(reached + 1)]) == 0
+    assert f"{reached + 1} iterations" in capsys.readouterr().out
     expect_tidy(out)
 
 
