@@ -152,6 +152,34 @@ def test_post_processing(
         )
 
 
+@pytest.mark.parametrize("patched", [True, False], ids=["mdssd", "own"])
+def test_ssd_pytorch_nms(patched: bool, measure: Callable[..., None]) -> None:
+    """The suppression alone, of all priors for one class."""
+    x = generators.network_output("ssd300", _CLASSES, None)
+    boxes, scores = ops.decode_boxes(x.loc, x.priors)[0], x.logits[0].softmax(-1)[:, 1].contiguous()
+    detection = importlib.import_module("codebases.ssd_pytorch.layers.functions.detection")
+
+    def call() -> tuple[Tensor, int]:
+        result: tuple[Tensor, int] = detection.nms(boxes, scores, 0.45, 200)
+        return result
+
+    want, count = call()
+    with ExitStack() as stack:
+        if patched:
+            stack.enter_context(ssd_pytorch.patch(_package("ssd_pytorch.layers")))
+        got, kept = call()
+        assert kept == count and torch.equal(got[:count], want[:count])
+        measure(
+            call,
+            op="post-processing of other codebases",
+            row="ssd.pytorch, NMS alone, untrained",
+            peer="mdssd cpp" if patched else "its own way",
+            device="cpu",
+            dtype=torch.float32,
+            shape=str(list(boxes.shape)),
+        )
+
+
 # --- targets and loss ----------------------------------------------------------------------------
 
 
