@@ -72,6 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"mdssd: {note}", file=sys.stderr)
         return int(end.code or 0)
     except KeyboardInterrupt as interrupt:
+        # Where code from a string was interrupted, of a dataclass for instance, CPython remembers
+        # it as unhandled and would end `python -m mdssd` by the signal. This makes it forget.
+        exec("")
         print("; ".join(["mdssd: interrupted", *map(str, interrupt.args)]), file=sys.stderr)
         return INTERRUPTED
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:

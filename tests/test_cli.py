@@ -381,12 +381,29 @@ def test_ctrl_c_leaves_the_last_checkpoint_and_says_how_to_go_on(tmp_path):
         wait_for_checkpoint(process, out)
         os.killpg(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=120)
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert f"go on with: mdssd train --resume --out {out}" in err
     assert "Traceback" not in err
     load_checkpoint(out)
     load_state(out)
     assert not list(out.glob(".*"))
+
+
+def test_ctrl_c_in_code_from_a_string_has_its_exit_status_too(tmp_path):
+    """A module, as with `python -m mdssd`: of a script CPython does not end so."""
+    (tmp_path / "interrupted.py").write_text(
+        "import sys\nfrom mdssd import cli\n"
+        "cli._train = lambda arguments: exec('raise KeyboardInterrupt(7)')\n"
+        "sys.exit(cli.main(['train', '--out', 'run']))\n"
+    )
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-m", "interrupted"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (130, "mdssd: interrupted; 7\n")
 
 
 @contextlib.contextmanager
