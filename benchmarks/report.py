@@ -2,6 +2,7 @@
 
 python -m benchmarks.report [FILE ...]      the newest of benchmarks/results, or these files
 python -m benchmarks.report --keep FILE     put a run's JSON there, named by the machine
+python -m benchmarks.report --add FILE      put a run's rows, some or all, into what is kept of it
 """
 
 from __future__ import annotations
@@ -133,6 +134,31 @@ def keep(path: Path, folder: Path) -> Path:
     The time of each round and what the report does not need are left out.
     """
     run, data = load(path), json.loads(path.read_text())
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{machine_name(run.about)}.json"
+    _write(data, target)
+    return target
+
+
+def add(path: Path, folder: Path) -> Path:
+    """Put a run's rows into the kept file of its machine, in place of those of the same names.
+
+    Each remembers its run. Raises ValueError where nothing is kept of the machine.
+    """
+    run, data = load(path), json.loads(path.read_text())
+    target = folder / f"{machine_name(run.about)}.json"
+    if not target.exists():
+        raise ValueError(f"{target}: no such file; --keep makes it")
+    for entry in data["benchmarks"]:
+        entry["extra_info"]["run"] = f"commit {run.about['commit'][:12]}, {run.date}"
+    names = {entry["name"] for entry in data["benchmarks"]}
+    kept = json.loads(target.read_text())
+    others = [entry for entry in kept["benchmarks"] if entry["name"] not in names]
+    _write({**kept, "benchmarks": others + data["benchmarks"]}, target)
+    return target
+
+
+def _write(data: dict[str, Any], target: Path) -> None:
     lines = []
     for entry in data["benchmarks"]:
         own = {k: v for k, v in entry["extra_info"].items() if k not in data["mdssd"]}
@@ -140,11 +166,8 @@ def keep(path: Path, folder: Path) -> Path:
         lines.append(json.dumps({"name": entry["name"], "extra_info": own, "stats": stats}))
     shared = json.dumps({"datetime": data["datetime"], "mdssd": data["mdssd"]}, indent=1)
     rows = ",\n".join(lines)
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{machine_name(run.about)}.json"
     with atomic_write(target) as file:
         file.write(f'{shared.removesuffix("}").rstrip()},\n "benchmarks": [\n{rows}\n ]\n}}\n')
-    return target
 
 
 def machine_name(about: dict[str, Any]) -> str:
@@ -415,6 +438,8 @@ class Page:
         self.lines += rate_table(rows) if op == "loader" else peers_table(rows)
         if op in NOTES:
             self.lines += [NOTES[op], ""]
+        if runs := sorted({r.info["run"] for r in rows if "run" in r.info}):
+            self.lines += [f"Measured in another run: {'; '.join(runs)}.", ""]
         if len({r.peer for r in rows}) > 1:
             self.chart(run, f"{op}-{dtype}-{device}", f"{title}: bars", bars, rows, title)
 
@@ -474,11 +499,15 @@ def write(paths: Sequence[Path], folder: Path) -> Path:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Write docs/benchmarks.md from benchmark results.")
     parser.add_argument("files", nargs="*", type=Path, help="results; default: the newest")
-    parser.add_argument("--keep", type=Path, metavar="FILE", help="put a run's JSON there instead")
+    store = parser.add_mutually_exclusive_group()
+    store.add_argument("--keep", type=Path, metavar="FILE", help="put a run's JSON there instead")
+    store.add_argument("--add", type=Path, metavar="FILE", help="put its rows into what is kept")
     options = parser.parse_args()
     try:
         if options.keep:
             print(keep(options.keep, RESULTS))
+        elif options.add:
+            print(add(options.add, RESULTS))
         else:
             print(write(options.files or [newest(RESULTS)], ROOT / "docs"))
     except (ValueError, OSError) as error:

@@ -116,6 +116,22 @@ def test_kept_file_is_named_by_the_machine_and_gives_the_same_report(tmp_path):
     assert report.machine_name({**ABOUT, "gpu": "NVIDIA H200"}) == "nvidia-h200"
 
 
+def test_rows_of_another_run_join_those_that_are_kept(tmp_path):
+    results, docs = tmp_path / "results", tmp_path / "docs"
+    docs.mkdir()
+    one, two, again = (
+        {**entry("nms", row, "mdssd cpp", seconds), "name": row}
+        for row, seconds in (("one", 0.001), ("two", 0.002), ("one", 0.004))
+    )
+    with pytest.raises(ValueError, match="test-cpu-3000-4-cores.json: no such file"):
+        report.add(saved(tmp_path / "raw.json", [again]), results)
+    report.keep(saved(tmp_path / "raw.json", [one, two]), results)
+    kept = report.add(saved(tmp_path / "raw.json", [again]), results)
+    text = report.write([kept], docs).read_text()
+    assert cells(text, "one")[-1] == "4.00" and cells(text, "two")[-1] == "2.00"
+    assert text.count("Measured in another run: commit 0123456789ab, 2026-01-02.") == 1
+
+
 def test_newest_goes_by_the_date_in_the_file(tmp_path):
     saved(tmp_path / "a.json", date="2026-03-01T00:00:00")
     saved(tmp_path / "b.json", date="2026-02-01T00:00:00")
