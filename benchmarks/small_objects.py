@@ -181,15 +181,14 @@ def write_page() -> None:
             continue
         epochs, lr = DATA[data]
         lines += ["", f"## {title[0].upper()}{title[1:]}", "", f"{epochs} epochs, lr {lr}.", ""]
-        heads = ["model", "width", *FIGURES.values(), "minutes"]
+        heads = ["model", "width", *FIGURES.values()]
         lines += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
         for width in widths:
             for model in MODELS:
                 series = f"{data}-{model}-{width}"
                 runs = [r for name, r in results.items() if name.rsplit("-", 1)[0] == series]
                 cells = [_cell([run[name] for run in runs]) for name in FIGURES]
-                minutes = ", ".join(f"{run['minutes']:.0f}" for run in runs)
-                lines.append("| " + " | ".join([model, width, *cells, minutes]) + " |")
+                lines.append("| " + " | ".join([model, width, *cells]) + " |")
     with atomic_write(PAGE) as file:
         file.write("\n".join(lines) + "\n")
 
