@@ -301,6 +301,63 @@ def test_fusion(
     )
 
 
+def _fusion_gradients(make: Callable[..., Any], x: generators.Maps) -> Callable[[], Any]:
+    x = generators.Maps(*(part.detach().requires_grad_() for part in x))
+    call = make(x)
+
+    def gradients() -> Any:
+        y = call()
+        return torch.autograd.grad(y, tuple(x), y.detach())
+
+    return gradients
+
+
+@lru_cache(maxsize=2)
+def _expected_gradients(shape: tuple[int, int, int, int], channels_last: bool) -> Any:
+    with ops.backend("reference"):
+        return _fusion_gradients(fusion.mdssd, generators.maps(shape, channels_last))()
+
+
+@pytest.mark.parametrize(
+    "peer, make, device",
+    contenders(
+        fusion.mdssd,
+        {name: fusion.PEERS[name] for name in fusion.DIFFERENTIABLE},
+        fusion.DIFFERENTIABLE,
+    ),
+)
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("shape", [_MAPS[0], _MAPS[3]], ids=lambda shape: "x".join(map(str, shape)))
+def test_fusion_gradients(
+    shape: tuple[int, int, int, int],
+    channels_last: bool,
+    peer: str,
+    make: Callable[..., Any],
+    device: str,
+    measure: Callable[..., None],
+) -> None:
+    """Forward and backward, with the result as the gradient."""
+    x = generators.to(device, generators.maps(shape, channels_last))
+    call = _fusion_gradients(make, x)
+    for got, want in zip(call(), _expected_gradients(shape, channels_last), strict=True):
+        # A map's gradient is a difference of terms of the size of the largest.
+        torch.testing.assert_close(got.cpu(), want, rtol=1e-3, atol=1e-5 * float(want.abs().max()))
+    layout = "channels-last" if channels_last else "NCHW"
+    measure(
+        call,
+        op="l2norm_add_relu forward and backward",
+        row=f"{' x '.join(map(str, shape))}, {layout}",
+        peer=peer,
+        device=device,
+        dtype=torch.float32,
+        shape=str(list(shape)),
+        # Two maps read, their sum written; that, its gradient and the maps read, two gradients
+        # written.
+        moved=9 * x.a.nbytes,
+        flops=25.0 * x.a.numel(),  # the forward pass's 9; per map two sums of products, the result
+    )
+
+
 # --- multibox_loss -----------------------------------------------------------------------------
 
 

@@ -85,3 +85,4 @@ PEERS = {
 }
 ON_GPU = ("torch.add of the two", "torch.compile", "ssd.pytorch's L2Norm", "torch in place")
 OTHER_RESULT = ("torch.add of the two",)
+DIFFERENTIABLE = ("torch.compile", "ssd.pytorch's L2Norm")

@@ -42,7 +42,7 @@ struct Forward {
 template <class S, int kMaps>
 struct Backward {
   const S* grad;
-  const S* y;  // with two maps only
+  const S* y;  // of two maps; of one it is not looked at, and may be any
   const S* maps[kMaps];
   const Wide<S>* scales[kMaps];
   const Wide<S>* rnorms[kMaps];
@@ -55,11 +55,12 @@ MDSSD_INLINE T relu(T x) {
   return x < T(0) ? T(0) : x;  // NaN passes
 }
 
-// The gradient that reaches the sum of the two maps.
-template <class S, int kMaps>
-MDSSD_INLINE Wide<S> gradient_at(const Backward<S, kMaps>& p, int64_t i) {
-  if constexpr (kMaps == 1) return widen(p.grad[i]);
-  return widen(p.y[i]) > Wide<S>(0) ? widen(p.grad[i]) : Wide<S>(0);
+// The gradient that reaches the sum of two maps, or one map.
+template <int kMaps, class S>
+MDSSD_INLINE Wide<S> gradient_at(const S* grad, const S* y, int64_t i) {
+  const Wide<S> g = widen(grad[i]);
+  if constexpr (kMaps == 1) return g;
+  return widen(y[i]) > Wide<S>(0) ? g : Wide<S>(0);
 }
 
 // The parts of a tile in NCHW, each one loop over pixels. That the arrays are apart is said, since
@@ -187,61 +188,86 @@ MDSSD_SIMD void forward_nhwc(const Forward<S, kMaps>& p, int64_t first, int64_t 
   }
 }
 
-// d x = r (g s - x r^2 <g s, x>), and the tile's part of d s = sum of g x r.
+// Backward: d x = r (g s - x r^2 <g s, x>), and the tile's part of d s = sum of g x r. As in forward
+// each loop is over arrays that are said to be apart: without that none of them is vector code.
+template <int kMaps, class S>
+MDSSD_INLINE void gradient_row(const S* __restrict grad, const S* __restrict y, int64_t n,
+                               Wide<S>* __restrict g) {
+  for (int64_t i = 0; i < n; ++i) g[i] = gradient_at<kMaps>(grad, y, i);
+}
+
+// Adds a channel to the dot products of n pixels; its d s.
+template <class S>
+MDSSD_INLINE Wide<S> add_to_dots(const Wide<S>* __restrict g, const S* __restrict x,
+                                 const Wide<S>* __restrict rnorm, Wide<S> scale, int64_t n,
+                                 Wide<S>* __restrict dots) {
+  for (int64_t i = 0; i < n; ++i) dots[i] += g[i] * scale * widen(x[i]);
+  return lane_sum<Wide<S>>(n, [=](int64_t i) { return g[i] * widen(x[i]) * rnorm[i]; });
+}
+
+// `dots` times r^2.
+template <class S>
+MDSSD_INLINE void write_gradient_row(const Wide<S>* __restrict g, const S* __restrict x,
+                                     const Wide<S>* __restrict rnorm,
+                                     const Wide<S>* __restrict dots, Wide<S> scale, int64_t n,
+                                     S* __restrict grad_x) {
+  for (int64_t i = 0; i < n; ++i)
+    grad_x[i] = narrow<S>(rnorm[i] * (g[i] * scale - widen(x[i]) * dots[i]));
+}
+
 template <class S, int kMaps>
 MDSSD_SIMD void backward_nchw(const Backward<S, kMaps>& p, int64_t first, int64_t pixel, int64_t n,
                               int64_t channels, int64_t pixels, Wide<S>* const* scale_parts) {
   using T = Wide<S>;
-  T dot[kMaps][kTile] = {};
+  T dots[kMaps][kTile], g[kTile];
+  for (int m = 0; m < kMaps; ++m) std::fill_n(dots[m], n, T(0));
   for (int64_t c = 0; c < channels; ++c) {
     const int64_t row = first + c * pixels;
-    for (int m = 0; m < kMaps; ++m) {
-      const T scale = p.scales[m][c];
-      for (int64_t i = 0; i < n; ++i)
-        dot[m][i] += gradient_at(p, row + i) * scale * widen(p.maps[m][row + i]);
-    }
+    gradient_row<kMaps>(p.grad + row, p.y + row, n, g);
+    for (int m = 0; m < kMaps; ++m)
+      scale_parts[m][c] = add_to_dots(g, p.maps[m] + row, p.rnorms[m] + pixel, p.scales[m][c], n,
+                                      dots[m]);
   }
   for (int m = 0; m < kMaps; ++m)
     for (int64_t i = 0; i < n; ++i) {
       const T r = p.rnorms[m][pixel + i];
-      dot[m][i] *= r * r;
+      dots[m][i] *= r * r;
     }
   for (int64_t c = 0; c < channels; ++c) {
     const int64_t row = first + c * pixels;
-    for (int m = 0; m < kMaps; ++m) {
-      const S* x = p.maps[m] + row;
-      const T* r = p.rnorms[m] + pixel;
-      const T scale = p.scales[m][c];
-      for (int64_t i = 0; i < n; ++i)
-        p.grad_maps[m][row + i] =
-            narrow<S>(r[i] * (gradient_at(p, row + i) * scale - widen(x[i]) * dot[m][i]));
-      scale_parts[m][c] = lane_sum<T>(
-          n, [&](int64_t i) { return gradient_at(p, row + i) * widen(x[i]) * r[i]; });
-    }
+    gradient_row<kMaps>(p.grad + row, p.y + row, n, g);
+    for (int m = 0; m < kMaps; ++m)
+      write_gradient_row(g, p.maps[m] + row, p.rnorms[m] + pixel, dots[m], p.scales[m][c], n,
+                         p.grad_maps[m] + row);
+  }
+}
+
+// All channels of one pixel: writes d x and adds to d s.
+template <int kMaps, class S>
+MDSSD_INLINE void backward_pixel(const S* __restrict grad, const S* __restrict y,
+                                 const S* __restrict x, const Wide<S>* __restrict scales,
+                                 Wide<S> rnorm, int64_t channels, S* __restrict grad_x,
+                                 Wide<S>* __restrict grad_scales) {
+  const Wide<S> dot = rnorm * rnorm * lane_sum<Wide<S>>(channels, [=](int64_t c) {
+    return gradient_at<kMaps>(grad, y, c) * scales[c] * widen(x[c]);
+  });
+  for (int64_t c = 0; c < channels; ++c) {
+    const Wide<S> g = gradient_at<kMaps>(grad, y, c), value = widen(x[c]);
+    grad_x[c] = narrow<S>(rnorm * (g * scales[c] - value * dot));
+    grad_scales[c] += g * value * rnorm;
   }
 }
 
 template <class S, int kMaps>
 MDSSD_SIMD void backward_nhwc(const Backward<S, kMaps>& p, int64_t first, int64_t pixel, int64_t n,
                               int64_t channels, Wide<S>* const* scale_parts) {
-  using T = Wide<S>;
-  for (int m = 0; m < kMaps; ++m) {
-    T* parts = scale_parts[m];
-    const T* scales = p.scales[m];
-    std::fill_n(parts, channels, T(0));
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t row = first + i * channels;
-      const S* x = p.maps[m] + row;
-      const T r = p.rnorms[m][pixel + i];
-      const T dot = r * r * lane_sum<T>(channels, [&](int64_t c) {
-        return gradient_at(p, row + c) * scales[c] * widen(x[c]);
-      });
-      for (int64_t c = 0; c < channels; ++c) {
-        const T g = gradient_at(p, row + c), value = widen(x[c]);
-        p.grad_maps[m][row + c] = narrow<S>(r * (g * scales[c] - value * dot));
-        parts[c] += g * value * r;
-      }
-    }
+  for (int m = 0; m < kMaps; ++m) std::fill_n(scale_parts[m], channels, Wide<S>(0));
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t row = first + i * channels;
+    for (int m = 0; m < kMaps; ++m)
+      backward_pixel<kMaps>(p.grad + row, p.y + row, p.maps[m] + row, p.scales[m],
+                            p.rnorms[m][pixel + i], channels, p.grad_maps[m] + row,
+                            scale_parts[m]);
   }
 }
 
@@ -310,7 +336,7 @@ void l2norm_backward_cpu(const void* grad, const void* x, const void* scale, con
     using S = typename decltype(storage)::type;
     using T = Wide<S>;
     backward<S, 1>({static_cast<const S*>(grad),
-                    nullptr,
+                    static_cast<const S*>(grad),
                     {static_cast<const S*>(x)},
                     {static_cast<const T*>(scale)},
                     {static_cast<const T*>(rnorm)},
