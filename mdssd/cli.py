@@ -233,7 +233,8 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--eval-split",
         metavar="SPLIT",
-        help="evaluate on this split, of a VOC folder or the scenes; keeps the best by VOC07 mAP",
+        help="evaluate on this split, of a VOC folder or the scenes; keeps the best by VOC07 mAP, "
+        "by COCO AP with a COCO JSON",
     )
     data.add_argument("--eval-every", type=_count, metavar="N", help="epochs between (default 10)")
 
@@ -506,7 +507,7 @@ def _train(arguments: argparse.Namespace) -> int:
             ) from None
     if not main:
         return 0
-    best = "" if state.best is None else f", best VOC07 mAP {state.best:.4f} (best.json)"
+    best = "" if state.best is None else f", best {state.metric} {state.best:.4f} (best.json)"
     print(
         f"{state.step} iterations, {state.epoch} epochs, {state.seconds / 60:.1f} minutes, "
         f"loss {state.loss:.4f}{best}: {out_dir}"

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from mdssd import ops
-from mdssd.data import Augmentation, DataError, Sample, TrainingSet
+from mdssd.data import Augmentation, CocoDataset, DataError, Sample, TrainingSet
 from mdssd.engine import step as step_module
 from mdssd.engine import train as train_module
 from mdssd.engine.checkpoint import CheckpointError, load_checkpoint, load_state, read_meta
@@ -158,6 +159,27 @@ def test_run_writes_checkpoints_csv_and_png(tmp_path):
     assert [row[0] for row in facts["evaluations"]] == [1, 2]
     assert state.best == max(row[1] for row in state.evaluations)
     assert state.loss == pytest.approx(float(rows[-1]["total"]), rel=1e-4)
+
+
+def test_the_best_of_a_coco_file_is_that_of_coco_ap(tmp_path, monkeypatch):
+    """A run that is resumed with data of another layout counts anew: the figures do not compare."""
+    result = SimpleNamespace(
+        voc07=SimpleNamespace(mean_ap=0.9), coco=SimpleNamespace(figures={"AP": 0.3})
+    )
+    monkeypatch.setattr(train_module, "evaluate", lambda *_, **__: result)
+    shapes, out = Shapes(2), tmp_path / "run"
+    categories = [{"id": k, "name": name} for k, name in enumerate(shapes.classes)]
+    photo = {"id": 1, "file_name": "1.png"}
+    cv2.imwrite(str(tmp_path / "1.png"), shapes.samples[0].image)
+    content = {"images": [photo], "categories": categories, "annotations": []}
+    (tmp_path / "set.json").write_text(json.dumps(content))
+    test_set = CocoDataset(tmp_path / "set.json")
+
+    state = train(small(), shapes, out, epochs=1, eval_dataset=test_set, **QUICK)
+    assert (state.metric, state.best) == ("COCO AP", 0.3)
+    assert read_meta(out / "best.json")["training"]["metric"] == "COCO AP"
+    state = train(small(), shapes, out, epochs=2, eval_dataset=shapes, resume=True, **QUICK)
+    assert (state.metric, state.evaluations) == ("VOC07 mAP", [[2, 0.9]])
 
 
 def test_model_is_left_as_the_last_checkpoint_has_it(tmp_path):

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from mdssd.data import (
     MEAN_RGB,
     Augmentation,
+    CocoDataset,
     DataError,
     DetectionDataset,
     TrainingSet,
@@ -44,7 +45,7 @@ from mdssd.engine.checkpoint import (
     save_checkpoint,
 )
 from mdssd.engine.detector import Detector
-from mdssd.engine.evaluate import evaluate
+from mdssd.engine.evaluate import EvalResult, evaluate
 from mdssd.engine.files import remove_leftovers
 from mdssd.engine.losslog import LossLog, is_loss_log
 from mdssd.engine.plot import plot_losses
@@ -83,13 +84,14 @@ class TrainState:
     batch: int = 0  # of them in the epoch that has begun
     seconds: float = 0.0
     loss: float | None = None  # mean of the last line of the CSV
-    evaluations: list[list[float]] = field(default_factory=list)  # [epoch, VOC07 mAP]
+    metric: str = "VOC07 mAP"  # of the evaluations; "COCO AP" for data in the layout of COCO
+    evaluations: list[list[float]] = field(default_factory=list)  # [epoch, metric]
     to_evaluate: bool = False  # the evaluation after this epoch has not been made
     finished: bool = False
 
     @property
     def best(self) -> float | None:
-        """The best VOC07 mAP so far; None before the first evaluation."""
+        """The best of the metric so far; None before the first evaluation."""
         return max((row[1] for row in self.evaluations), default=None)
 
 
@@ -132,7 +134,8 @@ def train(
 
     Args:
         model: trained in place, moved to `device`; with `resume` its weights are replaced.
-        dataset, eval_dataset: what to learn from, and what to measure VOC07 mAP on.
+        dataset, eval_dataset: what to learn from, and what to measure on: COCO AP where it has the
+            layout of COCO, else VOC07 mAP.
         resume: go on with the run in `out_dir`. Without it a run there is an error.
         eval_every: epochs between evaluations; the end of the training always has one.
         workers: processes that load images; None is one less than the cores, at most 2. In a
@@ -170,6 +173,9 @@ def train(
         state.to_evaluate = state.to_evaluate and eval_dataset is not None
         if state.finished and not state.to_evaluate:
             return state
+    metric = "COCO AP" if isinstance(eval_dataset, CocoDataset) else "VOC07 mAP"
+    if eval_dataset is not None and state.metric != metric:  # resumed with data of another layout
+        state.metric, state.evaluations = metric, []
     if settings.freeze:
         model.freeze(*settings.freeze)
     _check_data(model, dataset, eval_dataset, settings, check_images, progress and main)
@@ -232,10 +238,11 @@ def train(
         assert eval_dataset is not None
         best = state.best
         with stop.at_once():
-            value = _evaluate(average or model, eval_dataset, dataset.classes, progress)
+            detector = Detector(average or model, classes=dataset.classes)
+            value = _figure(evaluate(detector, eval_dataset, progress=progress), state.metric)
         state.evaluations.append([state.epoch, value])
         state.to_evaluate = False
-        bar.note(f"epoch {state.epoch}: VOC07 mAP {value:.4f} on {eval_dataset.name}")
+        bar.note(f"epoch {state.epoch}: {state.metric} {value:.4f} on {eval_dataset.name}")
         state.seconds = seconds()
         if state.best != best:
             save("best.json")
@@ -478,11 +485,13 @@ def _every(count: int | None, step: int) -> bool:
     return count is not None and step % count == 0
 
 
-def _evaluate(
-    model: SingleShotDetector, dataset: DetectionDataset, classes: list[str], progress: bool
-) -> float:
-    result = evaluate(Detector(model, classes=classes), dataset, progress=progress)
-    value = float(result.voc07.mean_ap)
+def _figure(result: EvalResult, metric: str) -> float:
+    if metric == "VOC07 mAP":
+        value = float(result.voc07.mean_ap)
+    elif result.coco is not None:
+        value = float(result.coco.figures["AP"])
+    else:
+        raise ImportError(f"train: {metric} of {result.dataset} needs pycocotools")
     return value if math.isfinite(value) else 0.0
 
 
