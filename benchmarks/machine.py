@@ -69,7 +69,12 @@ def facts() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "versions": {name: v for name in PACKAGES if (v := _version(name))},
         "commit": os.environ.get("MDSSD_COMMIT") or _said("git", "rev-parse", "HEAD"),
-        "changed": bool(_said("git", "status", "--porcelain", "--untracked-files=no")),
+        # But for what is written of results.
+        "changed": bool(
+            _said(
+                "git", "status", "--porcelain", "--untracked-files=no", "--", ":!docs", ":!*.json"
+            )
+        ),
         "threads": torch.get_num_threads(),
         "allocator": " ".join(f"{k}={v}" for k, v in ALLOCATOR.items())
         if allocator_set()
