@@ -180,19 +180,19 @@ def test_sigterm_saves_after_the_iteration_that_it_comes_in(tmp_path, straight):
 
 
 def test_sigterm_ends_an_evaluation_at_once_and_resuming_makes_up_for_it(tmp_path, monkeypatch):
-    def evaluation(*arguments):
+    def evaluation(*arguments, **_):
         os.kill(os.getpid(), signal.SIGTERM)
         for _ in range(1000):  # the signal may reach another thread first, then Python this one
             time.sleep(0.01)
         pytest.fail("went on")
 
     options = dict(eval_dataset=Scenes(), eval_every=1)
-    real = train_module._evaluate
-    monkeypatch.setattr(train_module, "_evaluate", evaluation)
+    real = train_module.evaluate
+    monkeypatch.setattr(train_module, "evaluate", evaluation)
     with pytest.raises(Terminated):
         run(tmp_path, **options)
     assert read_meta(tmp_path / "last.json")["training"]["step"] == 4
-    monkeypatch.setattr(train_module, "_evaluate", real)
+    monkeypatch.setattr(train_module, "evaluate", real)
     state = run(tmp_path, resume=True, **options)
     assert [epoch for epoch, _ in state.evaluations] == [1, 1]  # after epoch 1, and at the end
     assert (tmp_path / "best.json").exists()
