@@ -69,12 +69,7 @@ def facts() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "versions": {name: v for name in PACKAGES if (v := _version(name))},
         "commit": os.environ.get("MDSSD_COMMIT") or _said("git", "rev-parse", "HEAD"),
-        # But for what is written of results.
-        "changed": bool(
-            _said(
-                "git", "status", "--porcelain", "--untracked-files=no", "--", ":!docs", ":!*.json"
-            )
-        ),
+        "changed": bool(_said("git", "diff", "--name-only", "HEAD", "--", *_BUT_RESULTS)),
         "threads": torch.get_num_threads(),
         "allocator": " ".join(f"{k}={v}" for k, v in ALLOCATOR.items())
         if allocator_set()
@@ -87,6 +82,9 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+_BUT_RESULTS = (".", ":!docs", ":!benchmarks/results")  # what a benchmark itself writes
 
 
 def _said(*command: str) -> str | None:
