@@ -239,6 +239,16 @@ def test_coco_without_annotations(coco):
     assert CocoDataset(coco, photos, unlabelled=True).labelled
 
 
+def test_the_servers_name_of_the_test_set(tmp_path, coco):
+    """COCO's server takes the test set's name from the file's."""
+    for name in ("image_info_test-dev2017", "instances_test-dev2017"):
+        (tmp_path / f"{name}.json").write_bytes(coco.read_bytes())
+        dataset = CocoDataset(tmp_path / f"{name}.json", coco.parent / "JPEGImages")
+        found, _ = guesses(dataset, CLASSES)
+        (path,) = write_submission(tmp_path, dataset, found, CLASSES)
+        assert path.name == "detections_test-dev2017_mdssd_results.json"
+
+
 def test_no_figures_without_annotations(bare, checkpoint):
     dataset = VOCDataset(bare, "test", CLASSES, unlabelled=True)
     detector = Detector.from_checkpoint(checkpoint)
@@ -270,11 +280,11 @@ def test_submit_and_figures_on_the_command_line(capsys, tmp_path, coco, checkpoi
     status, text, _ = run(capsys, *command, "--submit", "coco", "--similar", "disc,ring")
     assert status == 0 and "VOC07 AP" in text
     assert sorted(path.name for path in out.iterdir()) == [
-        "coco_results.json", "evaluation.json", "report.html",
+        "detections_test_mdssd_results.json", "evaluation.json", "report.html",
     ]  # fmt: skip
     figures = json.loads((out / "evaluation.json").read_text())
     assert figures["confusion"]["score_threshold"] == 0.5
-    results = json.loads((out / "coco_results.json").read_text())
+    results = json.loads((out / "detections_test_mdssd_results.json").read_text())
     assert {one["image_id"] for one in results} <= set(range(895, 901))
 
 

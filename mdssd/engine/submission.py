@@ -22,13 +22,15 @@ def write_submission(
 ) -> list[Path]:
     """Write what the server of the data set's layout takes into a folder; gives the paths.
 
-    See `write_voc_submission` and `write_coco_submission`, which writes `coco_results.json`.
+    See `write_voc_submission` and `write_coco_submission`. COCO's server looks at the file's name:
+    detections_TESTSET_mdssd_results.json, as test-dev2017 of image_info_test-dev2017.json.
     Raises ValueError for data of neither layout.
     """
     if isinstance(dataset, VOCDataset):
         return write_voc_submission(folder, dataset, detections, classes)
     if isinstance(dataset, CocoDataset):
-        path = Path(folder) / "coco_results.json"
+        testset = dataset.name.removeprefix("instances_").removeprefix("image_info_")
+        path = Path(folder) / f"detections_{testset}_mdssd_results.json"
         return [write_coco_submission(path, dataset, detections, classes)]
     raise ValueError(f"write_submission: {dataset.name} is neither a VOC folder nor a COCO file")
 
