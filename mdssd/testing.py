@@ -496,6 +496,8 @@ CASES = [
             # Several lanes of a warp share a row; all of them do.
             "many_classes": Size({"images": 2, "priors": 129, "classes": 81}),
             "most_classes": Size({"images": 2, "priors": 65, "classes": 133}),
+            # The last lanes of a row's warp have a round of classes less than the first.
+            "more_classes": Size({"images": 1, "priors": 33, "classes": 1030}, _SINGLE),
             # More candidates than the list of a class has room for: one, two or all digits settle
             # which are the best; many boxes are kept, of few or of many classes.
             "untrained": Size(

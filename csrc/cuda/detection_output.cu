@@ -108,7 +108,8 @@ __device__ void for_each_candidate(const Row<S, kLanes>& row, const Sizes& sizes
   const int64_t first_list = int64_t(image) * (classes - 1) - 1;  // of class 0, which has none
   // Where all classes pass the threshold, a few per cent of them reach their limit: a bit each, so
   // that a lane has as many turns with an exponential and a division as it has bits.
-  for (int first = row.lane(); first < classes; first += kWarpSize * kLanes) {
+  for (int start = 0; start < classes; start += kWarpSize * kLanes) {  // all lanes, to the end
+    const int first = start + row.lane();
     unsigned near = 0;
     const int own = (classes - first + kLanes - 1) / kLanes;
     const int turns = own < kWarpSize ? own : kWarpSize;
