@@ -26,12 +26,6 @@ _CHANNELS = {
 _LAST_DECONV = {300: ((3, 3), (2, 1), (3, 3)), 512: ((2, 0), (2, 0), (2, 0))}
 
 
-# The L2Norm scales where batch normalisation follows. Only their ratio counts there, and from 20 it
-# would never change: half of the sum would go to a high map that says nothing yet. So the high map
-# starts small, and free to grow, as in LayerScale (Touvron et al. 2021, arXiv:2103.17239).
-LOW_SCALE, HIGH_SCALE = 1.0, 0.1
-
-
 class FusionModule(nn.Module):
     """Joins a low map of fine detail and a high map of meaning (MDSSD, table I and figure 4).
 
@@ -42,8 +36,7 @@ class FusionModule(nn.Module):
     low [B, low_channels, S, S], high [B, high_channels, T, T] -> [B, out_channels, S, S], where
     three deconvolutions of stride 2 make S of T. Both L2Norm scales are learned and start at 20, as
     SSD's does. With `batch_norm` every convolution here is normalised, the deconvolutions are not:
-    no ReLU parts them from the convolution that follows. The scales then start at `LOW_SCALE` and
-    `HIGH_SCALE`.
+    no ReLU parts them from the convolution that follows.
     """
 
     def __init__(
@@ -70,9 +63,8 @@ class FusionModule(nn.Module):
             ),
             conv_block(out_channels, out_channels, padding=1, batch_norm=batch_norm, relu=False),
         )
-        low_scale, high_scale = (LOW_SCALE, HIGH_SCALE) if batch_norm else (20.0, 20.0)
-        self.scale_low = nn.Parameter(torch.full((out_channels,), low_scale))
-        self.scale_high = nn.Parameter(torch.full((out_channels,), high_scale))
+        self.scale_low = nn.Parameter(torch.full((out_channels,), 20.0))
+        self.scale_high = nn.Parameter(torch.full((out_channels,), 20.0))
         self.out = conv_block(out_channels, out_channels, padding=1, batch_norm=batch_norm)
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
