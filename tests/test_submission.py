@@ -239,8 +239,7 @@ def test_coco_without_annotations(coco):
     assert CocoDataset(coco, photos, unlabelled=True).labelled
 
 
-def test_the_servers_name_of_the_test_set(tmp_path, coco):
-    """COCO's server takes the test set's name from the file's."""
+def test_coco_results_are_named_after_the_test_set(tmp_path, coco):
     for name in ("image_info_test-dev2017", "instances_test-dev2017"):
         (tmp_path / f"{name}.json").write_bytes(coco.read_bytes())
         dataset = CocoDataset(tmp_path / f"{name}.json", coco.parent / "JPEGImages")

@@ -22,8 +22,8 @@ def write_submission(
 ) -> list[Path]:
     """Write what the server of the data set's layout takes into a folder; gives the paths.
 
-    See `write_voc_submission` and `write_coco_submission`. COCO's server looks at the file's name:
-    detections_TESTSET_mdssd_results.json, as test-dev2017 of image_info_test-dev2017.json.
+    See `write_voc_submission` and `write_coco_submission`. The latter's file is
+    detections_TESTSET_mdssd_results.json, with test-dev2017 of image_info_test-dev2017.json.
     Raises ValueError for data of neither layout.
     """
     if isinstance(dataset, VOCDataset):
