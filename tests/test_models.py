@@ -215,9 +215,9 @@ def test_initial_weights():
     assert 0.99 * bound < weight.abs().max() <= bound
     assert all((p == 0).all() for n, p in model.named_parameters() if n.endswith("bias"))
     assert (model.conv4_3_scale == 20).all()
-    deconvolution = next(
-        m for m in mdssd300(21, width=0.5).module3.modules() if isinstance(m, nn.ConvTranspose2d)
-    )
+    module = mdssd300(21, width=0.5).module3
+    assert (module.scale_low == 20).all() and (module.scale_high == 20).all()
+    deconvolution = next(m for m in module.modules() if isinstance(m, nn.ConvTranspose2d))
     weight = deconvolution.weight  # from 128 channels to 256, 2 x 2
     bound_up = (3 / (256 * 4)) ** 0.5
     assert weight.shape == (128, 256, 2, 2) and 0.99 * bound_up < weight.abs().max() <= bound_up
@@ -226,7 +226,11 @@ def test_initial_weights():
     assert weight.std().item() == pytest.approx((2 / (128 * 9)) ** 0.5, rel=0.02)
     head = model.heads["module1"].conf.weight
     assert 0.99 * bound < head.abs().max() <= bound
-    assert (model.module3.scale_high == 20).all()
+    assert (model.module3.scale_low == 1).all() and (model.module3.scale_high == 0.1).all()
+    taps = model.trunk.fc6.conv.weight.square().mean((0, 1)).sqrt() / (2 / (256 * 9)) ** 0.5
+    expected = torch.full((3, 3), 0.1)
+    expected[1, 1] = 1
+    torch.testing.assert_close(taps, expected, rtol=0.02, atol=0)
 
 
 @pytest.mark.parametrize("name", ["ssd300", "mdssd300"])

@@ -14,12 +14,22 @@ from mdssd.engine.runtimes import RUNTIMES
 from mdssd.models import mdssd300, ssd300
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
-OPTIONS = {"score_threshold": 0.3, "max_detections": 50, "batch_size": 3}
+# Few enough detections for their scores to differ by more than rounding does.
+OPTIONS = {"score_threshold": 0.3, "max_detections": 10, "batch_size": 3}
 
 
 def model(build=mdssd300):
+    """One whose scores and boxes are in the range of a trained one's."""
     torch.manual_seed(0)
-    return build(4, width=0.0625, batch_norm=True)
+    network = build(4, width=0.0625, batch_norm=True)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0  # statistics of one pass
+    if build is ssd300:
+        torch.nn.init.ones_(network.conv4_3_scale)
+    with torch.no_grad():
+        network(torch.randn(3, 3, 300, 300) * 70)
+    return network.eval()
 
 
 def images(count, seed=0):
@@ -53,13 +63,18 @@ def test_compile_gives_the_detections_of_eager():
 
 
 def test_bfloat16_gives_nearly_the_same():
+    """The whole pass in bfloat16 errs at most thrice as much as its rounded weights alone do."""
     eager, other = Detector(model(), **OPTIONS), Detector(model(), dtype=torch.bfloat16, **OPTIONS)
+    rounded = Detector(model(), **OPTIONS)
     with torch.inference_mode():
         pixels = np.stack([other._preprocess.warp(image) for image in images(2)])
-        want, got = (d._network(d._input(pixels)) for d in (eager, other))
-    for g, w in zip(got, want, strict=True):
-        assert g.dtype == torch.bfloat16
-        assert (g.float() - w).abs().mean() < 0.02 * w.abs().mean()
+        for weight in rounded.model.parameters():
+            if weight.dim() == 4:
+                weight.copy_(weight.bfloat16())
+        outputs = [d._network(d._input(pixels)) for d in (eager, other, rounded)]
+    for want, got, near in zip(*outputs, strict=True):
+        assert got.dtype == torch.bfloat16
+        assert 0 < (got.float() - want).abs().mean() < 3 * (near - want).abs().mean()
 
 
 def test_pixels_are_normalised_alike_on_every_device():

@@ -107,12 +107,12 @@ def test_overfits_four_images(tmp_path):
     dataset = Shapes(4)
     torch.manual_seed(0)
     model = mdssd300(3, width=0.0625, batch_norm=True)
-    settings = dict(batch_size=2, lr=0.03, schedule="cosine", warmup=10, clip_gradient=20.0)
+    settings = dict(batch_size=2, lr=0.01, schedule="cosine", warmup=10, clip_gradient=20.0)
     train(
         model,
         dataset,
         tmp_path,
-        epochs=70,
+        epochs=120,
         workers=0,
         log_every=2,
         save_every=1000,

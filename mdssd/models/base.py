@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mdssd.models.vgg import scaled
+from mdssd.models.vgg import VGG16, scaled
 from mdssd.priors import PriorLayer, make_priors
 
 if TYPE_CHECKING:
@@ -192,7 +192,8 @@ class SingleShotDetector(nn.Module):
         where fan_in is all of a layer's weights over the first side of their shape: of a
         deconvolution, whose weights have the same shape in Caffe, its outputs * kernel^2.
         With it, the convolutions and deconvolutions draw from N(0, 2 / inputs) (He et al.), inputs
-        being those that reach one output: of a deconvolution channels * kernel^2 / stride^2.
+        being those that reach one output: of a deconvolution channels * kernel^2 / stride^2. VGG's
+        fc6 starts with its middle tap, the eight others at a tenth.
         Biases start at 0.
         """
         heads = set(self.heads.modules())
@@ -208,6 +209,14 @@ class SingleShotDetector(nn.Module):
                     nn.init.uniform_(module.weight, -bound, bound)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        trunk = self.get_submodule("trunk")
+        if self.batch_norm and isinstance(trunk, VGG16):
+            # They look 96 pixels away. As strong as the middle one they keep conv7, and all maps
+            # above it, from telling places apart until training has found the middle tap.
+            taps = torch.full((3, 3), 0.1)
+            taps[1, 1] = 1
+            with torch.no_grad():
+                trunk.fc6.get_parameter("conv.weight").mul_(taps)
 
     def __prepare_scriptable__(self) -> "SingleShotDetector":
         # torch.jit.script calls it, and would end in a message about an annotation of PyTorch's.

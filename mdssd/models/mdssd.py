@@ -24,6 +24,11 @@ _CHANNELS = {
 # Kernel and padding of the last deconvolution of modules 1 to 3. Those for 300 are the paper's
 # kernels with the pads that make 40 -> 75, 20 -> 38 and 12 -> 19.
 _LAST_DECONV = {300: ((3, 3), (2, 1), (3, 3)), 512: ((2, 0), (2, 0), (2, 0))}
+# The L2Norm scales, low and high, where batch normalisation follows. Only their ratio counts there,
+# and from 20 it would never change: half of the sum would stay with a high map that says nothing
+# yet. So the high map starts small, free to grow, as in LayerScale (Touvron et al. 2021,
+# arXiv:2103.17239).
+_NORMALISED_SCALES = (1.0, 0.1)
 
 
 class FusionModule(nn.Module):
@@ -36,7 +41,8 @@ class FusionModule(nn.Module):
     low [B, low_channels, S, S], high [B, high_channels, T, T] -> [B, out_channels, S, S], where
     three deconvolutions of stride 2 make S of T. Both L2Norm scales are learned and start at 20, as
     SSD's does. With `batch_norm` every convolution here is normalised, the deconvolutions are not:
-    no ReLU parts them from the convolution that follows.
+    no ReLU parts them from the convolution that follows. The scales then start at 1 for the low map
+    and 0.1 for the high map.
     """
 
     def __init__(
@@ -63,8 +69,9 @@ class FusionModule(nn.Module):
             ),
             conv_block(out_channels, out_channels, padding=1, batch_norm=batch_norm, relu=False),
         )
-        self.scale_low = nn.Parameter(torch.full((out_channels,), 20.0))
-        self.scale_high = nn.Parameter(torch.full((out_channels,), 20.0))
+        low_scale, high_scale = _NORMALISED_SCALES if batch_norm else (20.0, 20.0)
+        self.scale_low = nn.Parameter(torch.full((out_channels,), low_scale))
+        self.scale_high = nn.Parameter(torch.full((out_channels,), high_scale))
         self.out = conv_block(out_channels, out_channels, padding=1, batch_norm=batch_norm)
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
@@ -169,8 +176,9 @@ def mdssd300(
         batch_norm: batch normalisation in place of each bias ahead of a ReLU or an L2Norm, for
             training from scratch; the prediction heads stay as they are. Training then needs at
             least two images in a batch, because the highest map has a single cell.
-        prior_scales: "voc" or "coco", SSD's sizes; "paper" for the paper's "Module 2 is set to
-            0.2" taken literally (see `mdssd_prior_layers`).
+        prior_scales: "voc" or "coco", SSD's sizes; "small" for objects of 8 pixels and more;
+            "paper" for the paper's "Module 2 is set to 0.2" taken literally (see
+            `mdssd_prior_layers`).
         clip_priors, truncate_sizes: see `make_priors`.
         init: what to start from, a checkpoint or published weights, as `load_pretrained` takes it
             (and raises); what that did is then in the model's `loaded`.
