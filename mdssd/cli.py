@@ -242,7 +242,9 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--model", choices=MODELS, help="(default mdssd300)")
     model.add_argument("--width", type=float, help="multiplier of all channels (default 1)")
     model.add_argument("--batch-norm", action=_OnOff, help="for training from scratch")
-    model.add_argument("--prior-scales", metavar="NAME", help="voc, coco or paper (default voc)")
+    model.add_argument(
+        "--prior-scales", metavar="NAME", help="voc, coco, small or paper (default voc)"
+    )
     model.add_argument("--clip-priors", action=_OnOff, help="clip priors to the image")
     model.add_argument("--truncate-sizes", action=_OnOff, help="whole pixels, as Caffe at 512")
     model.add_argument(
@@ -373,7 +375,9 @@ def _add_data_commands(parser: argparse.ArgumentParser) -> None:
     check.add_argument("--out", metavar="DIR", help="folder for check.json and the plots")
     check.add_argument("--model", choices=MODELS, default="mdssd300", help="(default mdssd300)")
     check.add_argument(
-        "--prior-scales", metavar="NAME", help="voc, coco or paper (default: the model's own)"
+        "--prior-scales",
+        metavar="NAME",
+        help="voc, coco, small or paper (default: the model's own)",
     )
     check.add_argument("--clip-priors", action="store_true", help="clip priors to the image")
     check.add_argument(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PRIOR_SCALES = ("voc", "coco", "paper")
+PRIOR_SCALES = ("voc", "coco", "paper", "small")
 
 # min_size of each layer in pixels, then the last layer's max_size; a layer's max_size is the next
 # layer's min_size.
@@ -82,7 +82,7 @@ def ssd_prior_layers(image_size: int, scales: str = "voc") -> tuple[PriorLayer, 
     if scales not in ("voc", "coco"):
         raise ValueError(
             f"ssd_prior_layers: prior_scales must be 'voc' or 'coco', got {scales!r}"
-            + (" ('paper' is a reading of the MDSSD paper)" if scales == "paper" else "")
+            + (f" ({scales!r} is of MDSSD alone)" if scales in PRIOR_SCALES else "")
         )
     return _layers(image_size, _SSD_SIZES[image_size, scales])
 
@@ -91,14 +91,16 @@ def mdssd_prior_layers(image_size: int, scales: str = "voc") -> tuple[PriorLayer
     """The layers of MDSSD300 (31232 priors) or MDSSD512 (90100), Module 1 first.
 
     Modules 2 and 3 take the places of SSD's conv4_3 and conv7. Module 1 has Module 2's boxes on a
-    map of twice the resolution, 4 pixels apart.
+    map of twice the resolution, 4 pixels apart; with "small" it has boxes of half their size.
 
     `scales`: "voc" or "coco" are SSD's sizes, which is what the paper means by "consistent with
     conv4_3 and conv7 in SSD" (section III-D). The same paragraph goes on "the scale of Module 2 is
     set to 0.2, and the scale of the highest layer is 0.9", which contradicts it: SSD's conv4_3 has
     0.1 (VOC) or 0.07 (COCO). "paper" is that second sentence taken literally: scales in even steps
     from 0.2 at Module 2 to 0.9 at the highest layer (equation 4 of the SSD paper), so that the
-    smallest square is 60 pixels for an input of 300. Small objects want "voc" or "coco".
+    smallest square is 60 pixels for an input of 300. Small objects want "coco", whose smallest
+    square is 21 pixels (20 of 512). Objects of 8 to 14 pixels, which no box of "coco" overlaps by
+    half, want "small": "coco" with squares from 10 pixels on in Module 1; it is not in the paper.
     """
     _check_image_size("mdssd_prior_layers", image_size)
     if scales not in PRIOR_SCALES:
@@ -109,12 +111,12 @@ def mdssd_prior_layers(image_size: int, scales: str = "voc") -> tuple[PriorLayer
         last = len(_MAP_SIZES[image_size]) - 1
         sizes = tuple(image_size * (0.2 + 0.7 * k / last) for k in range(last + 2))
     else:
-        sizes = _SSD_SIZES[image_size, scales]
+        sizes = _SSD_SIZES[image_size, "coco" if scales == "small" else scales]
     layers = _layers(image_size, sizes)
-    module2 = layers[0]
-    module1 = PriorLayer(
-        image_size // 4, 4, module2.min_size, module2.max_size, module2.aspect_ratios
-    )
+    min_size, max_size = layers[0].min_size, layers[0].max_size
+    if scales == "small":
+        min_size, max_size = min_size / 2, min_size
+    module1 = PriorLayer(image_size // 4, 4, min_size, max_size, layers[0].aspect_ratios)
     return (module1, *layers)
 
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from mdssd import ops
 from mdssd.priors import (
     PriorLayer,
     dssd_prior_layers,
@@ -230,6 +231,30 @@ def test_coco_sizes():
     ]
 
 
+@pytest.mark.parametrize("image_size", [300, 512])
+def test_small_halves_module_1_of_coco(image_size):
+    first, *others = mdssd_prior_layers(image_size, "small")
+    coco = mdssd_prior_layers(image_size, "coco")
+    assert tuple(others) == coco[1:]
+    assert (first.min_size, first.max_size) == (coco[1].min_size / 2, coco[1].min_size)
+    assert (first.size, first.step, first.aspect_ratios) == (image_size // 4, 4, (2,))
+
+
+def test_small_reaches_what_no_other_scales_reach():
+    """Squares of 8 to 14 pixels: some prior overlaps nearly all by 0.5; of "coco" none does any."""
+    random = torch.Generator().manual_seed(0)
+    sizes = torch.rand(200, 1, generator=random) * 6 + 8
+    centers = torch.rand(200, 2, generator=random) * 260 + 20
+    boxes = torch.cat([centers - sizes / 2, centers + sizes / 2], dim=1) / 300
+    best = {}
+    for scales in ("small", "coco"):
+        priors = make_priors(mdssd_prior_layers(300, scales), 300)
+        xyxy = torch.cat([priors[:, :2] - priors[:, 2:] / 2, priors[:, :2] + priors[:, 2:] / 2], 1)
+        best[scales] = torch.stack([ops.box_iou(box, xyxy).amax() for box in boxes[:, None]])
+    assert (best["small"] >= 0.5).float().mean() > 0.95
+    assert (best["coco"] < 0.5).all()
+
+
 def test_paper_scales_start_at_0_2_and_end_at_0_9():
     layers = mdssd_prior_layers(300, "paper")
     got = [layer.min_size for layer in layers] + [layers[-1].max_size]
@@ -279,7 +304,8 @@ def test_no_layers_and_default_device():
         (lambda: dssd_prior_layers(300, "voc"), "dssd_prior_layers: image_size .* 300"),
         (lambda: dssd_prior_layers(321, "coco"), "prior_scales .*'voc', got 'coco'"),
         (lambda: dssd_prior_layers(513, "voc"), "prior_scales .*'coco', got 'voc'"),
-        (lambda: ssd_prior_layers(300, "paper"), "prior_scales .*'paper'"),
+        (lambda: ssd_prior_layers(300, "paper"), "prior_scales .*'paper' \\('paper' is of MDSSD"),
+        (lambda: ssd_prior_layers(300, "small"), "prior_scales .*'small' \\('small' is of MDSSD"),
         (lambda: mdssd_prior_layers(300, "VOC"), "prior_scales .*'VOC'"),
     ],
 )
