@@ -26,8 +26,10 @@ def voc(root, boxes, splits=None, size=(300, 300)):
     for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / name).mkdir(parents=True)
     width, height = size
-    for k, (image_id, rows) in enumerate(boxes.items()):
-        pixels = np.random.default_rng(k).integers(0, 256, (height, width, 3), np.uint8)
+    for image_id, rows in boxes.items():
+        pixels = np.random.default_rng([*image_id.encode()]).integers(
+            0, 256, (height, width, 3), np.uint8
+        )
         cv2.imwrite(str(root / f"JPEGImages/{image_id}.jpg"), pixels)
         (root / f"Annotations/{image_id}.xml").write_text(
             f"<annotation><size><width>{width}</width><height>{height}</height></size>"
@@ -176,11 +178,12 @@ def test_images_in_two_splits_by_name_and_by_content(tmp_path, capsys):
     status, out, _ = run(capsys, "data", "check", root)
     assert status == 1
     result = check(root)
-    assert [line.partition("Main: ")[2] for line in result.leaks] == [
+    first, second = (root / f"JPEGImages/{name}.jpg" for name in "ad")
+    assert [line.rpartition("Main: ")[2] for line in result.leaks] == [
         "b is in train and test",
         "b is in trainval and test",
-        "a of train and d of test are the same file",
-        "a of trainval and d of test are the same file",
+        f"{first} of train and {second} of test are the same file",
+        f"{first} of trainval and {second} of test are the same file",
     ]
     assert len(result.duplicates) == 1 and "a.jpg" in result.duplicates[0]
     assert "files that cannot be used: none" in out and "images in two splits: 4" in out
@@ -296,3 +299,16 @@ def test_splits_of_each_year_of_a_devkit_are_compared(tmp_path):
     assert [line.rpartition(": ")[2] for line in result.leaks] == [
         "a is in trainval and test", "c is in train and val",
     ]  # fmt: skip
+
+
+def test_a_photograph_of_one_year_in_the_test_split_of_another(tmp_path):
+    box = [("cat", 20, 20, 80, 80)]
+    voc(tmp_path / "VOC2007", {"a": box, "b": box}, {"trainval": "a", "test": "b"})
+    voc(tmp_path / "VOC2012", {"c": box}, {"trainval": "c"})
+    first, second = tmp_path / "VOC2007/JPEGImages/b.jpg", tmp_path / "VOC2012/JPEGImages/c.jpg"
+    second.write_bytes(first.read_bytes())
+    assert check(tmp_path).leaks == [f"{second} of trainval and {first} of test are the same file"]
+    (tmp_path / "VOC2007/ImageSets/Main/test.txt").write_text("a\n")
+    assert [line.rpartition(": ")[2] for line in check(tmp_path).leaks] == [
+        "a is in trainval and test"
+    ]

@@ -246,9 +246,15 @@ def check_data(
     digests = [look[0] for look in looks if not isinstance(look, DataError)]
     same = _groups(digests)
     result.duplicates = [", ".join(names[k] for k in group) for group in same]
-    for part in dataset.years if isinstance(dataset, VOCYears) else [dataset]:
-        if isinstance(part, VOCDataset):
-            _compare_splits(part, result, same)
+    years = dataset.years if isinstance(dataset, VOCYears) else [dataset]
+    splits_of: list[set[str]] = []  # of each image
+    for year in years:
+        if isinstance(year, VOCDataset):
+            splits = _compare_splits(year, result)
+            splits_of += [{s for s in splits if i in splits[s]} for i in year.image_ids]
+    if splits_of:
+        held = [splits_of[i] for i in good]
+        result.leaks += [line for group in same for line in _shared_files(group, held, names)]
     return result
 
 
@@ -335,8 +341,8 @@ def _groups(digests: Sequence[bytes]) -> list[list[int]]:
     return [group for group in places.values() if len(group) > 1]
 
 
-def _compare_splits(dataset: VOCDataset, result: DataCheck, same: list[list[int]]) -> None:
-    """Add images that are in two splits, and ids in a split that have no annotation."""
+def _compare_splits(dataset: VOCDataset, result: DataCheck) -> dict[str, set[str]]:
+    """The ids of each split; adds those in two, and those in a split that have no annotation."""
     folder = dataset.root / "ImageSets" / "Main"
     splits: dict[str, list[str]] = {}
     for name in _SPLITS:
@@ -359,11 +365,14 @@ def _compare_splits(dataset: VOCDataset, result: DataCheck, same: list[list[int]
         if frozenset((a, b)) in _APART:
             shared = [image_id for image_id in splits[a] if image_id in held[b]]
             result.leaks += [f"{folder}: {image_id} is in {a} and {b}" for image_id in shared]
-    for group in same:
-        ids = [result.image_ids[k] for k in group]
-        for a, b in combinations(splits, 2):
-            in_a, in_b = ([i for i in ids if i in held[name]] for name in (a, b))
-            if frozenset((a, b)) in _APART and in_a and in_b and not set(in_a) & set(in_b):
-                result.leaks.append(
-                    f"{folder}: {in_a[0]} of {a} and {in_b[0]} of {b} are the same file"
-                )
+    return held
+
+
+def _shared_files(
+    group: Sequence[int], held: Sequence[set[str]], names: Sequence[str]
+) -> Iterator[str]:
+    """Lines on images of the same bytes in two splits, where no single image is in both."""
+    for a, b in combinations(_SPLITS, 2):
+        in_a, in_b = ([k for k in group if name in held[k]] for name in (a, b))
+        if frozenset((a, b)) in _APART and in_a and in_b and not set(in_a) & set(in_b):
+            yield f"{names[in_a[0]]} of {a} and {names[in_b[0]]} of {b} are the same file"
