@@ -9,7 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -720,12 +720,18 @@ def _data_check(arguments: argparse.Namespace) -> int:
         if value := getattr(arguments, name):
             config[name] = value
     model = build(config)  # its width does not matter to the priors
+    others = {}
+    for scales in ("voc", "coco", "small"):
+        if scales != model.prior_scales:
+            with suppress(ValueError):  # this model does not have them
+                others[scales] = build({**config, "prior_scales": scales}).priors
     faults: list[str] = []
     check = check_data(
         _open_whole(vars(arguments), size, faults),
         model.priors,
         size,
         model=f"{model.name} ({model.prior_scales})",
+        others_cxcywh=others,
         faults=faults,
         tiny=arguments.tiny,
         workers=arguments.workers,

@@ -290,6 +290,22 @@ def test_each_model_is_compared_by_its_own_priors(tmp_path, capsys):
         assert status == 0 and f"priors of {priors}" in out, err
 
 
+def test_recall_with_the_other_scales_of_the_model(tmp_path, capsys):
+    """Squares of 10, 21 and 30 pixels: those of `small` reach each, of `coco` two, of `voc` one."""
+    sides = {"a": 10, "b": 21, "c": 30}
+    root = voc(tmp_path / "v", {k: [("cat", 150, 150, 150 + s, 150 + s)] for k, s in sides.items()})
+    for model, scales, line in [
+        ("mdssd300", "voc", "coco 0.6667, small 1.0000"),
+        ("mdssd300", "small", "voc 0.3333, coco 0.6667"),
+        ("ssd300", "voc", "coco 0.6667"),
+    ]:
+        options = ["--model", model, "--prior-scales", scales]
+        _, out, err = run(capsys, "data", "check", root, *options)
+        assert f"recall of all boxes with other priors: {line}\n" in out, err
+    assert "other priors" not in run(capsys, "data", "check", root, "--model", "ssd321")[1]
+    assert check(root).to_dict()["other_recall"] == {}
+
+
 def test_splits_of_each_year_of_a_devkit_are_compared(tmp_path):
     box = [("cat", 20, 20, 80, 80)]
     voc(tmp_path / "VOC2007", {"a": box, "b": box}, {"trainval": "a", "test": "ab"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -49,6 +49,7 @@ class DataCheck:
     and height in pixels of the network's input. iou [M] float64: the best of any prior.
     The lists hold a line each: `faults` files that cannot be used, `leaks` images in two splits,
     `duplicates` files with the same bytes, `suspicious` boxes, `unreached` boxes without a prior.
+    other_recall: of all boxes, with other priors, by their name.
     """
 
     report: str
@@ -71,6 +72,7 @@ class DataCheck:
     duplicates: list[str] = field(default_factory=list)
     suspicious: list[str] = field(default_factory=list)
     unreached: list[str] = field(default_factory=list)
+    other_recall: dict[str, float] = field(default_factory=dict)
 
     @property
     def broken(self) -> bool:
@@ -100,7 +102,7 @@ class DataCheck:
 
     def recall(self, which: NDArray[np.bool_]) -> float | None:
         """Share of these boxes that some prior overlaps by 0.5; None of none."""
-        return float((self.iou[which] >= IOU).mean()) if which.any() else None
+        return _recall(self.iou[which]) if which.any() else None
 
     def text(self) -> str:
         """All of it for a terminal, long lists cut short."""
@@ -139,6 +141,9 @@ class DataCheck:
         lines.append(
             f"sizes: side of the square of the same area; recall: best prior of IoU {IOU} or more"
         )
+        if self.other_recall:
+            others = ", ".join(f"{name} {value:.4f}" for name, value in self.other_recall.items())
+            lines.append(f"recall of all boxes with other priors: {others}")
         return lines
 
     def _lists(self) -> list[tuple[str, list[str]]]:
@@ -172,6 +177,7 @@ class DataCheck:
             "ratio": ratio,
             "by_class": {name: part(which) for name, which in self.by_class()},
             "by_size": {name: part(which) for name, which in self.by_size()},
+            "other_recall": self.other_recall,
             **{name: getattr(self, name) for name in (*_LISTS, "dropped", "size_faults")},
             "broken": self.broken,
         }
@@ -186,6 +192,7 @@ def check_data(
     input_size: int,
     *,
     model: str = "the model",
+    others_cxcywh: Mapping[str, Tensor] | None = None,
     faults: Sequence[str] = (),
     tiny: float = 4.0,
     workers: int | None = None,
@@ -193,9 +200,9 @@ def check_data(
 ) -> DataCheck:
     """Read every image of a data set and compare its boxes with a model's priors.
 
-    priors_cxcywh: [N, 4] in 0-1. faults: what opening the data set found (see `open_dataset`).
-    tiny: a box with a side of fewer input pixels is one to look at. workers: threads that read
-    images; None for one per core.
+    priors_cxcywh: [N, 4] in 0-1. others_cxcywh: other priors by name, for their recall.
+    faults: what opening the data set found (see `open_dataset`). tiny: a box with a side of fewer
+    input pixels is one to look at. workers: threads that read images; None for one per core.
     Sizes are those of the image warped to the square input, as without augmentation; boxes are
     clipped to it; crowds, which training leaves out, are only counted. An image that cannot be
     read counts among the faults, its boxes nowhere. Raises DataError where no image is left,
@@ -217,6 +224,7 @@ def check_data(
     owner = np.repeat(np.arange(len(good)), [len(b) for b in boxes])
     clipped = np.concatenate([np.zeros((0, 4)), *boxes])
     scale = np.array(sizes, float)[owner]  # [M, 2]
+    relative = clipped / np.hstack([scale, scale])
     result = DataCheck(
         report=dataset.report(),
         model=model,
@@ -230,10 +238,13 @@ def check_data(
         image=owner,
         label=np.concatenate([np.zeros(0, np.int64), *labels]),
         sides=(clipped[:, 2:] - clipped[:, :2]) * input_size / scale,
-        iou=best_iou(clipped / np.hstack([scale, scale]), priors_cxcywh),
+        iou=best_iou(relative, priors_cxcywh),
         dropped=list(dataset.dropped),
         size_faults=list(getattr(dataset, "size_faults", [])),
     )
+    if len(relative):
+        for name, priors in (others_cxcywh or {}).items():
+            result.other_recall[name] = _recall(best_iou(relative, priors))
     result.faults = [*faults, *(str(look) for look in looks if isinstance(look, DataError))]
     for name, sample, size in zip(names, samples, sizes, strict=True):
         result.suspicious += _suspicious(name, sample, size, dataset.classes, input_size, tiny)
@@ -266,6 +277,10 @@ def best_iou(boxes_xyxy: NDArray[np.float64], priors_cxcywh: Tensor) -> NDArray[
         return np.zeros(len(boxes))
     parts = [ops.box_iou(chunk, priors).amax(1) for chunk in boxes.split(_CHUNK)]
     return torch.cat([torch.zeros(0), *parts]).double().numpy()
+
+
+def _recall(iou: NDArray[np.float64]) -> float:
+    return float((iou >= IOU).mean())
 
 
 def _look_at_all(
