@@ -3,8 +3,8 @@
     python -m benchmarks.small_objects --bccd DIR --cars DIR --runs runs/small
 
 trains what is not trained yet, one run after another (a run that was interrupted goes on),
-evaluates each on the test split once, keeps the figures in docs/small-objects.json and writes
-docs/small-objects.md from them.
+evaluates each on the test split once, keeps the figures in docs/small-objects.json and writes from
+them docs/small-objects.md, its picture and the table in docs/accuracy.md.
 `--only cars-mdssd300-0` does a part; without it, all. On a GPU: `--width 1 --device cuda`.
 `--lr 0.01` trains at another rate than LR's, for the page's table of rates.
 """
@@ -12,6 +12,7 @@ docs/small-objects.md from them.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -21,8 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from benchmarks.machine import facts
+from benchmarks.report import OTHERS, OURS, save
 from mdssd import Detector
 from mdssd.data import DetectionDataset, open_dataset
 from mdssd.engine.evaluate import Found, find_all, measure
@@ -32,6 +35,9 @@ from mdssd.metrics import voc_ap
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs/small-objects.json"
 PAGE = ROOT / "docs/small-objects.md"
+PICTURE = ROOT / "docs/small-objects.png"
+ACCURACY = ROOT / "docs/accuracy.md"
+MARKS = ("<!-- from benchmarks/small_objects.py -->", "<!-- end -->")
 MODELS = ("ssd300", "mdssd300")
 EPOCHS = {"cars": 9, "bccd": 14, "shapes": 4}  # about 4,000 images
 # For both models the rate at which SSD300, with the first seed, did better of this and of another:
@@ -167,9 +173,15 @@ def smallest_third(found: Found, num_classes: int) -> float:
 
 
 def write_page() -> None:
-    """docs/small-objects.md from the results."""
+    """docs/small-objects.md, its picture and the table in docs/accuracy.md from the results."""
     everything = _results()
     results = {name: run for name, run in everything.items() if "@" not in name}
+    draw(results)
+    text = ACCURACY.read_text()
+    start, end = (text.index(mark) for mark in MARKS)
+    table = "\n".join([MARKS[0], *_summary(results), ""])
+    with atomic_write(ACCURACY) as file:
+        file.write(text[:start] + table + text[end:])
     lines = [
         "# MDSSD against SSD on small objects",
         "",
@@ -186,19 +198,17 @@ def write_page() -> None:
         "```",
         "",
         f"Options of every run: `{' '.join(OPTIONS)}`.",
+        "",
+        f"![Each figure of each run, and the means]({PICTURE.name})",
     ]
     for data, title in TITLES.items():
-        widths = sorted({name.split("-")[2] for name in results if name.startswith(data)})
-        if not widths:
-            continue
-        lines += ["", f"## {title[0].upper()}{title[1:]}", ""]
-        lines += [f"{EPOCHS[data]} epochs, lr {LR[data]}.", "", *_head("model", "width")]
-        for width in widths:
-            for model in MODELS:
-                series = f"{data}-{model}-{width}"
-                runs = [r for name, r in results.items() if name.rsplit("-", 1)[0] == series]
-                cells = [_cell([run[name] for run in runs]) for name in FIGURES]
-                lines.append("| " + " | ".join([model, width, *cells]) + " |")
+        series = _series(results, data)
+        if series:
+            lines += ["", f"## {title[0].upper()}{title[1:]}", ""]
+            lines += [f"{EPOCHS[data]} epochs, lr {LR[data]}.", "", *_head("model", "width")]
+        for (model, width), runs in series.items():
+            cells = [_cell([run[name] for run in runs]) for name in FIGURES]
+            lines.append("| " + " | ".join([model, width, *cells]) + " |")
     others = [name.split("@") for name in everything if "@" in name]
     if others:
         lines += ["", "## At other learning rates", "", *_head("data", "model", "width", "lr")]
@@ -213,6 +223,52 @@ def write_page() -> None:
                 lines.append("| " + " | ".join([data, model, width, lr, *cells]) + " |")
     with atomic_write(PAGE) as file:
         file.write("\n".join(lines) + "\n")
+
+
+def draw(results: dict[str, Any]) -> None:
+    """A dot for each run and a line for the mean: data sets side by side, the models' colours."""
+    shown = [(data, s) for data in TITLES if (s := _series(results, data))]
+    figure = Figure(figsize=(4.2 * len(shown), 3.6), dpi=110, layout="constrained")
+    axes = figure.subplots(1, len(shown), squeeze=False)[0]
+    for ax, (data, series) in zip(axes, shown, strict=True):
+        for k, ((model, width), runs) in enumerate(series.items()):
+            place = np.arange(len(FIGURES)) + (k + 1) / (len(series) + 1) - 0.5
+            values = np.array([[run[name] for name in FIGURES] for run in runs])
+            colour = OURS if model.startswith("mdssd") else OTHERS
+            ax.hlines(values.mean(0), place - 0.12, place + 0.12, color=colour, lw=2)
+            ax.plot(place, values.T, "o", ms=4, alpha=0.6, color=colour)
+            ax.plot([], [], "o-", color=colour, label=f"{model}, width {width}")
+        ax.set_xticks(range(len(FIGURES)), [t.replace(", ", ",\n") for t in FIGURES.values()])
+        ax.tick_params(labelsize=7)
+        ax.set_ylim(0, 1)
+        ax.grid(axis="y", alpha=0.3)
+        ax.set_title(TITLES[data].split(" (")[0], fontsize=9)
+        ax.legend(fontsize=7, loc="lower left")
+    save(figure, PICTURE)
+
+
+def _series(results: dict[str, Any], data: str) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """The runs of a data set by (model, width), the narrow ones first, SSD before MDSSD."""
+    series: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    widths = sorted({name.split("-")[2] for name in results})
+    for width, model in itertools.product(widths, MODELS):
+        start = f"{data}-{model}-{width}-"
+        if runs := [run for name, run in results.items() if name.startswith(start)]:
+            series[model, width] = runs
+    return series
+
+
+def _summary(results: dict[str, Any]) -> list[str]:
+    lines = _head("data", "model", "width", "seeds")
+    for data, title in TITLES.items():
+        for (model, width), runs in _series(results, data).items():
+            cells = [title.split(" (")[0], model, width, str(len(runs))]
+            for name in FIGURES:
+                values = [run[name] for run in runs]
+                spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+                cells.append(f"{statistics.mean(values):.3f}{spread}")
+            lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
 def _head(*first: str) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import report
+from benchmarks import report, small_objects
 from benchmarks.machine import ALLOCATOR
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -181,3 +181,30 @@ def test_a_row_runs_with_the_allocator_set_and_others_say_why_not(tmp_path):
     if not torch.cuda.is_available():
         assert "mdssd_cuda-cuda]: torch sees no NVIDIA GPU here" in done.stdout
     assert "8,732 x 21, trained" in report.write([out], tmp_path / "docs").read_text()
+
+
+def test_small_objects_page_takes_each_figure_and_leaves_the_rest(tmp_path, monkeypatch):
+    def run(value):
+        return {name: value + k / 8 for k, name in enumerate(small_objects.FIGURES)}
+
+    results = {"bccd-ssd300-0.25-0": run(0.25), "bccd-mdssd300-0.25-0": run(0.5)}
+    results |= {"bccd-mdssd300-0.25-1": run(0.25), "bccd-ssd300-0.25-0@0.03": run(0.125)}
+    for name in ("RESULTS", "PAGE", "PICTURE", "ACCURACY"):
+        monkeypatch.setattr(small_objects, name, tmp_path / name)
+    (tmp_path / "RESULTS").write_text(json.dumps(results))
+    start, end = small_objects.MARKS
+    (tmp_path / "ACCURACY").write_text(f"before\n\n{start}\nold\n{end}\n\nafter\n")
+    small_objects.write_page()
+    small_objects.write_page()
+    text = (tmp_path / "ACCURACY").read_text()
+    assert text.startswith(f"before\n\n{start}\n| data |") and text.endswith(f"|\n{end}\n\nafter\n")
+    rows = [line for line in text.splitlines() if line.startswith("| BCCD, blood cells |")]
+    spread = 0.25 / 2**0.5
+    assert [row.split(" | ")[1:5] for row in rows] == [
+        ["ssd300", "0.25", "1", "0.250"],
+        ["mdssd300", "0.25", "2", f"0.375 ± {spread:.3f}"],
+    ]
+    page = (tmp_path / "PAGE").read_text()
+    assert "| mdssd300 | 0.25 | 0.375 (0.500, 0.250) | 0.500 (0.625, 0.375) |" in page
+    assert "| bccd | ssd300 | 0.25 | 0.03 | 0.125 |" in page and "cars from the air" not in page
+    assert (tmp_path / "PICTURE").read_bytes().startswith(b"\x89PNG")
