@@ -205,8 +205,8 @@ def write_page() -> None:
         "python -m benchmarks.small_objects --bccd BCCD --cars KIT_AIS --runs runs/small",
         "```",
         "",
-        f"Options of every run: `{' '.join(OPTIONS)}`; `+small` has `--prior-scales small` instead, which "
-        "SSD has not.",
+        f"Options of every run: `{' '.join(OPTIONS)}`; `+small` has `--prior-scales small` "
+        "instead, which SSD has not.",
         "",
         f"![Each figure of each run, and the means]({PICTURE.name})",
     ]
