@@ -62,6 +62,7 @@ OPTIONS = (
     "--batch-norm --prior-scales coco --batch-size 4 --schedule cosine --warmup 50 "
     "--clip-gradient 10 --ema 0.99 --expand 1 --crop-min-scale 0.7"
 ).split()
+AXES = ("data", "model", "width", "seed")  # what a run's name holds
 # What is compared: its name in the results, and in the page.
 FIGURES = {
     "voc07": "VOC07 AP",
@@ -218,16 +219,16 @@ def write_page() -> None:
             lines.append("| " + " | ".join([model, width, *cells]) + " |")
     others = [name.split("@") for name in everything if "@" in name]
     if others:
-        lines += ["", "## At other learning rates", "", *_head("data", "model", "width", "lr")]
+        lines += ["", "## At other learning rates", "", *_head(*AXES, "lr")]
     for name, other in others:
-        data, model, width, _ = name.split("-")
+        axes = name.split("-")
         for lr, run in (
-            (f"{LR[data]:g}", results.get(name)),
+            (f"{LR[axes[0]]:g}", results.get(name)),
             (other, everything[f"{name}@{other}"]),
         ):
             if run:
                 cells = [f"{run[figure]:.3f}" for figure in FIGURES]
-                lines.append("| " + " | ".join([data, model, width, lr, *cells]) + " |")
+                lines.append("| " + " | ".join([*axes, lr, *cells]) + " |")
     with atomic_write(PAGE) as file:
         file.write("\n".join(lines) + "\n")
 

@@ -206,5 +206,5 @@ def test_small_objects_page_takes_each_figure_and_leaves_the_rest(tmp_path, monk
     ]
     page = (tmp_path / "PAGE").read_text()
     assert "| mdssd300 | 0.25 | 0.375 (0.500, 0.250) | 0.500 (0.625, 0.375) |" in page
-    assert "| bccd | ssd300 | 0.25 | 0.03 | 0.125 |" in page and "cars from the air" not in page
+    assert "| bccd | ssd300 | 0.25 | 0 | 0.03 | 0.125 |" in page and "cars from the air" not in page
     assert (tmp_path / "PICTURE").read_bytes().startswith(b"\x89PNG")
