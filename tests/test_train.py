@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+import multiprocessing
+import time
 from types import SimpleNamespace
 
 import cv2
@@ -572,6 +574,23 @@ def test_average_of_the_weights():
 
 
 ROW = dict(epoch=1, lr=0.1, loc=1.0, conf=2.0, total=3.0, images_per_s=4.0, waiting=0.5)
+
+
+def test_forked_workers_do_not_hold_the_lock_of_the_loss_log(tmp_path):
+    log = LossLog(tmp_path / "loss.csv")
+    context = multiprocessing.get_context("fork")
+    started = context.Event()
+    worker = context.Process(target=lambda: (started.set(), time.sleep(60)))
+    worker.start()
+    try:
+        assert started.wait(60)
+        with pytest.raises(RuntimeError, match="another process"):
+            LossLog(tmp_path / "loss.csv")
+        log._lock.close()  # as when its process is killed
+        LossLog(tmp_path / "loss.csv").__exit__(None, None, None)
+    finally:
+        worker.kill()
+        worker.join()
 
 
 def test_loss_log_goes_on_after_the_checkpoint(tmp_path):

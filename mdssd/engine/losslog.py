@@ -6,6 +6,7 @@ import csv
 import importlib
 import os
 import sys
+import weakref
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -17,6 +18,19 @@ try:
     fcntl = importlib.import_module("fcntl")
 except ImportError:  # Windows: two runs in one folder are then not noticed
     fcntl = None
+
+# Workers that load images are forked from the process that holds the lock. With it in their hands a
+# run that was killed could not be resumed until they have noticed, seconds later.
+_locks: weakref.WeakSet[IO[str]] = weakref.WeakSet()
+
+
+def _let_go_in_child() -> None:
+    for lock in _locks:
+        lock.close()  # the parent's stays
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_in_child)
 
 COLUMNS = ("step", "epoch", "lr", "loc", "conf", "total", "images_per_s", "waiting")
 
@@ -61,6 +75,7 @@ class LossLog:
                 raise RuntimeError(
                     f"{self.path.parent}: another process is training in this folder"
                 ) from None
+        _locks.add(lock)
         return lock
 
     def _release_lock(self) -> None:
