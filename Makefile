@@ -55,7 +55,7 @@ test: $(STAMP)
 # Under the sanitizers the C++ backend too. Their libraries must be there before Python's first allocation.
 simt-check: $(STAMP)
 	for seed in 1 2 3; do \
-		$(PYTEST) --small --simt-shuffle $$seed -k "simt and agrees" tests/test_ops.py \
+		$(PYTEST) --small --simt-shuffle $$seed -k "simt and agrees" tests/ops/test_ops.py \
 			|| exit 1; \
 	done
 	$(BIN)/cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
@@ -66,14 +66,14 @@ simt-check: $(STAMP)
 	MDSSD_MODULES=$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		LD_PRELOAD="$$($$cxx -print-file-name=libasan.so) $$($$cxx -print-file-name=libubsan.so)" \
 		$(PYTEST) --small -k "simt or cpp and (agrees or post_processing)" \
-			tests/test_ops.py tests/test_simt.py tests/test_post_processing_cpp.py
+			tests/ops/test_ops.py tests/ops/test_simt.py tests/ops/test_post_processing_cpp.py
 
 resources: $(STAMP)
-	$(BIN)/python tests/compile_triton.py --report
-	$(BIN)/python csrc/cuda/resources.py
+	$(BIN)/python tools/compile_triton.py --report
+	$(BIN)/python tools/cuda_resources.py
 
 gpu-check:
-	$(PYTHON) tests/gpu_check.py
+	$(PYTHON) tools/gpu_check.py
 
 $(VENV)/mdssd-bench-installed: $(STAMP)
 	$(BIN)/python -m pip install $(PIP_ARGS) --constraint constraints.txt --editable '.[test,dev,bench]'

@@ -28,9 +28,9 @@ from benchmarks.machine import facts
 from benchmarks.report import OTHERS, OURS, save
 from mdssd import Detector
 from mdssd.data import DetectionDataset, open_dataset
-from mdssd.engine.evaluate import Found, find_all, measure
-from mdssd.engine.files import atomic_write
+from mdssd.evaluation.evaluate import Found, find_all, measure
 from mdssd.metrics import voc_ap
+from mdssd.system.files import atomic_write
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs/small-objects.json"

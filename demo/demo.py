@@ -17,9 +17,9 @@ import torch
 
 from mdssd import Detector, ops
 from mdssd.data import Sample, open_dataset
-from mdssd.engine.draw import draw_detections
-from mdssd.engine.files import atomic_write
-from mdssd.engine.memory import keep_memory
+from mdssd.drawing import draw_detections
+from mdssd.system.files import atomic_write
+from mdssd.system.memory import keep_memory
 
 CHECKPOINT = Path(__file__).with_name("mdssd300-shapes.json")
 BACKENDS = ("reference", "cpp")

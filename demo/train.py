@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from mdssd import cli
-from mdssd.engine.checkpoint import load_checkpoint, save_checkpoint
+from mdssd.weights.checkpoint import load_checkpoint, save_checkpoint
 
 RUN = Path("runs/demo")
 CHECKPOINT = Path(__file__).with_name("mdssd300-shapes.json")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mdssd import ops
-    from mdssd.engine.detector import Detector
+    from mdssd.detection.detector import Detector
     from mdssd.models import (
         dssd321,
         dssd513,
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 _HOMES = {name: "mdssd.models" for name in __all__} | {
-    "Detector": "mdssd.engine.detector",
+    "Detector": "mdssd.detection.detector",
     "ops": "mdssd.ops",
 }
 

@@ -6,10 +6,10 @@ from typing import Any
 from mdssd.models.base import SingleShotDetector
 from mdssd.models.dssd import DSSD, ResNetSSD, dssd321, dssd513, ssd321, ssd513
 from mdssd.models.mdssd import MDSSD, mdssd300, mdssd512
-from mdssd.models.pretrained import load_pretrained
 from mdssd.models.resnet import load_resnet101
 from mdssd.models.ssd import SSD, ssd300, ssd512
 from mdssd.models.vgg import MEAN_RGB, load_vgg16
+from mdssd.weights.pretrained import load_pretrained
 
 __all__ = [
     "DSSD",

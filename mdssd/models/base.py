@@ -11,7 +11,7 @@ from mdssd.models.vgg import VGG16, scaled
 from mdssd.priors import PriorLayer, make_priors
 
 if TYPE_CHECKING:
-    from mdssd.models.pretrained import Loaded
+    from mdssd.weights.pretrained import Loaded
 
 # What `SingleShotDetector.freeze` takes.
 FREEZABLE = ("base", "batch-norm")

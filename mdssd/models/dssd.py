@@ -8,10 +8,10 @@ bias. A prediction module gives out four times its inner channels, as the blocks
 from torch import Tensor, nn
 
 from mdssd.models.base import PredictionHead, SingleShotDetector
-from mdssd.models.pretrained import Weights, start
 from mdssd.models.resnet import Bottleneck, ExtraBlocks, ResNet101, conv_bn
 from mdssd.models.vgg import scaled
 from mdssd.priors import dssd_prior_layers
+from mdssd.weights.pretrained import Weights, start
 
 # The maps of the base network, low to high, and their channels; res10 for an input of 513 only.
 _CHANNELS = {

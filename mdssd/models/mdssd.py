@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from mdssd import ops
 from mdssd.models.base import SingleShotDetector
-from mdssd.models.pretrained import Weights, start
 from mdssd.models.vgg import VGG16, ExtraLayers, conv_block, scaled
 from mdssd.priors import mdssd_prior_layers
+from mdssd.weights.pretrained import Weights, start
 
 _CHANNELS = {
     "module1": 256,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mdssd.models.vgg import input_scale, scaled
-from mdssd.models.weight_file import read_tensors
+from mdssd.weights.foreign_files import read_tensors
 
 # Caffe's; PyTorch's own default is 1e-5.
 _EPS = 1e-3

@@ -5,9 +5,9 @@ from torch import Tensor, nn
 
 from mdssd import ops
 from mdssd.models.base import SingleShotDetector
-from mdssd.models.pretrained import Weights, start
 from mdssd.models.vgg import VGG16, ExtraLayers, scaled
 from mdssd.priors import ssd_prior_layers
+from mdssd.weights.pretrained import Weights, start
 
 _CHANNELS = {
     "conv4_3": 512,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mdssd.models.weight_file import read_tensors
+from mdssd.weights.foreign_files import read_tensors
 
 MEAN_RGB = (123.0, 117.0, 104.0)
 

@@ -1,0 +1,1 @@
+"""Measuring a detector on a data set, and the report of it."""

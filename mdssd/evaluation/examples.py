@@ -1,0 +1,217 @@
+"""The objects that were missed and the false detections most worth looking at, drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from mdssd.data import DetectionDataset
+from mdssd.drawing import draw_detections
+from mdssd.evaluation.evaluate import EvalResult, Found
+from mdssd.metrics.boxes import check_images
+from mdssd.metrics.errors import KINDS, TRUE_KIND
+from mdssd.metrics.matching import TRUE, Matches, match
+
+# Pixels of a picture's longer side; the page shows it at 260 or more.
+_SIDE = 420
+# A picture shows this many times the subject's longer side, and at least so many pixels.
+_SURROUNDINGS = 4.0
+_LEAST = 64
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A box [4] xyxy of an image (its position in the data set), and what is said of it.
+
+    detection: its number among the image's detections; None: it is an object that was missed.
+    """
+
+    image: int
+    box_xyxy: NDArray[np.float64]
+    caption: str
+    details: str
+    detection: int | None = None
+
+
+def misses(
+    found: Found,
+    classes: Sequence[str],
+    count: int,
+    score_threshold: float,
+) -> list[Subject]:
+    """At most so many objects that were found below score_threshold or not at all.
+
+    Never found ones come first, of these the largest; then by rising score. The classes take
+    turns; one object of an image.
+    """
+    matches = _match(found, len(classes) + 1)
+    boxes = np.concatenate([np.zeros((0, 4)), *(_array(t["boxes"]) for t in found.truth)])
+    sides = boxes[:, 2:] - boxes[:, :2]
+    score = np.full(len(boxes), -np.inf)
+    true = np.flatnonzero(matches.verdict == TRUE)
+    score[matches.nearest[true]] = matches.scores[true]
+    missed = np.flatnonzero((score < score_threshold) & ~matches.gt_ignored)
+    missed = missed[np.lexsort((-sides[missed].prod(axis=1), score[missed]))]
+    subjects = []
+    for n in _turns(missed, matches.gt_labels, matches.gt_images, count):
+        name = classes[matches.gt_labels[n] - 1]
+        how = f"found with score {score[n]:.2f} only"
+        if score[n] == -np.inf:
+            how = _nearest_try(matches, n)
+        size = f"{sides[n, 0]:.0f} x {sides[n, 1]:.0f} pixels"
+        subjects.append(
+            Subject(int(matches.gt_images[n]), boxes[n], f"missed: {name}", f"{size}; {how}")
+        )
+    return subjects
+
+
+def false_ones(found: Found, result: EvalResult, count: int) -> list[Subject]:
+    """At most so many false detections by falling score, one of an image."""
+    matches = _match(found, len(result.classes) + 1)
+    kinds = np.full(len(matches.scores), TRUE_KIND)
+    for rows, of_rows in zip(result.errors.rows, result.errors.kinds, strict=True):
+        kinds[rows] = of_rows
+    false = matches.order[kinds[matches.order] != TRUE_KIND]
+    first = np.searchsorted(matches.images, np.arange(len(found.truth)))
+    subjects = []
+    for d in _one_an_image(false, matches.images, count):
+        image = int(matches.images[d])
+        own = int(d - first[image])
+        details = KINDS[kinds[d]]
+        if details == "localisation":
+            again = " (a second detection)" if matches.iou[d] >= 0.5 else ""
+            details += f": IoU {_cut(matches.iou[d])}{again}"
+        subjects.append(
+            Subject(
+                image,
+                _array(found.detections[image]["boxes"])[own],
+                f"false: {result.classes[matches.labels[d] - 1]} {matches.scores[d]:.2f}",
+                details,
+                own,
+            )
+        )
+    return subjects
+
+
+def show(
+    subject: Subject,
+    found: Found,
+    dataset: DetectionDataset,
+    classes: Sequence[str],
+    score_threshold: float,
+) -> bytes:
+    """A JPEG of the subject and what is around it, with detections and ground truth.
+
+    Detections of score_threshold or more are drawn, and the subject's own.
+    """
+    image = dataset[subject.image].image
+    height, width = image.shape[:2]
+    x1, y1, x2, y2 = subject.box_xyxy
+    side = max(_LEAST, _SURROUNDINGS * max(x2 - x1, y2 - y1))
+    left, right = _span((x1 + x2) / 2, side, width)
+    top, bottom = _span((y1 + y2) / 2, side, height)
+    crop = _lit(image, subject.box_xyxy)[top:bottom, left:right]
+    scale = _SIDE / max(crop.shape[:2])
+    size = (max(1, round(crop.shape[1] * scale)), max(1, round(crop.shape[0] * scale)))
+    way = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
+    canvas = cv2.resize(crop, size, interpolation=way).astype(np.uint8)
+
+    detections = found.detections[subject.image]
+    shown = np.asarray(detections["scores"]) >= score_threshold
+    if subject.detection is not None:
+        shown[subject.detection] = True
+    window = np.array([left, top, left, top])
+    boxes, kept = _inside((_array(detections["boxes"]) - window) * scale, shown, size)
+    truth = _array(found.truth[subject.image]["boxes"])
+    gt, _ = _inside((truth - window) * scale, np.ones(len(truth), np.bool_), size)
+    drawn = draw_detections(
+        canvas,
+        boxes,
+        np.asarray(detections["labels"])[kept],
+        np.asarray(detections["scores"])[kept],
+        classes,
+        gt,
+        min_side=1,
+        legend=False,
+    )
+    jpeg = cv2.imencode(
+        ".jpg", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85]
+    )[1]
+    return jpeg.tobytes()
+
+
+def _match(found: Found, num_classes: int) -> Matches:
+    return match(check_images("report", found.detections, found.truth, num_classes), 0.5, True)
+
+
+def _nearest_try(matches: Matches, n: int) -> str:
+    """What came nearest to an object that was never found."""
+    tries = np.flatnonzero(matches.nearest == n)
+    if not tries.size or matches.iou[tries].max() <= 0:
+        return "no detection of its class touches it"
+    best = tries[matches.iou[tries].argmax()]
+    return f"best IoU {_cut(matches.iou[best])}, with score {matches.scores[best]:.2f}"
+
+
+def _cut(iou: float) -> str:
+    # Not rounded: 0.50 would seem to be enough where 0.496 is not.
+    return f"{math.floor(100 * iou) / 100:.2f}"
+
+
+def _turns(
+    ranked: NDArray[np.int64], labels: NDArray[np.int64], images: NDArray[np.int64], count: int
+) -> list[int]:
+    """The first of each class, then the second of each ..., one of an image."""
+    seen: dict[int, int] = {}
+    turn = []
+    for n in ranked.tolist():
+        turn.append(seen.get(int(labels[n]), 0))
+        seen[int(labels[n])] = turn[-1] + 1
+    order = np.argsort(np.array(turn, np.int64), kind="stable")
+    return _one_an_image(ranked[order], images, count)
+
+
+def _one_an_image(ranked: NDArray[np.int64], images: NDArray[np.int64], count: int) -> list[int]:
+    chosen: dict[int, int] = {}
+    for n in ranked.tolist():
+        if len(chosen) == count:
+            break
+        chosen.setdefault(int(images[n]), n)
+    return list(chosen.values())
+
+
+def _span(centre: float, side: float, length: int) -> tuple[int, int]:
+    """Where a window of this side around a point begins and ends, moved into the image."""
+    side = min(round(side), length)
+    start = min(max(round(centre - side / 2), 0), length - side)
+    return start, start + side
+
+
+def _lit(image: NDArray[np.uint8], box_xyxy: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """The image with all but the box and a margin darkened."""
+    x1, y1, x2, y2 = box_xyxy
+    margin = 3 + 0.1 * max(x2 - x1, y2 - y1)
+    left, top = (max(0, round(v - margin)) for v in (x1, y1))
+    right, bottom = round(x2 + margin), round(y2 + margin)
+    dark = (image * 0.6).astype(np.uint8)
+    dark[top:bottom, left:right] = image[top:bottom, left:right]
+    return dark
+
+
+def _inside(
+    boxes: NDArray[np.float64], shown: NDArray[np.bool_], size: tuple[int, int]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Those of the shown boxes that reach into the picture, clipped to it, and their numbers."""
+    clipped = np.clip(boxes, 0, np.array(size * 2))
+    kept = np.flatnonzero(shown & ((clipped[:, 2:] - clipped[:, :2]) >= 2).all(axis=1))
+    return clipped[kept], kept
+
+
+def _array(boxes: Any) -> NDArray[np.float64]:
+    return np.asarray(boxes, np.float64).reshape(-1, 4)

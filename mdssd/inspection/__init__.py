@@ -1,0 +1,1 @@
+"""Checking a data set and showing what it holds."""

@@ -1,0 +1,1 @@
+"""Weights in files: checkpoints, published formats, ImageNet."""

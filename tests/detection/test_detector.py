@@ -1,0 +1,644 @@
+"""Detector, evaluate and detect, on a model whose detections are known from the picture."""
+
+import csv
+import dataclasses
+import json
+import math
+import multiprocessing
+import os
+import signal
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mdssd import ops
+from mdssd.data import MEAN_RGB, DataError, Sample
+from mdssd.detection.detector import STAGES, Detector
+from mdssd.detection.files import detect
+from mdssd.evaluation.evaluate import evaluate
+
+RED, GREEN, GREY = (255, 0, 0), (0, 255, 0), (110, 105, 104)
+
+
+class Quadrants(nn.Module):
+    """Four priors, the quarters of the picture: a red one is class 1, a green one class 2."""
+
+    input_size = 32
+    num_classes = 3
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1, bias=False)
+        with torch.no_grad():
+            self.conv.weight.copy_(torch.diag(torch.tensor([0.0, 1.0, 1.0])).reshape(3, 3, 1, 1))
+            self.conv.weight[1, :2, 0, 0] = torch.tensor([1.0, 0.0])
+            self.conv.weight[2, 1:, 0, 0] = torch.tensor([1.0, 0.0])
+        self.dropout = nn.Dropout(0.9)
+        centres = [(x, y, 0.5, 0.5) for y in (0.25, 0.75) for x in (0.25, 0.75)]
+        self.register_buffer("priors", torch.tensor(centres), persistent=False)
+        self.shapes = []
+
+    def forward(self, images):
+        self.shapes.append(tuple(images.shape))
+        means = nn.functional.adaptive_avg_pool2d(self.dropout(self.conv(images)), 2)
+        logits = (means * 0.05).flatten(2).transpose(1, 2)  # [B, 4, 3]
+        return logits.new_zeros(len(images), 4, 4), logits
+
+
+def picture(colors, height=40, width=60):
+    """An image of four quarters: upper left, upper right, lower left, lower right."""
+    image = np.empty((height, width, 3), np.uint8)
+    for k, color in enumerate(colors):
+        y, x = divmod(k, 2)
+        rows = slice(y * height // 2, (y + 1) * height // 2)
+        image[rows, x * width // 2 : (x + 1) * width // 2] = color
+    return image
+
+
+def save(path, image):
+    assert cv2.imwrite(str(path), image[:, :, ::-1])
+    return path
+
+
+@pytest.fixture
+def detector():
+    return Detector(Quadrants(), classes=["red", "green"], score_threshold=0.7)
+
+
+def test_boxes_are_in_pixels_of_the_image(detector):
+    (found,) = detector(picture([RED, GREY, GREY, GREEN], 40, 60))
+    assert {name: value.dtype for name, value in found.items()} == {
+        "boxes": torch.float32,
+        "scores": torch.float32,
+        "labels": torch.int64,
+    }
+    boxes = dict(zip(found["labels"].tolist(), found["boxes"].tolist(), strict=True))
+    assert boxes == {
+        1: pytest.approx([0, 0, 30, 20], abs=1e-4),
+        2: pytest.approx([30, 20, 60, 40], abs=1e-4),
+    }
+    assert (found["scores"].diff() <= 0).all()
+    # The logits are 0.05 * (colour - mean), averaged; resizing mixes colours at the borders only.
+    exact = torch.tensor([0.0, 0.05 * (255 - MEAN_RGB[0]), 0.05 * (0 - MEAN_RGB[1])]).softmax(0)[1]
+    assert found["scores"].tolist()[found["labels"].tolist().index(1)] == pytest.approx(
+        exact.item(), abs=0.01
+    )
+
+
+def test_a_batch_is_its_images_one_by_one(detector):
+    images = [
+        picture([RED, GREY, GREY, GREY], 40, 60),
+        picture([GREEN, GREEN, GREY, RED], 100, 30),
+        picture([GREY] * 4, 33, 35),
+        picture([RED] * 4, 1, 1),
+        picture([GREY, RED, GREEN, GREY], 64, 64),
+    ]
+    single = [detector(image)[0] for image in images]
+    assert [len(one["labels"]) for one in single] == [1, 3, 0, 4, 2]
+    detector.model.shapes.clear()
+    for size in (1, 2, 5, 8):
+        batch = detector(images, batch_size=size)
+        for one, other in zip(single, batch, strict=True):
+            assert all(torch.equal(one[name], other[name]) for name in one)
+    # Each image went through once per batch size, in lists of that size.
+    assert [shape[0] for shape in detector.model.shapes] == [1] * 5 + [2, 2, 1] + [5] + [5]
+
+
+def test_arrays_paths_and_bytes_are_the_same(detector, tmp_path):
+    image = picture([RED, GREY, GREEN, GREY])
+    path = save(tmp_path / "a.png", image)
+    results = detector([image, path, str(path), path.read_bytes(), bytearray(path.read_bytes())])
+    assert len(results) == 5 and len(results[0]["labels"]) == 2
+    for result in results[1:]:
+        assert torch.equal(result["boxes"], results[0]["boxes"])
+    for single in (image, path, str(path), path.read_bytes()):
+        assert torch.equal(detector(single)[0]["boxes"], results[0]["boxes"])
+
+
+def test_a_view_that_is_not_contiguous_works(detector):
+    image = picture([RED, GREY, GREEN, GREY])
+    reversed_twice = np.ascontiguousarray(image[:, ::-1])[:, ::-1]
+    assert torch.equal(detector(reversed_twice)[0]["boxes"], detector(image)[0]["boxes"])
+    read_only = image.copy()
+    read_only.flags.writeable = False
+    assert torch.equal(detector(read_only)[0]["boxes"], detector(image)[0]["boxes"])
+
+
+def test_boxes_are_clipped_and_empty_ones_left_out():
+    class Outside(Quadrants):
+        def forward(self, images):
+            loc, logits = super().forward(images)
+            # Centre of the first to the left by half its width, of the last by two widths out.
+            loc[:, 0, 0], loc[:, 3, 0] = -5.0, 20.0
+            return loc, logits
+
+    (found,) = Detector(Outside(), score_threshold=0.7)(picture([RED, GREY, GREY, GREEN]))
+    assert found["labels"].tolist() == [1]
+    assert found["boxes"].tolist() == [pytest.approx([0, 0, 15, 20], abs=1e-4)]
+
+
+def test_thresholds_and_limits_reach_detection_output():
+    image = picture([RED, RED, GREEN, GREEN])
+
+    def count(**options):
+        return len(Detector(Quadrants(), **options)(image)[0]["labels"])
+
+    assert count(score_threshold=0.9) == 4
+    assert count(score_threshold=0.9999) == 0
+    assert count(score_threshold=0.9, max_detections=3) == 3
+    assert count(score_threshold=0.9, top_k=1) == 2
+
+    class Same(Quadrants):
+        def __init__(self):
+            super().__init__()
+            self.priors[:, 0] = torch.tensor([0.45, 0.55, 0.45, 0.55])  # IoU 2/3 in a row
+
+    two = Detector(Same(), score_threshold=0.9, nms_threshold=0.45)(image)[0]
+    four = Detector(Same(), score_threshold=0.9, nms_threshold=0.7)(image)[0]
+    assert (len(two["labels"]), len(four["labels"])) == (2, 4)
+
+
+def test_training_mode_does_not_disturb(detector):
+    image = picture([RED, GREY, GREY, GREY])
+    expected = detector(image)[0]
+    assert not detector.model.training
+    detector.model.train()
+    assert torch.equal(detector(image)[0]["scores"], expected["scores"])
+    assert not detector.model.training
+
+
+def test_no_gradients_and_no_images(detector):
+    assert not detector(picture([RED] * 4))[0]["scores"].requires_grad
+    assert detector([]) == []
+
+
+def test_half_precision_model():
+    model = Quadrants().bfloat16()
+    model.priors = model.priors.float()
+    (found,) = Detector(model, score_threshold=0.7)(picture([RED, GREY, GREY, GREEN]))
+    assert sorted(found["labels"].tolist()) == [1, 2] and found["boxes"].dtype == torch.float32
+
+
+def test_backends_agree(detector):
+    image = picture([RED, GREEN, GREEN, GREY])
+    with ops.backend("reference"):
+        expected = detector(image)[0]
+    found = detector(image)[0]
+    assert torch.equal(found["labels"], expected["labels"])
+    torch.testing.assert_close(found["boxes"], expected["boxes"])
+
+
+def test_timings_add_up(detector):
+    assert detector.timings == dict.fromkeys(STAGES, 0.0)
+    detector(picture([RED] * 4))
+    first = dict(detector.timings)
+    assert all(first[stage] > 0 for stage in STAGES)
+    detector(picture([RED] * 4))
+    assert all(detector.timings[stage] > first[stage] for stage in STAGES)
+    detector.reset_timings()
+    assert detector.timings == dict.fromkeys(STAGES, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        (np.zeros((8, 8, 3), np.float32), TypeError, r"images\[1\]: expected dtype uint8.*float32"),
+        (np.zeros((8, 8), np.uint8), ValueError, r"expected shape \[H, W, 3\].*got \[8, 8\]"),
+        (np.zeros((3, 8, 8), np.uint8), ValueError, r"got \[3, 8, 8\]"),
+        (np.zeros((8, 8, 4), np.uint8), ValueError, r"got \[8, 8, 4\]"),
+        (np.zeros((2, 8, 8, 3), np.uint8), ValueError, r"got \[2, 8, 8, 3\]"),
+        (np.zeros((0, 8, 3), np.uint8), ValueError, r"images\[1\]: is empty.*\[0, 8, 3\]"),
+        (torch.zeros(8, 8, 3), TypeError, r"images\[1\]: expected a numpy array.*got Tensor"),
+        (7, TypeError, "got int"),
+        (b"", DataError, r"images\[1\]: the file is empty"),
+        (b"no picture", DataError, r"images\[1\]: not an image"),
+    ],
+)
+def test_bad_images_are_named(detector, image, error, message):
+    with pytest.raises(error, match=message):
+        detector([picture([RED] * 4), image])
+
+
+def test_bad_files_are_named(detector, tmp_path):
+    with pytest.raises(DataError, match="gone.png"):
+        detector(tmp_path / "gone.png")
+    cut = save(tmp_path / "cut.jpg", picture([RED] * 4, 90, 90))
+    cut.write_bytes(cut.read_bytes()[:300])
+    with pytest.raises(DataError, match="cut.jpg.*truncated"):
+        detector([cut])
+    with pytest.raises(TypeError, match="images: expected .*got Tensor"):
+        detector(torch.zeros(1, 3, 32, 32))
+    with pytest.raises(TypeError, match="images: expected .*got NoneType"):
+        detector(None)
+
+
+def test_bad_options_are_named():
+    with pytest.raises(ValueError, match="classes: expected 2 names.*got \\['red'\\]"):
+        Detector(Quadrants(), classes=["red"])
+    for size in (0, -1, 2.0, True):
+        with pytest.raises(ValueError, match="batch_size"):
+            Detector(Quadrants(), batch_size=size)
+    assert Detector(Quadrants()).classes == ["class 1", "class 2"]
+
+
+def test_checkpoint_gives_classes_and_mean(tmp_path):
+    from mdssd.models import ssd300
+    from mdssd.weights.checkpoint import save_checkpoint
+
+    torch.manual_seed(0)
+    model = ssd300(3, width=0.0625)
+    path = tmp_path / "best.json"
+    save_checkpoint(path, model, classes=["a", "b"], mean=(1.0, 2.0, 3.0), extra={})
+    image = picture([RED, GREEN, GREY, GREY])
+    options = {"score_threshold": 0.3, "max_detections": 5}
+    loaded = Detector.from_checkpoint(path, **options)
+    assert loaded.classes == ["a", "b"]
+    expected = Detector(model, mean=(1.0, 2.0, 3.0), **options)(image)[0]
+    assert len(expected["scores"])
+    assert torch.equal(loaded(image)[0]["scores"], expected["scores"])
+    assert Detector.from_checkpoint(path, classes=["x", "y"]).classes == ["x", "y"]
+
+
+@dataclasses.dataclass
+class Scenes:
+    """A data set of quarter pictures: the colours of each tell its objects."""
+
+    colors: list
+    classes: list = dataclasses.field(default_factory=lambda: ["red", "green"])
+    names: dict = dataclasses.field(default_factory=lambda: {RED: "red", GREEN: "green"})
+    difficult: tuple = ()
+    name: str = "scenes"
+
+    def __len__(self):
+        return len(self.colors)
+
+    def __getitem__(self, index):
+        image = picture(self.colors[index])
+        rows = [(k, self.names[c]) for k, c in enumerate(self.colors[index]) if c in self.names]
+        boxes = [
+            [30 * (k % 2), 20 * (k // 2), 30 * (k % 2) + 30, 20 * (k // 2) + 20] for k, _ in rows
+        ]
+        labels = [self.classes.index(name) + 1 for _, name in rows]
+        return Sample(
+            image,
+            np.array(boxes, np.float32).reshape(-1, 4),
+            np.array(labels, np.int64),
+            np.array([(index, k) in self.difficult for k, _ in rows], bool),
+            str(index),
+        )
+
+
+COLORS = [
+    [RED, GREY, GREY, GREEN],
+    [GREY, RED, RED, GREY],
+    [GREY] * 4,
+    [GREEN, GREY, GREY, RED],
+    [RED] * 4,
+]
+
+
+def test_evaluate_finds_all(detector, tmp_path):
+    result = evaluate(detector, Scenes(COLORS), batch_size=2, out_dir=tmp_path / "new" / "out")
+    assert result.images == 5
+    assert result.voc07.objects.tolist() == [8, 2]
+    assert result.voc07.ap.tolist() == pytest.approx([1.0, 1.0])
+    assert result.voc12.mean_ap == pytest.approx(1.0)
+    assert result.coco.figures["AP"] == pytest.approx(1.0)
+    assert result.coco.figures["AP_small"] == pytest.approx(1.0)
+    stored = json.loads((tmp_path / "new" / "out" / "evaluation.json").read_text())
+    assert stored == result.to_dict()
+    assert stored["voc07"] == {"mAP": pytest.approx(1.0), "AP": {"red": 1.0, "green": 1.0}}
+    assert stored["coco"]["AP_large"] is None
+    table = result.table()
+    assert "5 images, 10 objects, 10 detections" in table
+    assert "difficult" not in table and "no object of" not in table
+    assert [line.split()[:4] for line in table.splitlines() if line.startswith("red")] == [
+        ["red", "8", "8", "1.0000"]
+    ]
+
+
+def test_evaluate_counts_misses_and_inventions(detector):
+    # The truth says that what is green is red: every green quarter is a false red one and an
+    # object missed, unless it is difficult.
+    scenes = Scenes(COLORS, names={RED: "red", GREEN: "red"})
+    result = evaluate(detector, scenes, progress=False)
+    assert result.voc07.objects.tolist() == [10, 0]
+    assert result.voc12.ap[0] == pytest.approx(0.8)
+    assert math.isnan(result.voc12.ap[1]) and result.voc12.mean_ap == pytest.approx(0.8)
+    assert "no object of: green (left out of the mean)" in result.table()
+    assert result.to_dict()["voc07"]["AP"]["green"] is None
+
+    scenes.difficult = ((0, 3), (3, 0))
+    result = evaluate(detector, scenes, progress=False)
+    assert result.voc12.ap[0] == pytest.approx(1.0)
+    assert result.coco.ap[0] == pytest.approx(1.0)
+    assert "2 difficult objects and crowds ignored" in result.table()
+
+
+def test_evaluate_matches_classes_by_name(detector):
+    swapped = Scenes(COLORS, classes=["green", "red"])
+    assert evaluate(detector, swapped, progress=False).voc07.objects.tolist() == [8, 2]
+    fewer = Scenes([[RED, GREY, GREY, GREY]], classes=["red"])
+    assert evaluate(detector, fewer, progress=False).voc07.mean_ap == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="does not know: blue; it knows red, green"):
+        evaluate(detector, Scenes(COLORS, classes=["red", "green", "blue"]), progress=False)
+
+
+def test_evaluate_in_batches_is_the_same(detector):
+    whole = evaluate(detector, Scenes(COLORS), batch_size=8, progress=False).to_dict()
+    for size in (1, 3, 5):
+        other = evaluate(detector, Scenes(COLORS), batch_size=size, progress=False).to_dict()
+        for volatile in ("seconds", "images_per_second"):
+            other[volatile] = whole[volatile]
+        assert other == whole
+
+
+def test_evaluate_stops_at_a_broken_image_and_writes_nothing(detector, tmp_path):
+    class Broken(Scenes):
+        def __getitem__(self, index):
+            if index == 3:
+                raise DataError("three.jpg: the image is truncated")
+            return super().__getitem__(index)
+
+    with pytest.raises(DataError, match="three.jpg"):
+        evaluate(detector, Broken(COLORS), out_dir=tmp_path / "out", progress=False)
+    with pytest.raises(ValueError, match="at least one image, scenes has none"):
+        evaluate(detector, Scenes([]), out_dir=tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluate_without_pycocotools(detector, monkeypatch):
+    def absent(*_):
+        raise ImportError("coco_ap: needs pycocotools")
+
+    monkeypatch.setattr("mdssd.evaluation.evaluate.coco_ap", absent)
+    result = evaluate(detector, Scenes(COLORS), progress=False)
+    assert result.coco is None and result.to_dict()["coco"] is None
+    assert "pycocotools is not installed" in result.table()
+    assert result.voc07.mean_ap == pytest.approx(1.0)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    (folder / "deeper").mkdir(parents=True)
+    save(folder / "b.png", picture([RED, GREY, GREY, GREEN]))
+    save(folder / "a.png", picture([GREY] * 4, 33, 47))
+    save(folder / "c.jpg", picture([GREEN] * 4, 64, 64))
+    save(folder / "deeper" / "d.png", picture([RED] * 4))
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def files_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_detect_in_a_folder(detector, photos, tmp_path):
+    out = tmp_path / "out"
+    report = detect(detector, [photos], out, formats=("json", "csv"), progress=False)
+    assert files_in(out) == ["a.jpg", "b.jpg", "c.jpg", "detections.csv", "detections.json"]
+    assert not report.failed and list(report.timings) == [*STAGES, "draw"]
+    stored = json.loads((out / "detections.json").read_text())
+    assert stored == report.images
+    assert [(one["file"], one["width"], one["height"]) for one in stored] == [
+        (str(photos / "a.png"), 47, 33),
+        (str(photos / "b.png"), 60, 40),
+        (str(photos / "c.jpg"), 64, 64),
+    ]
+    assert [len(one["detections"]) for one in stored] == [0, 2, 4]
+    red = next(d for d in stored[1]["detections"] if d["class"] == "red")
+    assert red["label"] == 1 and red["box_xyxy"] == pytest.approx([0, 0, 30, 20], abs=1e-3)
+    assert 0.9 < red["score"] <= 1
+    with open(out / "detections.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 6
+    assert [float(rows[0][name]) for name in ("x1", "y1", "x2", "y2")] == stored[1]["detections"][
+        0
+    ]["box_xyxy"]
+    assert rows[0]["class"] == stored[1]["detections"][0]["class"]
+    drawn = cv2.imread(str(out / "b.jpg"))
+    assert min(drawn.shape[:2]) >= 900
+    table = report.table()
+    assert "6 detections in 3 images" in table and "3 pictures in" in table
+    assert all(stage in table for stage in (*STAGES, "draw", "total"))
+
+
+def test_detect_patterns_files_and_repeats(detector, photos, tmp_path):
+    sources = [str(photos / "*.png"), str(photos / "b.png"), str(photos / "deeper" / "d.png")]
+    report = detect(detector, sources, tmp_path / "out", draw=False, progress=False)
+    assert [one["file"] for one in report.images] == [
+        str(photos / "a.png"),
+        str(photos / "b.png"),
+        str(photos / "deeper" / "d.png"),
+    ]
+    assert files_in(tmp_path / "out") == ["detections.json"] and "draw" not in report.timings
+    odd = save(photos / "x[1].png", picture([RED] * 4))
+    report = detect(detector, [odd], tmp_path / "out", draw=False, progress=False)
+    assert report.images[0]["file"] == str(odd)
+
+
+def test_detect_goes_on_after_a_bad_file(detector, photos, tmp_path, capsys):
+    (photos / "b.png").write_bytes((photos / "b.png").read_bytes()[:60])
+    sources = [str(photos), str(tmp_path / "gone.png"), str(tmp_path / "*.gif")]
+    report = detect(detector, sources, tmp_path / "out", formats=(), progress=True)
+    assert [name for name, _ in report.failed] == [
+        str(tmp_path / "gone.png"),
+        str(tmp_path / "*.gif"),
+        str(photos / "b.png"),
+    ]
+    assert files_in(tmp_path / "out") == ["a.jpg", "c.jpg"]
+    table = report.table()
+    assert "gone.png: no such file" in table and "*.gif: matches no file" in table
+    assert "b.png: the image is truncated" in table
+    assert "failed: " + str(photos / "b.png") in capsys.readouterr().out
+
+
+def test_detect_writes_nothing_where_nothing_was_read(detector, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no image found: .*empty: the folder has no image"):
+        detect(detector, [tmp_path / "empty"], tmp_path / "out", progress=False)
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    report = detect(detector, [tmp_path / "bad.png"], tmp_path / "out", progress=False)
+    assert "bad.png" in report.table() and not report.images
+    assert not (tmp_path / "out").exists()
+
+
+def test_detect_replaces_no_photograph(detector, photos, tmp_path):
+    before = {path: path.read_bytes() for path in photos.rglob("*") if path.is_file()}
+    link = tmp_path / "link"
+    link.symlink_to(photos)
+    for out in (photos, link, photos / "deeper" / ".."):
+        with pytest.raises(ValueError, match="choose another folder"):
+            detect(detector, [str(photos / "*.jpg")], out, progress=False)
+    with pytest.raises(ValueError, match="is a file"):
+        detect(detector, [photos], photos / "notes.txt", progress=False)
+    assert {path: path.read_bytes() for path in photos.rglob("*") if path.is_file()} == before
+
+
+def test_detect_gives_equal_names_a_number(detector, photos, tmp_path):
+    save(photos / "deeper" / "b.jpg", picture([RED] * 4))
+    # "A" comes after "a": on a file system that ignores case its picture would replace the other.
+    save(photos / "deeper" / "A.png", picture([RED] * 4))
+    report = detect(detector, [photos, photos / "deeper"], tmp_path / "out", progress=False)
+    assert len({path.name.lower() for path in report.pictures}) == len(report.images) == 6
+    assert files_in(tmp_path / "out") == sorted(
+        ["detections.json", *(path.name for path in report.pictures)]
+    )
+
+
+def test_detect_threshold_holds_for_pictures_and_tables(photos, tmp_path):
+    loose = Detector(Quadrants(), classes=["red", "green"], score_threshold=0.01)
+    report = detect(loose, [photos / "b.png"], tmp_path / "low", score_threshold=0, progress=False)
+    assert len(report.images[0]["detections"]) > 2
+    report = detect(loose, [photos / "b.png"], tmp_path / "half", progress=False)
+    assert len(report.images[0]["detections"]) == 2
+    low, half = (cv2.imread(str(tmp_path / name / "b.jpg")) for name in ("low", "half"))
+    assert low.shape != half.shape or (low != half).any()
+
+
+def test_detect_bad_options_are_named(detector, photos, tmp_path):
+    for formats in (("xml",), "json"):
+        with pytest.raises(ValueError, match="formats: expected some of"):
+            detect(detector, [photos], tmp_path / "out", formats=formats, progress=False)
+    with pytest.raises(ValueError, match="score_threshold: expected 0 to 1, got 50"):
+        detect(detector, [photos], tmp_path / "out", score_threshold=50, progress=False)
+    with pytest.raises(TypeError, match="sources: expected a list"):
+        detect(detector, str(photos), tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+# --- streams -------------------------------------------------------------------------------------
+
+
+class Killer(os.PathLike):
+    """A path whose reader dies; only a worker process may read it."""
+
+    def __init__(self, path):
+        self.path, self.caller = str(path), os.getpid()
+
+    def __fspath__(self):
+        if os.getpid() != self.caller:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.path
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_a_stream_is_its_images_one_by_one(detector, tmp_path, workers):
+    rng = np.random.default_rng(0)
+    palette = [RED, GREEN, GREY]
+    images = [
+        picture([palette[k] for k in rng.integers(3, size=4)], 20 + n, 60 - n) for n in range(21)
+    ]
+    sources = [save(tmp_path / f"{n}.png", image) for n, image in enumerate(images)]
+    sources[3], sources[4] = images[3], sources[4].read_bytes()
+    for size in (1, 8):
+        results = list(detector.stream(iter(sources), workers=workers, batch_size=size))
+        assert all(result.source is source for result, source in zip(results, sources, strict=True))
+        for result, image, expected in zip(results, images, detector(images), strict=True):
+            assert result.error is None and result.image is None
+            assert result.size == image.shape[:2]
+            assert all(torch.equal(result.found[name], expected[name]) for name in expected)
+    whole = list(detector.stream(sources[:2], workers=workers, with_images=True))
+    assert all(np.array_equal(one.image, image) for one, image in zip(whole, images, strict=False))
+    assert list(detector.stream([], workers=workers)) == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_names_bad_images_and_goes_on(detector, tmp_path, workers):
+    good = save(tmp_path / "good.png", picture([RED] * 4))
+    (tmp_path / "bad.png").write_bytes(good.read_bytes()[:60])
+    sources = [good, tmp_path / "bad.png", tmp_path / "gone.png", b"", good]
+    results = list(detector.stream(sources, workers=workers, batch_size=2))
+    assert [len(result.found["labels"]) for result in results] == [4, 0, 0, 0, 4]
+    reasons = [str(result.error) for result in results if result.error]
+    assert "bad.png: the image is truncated" in reasons[0]
+    assert "gone.png: cannot be read" in reasons[1]
+    assert reasons[2] == "images[3]: the file is empty"
+    with pytest.raises(TypeError, match=r"images\[1\]: expected dtype uint8"):
+        list(detector.stream([good, np.zeros((8, 8, 3))], workers=workers))
+
+
+def test_a_stream_outlives_the_processes_that_read_it(detector, tmp_path):
+    good = save(tmp_path / "good.png", picture([RED] * 4))
+    sources = [good] * 9
+    sources[4] = Killer(tmp_path / "deadly.png")
+    sources[5] = Killer(tmp_path / "too.png")
+    results = list(detector.stream(sources, workers=2, batch_size=2))
+    assert [result.error is None for result in results] == [True] * 4 + [False] * 2 + [True] * 3
+    assert str(results[4].error).endswith("deadly.png: reading it killed the process that did")
+    assert str(results[5].error).endswith("too.png: reading it killed the process that did")
+
+
+def test_a_stream_takes_what_it_needs_and_leaves_no_process(detector, tmp_path):
+    good = save(tmp_path / "good.png", picture([RED] * 4))
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(good)
+            yield good
+
+    stream = detector.stream(endless(), workers=2, batch_size=3)
+    assert not taken
+    for _ in range(7):  # the first of the third batch
+        next(stream)
+    assert len(taken) <= 3 * 3 + 2 * 2 + 3
+    assert len(multiprocessing.active_children()) == 2
+    stream.close()
+    assert not multiprocessing.active_children()
+
+
+def test_bad_streams_are_named(detector):
+    for images in (None, 7, "photo.jpg", b"bytes", picture([RED] * 4)):
+        with pytest.raises(TypeError, match=r"Detector.stream: images: expected an iterable"):
+            detector.stream(images)
+    for workers in (-1, 1.5, True):
+        with pytest.raises(ValueError, match="workers: expected an int from 0"):
+            detector.stream([], workers=workers)
+    with pytest.raises(ValueError, match="Detector.stream: batch_size"):
+        detector.stream([], batch_size=0)
+
+
+def test_detect_without_keeping_what_it_found(detector, photos, tmp_path):
+    kept = detect(detector, [photos], tmp_path / "a", formats=("json", "csv"), progress=False)
+    other = detect(
+        detector,
+        [photos],
+        tmp_path / "b",
+        formats=("json", "csv"),
+        progress=False,
+        keep_images=False,
+        workers=2,
+    )
+    assert not other.images and len(kept.images) == 3
+    assert (other.image_count, other.detection_count) == (3, 6)
+    assert other.table().splitlines()[0] == "6 detections in 3 images"
+    for name in files_in(tmp_path / "a"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_detect_interrupted_leaves_what_was_done(detector, photos, tmp_path, monkeypatch):
+    stream = Detector.stream
+
+    def interrupted(self, *args, **options):
+        results = stream(self, *args, **options)
+        yield next(results)
+        yield next(results)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Detector, "stream", interrupted)
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt, match="2 of 3 images done; boxes in .*detections.json"):
+        detect(detector, [photos], out, formats=("json", "csv"), progress=False)
+    assert files_in(out) == ["a.jpg", "b.jpg", "detections.csv", "detections.json"]
+    assert [
+        len(one["detections"]) for one in json.loads((out / "detections.json").read_text())
+    ] == [
+        0,
+        2,
+    ]
+    assert len((out / "detections.csv").read_text().splitlines()) == 3

@@ -1,0 +1,175 @@
+"""Every runtime of Detector gives what "eager" gives; what cannot run says why."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from mdssd import cli
+from mdssd.detection import runtimes
+from mdssd.detection.cuda_graphs import Graphs, fitting_size
+from mdssd.detection.detector import Detector
+from mdssd.detection.runtimes import RUNTIMES
+from mdssd.models import mdssd300, ssd300
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+# Few enough detections for their scores to differ by more than rounding does.
+OPTIONS = {"score_threshold": 0.3, "max_detections": 10, "batch_size": 3}
+
+
+def model(build=mdssd300):
+    """One whose scores and boxes are in the range of a trained one's."""
+    torch.manual_seed(0)
+    network = build(4, width=0.0625, batch_norm=True)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0  # statistics of one pass
+    if build is ssd300:
+        torch.nn.init.ones_(network.conv4_3_scale)
+    with torch.no_grad():
+        network(torch.randn(3, 3, 300, 300) * 70)
+    return network.eval()
+
+
+def images(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 256, (90 + n, 120, 3), np.uint8) for n in range(count)]
+
+
+def assert_same_detections(got, want, tolerance=1e-3):
+    assert len(got) == len(want) and sum(len(one["labels"]) for one in want)
+    for g, w in zip(got, want, strict=True):
+        assert torch.equal(g["labels"], w["labels"])
+        torch.testing.assert_close(g["scores"], w["scores"], rtol=0, atol=tolerance)
+        torch.testing.assert_close(g["boxes"], w["boxes"], rtol=0, atol=100 * tolerance)
+
+
+def test_openvino_gives_the_detections_of_eager():
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    eager, other = Detector(model(), **OPTIONS), Detector(model(), runtime="openvino", **OPTIONS)
+    expected = eager(images(5))
+    for count in (1, 3):
+        assert_same_detections(other(images(count)), expected[:count], 1e-5)
+    results = list(other.stream(images(5), workers=0))  # 3, and 2 that are filled up
+    assert_same_detections([result.found for result in results], expected, 1e-5)
+
+
+def test_compile_gives_the_detections_of_eager():
+    # Of the smaller network and for one size, as it takes its time to compile.
+    eager = Detector(model(ssd300), **OPTIONS)
+    other = Detector(model(ssd300), runtime="compile", **OPTIONS)
+    assert_same_detections(other(images(5)), eager(images(5)), 1e-5)  # 3, and 2 filled up
+
+
+def test_bfloat16_gives_nearly_the_same():
+    """The whole pass in bfloat16 errs at most thrice as much as its rounded weights alone do."""
+    eager, other = Detector(model(), **OPTIONS), Detector(model(), dtype=torch.bfloat16, **OPTIONS)
+    rounded = Detector(model(), **OPTIONS)
+    with torch.inference_mode():
+        pixels = np.stack([other._preprocess.warp(image) for image in images(2)])
+        for weight in rounded.model.parameters():
+            if weight.dim() == 4:
+                weight.copy_(weight.bfloat16())
+        outputs = [d._network(d._input(pixels)) for d in (eager, other, rounded)]
+    for want, got, near in zip(*outputs, strict=True):
+        assert got.dtype == torch.bfloat16
+        assert 0 < (got.float() - want).abs().mean() < 3 * (near - want).abs().mean()
+
+
+def test_pixels_are_normalised_alike_on_every_device():
+    detector = Detector(model(), mean=(100.5, 50.25, 1.0))
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 300, 300, 3), np.uint8)
+    got, want = detector._normalized(torch.from_numpy(pixels)), detector._input(pixels)
+    assert torch.equal(got, want)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    assert want.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_device_resizes_as_the_host_does_to_within_a_level():
+    detector = Detector(model())
+    frames = images(3)
+    got = detector._uploaded(frames).numpy().astype(int)
+    want = np.stack([detector._preprocess.warp(frame) for frame in frames])
+    assert got.shape == want.shape and np.abs(got - want).max() <= 1
+
+
+def test_what_does_not_go_together_is_named():
+    assert cli.RUNTIMES == RUNTIMES
+    with pytest.raises(ValueError, match="runtime: expected one of .*got 'magic'"):
+        Detector(model(), runtime="magic")
+    with pytest.raises(ValueError, match="runtime: 'graph' needs a cuda device, got cpu"):
+        Detector(model(), runtime="graph")
+    with pytest.raises(ValueError, match="dtype: float16 needs a GPU"):
+        Detector(model(), dtype=torch.float16)
+    with pytest.raises(ValueError, match="dtype: expected torch.float32.*got torch.int64"):
+        Detector(model(), dtype=torch.int64)
+
+
+def test_an_absent_openvino_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setattr(runtimes, "openvino_core", runtimes.openvino_core.__wrapped__)
+    with pytest.raises(ImportError, match="needs a package: pip install openvino"):
+        Detector(model(), runtime="openvino")
+
+
+def test_the_smallest_size_that_fits():
+    assert [fitting_size(n, 8) for n in (1, 2, 3, 4, 5, 8, 9)] == [1, 2, 4, 4, 8, 8, 9]
+    assert [fitting_size(n, 6) for n in (1, 3, 5, 6, 7)] == [1, 4, 6, 6, 7]
+    assert fitting_size(1, 1) == 1
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_graphs_give_the_detections_of_eager(dtype):
+    options = {**OPTIONS, "device": "cuda", "dtype": dtype, "batch_size": 4}
+    eager, graph = Detector(model(), **options), Detector(model(), runtime="graph", **options)
+    # cuDNN may choose other algorithms for a capture; half precision rounds differently then.
+    tolerance = 1e-3 if dtype == torch.float32 else 0.05
+    for seed, count in enumerate((3, 1, 4, 2, 5, 9)):
+        got, want = graph(images(count, seed)), eager(images(count, seed))
+        if dtype == torch.float32:
+            assert_same_detections(got, want, tolerance)
+        assert [len(one["labels"]) > 0 for one in got] == [len(one["labels"]) > 0 for one in want]
+    graph.score_threshold = eager.score_threshold = 0.35
+    if dtype == torch.float32:
+        assert_same_detections(graph(images(3)), eager(images(3)), tolerance)
+
+
+@needs_gpu
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_through_graphs_is_its_images_one_by_one(workers):
+    graph = Detector(model(), device="cuda", runtime="graph", **OPTIONS)
+    # Of the input's size, as workers resize with OpenCV and the GPU by itself.
+    pictures = [graph._preprocess.warp(image) for image in images(17)]
+    expected = [graph(picture)[0] for picture in pictures]
+    for size in (1, 3):
+        results = list(graph.stream(pictures, batch_size=size, workers=workers))
+        assert_same_detections([result.found for result in results], expected)
+    stream = graph.stream(pictures, batch_size=2, workers=workers)
+    next(stream)
+    stream.close()  # with a batch under way
+    assert_same_detections(graph(pictures), expected)
+
+
+@needs_gpu
+def test_graphs_resize_as_eager_does():
+    eager = Detector(model(), device="cuda", **OPTIONS)
+    graphs = Graphs(lambda pixels: (pixels.clone(),), 300, 4, torch.device("cuda"))
+    frames = images(2) + [eager._preprocess.warp(images(1)[0])]
+    (got,) = Graphs.finish(graphs.start(frames))
+    assert torch.equal(got, eager._uploaded(frames).cpu())
+
+
+@needs_gpu
+def test_two_batches_under_way_keep_apart():
+    graphs = Graphs(lambda pixels: (pixels.float().mean((1, 2, 3)),), 8, 4, torch.device("cuda"))
+    batches = [
+        [np.full((8, 8, 3), 10 * k + n, np.uint8) for n in range(1 + k % 4)] for k in range(9)
+    ]
+    tickets = []
+    for k, batch in enumerate(batches):
+        tickets.append(graphs.start(batch))
+        if k:
+            (means,) = Graphs.finish(tickets[k - 1])
+            assert means.tolist() == [10.0 * (k - 1) + n for n in range(len(batches[k - 1]))]

@@ -1,0 +1,330 @@
+"""Checking data: figures by hand, every fault by name; and the sheet of samples."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from mdssd import ops
+from mdssd.cli import main
+from mdssd.data import Augmentation, SyntheticScenes, TrainingSet, open_dataset, write_voc
+from mdssd.inspection.check import best_iou, check_data
+from mdssd.inspection.plots import contact_sheet, write_check
+from mdssd.priors import make_priors, mdssd_prior_layers, ssd_prior_layers
+
+PRIORS = make_priors(ssd_prior_layers(300), 300)
+XML = (
+    "<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>{}</ymin>"
+    "<xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"
+)
+
+
+def voc(root, boxes, splits=None, size=(300, 300)):
+    """A VOC folder: of each image its boxes (class, x1, y1, x2, y2)."""
+    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / name).mkdir(parents=True)
+    width, height = size
+    for image_id, rows in boxes.items():
+        pixels = np.random.default_rng([*image_id.encode()]).integers(
+            0, 256, (height, width, 3), np.uint8
+        )
+        cv2.imwrite(str(root / f"JPEGImages/{image_id}.jpg"), pixels)
+        (root / f"Annotations/{image_id}.xml").write_text(
+            f"<annotation><size><width>{width}</width><height>{height}</height></size>"
+            + "".join(XML.format(*row) for row in rows)
+            + "</annotation>"
+        )
+    for split, ids in (splits or {}).items():
+        (root / f"ImageSets/Main/{split}.txt").write_text("".join(f"{i}\n" for i in ids))
+    return root
+
+
+def check(path, split="all", priors=PRIORS, **options):
+    faults = []
+    dataset = open_dataset(path, split, faults=faults)
+    return check_data(dataset, priors, 300, faults=faults, progress=False, **options)
+
+
+def run(capsys, *arguments):
+    status = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_sizes_are_those_of_the_warped_input(tmp_path):
+    boxes = {"a": [("cat", 0, 0, 120, 60), ("dog", 60, 60, 180, 300)], "b": []}
+    result = check(voc(tmp_path / "v", boxes, size=(600, 300)))
+    assert result.sides.tolist() == [[60, 60], [60, 240]]
+    assert result.size.tolist() == [60, 120] and result.ratio.tolist() == [1, 0.25]
+    assert result.label.tolist() == [1, 2] and result.image.tolist() == [0, 0]
+    assert result.empty == 1 and result.image_ids == ["a", "b"]
+    assert [name for name, which in result.by_size() if which.any()] == [
+        "32 to 64 px",
+        "64 to 128 px",
+    ]
+    assert not result.broken
+
+
+def test_best_prior_by_hand():
+    # One prior, 0.1 to 0.5 in both directions.
+    prior = torch.tensor([[0.3, 0.3, 0.4, 0.4]])
+    boxes = np.array(
+        [[0.1, 0.1, 0.5, 0.5], [0.1, 0.1, 0.5, 0.3], [0.3, 0.1, 0.7, 0.5], [0.6, 0.6, 1, 1]]
+    )
+    np.testing.assert_allclose(best_iou(boxes, prior), [1, 0.5, 1 / 3, 0], atol=1e-6)
+    assert best_iou(np.zeros((0, 4)), prior).shape == (0,)
+    assert best_iou(boxes, prior[:0]).tolist() == [0, 0, 0, 0]
+
+
+def test_recall_agrees_with_the_matching_of_training():
+    """A box that no prior reaches is one that only the forced match gives a prior."""
+    priors = make_priors(mdssd_prior_layers(300), 300)
+    scenes = SyntheticScenes(3, seed=4)
+    result = check_data(scenes, priors, 300, progress=False)
+    reached = []
+    for k in range(3):
+        boxes = torch.from_numpy(scenes.annotation(k).boxes_xyxy / 300).float()
+        for box in boxes:
+            match = ops.match_priors([box[None]], priors)
+            reached.append(bool((match.iou >= 0.5).any()))
+    assert (result.iou >= 0.5).tolist() == reached and 0 < sum(reached) < len(reached)
+    assert len(result.unreached) == len(reached) - sum(reached)
+    assert result.recall(np.ones(len(reached), bool)) == sum(reached) / len(reached)
+
+
+def test_each_broken_file_is_named_and_the_rest_is_counted(tmp_path):
+    rows = [("cat", 20, 20, 80, 80)]
+    root = voc(tmp_path / "v", {name: rows for name in "abcdefg"}, {"train": [*"abcdefg", "x"]})
+    cut = root / "JPEGImages/b.jpg"
+    cut.write_bytes(cut.read_bytes()[:-400])
+    (root / "JPEGImages/c.jpg").write_bytes(b"no picture at all")
+    (root / "JPEGImages/d.jpg").unlink()
+    (root / "Annotations/e.xml").write_text("<annotation>")
+    (root / "Annotations/f.xml").write_text(
+        "<annotation><size><width>1</width></size></annotation>"
+    )
+    (root / "JPEGImages/g.jpg").write_bytes(b"")
+    for split in ("all", "train"):
+        result = check(root, split)
+        assert result.broken and result.image_ids == ["a"] and len(result.iou) == 1
+        text = "\n".join(result.faults)
+        for part in (
+            "b.jpg: the image is truncated",
+            "c.jpg: not an image",
+            "JPEGImages/d: no such image",
+            "e.xml: broken XML",
+            "f.xml: annotation has no size/height",
+            "g.jpg: the file is empty",
+            "x.xml: no such" if split == "train" else "lists x, which has no annotation",
+        ):
+            assert part in text
+        assert len(result.faults) == len(set(result.faults)) == 7, text
+
+
+def test_broken_rows_of_a_coco_file(tmp_path, capsys):
+    root = voc(tmp_path / "v", {"a": [], "b": []})
+    entries = [
+        {"image_id": 1, "category_id": 7, "bbox": [10, 10, 100, 100]},
+        {"image_id": 1, "category_id": 7, "bbox": [10, 10, 100, 100], "iscrowd": 1},
+        {"image_id": 1, "category_id": 8, "bbox": [10, 10, 100, 100]},
+        {"image_id": 2, "category_id": 7, "bbox": [10, 10]},
+        {"image_id": 3, "category_id": 7, "bbox": [10, 10, 50, 50]},
+    ]
+    names = {1: "a.jpg", 2: "b.jpg", 3: "gone.jpg"}
+    content = {
+        "images": [{"id": k, "file_name": name} for k, name in names.items()],
+        "categories": [{"id": 7, "name": "cat"}],
+        "annotations": entries,
+    }
+    path = root / "JPEGImages/set.json"
+    path.write_text(json.dumps(content))
+    status, out, _ = run(capsys, "data", "check", path, "--out", tmp_path / "out")
+    assert status == 1
+    found = json.loads((tmp_path / "out/check.json").read_text())
+    assert [found["images"], found["crowds"], found["all"]["boxes"]] == [2, 1, 1]
+    assert found["images_without_boxes"] == 1 and found["all"]["recall"] == 1
+    assert len(found["faults"]) == 3 and found["broken"]
+    for part in ("there is no category 8", "bbox is [10, 10]", "gone.jpg: no such image"):
+        assert part in out
+
+
+def test_boxes_to_look_at(tmp_path):
+    rows = [
+        ("cat", 20, 20, 80, 80),
+        ("dog", 20, 20, 80, 80),
+        ("cat", 100, 100, 103, 180),
+        ("cat", 250, 250, 305, 290),
+        ("cat", 200, 200, 301, 301),
+        ("cat", 40, 40, 40, 90),
+    ]
+    result = check(voc(tmp_path / "v", {"a": rows}))
+    assert [line.partition("a.jpg: ")[2] for line in result.suspicious] == [
+        "dog (20, 20, 80, 80) is there twice, first as cat",
+        "cat (100, 100, 103, 180) is 3.0 x 80.0 px in the input",
+        "cat (250, 250, 305, 290) reaches beyond the image of 300 x 300",
+    ]
+    assert len(result.dropped) == 1 and "has no area" in result.dropped[0]
+    assert result.sides.max() == 100 and not result.broken
+    assert len(check(tmp_path / "v", tiny=2).suspicious) == 2
+
+
+def test_images_in_two_splits_by_name_and_by_content(tmp_path, capsys):
+    boxes = {name: [("cat", 20, 20, 80, 80)] for name in "abcd"}
+    splits = {"train": "ab", "val": "c", "trainval": "abc", "test": "db"}
+    root = voc(tmp_path / "v", boxes, splits)
+    (root / "JPEGImages/d.jpg").write_bytes((root / "JPEGImages/a.jpg").read_bytes())
+    status, out, _ = run(capsys, "data", "check", root)
+    assert status == 1
+    result = check(root)
+    first, second = (root / f"JPEGImages/{name}.jpg" for name in "ad")
+    assert [line.rpartition("Main: ")[2] for line in result.leaks] == [
+        "b is in train and test",
+        "b is in trainval and test",
+        f"{first} of train and {second} of test are the same file",
+        f"{first} of trainval and {second} of test are the same file",
+    ]
+    assert len(result.duplicates) == 1 and "a.jpg" in result.duplicates[0]
+    assert "files that cannot be used: none" in out and "images in two splits: 4" in out
+    (root / "ImageSets/Main/test.txt").write_text("")
+    assert "test.txt: the split lists no image" in "\n".join(check(root).faults)
+
+
+def test_plots_and_json_of_generated_scenes(tmp_path, capsys):
+    out = tmp_path / "new" / "folder"
+    status, text, _ = run(capsys, "data", "check", "--scenes", 3, "--out", out, "--model", "ssd512")
+    assert status == 0 and "3 images of 512 x 512" in text and "priors of ssd512 (voc)" in text
+    assert sorted(p.name for p in out.iterdir()) == ["check.json", "recall.png", "sizes.png"]
+    for name in ("recall.png", "sizes.png"):
+        pixels = cv2.imread(str(out / name))
+        assert pixels.shape[1] == 1100 and len(np.unique(pixels)) > 20
+    assert json.loads((out / "check.json").read_text())["broken"] is False
+
+
+@pytest.mark.filterwarnings("error")
+def test_plots_take_any_name(tmp_path):
+    names = ["$x_{", "$2^^3$", "猫", "a" * 120]
+    boxes = {"a": [(name, 20, 20, 80, 80) for name in names]}
+    write_check(check(voc(tmp_path / "v", boxes)), tmp_path / "out")
+
+
+def test_a_data_set_without_a_box(tmp_path):
+    path = voc(tmp_path / "v", {"a": [("cat", 1, 1, 9, 9)], "b": []}, {"test": "b"})
+    result = check(path, "test")
+    assert result.recall(np.ones(0, bool)) is None and "recall" in result.text()
+    assert result.to_dict()["all"] == {"boxes": 0, "size": None, "recall": None}
+    write_check(result, tmp_path / "out")
+
+
+def test_wrong_input_is_one_line(tmp_path, capsys):
+    root = voc(tmp_path / "v", {"a": [("cat", 20, 20, 80, 80)]}, {"train": "a"})
+    (tmp_path / "empty").mkdir()
+    nothing = voc(tmp_path / "w", {"a": [("cat", 20, 20, 80, 80)]})
+    (nothing / "JPEGImages/a.jpg").unlink()
+    for arguments, reason in [
+        (["check", tmp_path / "empty"], "not in VOC layout"),
+        (["check", tmp_path / "gone"], "no such file or folder"),
+        (["check", root, "--split", "moon"], "no such split"),
+        (["check", root, "--prior-scales", "x"], "prior_scales must be one of"),
+        (["check", root, "--tiny", "nan"], "tiny: expected a number of at least 0, got nan"),
+        (["check", nothing], "no image can be used; the first fault: "),
+        (["show", root, "--out", tmp_path / "a.jpg"], "ends with .png"),
+        (["show", root, "--out", tmp_path / "a.png", "--no-augment", "--no-crop"], "--no-augment"),
+        (["show", nothing, "--out", tmp_path / "a.png"], "no such image"),
+    ]:
+        status, _, err = run(capsys, "data", *arguments)
+        assert status == 2 and reason in err and err.count("mdssd: error:") == 1, err
+
+
+def test_sheet_is_what_training_sees(tmp_path, capsys):
+    root = tmp_path / "v"
+    write_voc(SyntheticScenes(5, seed=2), root)
+    data = open_dataset(root, "all")
+    sheet = contact_sheet(data, Augmentation(300), count=7, seed=3)
+    assert sheet.shape == (3 * 600 + 16, 3 * 600 + 16, 3) and sheet.dtype == np.uint8
+    assert (sheet[1216:, 608:] == 255).all()  # seven of nine places
+    np.testing.assert_array_equal(sheet, contact_sheet(data, Augmentation(300), 7, 3))
+    assert not np.array_equal(sheet, contact_sheet(data, Augmentation(300), 7, 4))
+    for name in ("one.png", "two.png"):
+        status, _, _ = run(
+            capsys, "data", "show", root, "--out", tmp_path / name, "--count", 7, "--seed", 3
+        )
+        assert status == 0
+    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "one.png"))[..., ::-1], sheet)
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+
+
+def test_sheet_adds_the_mean_back():
+    plain = Augmentation(300, expand=1, photometric=False, crop=False, mirror=False)
+    scenes = SyntheticScenes(1, seed=6, objects=(0, 0))
+    sheet = contact_sheet(scenes, plain, 1)
+    want = cv2.resize(scenes[0].image, (600, 600), interpolation=cv2.INTER_CUBIC)
+    np.testing.assert_array_equal(sheet, want)
+    # Warped to the input as it is, whatever the interpolation.
+    assert torch.equal(
+        TrainingSet(scenes, plain)[0][0], plain(scenes[0], np.random.default_rng())[0]
+    )
+
+
+def test_sheet_of_no_sample():
+    with pytest.raises(ValueError, match="contact_sheet: count must be at least 1, got 0"):
+        contact_sheet(SyntheticScenes(1), Augmentation(300), 0)
+
+
+def test_priors_of_a_model_are_those_it_has():
+    result = check_data(SyntheticScenes(1), PRIORS, 300, progress=False)
+    squares = {w for w, h in result.prior_sides if w == h}
+    assert {30, 60, 111, 162, 213, 264} < squares
+    ratios = {round(w / h, 2) for w, h in result.prior_sides}
+    assert ratios == {1, 2, 0.5, 3, 0.33}
+
+
+def test_each_model_is_compared_by_its_own_priors(tmp_path, capsys):
+    root = voc(tmp_path / "v", {"a": [("cat", 20, 20, 80, 80)]})
+    for model, priors in [
+        ("ssd513", "ssd513 (coco): 20.5, 32.4, 51.3"),
+        ("mdssd300", "mdssd300 (voc): 30, 42.4, 60"),
+    ]:
+        status, out, err = run(capsys, "data", "check", root, "--model", model)
+        assert status == 0 and f"priors of {priors}" in out, err
+
+
+def test_recall_with_the_other_scales_of_the_model(tmp_path, capsys):
+    """Squares of 10, 21 and 30 pixels: those of `small` reach each, of `coco` two, of `voc` one."""
+    sides = {"a": 10, "b": 21, "c": 30}
+    root = voc(tmp_path / "v", {k: [("cat", 150, 150, 150 + s, 150 + s)] for k, s in sides.items()})
+    for model, scales, line in [
+        ("mdssd300", "voc", "coco 0.6667, small 1.0000"),
+        ("mdssd300", "small", "voc 0.3333, coco 0.6667"),
+        ("ssd300", "voc", "coco 0.6667"),
+    ]:
+        options = ["--model", model, "--prior-scales", scales]
+        _, out, err = run(capsys, "data", "check", root, *options)
+        assert f"recall of all boxes with other priors: {line}\n" in out, err
+    assert "other priors" not in run(capsys, "data", "check", root, "--model", "ssd321")[1]
+    assert check(root).to_dict()["other_recall"] == {}
+
+
+def test_splits_of_each_year_of_a_devkit_are_compared(tmp_path):
+    box = [("cat", 20, 20, 80, 80)]
+    voc(tmp_path / "VOC2007", {"a": box, "b": box}, {"trainval": "a", "test": "ab"})
+    voc(tmp_path / "VOC2012", {"c": box}, {"train": "c", "val": "c"})
+    result = check(tmp_path)
+    assert result.image_ids == ["a", "b", "c"] and len(result.label) == 3
+    assert [line.rpartition(": ")[2] for line in result.leaks] == [
+        "a is in trainval and test", "c is in train and val",
+    ]  # fmt: skip
+
+
+def test_a_photograph_of_one_year_in_the_test_split_of_another(tmp_path):
+    box = [("cat", 20, 20, 80, 80)]
+    voc(tmp_path / "VOC2007", {"a": box, "b": box}, {"trainval": "a", "test": "b"})
+    voc(tmp_path / "VOC2012", {"c": box}, {"trainval": "c"})
+    first, second = tmp_path / "VOC2007/JPEGImages/b.jpg", tmp_path / "VOC2012/JPEGImages/c.jpg"
+    second.write_bytes(first.read_bytes())
+    assert check(tmp_path).leaks == [f"{second} of trainval and {first} of test are the same file"]
+    (tmp_path / "VOC2007/ImageSets/Main/test.txt").write_text("a\n")
+    assert [line.rpartition(": ")[2] for line in check(tmp_path).leaks] == [
+        "a is in trainval and test"
+    ]

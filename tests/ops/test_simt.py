@@ -1,0 +1,101 @@
+"""The stand-in for a GPU: kernels that are wrong on purpose, and that each fault is found."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mdssd.ops import _dispatch
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = (ROOT / "csrc" / "simt" / "faults.cu").read_text().splitlines()
+RIGHT = [(i + 1) % 64 for i in range(64)]
+UNSET = -1  # what shared memory holds in the plain order, as an int
+
+pytestmark = pytest.mark.skipif(
+    _dispatch.simt is None, reason="no mdssd._simt: it comes with pip install -e ."
+)
+sanitized = pytest.mark.skipif(
+    "libasan" not in os.environ.get("LD_PRELOAD", ""),
+    reason="needs the sanitized module: make simt-check",
+)
+
+
+def launch(name: str, seed: int = 0) -> list[int]:
+    out = torch.zeros(64, dtype=torch.int32)
+    _dispatch.simt.set_shuffle(seed)
+    _dispatch.simt.faults[name](out.data_ptr())
+    return out.tolist()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_right_kernel_is_right_in_any_order(seed):
+    assert launch("rotate", seed) == RIGHT
+
+
+def test_a_missing_barrier_gives_a_wrong_result():
+    assert launch("missing_barrier") != RIGHT
+
+
+def test_a_missing_barrier_gives_a_result_that_moves_with_the_order():
+    results = {tuple(launch("missing_barrier", seed)) for seed in range(1, 6)}
+    assert len(results) == 5 and tuple(RIGHT) not in results
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("partial_barrier", "a barrier is not reached by all threads of the block"),
+        ("two_barriers", "threads wait at different barriers"),
+        ("mask_too_wide", "a mask names a lane that (does not come|has ended)"),
+        ("mask_without_caller", "a mask leaves out its caller"),
+        ("masks_differ", "a mask names a lane that does not come with the same mask"),
+        ("shuffle_outside_mask", "a shuffle reads from a lane outside its mask"),
+    ],
+)
+def test_a_fault_is_named_with_its_line(name, message, seed):
+    with pytest.raises(RuntimeError, match=f"^simt: {name}: {message}") as error:
+        launch(name, seed)
+    place = re.search(r"faults\.cu:(\d+), block 0,0,0, thread \d+,0,0\)$", str(error.value))
+    assert place, error.value
+    line = int(place[1])
+    assert "_sync(" in SOURCE[line - 1] or "__syncthreads()" in SOURCE[line - 1]
+    kernel = next(text for text in reversed(SOURCE[:line]) if "__global__" in text)
+    assert f" {name}_kernel(" in kernel
+    # The next launch starts afresh.
+    assert launch("rotate", seed) == RIGHT
+
+
+def test_shared_memory_that_was_never_written_shows():
+    out = launch("uninitialised_shared")
+    assert out[7] == UNSET and out[:7] + out[8:] == [0] * 63
+    assert len({launch("uninitialised_shared", seed)[7] for seed in range(1, 6)}) == 5
+
+
+@sanitized
+@pytest.mark.parametrize(
+    "name, ints, report",
+    [
+        ("rotate", 64, ""),
+        ("rotate", 63, "AddressSanitizer: heap-buffer-overflow"),  # the last thread's result
+        ("shared_overflow", 64, "AddressSanitizer: global-buffer-overflow"),
+        ("misaligned", 64, "runtime error: .* misaligned address"),
+    ],
+)
+def test_the_sanitized_module_finds(name, ints, report):
+    """Each fault has a process of its own, since it ends it."""
+    script = (
+        "import torch, conftest\n"
+        f"out = torch.full(({ints},), 64, dtype=torch.int32)\n"
+        f"conftest._dispatch.simt.faults['{name}'](out.data_ptr())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode != 0) == bool(report), done.stderr
+    assert re.search(report, done.stderr) and ("faults.cu:" in done.stderr) == bool(report)

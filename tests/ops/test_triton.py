@@ -1,0 +1,126 @@
+"""The Triton backend: what only its compiler finds, and what its absence means."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+
+from mdssd import ops
+from mdssd.cli import main
+from mdssd.data import SyntheticScenes
+
+SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "compile_triton.py"
+REPORT = Path(ops.__file__).parent / "triton" / "resources.txt"
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def compiled() -> list[str]:
+    """What compiling each kernel once, for each target, printed."""
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "--largest"],
+        env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
+        cwd=SCRIPT.parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.splitlines()
+
+
+def test_every_kernel_compiles_for_three_gpus(compiled: list[str]) -> None:
+    code = "".join(file.read_text() for file in REPORT.parent.glob("*.py"))
+    kernels = set(re.findall(r"^def (\w+_kernel)\(", code, re.MULTILINE))
+    left_out = "".join(line for line in compiled if line.startswith("left out"))
+    for target in ("sm_80", "sm_90", "gfx942"):
+        if target not in left_out:
+            assert kernels == {line.split("<")[0] for line in compiled if f" {target} " in line}
+    if left_out:
+        pytest.skip(left_out)
+
+
+def test_the_report_is_fresh_and_no_kernel_spills(compiled: list[str]) -> None:
+    """Fresh: by the code and the launches of every line, and by the figures of those compiled."""
+    assert [line for line in compiled if line.startswith("stale")] == [], "make resources"
+    report = REPORT.read_text().splitlines()
+    lines = [line for line in report if line and not line.startswith("#")]
+    assert len(lines) > 100
+    assert [line for line in lines if not line.endswith("  0 spilled")] == []
+    if f"# Triton {version('triton')}; written by: make resources" not in report:
+        pytest.skip("the report is of another version of Triton")
+    assert [line for line in compiled if line not in lines] == [], "make resources"
+
+
+def test_the_report_goes_stale_with_the_code_not_with_comments(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("compile_triton", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+
+    def fingerprint(text: str) -> str:
+        (tmp_path / "kernels.py").write_text(text)
+        return script.fingerprint(tmp_path / "kernels.py")
+
+    first = fingerprint(
+        '"""Of a file."""\n\nA = 1\n\n\ndef f():\n    """Of f."""\n    return "a"\n'
+    )
+    assert fingerprint('A = 1  # why\n\n\ndef f():\n    # how\n    return "a"\n') == first
+    assert fingerprint('A = 1\n\n\ndef f():\n    return "b"\n') != first
+    assert fingerprint('A = 2\n\n\ndef f():\n    return "a"\n') != first
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests what the interpreter is for")
+def test_every_op_has_it() -> None:
+    assert all("triton" in row for row in ops.backends().values())
+
+
+def test_a_compiled_model_gives_what_eager_gives() -> None:
+    import mdssd
+
+    torch._dynamo.reset()
+    model = mdssd.mdssd300(num_classes=3, width=0.125).eval()
+    images = torch.randn(1, 3, 300, 300)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with ops.backend("triton"), torch.no_grad():
+        torch.testing.assert_close(compiled(images), model(images), rtol=0, atol=0)
+
+
+def test_train_eval_and_detect_run_on_it(tmp_path: Path) -> None:
+    """A step of training gives the loss of the reference, and a detection its scores."""
+
+    def run(command: str, backend: str, *arguments: object) -> Path:
+        out = tmp_path / f"{command}-{backend}"
+        words = [command, *arguments, "--backend", backend, "--threads", 1, "--out", out]
+        assert main([str(word) for word in words]) == 0
+        return out
+
+    tiny = "--model ssd300 --width 0.0625 --batch-norm --batch-size 2 --scenes 2 --epochs 1".split()
+    losses, found = [], []
+    for backend in ("reference", "triton"):
+        trained = run("train", backend, *tiny, "--workers", 0)
+        with open(trained / "loss.csv", newline="") as file:
+            losses.append([float(row["total"]) for row in csv.DictReader(file)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+    photo = tmp_path / "photo.png"
+    cv2.imwrite(str(photo), SyntheticScenes(1)[0].image)
+    for backend in ("reference", "triton"):
+        out = run("detect", backend, trained, photo, "--score-threshold", 0.01)
+        (pictured,) = json.loads((out / "detections.json").read_text())
+        found.append([detection["score"] for detection in pictured["detections"]])
+    assert len(found[1]) > 9 and found[1] == pytest.approx(found[0], abs=2e-6)
+
+    out = run("eval", "triton", trained, "--scenes", 1)
+    assert json.loads((out / "evaluation.json").read_text())["images"] == 1

@@ -1,0 +1,210 @@
+"""The benchmarks: that they collect and run, and the report that is made of their JSON."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import report, small_objects
+from benchmarks.machine import ALLOCATOR
+
+ROOT = Path(__file__).resolve().parents[2]
+ABOUT = {
+    "cpu": "Test(R) CPU 3000",
+    "cores": 4,
+    "gpu": None,
+    "driver": None,
+    "cuda": None,
+    "versions": {"torch": "2.0"},
+    "commit": "0123456789abcdef",
+    "changed": False,
+    "threads": 4,
+    "allocator": "default",
+    "copy": [{"device": "cpu", "bytes": 2**20, "bytes_per_second": 4e10}],
+    "matmul": [{"device": "cpu", "dtype": "float32", "flops": 1e11}],
+    "skipped": {"no GPU": ["test_nms[a]", "test_nms[b]", "test_loss[c]"]},
+}
+
+
+def entry(op, row, peer, median, rounds=20, **more):
+    info = {"op": op, "row": row, "peer": peer, "device": "cpu", "dtype": "float32", **more}
+    stats = dict.fromkeys(("median", "min", "max"), median)
+    stats |= {"mean": 1.25 * median, "iqr": 0, "rounds": rounds}
+    return {
+        "name": f"test[{peer}]",
+        "extra_info": {**ABOUT, **info},
+        "stats": {**stats, "data": [median] * rounds},
+    }
+
+
+ENTRIES = [
+    entry("nms", "small", "mdssd cpp", 0.001, floor_share=0.25, bytes=100, flops=50.0),
+    entry("nms", "small", "other", 0.0025),
+    entry("nms", "large", "other", 7.0, rounds=3),
+    entry("nms", "10 boxes, by boxes", "mdssd cpp", 0.001, axis="boxes", x=10),
+    entry("nms", "20 boxes, by boxes", "mdssd cpp", 0.002, axis="boxes", x=20),
+    entry("network", "mdssd300, batch 1", "mdssd cpp", 0.3, axis="batch", x=1),
+    entry("box_iou", "test size large", "mdssd cpp", 0.004),
+    entry("detector", "mdssd300, 20 images", "mdssd Detector, eager", 0.02, target_fps=38.5),
+]
+
+
+def saved(path, entries=ENTRIES, date="2026-01-02T03:04:05", **about):
+    data = {"datetime": date, "benchmarks": entries, "mdssd": {**ABOUT, **about}}
+    path.write_text(json.dumps(data))
+    return path
+
+
+def cells(text, first):
+    """The cells of the table line that starts with `first`."""
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {first} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_report_has_times_ratios_and_shares(tmp_path):
+    page = report.write([saved(tmp_path / "run.json")], tmp_path / "docs")
+    text = page.read_text()
+    assert cells(text, "small") == ["small", "25%", "1.00", "2.50 (2.50x)"]
+    assert cells(text, "large") == ["large", "-", "-", "7,000, 3 rounds"]
+    assert cells(text, "20 boxes, by boxes")[-1] == "2.00"
+    assert cells(text, "box_iou, large")[-1] == "4.00"
+    # Frames a second by the mean, 25 ms, against the paper's 38.5.
+    reached = ["eager", "float32", "20.0", "40.0", "38.5", "**1.04x**"]
+    assert cells(text, "mdssd300, 20 images")[1:] == reached
+    assert "- no GPU: 2 of `test_nms`, 1 of `test_loss`" in text
+    assert "0123456789ab; run on 2026-01-02" in text
+
+
+def test_report_gives_the_loader_in_images_a_second(tmp_path):
+    entries = [
+        entry("loader", "640 x 640", "mdssd loader", 0.1, images=32),
+        entry("loader", "640 x 640", "OpenCV by hand", 0.4, images=32),
+        entry("loader", "300 x 300", "OpenCV by hand", 0.2, images=32),
+    ]
+    text = report.write([saved(tmp_path / "run.json", entries)], tmp_path / "docs").read_text()
+    assert cells(text, "640 x 640") == ["640 x 640", "320", "80.0 (0.250x)"]
+    assert cells(text, "300 x 300") == ["300 x 300", "-", "160"]
+
+
+def test_report_draws_the_charts_it_shows_and_removes_old_ones(tmp_path):
+    old = tmp_path / "docs" / "benchmarks" / "old.png"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"")
+    text = report.write([saved(tmp_path / "run.json")], tmp_path / "docs").read_text()
+    charts = {path.name: path.read_bytes() for path in old.parent.iterdir()}
+    assert sorted(charts) == [
+        "run-latency-by-batch-size.png",
+        "run-nms-float32-cpu.png",
+        "run-roofline-cpu.png",
+        "run-what-the-cost-grows-with.png",
+    ]
+    for name, data in charts.items():
+        assert data.startswith(b"\x89PNG") and f"](benchmarks/{name})" in text
+
+
+def test_kept_file_is_named_by_the_machine_and_gives_the_same_report(tmp_path):
+    raw = saved(tmp_path / "amd.json")
+    kept = report.keep(raw, tmp_path / "results")
+    assert kept.name == "test-cpu-3000-4-cores.json"
+    assert "data" not in json.loads(kept.read_text())["benchmarks"][0]["stats"]
+    pages = [report.write([path], tmp_path / path.stem).read_text() for path in (raw, kept)]
+    assert pages[0].replace("amd-", "") == pages[1].replace(f"{kept.stem}-", "")
+    assert report.machine_name({**ABOUT, "gpu": "NVIDIA H200"}) == "nvidia-h200"
+
+
+def test_rows_of_another_run_join_those_that_are_kept(tmp_path):
+    results, docs = tmp_path / "results", tmp_path / "docs"
+    docs.mkdir()
+    one, two, again = (
+        {**entry("nms", row, "mdssd cpp", seconds), "name": row}
+        for row, seconds in (("one", 0.001), ("two", 0.002), ("one", 0.004))
+    )
+    with pytest.raises(ValueError, match="test-cpu-3000-4-cores.json: no such file"):
+        report.add(saved(tmp_path / "raw.json", [again]), results)
+    report.keep(saved(tmp_path / "raw.json", [one, two]), results)
+    kept = report.add(saved(tmp_path / "raw.json", [again]), results)
+    text = report.write([kept], docs).read_text()
+    assert cells(text, "one")[-1] == "4.00" and cells(text, "two")[-1] == "2.00"
+    assert text.count("Measured in another run: commit 0123456789ab, 2026-01-02.") == 1
+
+
+def test_newest_goes_by_the_date_in_the_file(tmp_path):
+    saved(tmp_path / "a.json", date="2026-03-01T00:00:00")
+    saved(tmp_path / "b.json", date="2026-02-01T00:00:00")
+    (tmp_path / "c.json").write_text("{}")  # another kind of result
+    assert report.newest(tmp_path).name == "a.json"
+    with pytest.raises(ValueError, match="make bench"):
+        report.newest(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"c\.json: not the JSON"):
+        report.load(tmp_path / "c.json")
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [(0, "0"), (0.01234, "0.0123"), (1.678, "1.68"), (45.44, "45.4"), (3348.2, "3,348")],
+)
+def test_numbers_have_three_digits(value, text):
+    assert report.number(value) == text
+
+
+def test_a_row_runs_with_the_allocator_set_and_others_say_why_not(tmp_path):
+    """From no setting: the run starts itself again with it."""
+    pytest.importorskip(
+        "pytest_benchmark", reason="needs pytest-benchmark: pip install mdssd[test]"
+    )
+    out = tmp_path / "out.json"
+    left_out = (*ALLOCATOR, "PYTEST_XDIST_WORKER")  # it is no worker of the tests, if this is one
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-q", "benchmarks", "--benchmark-only"),
+            *(
+                "-k",
+                "test_detection_output and ssd300-21-500 and mdssd_c",
+                f"--benchmark-json={out}",
+            ),
+        ],
+        cwd=ROOT,
+        env={key: value for key, value in os.environ.items() if key not in left_out},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    row = json.loads(out.read_text())["benchmarks"][0]
+    for name, value in ALLOCATOR.items():
+        assert f"{name}={value}" in row["extra_info"]["allocator"]
+    assert row["extra_info"]["peer"] == "mdssd cpp" and row["stats"]["rounds"] >= 20
+    assert row["extra_info"]["floor_share"] > 0
+    if not torch.cuda.is_available():
+        assert "mdssd_cuda-cuda]: torch sees no NVIDIA GPU here" in done.stdout
+    assert "8,732 x 21, trained" in report.write([out], tmp_path / "docs").read_text()
+
+
+def test_small_objects_page_takes_each_figure_and_leaves_the_rest(tmp_path, monkeypatch):
+    def run(value):
+        return {name: value + k / 8 for k, name in enumerate(small_objects.FIGURES)}
+
+    results = {"bccd-ssd300-0.25-0": run(0.25), "bccd-mdssd300-0.25-0": run(0.5)}
+    results |= {"bccd-mdssd300-0.25-1": run(0.25), "bccd-ssd300-0.25-0@0.03": run(0.125)}
+    for name in ("RESULTS", "PAGE", "PICTURE", "ACCURACY"):
+        monkeypatch.setattr(small_objects, name, tmp_path / name)
+    (tmp_path / "RESULTS").write_text(json.dumps(results))
+    start, end = small_objects.MARKS
+    (tmp_path / "ACCURACY").write_text(f"before\n\n{start}\nold\n{end}\n\nafter\n")
+    small_objects.write_page()
+    small_objects.write_page()
+    text = (tmp_path / "ACCURACY").read_text()
+    assert text.startswith(f"before\n\n{start}\n| data |") and text.endswith(f"|\n{end}\n\nafter\n")
+    rows = [line for line in text.splitlines() if line.startswith("| BCCD, blood cells |")]
+    spread = 0.25 / 2**0.5
+    assert [row.split(" | ")[1:5] for row in rows] == [
+        ["ssd300", "0.25", "1", "0.250"],
+        ["mdssd300", "0.25", "2", f"0.375 ± {spread:.3f}"],
+    ]
+    page = (tmp_path / "PAGE").read_text()
+    assert "| mdssd300 | 0.25 | 0.375 (0.500, 0.250) | 0.500 (0.625, 0.375) |" in page
+    assert "| bccd | ssd300 | 0.25 | 0 | 0.03 | 0.125 |" in page and "cars from the air" not in page
+    assert (tmp_path / "PICTURE").read_bytes().startswith(b"\x89PNG")

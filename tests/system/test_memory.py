@@ -1,0 +1,77 @@
+"""What the C++ operators take beyond their inputs and outputs, at the sizes that could grow."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mdssd import ops
+
+MEASURE = """
+import ctypes, json
+from pathlib import Path
+import torch
+from mdssd import ops
+
+PRIORS, CLASSES, BOXES = 90_100, 81, 200
+MB = 1e6
+
+def status(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+def extra(call):
+    # The most that the process held during a call, beyond what it held before and the outputs.
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS")
+    outputs = call()
+    return (status("VmHWM") - before - sum(t.nbytes for t in outputs)) / MB
+
+make = torch.Generator().manual_seed(0)
+priors = torch.rand(PRIORS, 4, generator=make) * 0.2 + 0.1
+loc = torch.randn(1, PRIORS, 4, generator=make)
+logits = torch.randn(1, PRIORS, CLASSES, generator=make) * 0.1  # every class passes everywhere
+corner = torch.rand(BOXES, 2, generator=make)
+boxes = [torch.cat([corner, corner + 0.1], 1)]
+labels = [torch.ones(BOXES, dtype=torch.int64)]
+targets = ops.encode_targets(boxes, labels, priors)
+small = loc[:, :100].contiguous(), logits[:, :100].contiguous(), priors[:100]
+
+def three(loc, logits, priors):  # the first call of an op takes what stays: threads, code
+    t = ops.encode_targets(boxes, labels, priors)
+    return {
+        "detection_output": lambda: ops.detection_output(loc, logits, priors),
+        "encode_targets": lambda: ops.encode_targets(boxes, labels, priors),
+        "multibox_loss": lambda: ops.multibox_loss(loc, logits, t.loc, t.labels),
+    }
+
+for call in three(*small).values():
+    call()
+print(json.dumps({name: extra(call) for name, call in three(loc, logits, priors).items()}))
+"""
+
+
+@pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK), reason="the kernel does not reset the peak"
+)
+def test_cpp_takes_little_memory() -> None:
+    assert "cpp" in ops.backends()["detection_output"]
+    # Large buffers are then given back, and so counted anew in every call.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}
+    environment.pop("MALLOC_MMAP_MAX_", None)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=Path(__file__).parents[2],
+        check=True,
+    )
+    megabytes = json.loads(done.stdout)
+    assert max(megabytes.values()) < 8, megabytes

@@ -1,0 +1,175 @@
+"""What test_distributed.py does in one process and in several; as a script, one of these.
+
+python -m tests.together OUT STEPS, started with the variables that torchrun sets, leaves what each
+case gives in OUT/<rank>.pt.
+"""
+
+import errno
+import math
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mdssd.data import SyntheticScenes
+from mdssd.evaluation.evaluate import evaluate
+from mdssd.models import mdssd300, ssd300
+from mdssd.system import distributed
+from mdssd.system.memory import keep_memory
+from mdssd.training import loop as train_module
+from mdssd.training.loop import TrainingError, train
+from mdssd.training.settings import Recipe, parameter_groups
+from mdssd.training.step import TrainingStep
+
+# Images of each batch: some go evenly into two processes, one leaves a process without any.
+SIZES = (3, 2, 1, 3)
+
+
+def batch(number, size):
+    """Images [size, 3, 300, 300], boxes and labels. Every third image has no box, nor has any of
+    each fourth batch; the others have from one to twelve, so that the shares differ."""
+    rng = np.random.default_rng([number, size])
+    images = torch.from_numpy(rng.normal(0, 40, (size, 3, 300, 300)))
+    boxes, labels = [], []
+    for i in range(size):
+        count = 0 if i % 3 == 1 or number % 4 == 3 else 1 + (5 * i + number) % 12
+        corner, side = rng.uniform(0, 0.7, (count, 2)), rng.uniform(0.05, 0.3, (count, 2))
+        boxes.append(torch.from_numpy(np.hstack([corner, corner + side])))
+        labels.append(torch.from_numpy(rng.integers(1, 3, count)))
+    return images, boxes, labels
+
+
+def steps(sizes=SIZES, *, dtype=torch.float64, device="cpu", batch_norm=False, **settings):
+    """Train on batches of these sizes, of which each process takes its share.
+
+    Gives the gradients of the first batch, the weights and their average in the end, and the
+    losses of each batch. In float64 what is not the same in two processes shows.
+    """
+    recipe = Recipe(**{"epochs": 1, "clip_gradient": 200.0, "ema": 0.9, **settings})
+    torch.manual_seed(0)
+    make = ssd300 if batch_norm else mdssd300
+    model, average = (make(3, width=0.0625, batch_norm=batch_norm) for _ in range(2))
+    average.load_state_dict(model.state_dict())
+    for each in (model, average):
+        each.to(device, dtype).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(parameter_groups(model, recipe), momentum=0.9)
+    step = TrainingStep(model, optimizer, recipe, average)
+    losses, gradients = [], {}
+    for number, size in enumerate(sizes):
+        images, boxes, labels = (distributed.part(values) for values in batch(number, size))
+        losses.append(step.backward(images.to(dtype), list(boxes), list(labels)))
+        if not gradients:
+            gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+        step.update(1e-5, number)
+    return {
+        "losses": torch.tensor(losses, dtype=torch.float64),
+        **{f"gradient {name}": tensor for name, tensor in gradients.items()},
+        **{f"weight {name}": tensor for name, tensor in model.state_dict().items()},
+        **{f"average {name}": tensor for name, tensor in average.state_dict().items()},
+    }
+
+
+class Guesser:
+    """Stands in for a detector: the boxes of the scenes it knows, moved, and some of its own."""
+
+    def __init__(self, scenes):
+        self.classes = scenes.classes
+        self.known = {scenes[i].image.tobytes(): (i, scenes[i]) for i in range(len(scenes))}
+        self.timings = {"preprocess": 0.0, "network": 0.0, "detection_output": 0.0}
+        self.seen = []
+
+    def __call__(self, images, batch_size):
+        return [self._guess(*self.known[image.tobytes()]) for image in images]
+
+    def _guess(self, number, sample):
+        self.seen.append(number)
+        rng = np.random.default_rng(number)
+        boxes = sample.boxes_xyxy.repeat(2, axis=0)
+        boxes = boxes + rng.normal(0, 2, boxes.shape).astype(np.float32)
+        found = {
+            "boxes": boxes,
+            "scores": rng.uniform(0, 1, len(boxes)).astype(np.float32),
+            "labels": sample.labels.repeat(2),
+        }
+        return {name: torch.from_numpy(value) for name, value in found.items()}
+
+
+def evaluation():
+    """The figures for seven scenes in batches of two, and which of them this process looked at."""
+    scenes = SyntheticScenes(7, seed=3)
+    guesser = Guesser(scenes)
+    result = evaluate(guesser, scenes, batch_size=2, progress=False).to_dict()
+    figures = {name: value for name, value in result.items() if "second" not in name}
+    return {"figures": figures, "seen": guesser.seen}
+
+
+def run(out_dir):
+    """A whole training run of two epochs of two batches of three images, evaluated."""
+    torch.manual_seed(1)
+    model = ssd300(6, width=0.0625)
+    scenes = SyntheticScenes(6, seed=1)
+    state = train(
+        model,
+        scenes,
+        out_dir,
+        epochs=2,
+        batch_size=3,
+        lr=1e-5,
+        log_every=1,
+        workers=0,
+        eval_dataset=SyntheticScenes(2, seed=2),
+        progress=False,
+    )
+    return {"step": state.step, "best": state.best, **model.state_dict()}
+
+
+def faults(out_dir):
+    """What is said of a loss that is not finite, and of a last checkpoint that has no room."""
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    said = []
+    for name, save in (("kept", None), ("full", full)):
+        torch.manual_seed(1)
+        model = ssd300(6, width=0.0625)
+        if save is None:
+            with torch.no_grad():
+                next(model.parameters()).fill_(math.nan)
+        else:
+            train_module.save_checkpoint = save
+        try:
+            options = dict(iterations=2, batch_size=3, lr=1e-5, workers=0, progress=False)
+            train(model, SyntheticScenes(6, seed=1), out_dir / name, **options)
+        except TrainingError as error:
+            said.append(str(error))
+    return said
+
+
+def long_run(count):
+    """As many batches of 16 images, but that every fifth is uneven or a single image."""
+    sizes = [16 if k % 5 else (13, 1)[k // 5 % 2] for k in range(1, count + 1)]
+    return {str(dtype): steps(sizes, dtype=dtype) for dtype in (torch.float64, torch.float32)}
+
+
+def everything(out_dir):
+    return {
+        "global": steps(),
+        "accumulate": steps((3,), accumulate=2),
+        "local": steps((3,), normalizer="local"),
+        "norm": steps((4,), batch_norm=True),
+        "evaluation": evaluation(),
+        "run": run(out_dir / "run"),
+        "faults": faults(out_dir),  # the last: no checkpoint can be written from there on
+    }
+
+
+if __name__ == "__main__":
+    out_dir, what = Path(sys.argv[1]), sys.argv[2]
+    torch.set_num_threads(1)
+    keep_memory()
+    with distributed.process_group("cpu"):
+        results = long_run(int(what)) if int(what) else everything(out_dir)
+        torch.save(results, out_dir / f"{distributed.rank()}.pt")

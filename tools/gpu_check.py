@@ -1,0 +1,226 @@
+"""Checks the CUDA and Triton kernels on a machine with an NVIDIA GPU: `make gpu-check`.
+
+Builds the native modules in place for this machine's GPU, with the Python that runs this and no
+network, then runs the steps of `steps()` in turn. Prints a table and writes it, with device,
+versions and commit (git's, or MDSSD_COMMIT), to benchmarks/results/gpu-check-DEVICE.json. Needs
+nvcc, compute-sanitizer, and in Python torch, triton, pytest, hypothesis, opencv, setuptools, cmake,
+ninja and pybind11.
+
+    python tools/gpu_check.py [--dry-run] [--steps build,graphs] [--minutes 30] [--out FILE]
+
+With --steps the other steps of the file, if it is of the same commit and device, are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).resolve().parent.parent
+BACKENDS = ("cuda", "triton")
+TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+
+
+class Step(NamedTuple):
+    name: str
+    command: list[str]  # pytest's get --junitxml as well
+    environment: dict[str, str] = {}
+
+
+def pytest(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "pytest", "-q", "-rs", *arguments]
+
+
+def left_out() -> dict[str, str]:
+    """Test files that cannot run here for want of a package, and why."""
+    wanted = ("defusedxml", "pycocotools")
+    missing = [name for name in wanted if importlib.util.find_spec(name) is None]
+    users = re.compile(r"from mdssd\.(cli|data|detection|evaluation|inspection|metrics|training)")
+    files = sorted((ROOT / "tests").rglob("test_*.py")) if missing else []
+    reason = f"needs {' and '.join(missing)}"
+    return {path.name: reason for path in files if users.search(path.read_text())}
+
+
+def sanitizer(tool: str, backend: str) -> Step:
+    """A shortened suite under compute-sanitizer, which looks at this project's kernels.
+
+    Triton's carry no namespace: there it looks at PyTorch's as well, and at what both call so.
+    """
+    program = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    said = ""
+    if Path(program).exists():
+        said = subprocess.run([program, "--help"], capture_output=True, text=True).stdout
+    # The option has two names, by version.
+    option = "--kernel-name" if "--kernel-name" in said else "--kernel-regex"
+    own = [option, "kns=mdssd" if backend == "cuda" else "kns=_kernel"]
+    if tool == "initcheck":
+        own = []  # it has to see the kernels of torch write what these read
+    return Step(
+        f"{tool}-{backend}",
+        [
+            *(program, "--tool", tool, "--error-exitcode", "9", *own),
+            *pytest("--small", "-k", f"agrees and {backend}-cuda-float32", "tests/ops/test_ops.py"),
+        ],
+        # Each tensor an allocation of its own, so that memcheck sees where it ends.
+        {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+    )
+
+
+def steps() -> list[Step]:
+    ignored = [f"--ignore=tests/{name}" for name in (*left_out(), "test_cuda.py")]
+    own = {
+        "graphs": "graph",
+        "repeat": "two_runs",
+        "streams": "stream or waits",
+        "devices": "second_device",
+        "other": "refused or fixed_size",
+    }
+    return [
+        Step("build", [sys.executable, "setup.py", "build_ext", "--inplace"], {"MDSSD_CUDA": "on"}),
+        Step("info", [sys.executable, "-c", "from mdssd.info import info; print(info())"]),
+        Step("suite", pytest(*ignored, "tests")),
+        *(Step(name, pytest("-k", key, "tests/ops/test_cuda.py")) for name, key in own.items()),
+        *(sanitizer(tool, backend) for backend in BACKENDS for tool in TOOLS),
+    ]
+
+
+def run(step: Step, limit: float) -> dict[str, Any]:
+    """Run one step; what became of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        report, log = Path(folder, "report.xml"), Path(folder, "log")
+        command = [*step.command, *([f"--junitxml={report}"] if "pytest" in step.command else [])]
+        path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
+        start = time.perf_counter()
+        with log.open("w") as out:
+            try:
+                code = subprocess.run(
+                    command,
+                    cwd=ROOT,
+                    env={**os.environ, "PYTHONPATH": path, **step.environment},
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    timeout=limit,
+                ).returncode
+                outcome = "passed" if code == 0 else f"failed, exit status {code}"
+            except subprocess.TimeoutExpired:
+                outcome = f"failed, not done after {limit:.0f} s"
+            except OSError as error:
+                outcome = f"failed, {error}"
+        seconds = round(time.perf_counter() - start, 1)
+        row: dict[str, Any] = {"step": step.name, "outcome": outcome, "seconds": seconds}
+        if report.exists():
+            row |= counts(ElementTree.parse(report).getroot())
+            if row["passed"] == 0 and outcome == "passed":
+                row["outcome"] = "skipped" if row["skipped"] else "failed, no test ran"
+        text = log.read_text(errors="replace")
+    if row["outcome"].startswith("failed"):
+        row["output"] = text[-6000:]
+    print(text[-6000:] if "output" in row else text[-2000:], flush=True)
+    return row
+
+
+def counts(root: ElementTree.Element) -> dict[str, Any]:
+    """Tests of a junit report, and how many were skipped for which reason."""
+    cases = list(root.iter("testcase"))
+    skipped = [skip.get("message", "") for case in cases for skip in case.iter("skipped")]
+    failed = sum(
+        case.find("failure") is not None or case.find("error") is not None for case in cases
+    )
+    return {
+        "passed": len(cases) - failed - len(skipped),
+        "failed": failed,
+        "skipped": len(skipped),
+        "why_skipped": {reason: skipped.count(reason) for reason in sorted(set(skipped))},
+    }
+
+
+def said(*command: str) -> str:
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    except OSError:
+        return "unknown"
+    return done.stdout.strip() if done.returncode == 0 else "unknown"
+
+
+def facts() -> dict[str, Any]:
+    """Device, versions and commit."""
+    import torch
+
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "devices": torch.cuda.device_count(),
+        "driver": said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "torch": torch.__version__,
+        "torch_cuda": torch.version.cuda,
+        "triton": said(sys.executable, "-c", "import triton; print(triton.__version__)"),
+        "nvcc": said("nvcc", "--version").rpartition("release ")[2].partition(",")[0] or "unknown",
+        "python": sys.version.split()[0],
+        "commit": os.environ.get("MDSSD_COMMIT") or said("git", "rev-parse", "HEAD"),
+        "changed": said("git", "status", "--porcelain").splitlines(),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Check the kernels on this machine's GPU.")
+    parser.add_argument("--dry-run", action="store_true", help="list the steps and stop")
+    parser.add_argument("--steps", help="comma-separated: only these")
+    parser.add_argument("--minutes", type=float, default=30, help="limit of each step")
+    parser.add_argument("--out", type=Path, help="where the JSON goes")
+    options = parser.parse_args()
+    wanted = options.steps.split(",") if options.steps else [step.name for step in steps()]
+    todo = [step for step in steps() if step.name in wanted]
+    if unknown := set(wanted) - {step.name for step in todo}:
+        parser.error(f"no such step: {', '.join(sorted(unknown))}")
+    if options.dry_run:
+        for step in todo:
+            setting = "".join(f"{key}={value} " for key, value in step.environment.items())
+            print(f"{step.name}: {setting}{' '.join(step.command)}")
+        for name, why in left_out().items():
+            print(f"left out: {name}: {why}")
+        return 0
+
+    about = facts()
+    if about["device"] == "none":
+        parser.error("torch sees no NVIDIA GPU here")
+    name = re.sub(r"\W+", "-", about["device"].lower())
+    path = options.out or ROOT / "benchmarks" / "results" / f"gpu-check-{name}.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    same = all(before.get(key) == about[key] for key in ("device", "commit"))
+    rows = {row["step"]: row for row in before.get("steps", [])} if same and options.steps else {}
+    for step in todo:
+        print(f"== {step.name}: {' '.join(step.command)}", flush=True)
+        rows[step.name] = run(step, 60 * options.minutes)
+        ordered = [rows[step.name] for step in steps() if step.name in rows]
+        result = {**about, "left_out": left_out(), "steps": ordered}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"\n{about['device']}, torch {about['torch']}, commit {about['commit']}")
+    print(f"{'step':<16} {'seconds':>8} {'passed':>7} {'failed':>7} {'skipped':>8}  outcome")
+    for row in ordered:
+        numbers = [str(row.get(key, "")) for key in ("passed", "failed", "skipped")]
+        print(
+            f"{row['step']:<16} {row['seconds']:>8} {numbers[0]:>7} {numbers[1]:>7} "
+            f"{numbers[2]:>8}  {row['outcome']}"
+        )
+    reasons = {(r["step"], why): n for r in ordered for why, n in r.get("why_skipped", {}).items()}
+    for (step_name, why), count in reasons.items():
+        print(f"skipped in {step_name}: {count}: {why}")
+    for file, why in left_out().items():
+        print(f"left out: {file}: {why}")
+    print(path)
+    return int(any(row["outcome"].startswith("failed") for row in ordered))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
