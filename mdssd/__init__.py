@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mdssd.version import __version__
+
 if TYPE_CHECKING:
     from mdssd import ops
     from mdssd.detection.detector import Detector
@@ -17,8 +19,6 @@ if TYPE_CHECKING:
         ssd512,
         ssd513,
     )
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Detector",

@@ -13,26 +13,23 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from mdssd.names import (
+    AMP,
+    BACKENDS,
+    DTYPES,
+    EXPORTS,
+    MODELS,
+    NORMALIZERS,
+    RUNTIMES,
+    SCHEDULES,
+    SUBMISSIONS,
+)
+from mdssd.version import __version__
+
 if TYPE_CHECKING:
     from mdssd.data import DetectionDataset
     from mdssd.models import SingleShotDetector
 
-MODELS = (
-    "mdssd300",
-    "mdssd512",
-    "ssd300",
-    "ssd512",
-    "dssd321",
-    "dssd513",
-    "ssd321",
-    "ssd513",
-)
-BACKENDS = ("reference", "cpp", "cuda", "triton")
-RUNTIMES = ("eager", "compile", "openvino", "graph")
-DTYPES = ("float32", "bfloat16", "float16")
-EXPORTS = ("onnx", "pt2", "aoti")
-AMP = ("bf16", "fp16")
-NORMALIZERS = ("global", "local")
 INTERRUPTED = 130
 # 120k iterations of 32 images on the 16,551 of VOC 07+12 (MDSSD paper, section IV-A).
 EPOCHS = 232
@@ -59,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     or input, with one line `mdssd: error: ...` on standard error. 130: interrupted by Ctrl-C.
     143: by SIGTERM.
     """
-    parser = _parser()
+    parser = make_parser()
     try:
         arguments = parser.parse_args(argv)
     except SystemExit as end:  # argparse has printed its help or its complaint
@@ -98,11 +95,12 @@ def _one_line(error: BaseException) -> str:
     return " ".join(lines) or type(error).__name__
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the command and of all its subcommands."""
     parser = _Parser(
         prog="mdssd", description="Find small objects: train, measure and run SSD and MDSSD."
     )
-    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("--version", action="version", version=f"mdssd {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     # Only what was given lands in the result, so that --resume can tell it from a default.
@@ -119,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--image-dir", metavar="DIR", help=_IMAGE_DIR)
     evaluate.add_argument("--scenes", type=_count, metavar="N", help=_SCENES)
     evaluate.add_argument("--out", metavar="DIR", help="folder for evaluation.json and report.html")
-    evaluate.add_argument("--submit", choices=("voc", "coco"), help=_SUBMIT)
+    evaluate.add_argument("--submit", choices=SUBMISSIONS, help=_SUBMIT)
     evaluate.add_argument(
         "--similar",
         type=_names,
@@ -296,7 +294,7 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
     sgd.add_argument("--lr", type=float, help="learning rate (default 0.001, meant for batch 32)")
     sgd.add_argument(
         "--schedule",
-        choices=("mdssd", "ssd", "steps", "cosine"),
+        choices=SCHEDULES,
         help="lr x 0.1 after 1/2 and 5/6 of the run (mdssd), 2/3 and 5/6 (ssd), --drops (steps), "
         "or a cosine (default: the model's own)",
     )
@@ -950,9 +948,3 @@ def _names(text: str) -> list[str]:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-
-
-def _version() -> str:
-    from mdssd import __version__
-
-    return f"mdssd {__version__}"

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from mdssd import ops
 from mdssd.models.vgg import MEAN_RGB
+from mdssd.names import EXPORTS
 from mdssd.ops._dispatch import plain_ops
 from mdssd.ops.boxes import VARIANCES
 from mdssd.system.files import atomic_write
@@ -29,8 +30,6 @@ from mdssd.weights.checkpoint import check_classes
 
 if TYPE_CHECKING:
     from mdssd.models import SingleShotDetector
-
-FORMATS = ("onnx", "pt2", "aoti")
 
 
 class _Pipeline(nn.Module):
@@ -85,8 +84,8 @@ def export(
     Raises ValueError or TypeError for arguments out of range, ImportError where a package is
     missing, OSError where the file cannot be written.
     """
-    if form not in FORMATS:
-        raise ValueError(f"export: form: expected one of {list(FORMATS)}, got {form!r}")
+    if form not in EXPORTS:
+        raise ValueError(f"export: form: expected one of {list(EXPORTS)}, got {form!r}")
     check_classes("export", classes, model.num_classes)
     settings: dict[str, Any] = {
         "score_threshold": score_threshold,

@@ -26,9 +26,9 @@ from tqdm import tqdm
 from mdssd.data.images import IMAGE_SUFFIXES
 from mdssd.detection.detector import STAGES, Detector, Streamed
 from mdssd.drawing import draw_detections
+from mdssd.names import TABLES
 from mdssd.system.files import atomic_write
 
-FORMATS = ("json", "csv")
 _COLUMNS = ("file", "width", "height", "class", "label", "score", "x1", "y1", "x2", "y2")
 
 
@@ -103,9 +103,9 @@ def detect(
     Raises ValueError, before anything is written, where the sources hold no image at all, where
     out_dir holds one of them (a picture could replace it), or on an unknown format.
     """
-    unknown = [name for name in formats if name not in FORMATS]
+    unknown = [name for name in formats if name not in TABLES]
     if unknown or isinstance(formats, str):
-        raise ValueError(f"detect: formats: expected some of {list(FORMATS)}, got {formats!r}")
+        raise ValueError(f"detect: formats: expected some of {list(TABLES)}, got {formats!r}")
     if not 0 <= score_threshold <= 1:
         raise ValueError(f"detect: score_threshold: expected 0 to 1, got {score_threshold}")
     if isinstance(sources, (str, os.PathLike)):

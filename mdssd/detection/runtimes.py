@@ -9,12 +9,11 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
+from mdssd.names import RUNTIMES
 from mdssd.ops._dispatch import plain_ops
 
 # Images [B, 3, S, S] minus the mean -> loc [B, N, 4], logits [B, N, C].
 Network: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
-
-RUNTIMES = ("eager", "compile", "openvino", "graph")
 
 
 def check_runtime(runtime: str, device: torch.device, dtype: torch.dtype) -> None:

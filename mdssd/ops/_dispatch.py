@@ -24,7 +24,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-BACKENDS = ("reference", "cpp", "cuda", "triton", "simt")
+from mdssd.names import BACKENDS
+
+ALL_BACKENDS = (*BACKENDS, "simt")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 # "simt" runs the CUDA source on the CPU, and Triton's interpreter its kernels: for the tests, and
@@ -358,8 +360,8 @@ def backend(name: str) -> Iterator[None]:
             Raised here if no op has it, else by the first op that lacks it.
     """
     global _forced
-    if name not in BACKENDS:
-        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}; got {name!r}")
+    if name not in ALL_BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(ALL_BACKENDS)}; got {name!r}")
     available = sorted({b for row in backends().values() for b in row})
     if name not in available:
         why = f" (mdssd._C did not load: {native_error})" if name == "cpp" else ""

@@ -9,12 +9,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mdssd.names import AMP, NORMALIZERS, SCHEDULES
+
 # Fractions of the training after which the learning rate falls to a tenth, and to a hundredth.
 # MDSSD: 60k and 100k of 120k iterations (paper, section IV-A). SSD: 80k and 100k of 120k.
 DROPS: dict[str, tuple[float, ...]] = {"mdssd": (1 / 2, 5 / 6), "ssd": (2 / 3, 5 / 6)}
-SCHEDULES = (*DROPS, "steps", "cosine")
-NORMALIZERS = ("global", "local")
-AMP = ("bf16", "fp16")
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from mdssd.system.files import TEMPORARY_SUFFIX, atomic_write
+from mdssd.version import __version__
 
 if TYPE_CHECKING:
     from mdssd.models import SingleShotDetector
@@ -77,7 +78,7 @@ def save_checkpoint(
     meta: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
-        "mdssd": _package_version(),
+        "mdssd": __version__,
         "model": model.config(),
         "input_size": model.input_size,
         "classes": list(classes),
@@ -290,12 +291,6 @@ def _to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     return safetensors.torch.save(
         {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     )
-
-
-def _package_version() -> str:
-    from mdssd import __version__
-
-    return __version__
 
 
 def _prior_facts(model: SingleShotDetector) -> dict[str, Any]:

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from mdssd import ops
-from mdssd.cli import BACKENDS, main
+from mdssd.cli import main
 from mdssd.data import SyntheticScenes, write_voc
 from mdssd.models import MEAN_RGB, ssd300
+from mdssd.names import BACKENDS
 from mdssd.training.settings import Recipe
 from mdssd.weights.checkpoint import load_checkpoint, load_state, save_checkpoint
 

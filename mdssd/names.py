@@ -1,0 +1,30 @@
+"""The choices that users type: one list each, for the command line and for the code that checks.
+
+This module imports nothing, so that `mdssd --help` can show the choices without loading PyTorch.
+"""
+
+MODELS = (
+    "mdssd300",
+    "mdssd512",
+    "ssd300",
+    "ssd512",
+    "dssd321",
+    "dssd513",
+    "ssd321",
+    "ssd513",
+)
+# Backends of the operators that users choose from; development installs also have "simt".
+BACKENDS = ("reference", "cpp", "cuda", "triton")
+# What runs the network of a Detector, and the types that it computes in.
+RUNTIMES = ("eager", "compile", "openvino", "graph")
+DTYPES = ("float32", "bfloat16", "float16")
+# Formats of `mdssd export`.
+EXPORTS = ("onnx", "pt2", "aoti")
+# Formats of the tables that `detect` writes.
+TABLES = ("json", "csv")
+# Servers that `mdssd eval --submit` writes for.
+SUBMISSIONS = ("voc", "coco")
+# Settings of a training run.
+SCHEDULES = ("mdssd", "ssd", "steps", "cosine")
+NORMALIZERS = ("global", "local")
+AMP = ("bf16", "fp16")

@@ -1,0 +1,102 @@
+"""The names, options and file formats that users rely on, against the list in public_surface.json.
+
+The list was written before the package was divided into rooms. `python test_public_surface.py`
+prints it as it would be now; a change to it is a change for users.
+"""
+
+import argparse
+import inspect
+import json
+import sys
+import tempfile
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import mdssd
+from mdssd import cli, ops
+
+LIST = Path(__file__).with_name("public_surface.json")
+
+
+def signatures(module):
+    return {name: _signature(getattr(module, name)) for name in sorted(module.__all__)}
+
+
+def _signature(thing):
+    if inspect.isclass(thing) and issubclass(thing, tuple):
+        return list(thing._fields)
+    if inspect.isclass(thing):
+        members = {"__init__": thing.__init__} | {
+            name: member for name, member in vars(thing).items() if not name.startswith("_")
+        }
+        members["__call__"] = thing.__call__
+        return {
+            name: list(inspect.signature(getattr(member, "__func__", member)).parameters)
+            for name, member in members.items()
+            if callable(getattr(member, "__func__", member))
+        }
+    if not callable(thing):
+        return None
+    parameters = inspect.signature(thing).parameters.values()
+    return {p.name: None if p.default is p.empty else repr(p.default) for p in parameters}
+
+
+def options(parser):
+    """What can be typed: each option's names, choices and default, and the subcommands' own."""
+    found = {}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found |= {name: options(sub) for name, sub in action.choices.items()}
+        elif not isinstance(action, argparse._HelpAction):
+            found[" ".join(action.option_strings) or action.dest] = {
+                "choices": None if action.choices is None else list(map(str, action.choices)),
+                "default": repr(action.default),
+                "required": action.required,
+                "nargs": action.nargs,
+            }
+    return found
+
+
+def recipes():
+    names = sorted(p.stem for p in (Path(mdssd.__file__).parent / "recipes").glob("*.toml"))
+    found = {}
+    for name in names:
+        text = StringIO()
+        with redirect_stdout(text):
+            assert cli.main(["train", "--recipe", name, "--print-recipe"]) == 0
+        lines = (line.partition("#")[0].strip() for line in text.getvalue().splitlines())
+        found[name] = [line for line in lines if line]
+    return found
+
+
+def checkpoint_keys():
+    """The keys of the JSON of a trained checkpoint, and of what it holds."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = "train --model ssd300 --width 0.0625 --scenes 2 --batch-size 2 --iterations 1"
+        with redirect_stdout(StringIO()):
+            assert cli.main([*arguments.split(), "--workers", "0", "--out", folder]) == 0
+        meta = json.loads(Path(folder, "last.json").read_text())
+        names = sorted(p.name.split("-")[0] + p.suffix for p in Path(folder).iterdir())
+    keys = {name: sorted(value) for name, value in meta.items() if isinstance(value, dict)}
+    keys["training.recipe"] = sorted(meta["training"]["recipe"])
+    return {"": sorted(meta), **keys, "files": names}
+
+
+def surface():
+    return {
+        "mdssd": signatures(mdssd),
+        "mdssd.ops": signatures(ops),
+        "command": options(cli.make_parser()),
+        "recipes": recipes(),
+        "checkpoint": checkpoint_keys(),
+    }
+
+
+def test_public_names_options_recipes_and_checkpoints_are_as_listed():
+    assert surface() == json.loads(LIST.read_text())
+
+
+if __name__ == "__main__":
+    json.dump(surface(), sys.stdout, indent=1)
+    print()
