@@ -118,7 +118,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--small", action="store_true", help="leave out the sizes of CASES that are benchmarks"
     )
     parser.addoption(
-        "--nightly", action="store_true", help="also what takes minutes: large sizes, interpreted"
+        "--nightly", action="store_true", help="also run the tests and sizes that take minutes"
     )
     parser.addoption(
         "--simt-shuffle",
@@ -127,6 +127,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="SEED",
         help="run the threads and blocks of the simt backend in an order that follows from SEED",
     )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip the tests marked `nightly` unless --nightly was given."""
+    if config.getoption("nightly"):
+        return
+    for item in items:
+        if marker := item.get_closest_marker("nightly"):
+            item.add_marker(pytest.mark.skip(reason=f"{marker.args[0]}: run it with --nightly"))
 
 
 @pytest.fixture(autouse=True)
@@ -140,3 +149,4 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "cases(case, size, reference, emulated): narrow the expanded CASES"
     )
+    config.addinivalue_line("markers", "nightly(reason): skip this slow test without --nightly")

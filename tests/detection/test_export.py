@@ -165,9 +165,8 @@ def test_pt2_is_a_program_for_any_batch(model, tmp_path):
         assert_same(program(torch.from_numpy(batch)), want)
 
 
-def test_aoti_package_runs(model, tmp_path, request):
-    if not request.config.getoption("nightly"):
-        pytest.skip("compiles for a minute: --nightly")
+@pytest.mark.nightly("compiles for a minute")
+def test_aoti_package_runs(model, tmp_path):
     export(model, tmp_path / "m.pt2", form="aoti", classes=CLASSES, mean=MEAN)
     package = torch._inductor.aoti_load_package(str(tmp_path / "m.pt2"))
     assert json.loads(package.get_metadata()["classes"]) == CLASSES

@@ -205,11 +205,10 @@ def test_run_in_two_processes(two, tmp_path):
     assert names[0] == names[1]
 
 
-def test_twenty_steps_of_batch_sixteen(tmp_path, request):
+@pytest.mark.nightly("takes minutes")
+def test_twenty_steps_of_batch_sixteen(tmp_path):
     """The largest differences seen: in float64 5e-14; in float32, where rounding now and then mines
     other negatives, 1e-5 of the losses and 7e-5 of a weight."""
-    if not request.config.getoption("nightly"):
-        pytest.skip("takes minutes: --nightly")
     two = in_two(tmp_path, 20, timeout=1800)
     alone = together.long_run(20)
     for dtype in alone:
@@ -327,9 +326,8 @@ def test_job_that_is_started_anew_goes_on(voc, tmp_path, monkeypatch, capsys):
     assert [row["step"] for row in rows_of(tmp_path)] == ["2"]
 
 
-def test_torchrun_starts_a_killed_process_anew(voc, tmp_path, request):
-    if not request.config.getoption("nightly"):
-        pytest.skip("starts five processes that import PyTorch: --nightly")
+@pytest.mark.nightly("starts five processes that import PyTorch")
+def test_torchrun_restarts_a_killed_process(voc, tmp_path):
     out = tmp_path / "run"
     job = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
     job += ["--standalone", "-m", "mdssd", "train", *TINY, "--data", voc, "--out", out]

@@ -303,11 +303,9 @@ def test_full_disk_at_the_end_is_an_error_and_the_run_can_go_on(tmp_path, straig
 # --- kill ----------------------------------------------------------------------------------------
 
 
-def test_killed_at_random_moments_the_newest_checkpoint_always_loads(
-    tmp_path, pytestconfig, capsys
-):
-    """Thrice, with --nightly fifty times: every checkpoint that is there loads, none is lost."""
-    kills = 50 if pytestconfig.getoption("nightly") else 3
+@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.nightly("takes minutes"))])
+def test_killed_at_random_moments_the_newest_checkpoint_always_loads(tmp_path, kills, capsys):
+    """Every checkpoint that exists after a kill loads, and none is lost."""
     out = tmp_path / "run"
     rng = np.random.default_rng(0)
     options = ["--iterations", 100_000, "--save-iterations", 1, "--keep", 3, "--workers", 0]
@@ -336,9 +334,8 @@ def test_killed_at_random_moments_the_newest_checkpoint_always_loads(
     expect_tidy(out)
 
 
-def test_hundred_iterations_kill_and_hundred_more_are_two_hundred(tmp_path, pytestconfig):
-    if not pytestconfig.getoption("nightly"):
-        pytest.skip("takes minutes; in small: test_resumes_in_the_middle_of_an_epoch, --nightly")
+@pytest.mark.nightly("takes minutes; test_resumes_in_the_middle_of_an_epoch is a small form")
+def test_hundred_iterations_kill_and_hundred_more_are_two_hundred(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     options = ["--iterations", 200, "--save-iterations", 100, "--save-every", 1000]
     process = mdssd(*COMMAND, *options, "--workers", 1, "--out", whole)

@@ -301,9 +301,8 @@ def test_gradient_that_is_too_large_for_fp16_is_left_out(tmp_path):
     assert step.state_dict()["scaler.scale"] == 2.0**39
 
 
-def test_compiled_network_trains_alike(tmp_path, request):
-    if not request.config.getoption("nightly"):
-        pytest.skip("compiles for a minute: --nightly")
+@pytest.mark.nightly("compiles for a minute")
+def test_compiled_network_trains_alike(tmp_path):
     losses = []
     for compiled in (False, True):
         out = tmp_path / str(compiled)
