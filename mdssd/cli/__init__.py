@@ -629,7 +629,6 @@ def _initialise(model: SingleShotDetector, path: str) -> str:
 def _eval(arguments: argparse.Namespace) -> int:
     given = vars(arguments)
     with _machine(given, together=True) as device:
-        from mdssd.data import CocoDataset, VOCDataset
         from mdssd.detection.detector import Detector
         from mdssd.evaluation.evaluate import find_all, measure, write_result
         from mdssd.metrics import similar_labels
@@ -651,8 +650,7 @@ def _eval(arguments: argparse.Namespace) -> int:
             classes=detector.classes,
             unlabelled=bool(arguments.submit),
         )
-        wanted = {"voc": VOCDataset, "coco": CocoDataset, None: object}[arguments.submit]
-        if not isinstance(dataset, wanted):
+        if arguments.submit and dataset.submission != arguments.submit:
             raise ValueError(
                 f"--submit {arguments.submit}: {dataset.name} is not data of this layout"
             )
@@ -666,7 +664,7 @@ def _eval(arguments: argparse.Namespace) -> int:
 
         paths = write_submission(arguments.out, dataset, found.detections, detector.classes)
         print("written: " + _some([str(path) for path in paths]))
-    if not getattr(dataset, "labelled", True):
+    if not dataset.labelled:
         print(f"{dataset.name} has images without an annotation, so no figures")
         return 0
     result = measure(

@@ -2,6 +2,7 @@
 
 from mdssd.data.augment import Augmentation
 from mdssd.data.coco import CocoDataset
+from mdssd.data.dataset import DetectionDataset
 from mdssd.data.datasets import open_dataset
 from mdssd.data.images import (
     IMAGE_SUFFIXES,
@@ -11,7 +12,7 @@ from mdssd.data.images import (
     read_image,
     subtract_mean,
 )
-from mdssd.data.loader import DetectionDataset, TrainingSet, collate, worker_init
+from mdssd.data.loader import TrainingSet, collate, worker_init
 from mdssd.data.sample import DataError, Sample
 from mdssd.data.synthetic import SyntheticScenes
 from mdssd.data.voc import VOCDataset, VOCYears

@@ -32,6 +32,9 @@ class CocoDataset(PhotoDataset):
     list, what is wrong with a single image or annotation goes there, and it is left out.
     """
 
+    metric = "COCO AP"
+    submission = "coco"
+
     def __init__(
         self,
         json_path: str | os.PathLike[str],
@@ -50,7 +53,7 @@ class CocoDataset(PhotoDataset):
             if not isinstance(content.get(key), list):
                 raise self._fault(f"not a COCO instances file, it has no list {key!r}")
         categories = self._table(content, "categories")
-        self.category_ids: list[int] = sorted(categories)
+        self.category_ids = sorted(categories)
         self.classes = [
             self._get(categories[k], "name", str, f"category {k}") for k in self.category_ids
         ]

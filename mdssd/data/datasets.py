@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mdssd.data.coco import CocoDataset
-from mdssd.data.loader import DetectionDataset
+from mdssd.data.dataset import DetectionDataset
 from mdssd.data.sample import DataError
 from mdssd.data.synthetic import SyntheticScenes
 from mdssd.data.voc import VOCDataset, VOCYears

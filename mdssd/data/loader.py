@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
 
 import cv2
 import numpy as np
@@ -12,25 +11,8 @@ import torch
 from torch import Tensor
 
 from mdssd.data.augment import Augmentation
+from mdssd.data.dataset import DetectionDataset
 from mdssd.data.images import decode_image, jpeg_size, read_bytes
-from mdssd.data.sample import Sample
-
-
-class DetectionDataset(Protocol):
-    """What the package asks of a data set; VOCDataset, CocoDataset and SyntheticScenes have it."""
-
-    name: str
-    classes: list[str]
-    image_ids: list[str]
-    dropped: list[str]
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Sample: ...
-
-    def annotation(self, index: int) -> Sample: ...
-
-    def report(self) -> str: ...
 
 
 class TrainingSet(torch.utils.data.Dataset):
@@ -40,7 +22,7 @@ class TrainingSet(torch.utils.data.Dataset):
     0-1; labels int64 [M]) and depends on (seed, epoch, i) alone. Call `set_epoch` before iterating
     over an epoch; it lies in shared memory, so workers that live through several epochs see it too.
 
-    reduced: decode a JPEG (of a data set with `image_path`) at 1/2, 1/4 or 1/8 where what is cut
+    reduced: decode a JPEG (of a data set of image files) at 1/2, 1/4 or 1/8 where what is cut
     from it keeps at least as many pixels as the input has, in width and height. Edges then keep at
     least 7/8 of the strength that averaging the whole image would leave them.
     """
@@ -58,7 +40,7 @@ class TrainingSet(torch.utils.data.Dataset):
         self.dataset = dataset
         self.augmentation = augmentation
         self.seed = seed
-        self._path_of = getattr(dataset, "image_path", None) if reduced else None
+        self.reduced = reduced
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
@@ -72,9 +54,9 @@ class TrainingSet(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         rng = np.random.default_rng([self.seed, int(self._epoch), index])
-        if self._path_of is None:
+        path = self.dataset.image_path(index) if self.reduced else None
+        if path is None:
             return self.augmentation(self.dataset[index], rng)
-        path = self._path_of(index)
         sample, data = self.dataset.annotation(index), read_bytes(path)
         size = jpeg_size(data)
         if size is None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
+from mdssd.data.dataset import DetectionDataset
 from mdssd.data.images import read_image
 from mdssd.data.sample import NO_IMAGE, Annotation, Sample
 
 
-class PhotoDataset:
+class PhotoDataset(DetectionDataset):
     """Photographs and their boxes, read by a subclass's constructor.
 
     name: for messages. classes: names in label order (label k is classes[k - 1]).
@@ -29,9 +28,6 @@ class PhotoDataset:
         self._paths: list[Path] = []
         self._annotations: list[Annotation] = []
 
-    def __len__(self) -> int:
-        return len(self.image_ids)
-
     def __getitem__(self, index: int) -> Sample:
         """Image and boxes. Raises DataError, naming file and reason, for a damaged image."""
         image = read_image(self._paths[index])
@@ -44,25 +40,3 @@ class PhotoDataset:
     def image_path(self, index: int) -> Path:
         """Where the image lies."""
         return self._paths[index]
-
-    def report(self) -> str:
-        """Counts per class, images without boxes, and every box that was dropped and why."""
-        labels = np.concatenate([np.zeros(0, np.int64), *(a.labels for a in self._annotations)])
-        counts = np.bincount(labels, minlength=len(self.classes) + 1)
-        difficult = sum(int(a.difficult.sum()) for a in self._annotations)
-        crowds = sum(int(a.crowd.sum()) for a in self._annotations)
-        empty = sum(len(a.labels) == 0 for a in self._annotations)
-        lines = [f"{self.name}: {len(self)} images, {len(labels)} boxes"]
-        lines += [f"  {name}: {counts[k]}" for k, name in enumerate(self.classes, 1)]
-        lines += [f"  {difficult} boxes are marked difficult"] if difficult else []
-        lines += [f"  {crowds} boxes are crowds"] if crowds else []
-        lines += [f"  {empty} images have no box"] if empty else []
-        if self.dropped:
-            lines.append(f"  {len(self.dropped)} boxes dropped:")
-            lines += [f"    {line}" for line in self.dropped]
-        if self.size_faults:
-            lines.append(
-                f"  {len(self.size_faults)} annotations state another size than the image:"
-            )
-            lines += [f"    {line}" for line in self.size_faults]
-        return "\n".join(lines)

@@ -9,6 +9,7 @@ from statistics import NormalDist
 import cv2
 import numpy as np
 
+from mdssd.data.dataset import DetectionDataset
 from mdssd.data.sample import NO_IMAGE, Sample
 
 CLASSES = ("cross", "disc", "ring", "square", "triangle")
@@ -32,7 +33,7 @@ class _Shape:
     label: int
 
 
-class SyntheticScenes:
+class SyntheticScenes(DetectionDataset):
     """Small flat shapes on textured grounds, with clutter, blur and noise; no files needed.
 
     count: number of scenes. seed: scene i depends on (seed, i) and the options alone.
@@ -69,10 +70,6 @@ class SyntheticScenes:
         self.name = f"synthetic scenes (seed {seed})"
         self.classes = list(CLASSES)
         self.image_ids = [f"scene_{i:06d}" for i in range(count)]
-        self.dropped: list[str] = []
-
-    def __len__(self) -> int:
-        return len(self.image_ids)
 
     def __getitem__(self, index: int) -> Sample:
         shapes, index = self._shapes(index)

@@ -14,6 +14,7 @@ from defusedxml import DefusedXmlException
 from defusedxml import ElementTree as SafeXml
 from tqdm import tqdm
 
+from mdssd.data.dataset import SPLITS, SplitLists
 from mdssd.data.images import IMAGE_SUFFIXES, path_inside, read_size
 from mdssd.data.photos import PhotoDataset
 from mdssd.data.sample import Annotation, BoxRow, DataError
@@ -40,6 +41,8 @@ class VOCDataset(PhotoDataset):
     list, what is wrong with a single image goes there instead, and the image is left out.
     """
 
+    submission = "voc"
+
     def __init__(
         self,
         root: str | os.PathLike[str],
@@ -50,7 +53,7 @@ class VOCDataset(PhotoDataset):
         faults: list[str] | None = None,
     ) -> None:
         self.root = Path(root)
-        self.split = split
+        self.split: str = split
         super().__init__(f"{self.root.resolve().name} {split}")
         needed = ["JPEGImages"] if unlabelled and classes is not None else _FOLDERS
         for folder in needed:
@@ -73,6 +76,27 @@ class VOCDataset(PhotoDataset):
                     raise
                 if str(error) not in faults:
                     faults.append(str(error))
+
+    def split_lists(self, faults: list[str]) -> list[SplitLists]:
+        """Read the lists of ImageSets/Main, and add those images that have no annotation."""
+        folder = self.root / "ImageSets" / "Main"
+        listed: dict[str, list[str]] = {}
+        for name in SPLITS:
+            path = folder / f"{name}.txt"
+            if not path.is_file():
+                continue
+            try:
+                listed[name] = read_split(path)
+            except DataError as error:
+                faults.append(str(error))
+                continue
+            faults += [
+                f"{path}: lists {image_id}, which has no annotation"
+                for image_id in listed[name]
+                if self.split != name
+                and not (self.root / "Annotations" / f"{image_id}.xml").is_file()
+            ]
+        return [SplitLists(folder, listed, self.image_ids)]
 
     def _add(
         self,
@@ -176,6 +200,10 @@ class VOCYears(PhotoDataset):
                 own = copy.copy(annotation)
                 own.labels = label_of[annotation.labels]
                 self._annotations.append(own)
+
+    def split_lists(self, faults: list[str]) -> list[SplitLists]:
+        """The lists of each folder."""
+        return [lists for year in self.years for lists in year.split_lists(faults)]
 
 
 def read_split(path: Path) -> list[str]:

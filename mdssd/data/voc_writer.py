@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import cv2
 from tqdm import tqdm
 
-from mdssd.data.loader import DetectionDataset
+from mdssd.data.dataset import DetectionDataset
 from mdssd.data.sample import Sample
 
 

@@ -306,7 +306,7 @@ def measure(
     score_threshold: float = 0.5,
 ) -> EvalResult:
     """Compute every figure of what was found; classes are the detector's. See `evaluate`."""
-    if not getattr(dataset, "labelled", True):
+    if not dataset.labelled:
         raise ValueError(f"evaluate: {dataset.name} has images without an annotation")
     data = found.detections, found.truth, len(classes) + 1
     try:

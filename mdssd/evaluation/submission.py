@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mdssd.data import CocoDataset, DetectionDataset, VOCDataset
+from mdssd.data import DetectionDataset
 from mdssd.system.files import atomic_write
 
 
@@ -26,9 +26,9 @@ def write_submission(
     detections_TESTSET_mdssd_results.json, with test-dev2017 of image_info_test-dev2017.json.
     Raises ValueError for data of neither layout.
     """
-    if isinstance(dataset, VOCDataset):
+    if dataset.submission == "voc":
         return write_voc_submission(folder, dataset, detections, classes)
-    if isinstance(dataset, CocoDataset):
+    if dataset.submission == "coco":
         testset = dataset.name.removeprefix("instances_").removeprefix("image_info_")
         path = Path(folder) / f"detections_{testset}_mdssd_results.json"
         return [write_coco_submission(path, dataset, detections, classes)]
@@ -37,7 +37,7 @@ def write_submission(
 
 def write_voc_submission(
     folder: str | os.PathLike[str],
-    dataset: VOCDataset,
+    dataset: DetectionDataset,
     detections: Sequence[Mapping[str, Any]],
     classes: Sequence[str],
 ) -> list[Path]:
@@ -53,7 +53,7 @@ def write_voc_submission(
     white space, or a list of another length.
     """
     _check_length("write_voc_submission", dataset.image_ids, detections)
-    for name in [dataset.split, *dataset.classes]:
+    for name in [str(dataset.split), *dataset.classes]:
         if Path(f"_{name}").name != f"_{name}" or "\\" in name or "\0" in name:
             raise ValueError(f"write_voc_submission: {name!r} cannot be part of a file name")
     for name in dataset.image_ids:
@@ -74,7 +74,7 @@ def write_voc_submission(
 
 def write_coco_submission(
     path: str | os.PathLike[str],
-    dataset: CocoDataset,
+    dataset: DetectionDataset,
     detections: Sequence[Mapping[str, Any]],
     classes: Sequence[str],
 ) -> Path:

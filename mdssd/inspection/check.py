@@ -18,9 +18,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mdssd import ops
-from mdssd.data import DataError, DetectionDataset, Sample, VOCDataset, VOCYears, decode_image
+from mdssd.data import DataError, DetectionDataset, Sample, decode_image
+from mdssd.data.dataset import SPLITS, SplitLists
 from mdssd.data.images import read_bytes
-from mdssd.data.voc import read_split
 from mdssd.ops.matching import to_xyxy
 
 IOU = 0.5
@@ -35,7 +35,6 @@ _APART = {
         ("trainval", "test"),
     ]
 }
-_SPLITS = ("train", "val", "valid", "trainval", "test")
 _LISTED = 10  # lines of a kind in the text; to_dict has all
 _CHUNK = 64  # boxes x 90,100 priors of mdssd512 are 23 MB
 _REACH = 1.0  # pixels; VOC counts from 1, so that a box may end one beyond the image
@@ -240,7 +239,7 @@ def check_data(
         sides=(clipped[:, 2:] - clipped[:, :2]) * input_size / scale,
         iou=best_iou(relative, priors_cxcywh),
         dropped=list(dataset.dropped),
-        size_faults=list(getattr(dataset, "size_faults", [])),
+        size_faults=list(dataset.size_faults),
     )
     if len(relative):
         for name, priors in (others_cxcywh or {}).items():
@@ -257,15 +256,14 @@ def check_data(
     digests = [look[0] for look in looks if not isinstance(look, DataError)]
     same = _groups(digests)
     result.duplicates = [", ".join(names[k] for k in group) for group in same]
-    years = dataset.years if isinstance(dataset, VOCYears) else [dataset]
     splits_of: list[set[str]] = []  # of each image
-    for year in years:
-        if isinstance(year, VOCDataset):
-            splits = _compare_splits(year, result)
-            splits_of += [{s for s in splits if i in splits[s]} for i in year.image_ids]
+    for lists in dataset.split_lists(result.faults):
+        held = {name: set(ids) for name, ids in lists.listed.items()}
+        result.leaks += _compare_splits(lists, held)
+        splits_of += [{name for name in held if i in held[name]} for i in lists.image_ids]
     if splits_of:
-        held = [splits_of[i] for i in good]
-        result.leaks += [line for group in same for line in _shared_files(group, held, names)]
+        of_good = [splits_of[i] for i in good]
+        result.leaks += [line for group in same for line in _shared_files(group, of_good, names)]
     return result
 
 
@@ -287,16 +285,16 @@ def _look_at_all(
     dataset: DetectionDataset, workers: int | None, progress: bool
 ) -> list[tuple[bytes, tuple[int, int]] | DataError]:
     """Of each image a digest of its bytes and (width, height), or what is wrong with it."""
-    path_of = getattr(dataset, "image_path", None)
 
     def look(index: int) -> tuple[bytes, tuple[int, int]] | DataError:
         try:
-            if path_of is None:
+            path = dataset.image_path(index)
+            if path is None:
                 image = dataset[index].image
                 data = image.tobytes()
             else:
-                data = read_bytes(path_of(index))
-                image = decode_image(data, str(path_of(index)))
+                data = read_bytes(path)
+                image = decode_image(data, str(path))
         except DataError as error:
             return error
         return hashlib.blake2b(data, digest_size=16).digest(), (image.shape[1], image.shape[0])
@@ -310,8 +308,7 @@ def _look_at_all(
 
 
 def _name(dataset: DetectionDataset, index: int) -> str:
-    path_of = getattr(dataset, "image_path", None)
-    return dataset.image_ids[index] if path_of is None else str(path_of(index))
+    return str(dataset.image_path(index) or dataset.image_ids[index])
 
 
 def _clipped(sample: Sample, size: tuple[int, int]) -> NDArray[np.float64]:
@@ -356,38 +353,20 @@ def _groups(digests: Sequence[bytes]) -> list[list[int]]:
     return [group for group in places.values() if len(group) > 1]
 
 
-def _compare_splits(dataset: VOCDataset, result: DataCheck) -> dict[str, set[str]]:
-    """The ids of each split; adds those in two, and those in a split that have no annotation."""
-    folder = dataset.root / "ImageSets" / "Main"
-    splits: dict[str, list[str]] = {}
-    for name in _SPLITS:
-        path = folder / f"{name}.txt"
-        if not path.is_file():
-            continue
-        try:
-            splits[name] = read_split(path)
-        except DataError as error:
-            result.faults.append(str(error))
-            continue
-        annotations = dataset.root / "Annotations"
-        result.faults += [
-            f"{path}: lists {image_id}, which has no annotation"
-            for image_id in splits[name]
-            if dataset.split != name and not (annotations / f"{image_id}.xml").is_file()
-        ]
-    held = {name: set(ids) for name, ids in splits.items()}
-    for a, b in combinations(splits, 2):
+def _compare_splits(lists: SplitLists, held: Mapping[str, set[str]]) -> Iterator[str]:
+    """Yield a line for each image that is listed in two splits that must not share one."""
+    for a, b in combinations(lists.listed, 2):
         if frozenset((a, b)) in _APART:
-            shared = [image_id for image_id in splits[a] if image_id in held[b]]
-            result.leaks += [f"{folder}: {image_id} is in {a} and {b}" for image_id in shared]
-    return held
+            for image_id in lists.listed[a]:
+                if image_id in held[b]:
+                    yield f"{lists.folder}: {image_id} is in {a} and {b}"
 
 
 def _shared_files(
     group: Sequence[int], held: Sequence[set[str]], names: Sequence[str]
 ) -> Iterator[str]:
     """Lines on images of the same bytes in two splits, where no single image is in both."""
-    for a, b in combinations(_SPLITS, 2):
+    for a, b in combinations(SPLITS, 2):
         in_a, in_b = ([k for k in group if name in held[k]] for name in (a, b))
         if frozenset((a, b)) in _APART and in_a and in_b and not set(in_a) & set(in_b):
             yield f"{names[in_a[0]]} of {a} and {names[in_b[0]]} of {b} are the same file"

@@ -24,7 +24,6 @@ from tqdm import tqdm
 from mdssd.data import (
     MEAN_RGB,
     Augmentation,
-    CocoDataset,
     DataError,
     DetectionDataset,
     TrainingSet,
@@ -173,9 +172,8 @@ def train(
         state.to_evaluate = state.to_evaluate and eval_dataset is not None
         if state.finished and not state.to_evaluate:
             return state
-    metric = "COCO AP" if isinstance(eval_dataset, CocoDataset) else "VOC07 mAP"
-    if eval_dataset is not None and state.metric != metric:  # resumed with data of another layout
-        state.metric, state.evaluations = metric, []
+    if eval_dataset is not None and state.metric != eval_dataset.metric:  # of another layout
+        state.metric, state.evaluations = eval_dataset.metric, []
     if settings.freeze:
         model.freeze(*settings.freeze)
     _check_data(model, dataset, eval_dataset, settings, check_images, progress and main)
@@ -639,10 +637,10 @@ def _check_data(
                 f"train: eval_dataset: {eval_dataset.name} has classes that {dataset.name} "
                 f"lacks: {', '.join(unknown)}"
             )
-    path_of = getattr(dataset, "image_path", None)
-    if check_images and path_of is not None:
+    if check_images:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            paths = [path_of(i) for i in distributed.part(range(len(dataset)))]
+            own = (dataset.image_path(i) for i in distributed.part(range(len(dataset))))
+            paths = [path for path in own if path is not None]
             checked = pool.map(_decode, paths)
             for _ in tqdm(checked, "check images", len(paths), disable=not progress, leave=False):
                 pass

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from mdssd import ops
-from mdssd.data import MEAN_RGB, DataError, Sample
+from mdssd.data import MEAN_RGB, DataError, DetectionDataset, Sample
 from mdssd.detection.detector import STAGES, Detector
 from mdssd.detection.files import detect
 from mdssd.evaluation.evaluate import evaluate
@@ -263,7 +263,7 @@ def test_checkpoint_gives_classes_and_mean(tmp_path):
 
 
 @dataclasses.dataclass
-class Scenes:
+class Scenes(DetectionDataset):
     """A data set of quarter pictures: the colours of each tell its objects."""
 
     colors: list

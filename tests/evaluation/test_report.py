@@ -11,7 +11,7 @@ import pytest
 from defusedxml import ElementTree
 from PIL import Image
 
-from mdssd.data import Sample
+from mdssd.data import DetectionDataset, Sample
 from mdssd.drawing import class_color
 from mdssd.evaluation import charts
 from mdssd.evaluation.evaluate import Found, measure, write_result
@@ -22,7 +22,7 @@ from mdssd.metrics import size_ap, voc_ap
 CLASSES = ["<b>&\"'", "a$b_{^", "_red", "日本"]
 
 
-class Photos:
+class Photos(DetectionDataset):
     """Grey photographs of 200 x 120 pixels, and what a detector made of them.
 
     Image 0: class 1 found; class 2 found with 0.2 only. Image 1: class 1 missed, twice, the
@@ -33,7 +33,6 @@ class Photos:
     name = "photos </title><script>"
     classes = CLASSES
     image_ids = ["<img src=x>", "b&c", "ü"]
-    dropped: list[str] = []
     boxes = [
         [[10, 10, 30, 30], [50, 50, 70, 90]],
         [[100, 20, 120, 40], [20, 20, 60, 60]],

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from mdssd import ops
-from mdssd.data import Augmentation, CocoDataset, DataError, Sample, TrainingSet
+from mdssd.data import Augmentation, CocoDataset, DataError, DetectionDataset, Sample, TrainingSet
 from mdssd.detection.detector import Detector
 from mdssd.evaluation.evaluate import evaluate
 from mdssd.models import mdssd300, ssd300
@@ -36,7 +36,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-class Shapes:
+class Shapes(DetectionDataset):
     """Dark discs and bright squares of 50 to 65 pixels on noise."""
 
     name = "shapes"
@@ -45,7 +45,6 @@ class Shapes:
     def __init__(self, count, seed=0, size=300):
         self.samples = [_draw(np.random.default_rng([seed, i]), i, size) for i in range(count)]
         self.image_ids = [sample.image_id for sample in self.samples]
-        self.dropped = []
 
     def __len__(self):
         return len(self.samples)

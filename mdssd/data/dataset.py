@@ -1,0 +1,141 @@
+"""The protocol of a data set: what it must provide, and what it may."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from mdssd.data.sample import NO_IMAGE, Sample
+
+# The names that splits usually have.
+SPLITS = ("train", "val", "valid", "trainval", "test")
+
+
+@dataclass(frozen=True)
+class SplitLists:
+    """The split files of one folder, which may also list images outside the data set.
+
+    Attributes:
+        folder: where the files are, for messages.
+        listed: the image ids of each split, by the split's name (one of `SPLITS`).
+        image_ids: the ids of the data set's own images in this folder, in the data set's order.
+    """
+
+    folder: Path
+    listed: dict[str, list[str]]
+    image_ids: list[str]
+
+
+class DetectionDataset:
+    """Base class of data sets: images with labelled boxes, accessed by index.
+
+    A subclass must set `name`, `classes` and `image_ids` and define `__getitem__`. All other
+    members have defaults; override those for which your format can do more. Training, evaluation
+    and `mdssd data check` use nothing but these members.
+
+    Attributes:
+        name: the data set's name in messages and reports.
+        classes: class names. Label k, as in `Sample.labels`, is `classes[k - 1]`.
+        image_ids: one string per image.
+        dropped: one line "file: reason" per box that was left out because it is unusable.
+        size_faults: one line per annotation that states a different size from its image's.
+        labelled: False if some images have no annotation, so that nothing can be measured.
+        metric: the figure that training selects its best checkpoint by: "VOC07 mAP" or "COCO AP".
+        submission: the evaluation server that takes detections of this data set: "voc", "coco" or
+            None. "voc" needs `split`, "coco" needs `category_ids` and whole numbers as image ids.
+        split: the name of the split, if the format has splits.
+        category_ids: COCO's category id of each class.
+
+    Example:
+        >>> import numpy as np
+        >>> from mdssd.data import DetectionDataset, Sample
+        >>> class OneSquare(DetectionDataset):
+        ...     name = "one square"
+        ...     classes = ["square"]
+        ...     image_ids = ["only"]
+        ...
+        ...     def __getitem__(self, index):
+        ...         image = np.zeros((30, 30, 3), np.uint8)
+        ...         image[10:20, 10:20] = 255
+        ...         boxes_xyxy = np.array([[10, 10, 20, 20]], np.float32)
+        ...         labels, difficult = np.array([1]), np.array([False])
+        ...         return Sample(image, boxes_xyxy, labels, difficult, self.image_ids[index])
+        >>> dataset = OneSquare()
+        >>> len(dataset), dataset.labelled, dataset.metric
+        (1, True, 'VOC07 mAP')
+        >>> print(dataset.report())
+        one square: 1 images, 1 boxes
+          square: 1
+    """
+
+    name: str
+    classes: list[str]
+    image_ids: list[str]
+    dropped: Sequence[str] = ()
+    size_faults: Sequence[str] = ()
+    labelled: bool = True
+    metric: str = "VOC07 mAP"
+    submission: str | None = None
+    split: str | None = None
+    category_ids: Sequence[int] = ()
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return image `index` with its ground truth.
+
+        Raises:
+            DataError: the image cannot be read. The message names the file and the reason.
+        """
+        raise NotImplementedError(f"{type(self).__name__}: a data set must define __getitem__")
+
+    def annotation(self, index: int) -> Sample:
+        """Return sample `index` without its pixels: its image is [0, 0, 3].
+
+        The default reads the image too. Override it if the annotation alone is cheaper.
+        """
+        return replace(self[index], image=NO_IMAGE)
+
+    def image_path(self, index: int) -> Path | None:
+        """Return the file of image `index`, or None (the default) if there is no file.
+
+        If there is one, training reads and decodes it by itself and takes only the annotation
+        from the data set: the file must hold exactly the pixels of `self[index].image`.
+        """
+        return None
+
+    def split_lists(self, faults: list[str]) -> list[SplitLists]:
+        """Read which images each split lists, to find images that are in two of them.
+
+        One entry per folder that the data set joins: the `image_ids` of all entries, one after
+        another, are those of the data set. The default, an empty list, means no splits are known.
+        A split file that cannot be used adds a line to `faults`.
+        """
+        return []
+
+    def report(self) -> str:
+        """Return the number of boxes per class, of images without boxes, and every dropped box."""
+        samples = [self.annotation(index) for index in range(len(self))]
+        labels = np.concatenate([np.zeros(0, np.int64), *(s.labels for s in samples)])
+        counts = np.bincount(labels, minlength=len(self.classes) + 1)
+        difficult = sum(int(s.difficult.sum()) for s in samples)
+        crowds = sum(int(s.crowd.sum()) for s in samples)
+        empty = sum(len(s.labels) == 0 for s in samples)
+        lines = [f"{self.name}: {len(self)} images, {len(labels)} boxes"]
+        lines += [f"  {name}: {counts[k]}" for k, name in enumerate(self.classes, 1)]
+        lines += [f"  {difficult} boxes are marked difficult"] if difficult else []
+        lines += [f"  {crowds} boxes are crowds"] if crowds else []
+        lines += [f"  {empty} images have no box"] if empty else []
+        if self.dropped:
+            lines.append(f"  {len(self.dropped)} boxes dropped:")
+            lines += [f"    {line}" for line in self.dropped]
+        if self.size_faults:
+            lines.append(
+                f"  {len(self.size_faults)} annotations state a different size from the image's:"
+            )
+            lines += [f"    {line}" for line in self.size_faults]
+        return "\n".join(lines)
