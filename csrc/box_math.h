@@ -1,7 +1,8 @@
-// The box maths of every native backend, on host and device.
+// Box arithmetic shared by all native backends, on the host and on the device.
 //
-// Each operation rounds as PyTorch's does: compiled without fused multiply-add, IoUs agree with the
-// reference to the last bit. Comparisons are written so that a NaN lands on the stated side.
+// Each operation is written in the order in which the PyTorch reference does it, and the backends
+// are compiled without fused multiply-add, so IoUs agree with the reference to the last bit. The
+// comments say which side of a comparison a NaN falls on.
 #pragma once
 
 #include <limits>
@@ -11,7 +12,7 @@
 namespace mdssd {
 
 template <class T>
-struct Box {  // corners
+struct Box {  // two corners
   T x1, y1, x2, y2;
 };
 
@@ -21,12 +22,12 @@ struct CentreBox {  // a prior: centre and size
 };
 
 template <class T>
-struct Offsets {  // a box coded against a prior
+struct Offsets {  // a box encoded relative to a prior
   T x, y, w, h;
 };
 
-// The larger and the smaller of two; b where a is a NaN. On the device that is one instruction. It
-// takes a where b is a NaN, as the host does not; for an IoU either will do: its area is NaN too.
+// Both return b if a is NaN. If b is NaN, the host returns b and the device, which has a single
+// instruction for this, returns a. The IoU does not depend on it: a box with a NaN has a NaN area.
 template <class T>
 MDSSD_INLINE T larger(T a, T b) {
 #ifdef __CUDA_ARCH__
@@ -61,7 +62,7 @@ struct Areas {  // of two boxes
   T intersection, both;
 };
 
-// What joins the area of a union: a number, or nothing, which costs nothing.
+// Added to the union's area: an epsilon, or NoEps, which compiles to nothing.
 struct NoEps {};
 template <class T>
 MDSSD_INLINE T operator+(T both, NoEps) {
@@ -84,15 +85,15 @@ MDSSD_INLINE Areas<T> areas(Box<T> a, T area_a, Box<T> b, T area_b, Eps eps) {
   return {intersection, area_a + area_b - intersection + eps};
 }
 
-// 0 where the boxes do not overlap, where one is degenerate, and where one holds a NaN: its area is
-// then NaN, so the quotient is, and compares false.
+// Returns 0 if the boxes do not overlap, if one is degenerate, and if one contains a NaN. In that
+// last case its area is NaN, hence the quotient too, and larger(NaN, 0) is 0.
 template <class T, class Eps = NoEps>
 MDSSD_INLINE T iou(Box<T> a, T area_a, Box<T> b, T area_b, Eps eps = {}) {
   const Areas<T> of = areas(a, area_a, b, area_b, eps);
   return larger(of.intersection / of.both, T(0));
 }
 
-// iou(a, b) > threshold, to the bit, without a division where the IoU is clearly below.
+// Returns exactly iou(a, b) > threshold, but divides only if the IoU is not clearly below it.
 template <class T, class Eps>
 MDSSD_INLINE bool overlap(Box<T> a, T area_a, Box<T> b, T area_b, T threshold, Eps eps) {
   const Areas<T> of = areas(a, area_a, b, area_b, eps);
@@ -100,7 +101,7 @@ MDSSD_INLINE bool overlap(Box<T> a, T area_a, Box<T> b, T area_b, T threshold, E
   return larger(of.intersection / of.both, T(0)) > threshold;
 }
 
-// `log` and `exp` are arguments, so that each backend brings its own.
+// `log` and `exp` are arguments because each backend has its own.
 template <class T, class Log>
 MDSSD_INLINE Offsets<T> encode(Box<T> b, CentreBox<T> p, T v0, T v1, Log log) {
   return {((b.x1 + b.x2) * T(0.5) - p.cx) / (p.w * v0), ((b.y1 + b.y2) * T(0.5) - p.cy) / (p.h * v0),
@@ -114,8 +115,8 @@ MDSSD_INLINE Box<T> decode(Offsets<T> o, CentreBox<T> p, T v0, T v1, Exp exp) {
   return {cx - half_w, cy - half_h, cx + half_w, cy + half_h};
 }
 
-// Limits of a decoded box: of its size's logarithm, and of its corners. Infinite ones change
-// nothing, and a NaN stays.
+// Limits on a decoded box: log_scale caps the logarithm of its size relative to the prior, and the
+// others clip its corners. An infinite limit changes nothing, and a NaN stays a NaN.
 template <class T>
 struct Limits {
   T log_scale, low, width, height;

@@ -1,4 +1,4 @@
-// The facts of the build and of the CUDA side, for `mdssd info`.
+// Tells Python how this module was built and which CUDA devices it can use, for `mdssd info`.
 #include "build_info.h"
 
 #include <pybind11/pybind11.h>

@@ -1,4 +1,4 @@
-// Functions that are part of their caller: on the host, and under nvcc on the device too.
+// MDSSD_INLINE marks functions that are always inlined, on the host and, under nvcc, on the device.
 #pragma once
 
 #ifdef __CUDACC__

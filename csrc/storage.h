@@ -1,6 +1,8 @@
-// Storage types, their conversion to the type of the computation, and the choice of a template by
-// dtype: on host and device. The device has instructions for the conversions; on the host they are
-// integer arithmetic without branches, so that loops over them become vector code anywhere.
+// Storage types, conversions between them and the type used for computation, and the selection of a
+// template by dtype, on the host and on the device.
+//
+// The device converts with single instructions. The host uses integer arithmetic without branches,
+// which compilers vectorise for any instruction set.
 #pragma once
 
 #include <cstdint>
@@ -50,9 +52,9 @@ MDSSD_INLINE float widen(Half x) {
   return __half2float(__ushort_as_half(x.bits));
 #else
   const uint32_t magnitude = (x.bits & 0x7fffu) << 13, sign = (x.bits & 0x8000u) << 16;
-  // 2^112 moves the exponent from one bias to the other, subnormals included.
+  // Multiplying by 2^112 changes the exponent's bias from 15 to 127, also for subnormals.
   const uint32_t finite = bit_cast<uint32_t>(bit_cast<float>(magnitude) * 0x1p112f);
-  const uint32_t special = magnitude | 0x7f800000u;  // infinity and NaN keep their mantissa
+  const uint32_t special = magnitude | 0x7f800000u;  // infinity, or a NaN with its mantissa
   return bit_cast<float>((magnitude >= 0x0f800000u ? special : finite) | sign);
 #endif
 }
@@ -79,7 +81,7 @@ MDSSD_INLINE Half narrow<Half>(float x) {
   const uint32_t bits = bit_cast<uint32_t>(x);
   const uint32_t magnitude = bits & 0x7fffffffu, sign = (bits >> 16) & 0x8000u;
   const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-  // Below 2^-14 the sum with 0.5 shifts the mantissa into place and rounds it.
+  // Below 2^-14, adding 0.5 shifts the mantissa into place and rounds it.
   const uint32_t subnormal = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
   const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
   const uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
@@ -107,7 +109,7 @@ void with_storage(DType dtype, Body body) {
   }
 }
 
-// The same for the ops whose inputs come in the type of the computation.
+// Same, for operators whose inputs are stored in the type of the computation.
 template <class Body>
 void with_wide(DType dtype, Body body) {
   dtype == DType::kFloat64 ? body(Storage<double>{}) : body(Storage<float>{});

@@ -1,4 +1,5 @@
-// A few boxes side by side, one array per coordinate, to be compared with one box at once.
+// A fixed number of boxes with one array per coordinate, so that a vector loop compares one box
+// with all of them.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +9,7 @@
 
 namespace mdssd {
 
-// Lanes that were never set hold an empty box, whose IoU with any other is 0.
+// Unset lanes hold an empty box, whose IoU with any other box is 0.
 template <class T, int kSize>
 struct BoxBlock {
   T x1[kSize] = {}, y1[kSize] = {}, x2[kSize] = {}, y2[kSize] = {}, area[kSize] = {};
@@ -23,8 +24,8 @@ struct BoxBlock {
   MDSSD_INLINE Box<T> box(int lane) const { return {x1[lane], y1[lane], x2[lane], y2[lane]}; }
 };
 
-// Bit i is set where flag(i). The table makes it a vector loop: no shift by lane, which the oldest
-// instruction sets lack.
+// Sets bit i if flag(i). The table replaces a shift by a different amount per lane, for which SSE2
+// has no instruction, so that the loop is vectorised everywhere.
 template <class Flag>
 MDSSD_INLINE uint32_t mask_of_32(Flag flag) {
   static constexpr uint32_t kBits[32] = {
@@ -37,7 +38,7 @@ MDSSD_INLINE uint32_t mask_of_32(Flag flag) {
   return mask;
 }
 
-// Which boxes of the block have an IoU with `box` above the threshold.
+// Returns a mask of the boxes in the block whose IoU with `box` is above the threshold.
 template <class T, class Eps>
 MDSSD_INLINE uint32_t overlapping(Box<T> box, T box_area, const BoxBlock<T, 32>& block, T threshold,
                                   Eps eps) {
@@ -45,7 +46,7 @@ MDSSD_INLINE uint32_t overlapping(Box<T> box, T box_area, const BoxBlock<T, 32>&
       [&](int i) { return iou(box, box_area, block.box(i), block.area[i], eps) > threshold; });
 }
 
-// Whether any has.
+// Returns whether any box of the block has an IoU with `box` above the threshold.
 template <class T, int kSize, class Eps>
 MDSSD_INLINE bool any_overlapping(Box<T> box, T box_area, const BoxBlock<T, kSize>& block,
                                   T threshold, Eps eps) {

@@ -1,4 +1,5 @@
-// Boxes as columns: one array per coordinate, which vector loops read without shuffles.
+// Any number of boxes with one array per coordinate and one for the areas, which vector loops read
+// without shuffles.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Scored candidates and their one order.
+// Scored candidates and the order in which they rank.
 #pragma once
 
 #include <algorithm>
@@ -23,7 +23,7 @@ inline void check_index(const char* op, int64_t count) {
     throw std::length_error(std::string(op) + ": more than 2^31 - 1 boxes in one image");
 }
 
-// Higher score first, NaN before all, then the lower index: an order without ties.
+// Ranks NaN first, then higher scores, then lower indices. There are no ties.
 template <class T>
 MDSSD_INLINE bool before(const Candidate<T>& a, const Candidate<T>& b) {
   if (a.score != b.score) {
@@ -34,7 +34,7 @@ MDSSD_INLINE bool before(const Candidate<T>& a, const Candidate<T>& b) {
   return a.index < b.index;
 }
 
-// Leaves the best `count` in front, in no order, and drops the rest.
+// Keeps the best `count` candidates, in no particular order.
 template <class T>
 void keep_best(std::vector<Candidate<T>>& candidates, int64_t count) {
   if (int64_t(candidates.size()) <= count) return;

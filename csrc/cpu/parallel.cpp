@@ -12,7 +12,7 @@
 namespace mdssd {
 namespace {
 
-// The tasks of one call, for any number of threads to take.
+// The tasks of one call. Any number of threads may call take.
 class Tasks {
  public:
   Tasks(int64_t count, const std::function<void(int64_t)>& body) : count_(count), body_(body) {}
@@ -27,7 +27,7 @@ class Tasks {
     }
   }
 
-  // When all have returned.
+  // Must be called after every take has returned.
   void rethrow() const {
     if (error_) std::rethrow_exception(error_);
   }
@@ -40,16 +40,17 @@ class Tasks {
   std::exception_ptr error_;
 };
 
-// GNU's OpenMP as the process has it, which is PyTorch's. Its threads still spin for a while after a
-// PyTorch op: they are there at once, where threads of our own would have to wait for their cores.
+// Finds the GNU OpenMP library that PyTorch loaded. Its threads spin for a while after a PyTorch
+// operator, so they start at once, whereas threads of our own would compete with them for the cores
+// (benchmarks/NOTES.md, "PyTorch's threads instead of our own").
 using Parallel = void (*)(void (*)(void*), void*, unsigned threads, unsigned flags);
 Parallel openmp() {
   static const auto function = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
   return function;
 }
-const pid_t first_process = getpid();  // OpenMP's threads are lost to a forked child, and missed
+const pid_t first_process = getpid();  // a forked child must not use OpenMP: its threads are gone
 
-// For where there is no OpenMP.
+// The threads for processes without OpenMP and for forked children.
 class Pool {
  public:
   void run(int threads, Tasks& tasks) {
@@ -63,7 +64,7 @@ class Pool {
     wake_.notify_all();
     tasks.take();
     std::unique_lock<std::mutex> lock(mutex_);
-    places_ = 0;  // a worker that wakes from here on has come too late
+    places_ = 0;  // workers that wake later must not start on these tasks
     idle_.wait(lock, [this] { return active_ == 0; });
   }
 
@@ -114,8 +115,8 @@ void parallel_for(int threads, int64_t tasks, const std::function<void(int64_t)>
     return all.rethrow();
   }
   Release release;
-  if (pool_owner != getpid()) {  // the first call, or a forked child, which has no threads
-    pool = new Pool;             // never deleted: its threads wait until the process ends
+  if (pool_owner != getpid()) {  // the first call, or a forked child, which inherits no threads
+    pool = new Pool;             // never deleted, since its threads run until the process ends
     pool_owner = getpid();
   }
   pool->run(threads, all);

@@ -1,4 +1,4 @@
-// A stable sort of 32-bit indices by unsigned keys, in time proportional to their number.
+// A stable radix sort of 32-bit indices by unsigned keys, in linear time.
 #pragma once
 
 #include <array>
@@ -16,7 +16,8 @@ struct Keyed {
   int32_t index;
 };
 
-// Keys that rise where scores fall. NaN comes first, and the two zeros are one.
+// Returns a key that increases as the score decreases. NaN has the lowest key, and 0 and -0 have
+// the same.
 template <class T>
 MDSSD_INLINE auto falling_key(T score) {
   using Key = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
@@ -26,8 +27,8 @@ MDSSD_INLINE auto falling_key(T score) {
   return score != score ? Key(0) : Key(~rising);
 }
 
-// One counting sort per digit, least first; digits that all keys share cost one look. `items` and
-// `spare`, of the same size, may change places.
+// Does one counting sort per digit, from the least significant, and skips digits in which all keys
+// are equal. `items` and `spare` have the same size and may be swapped.
 template <int kBits, class Key>
 void radix_sort(std::vector<Keyed<Key>>& items, std::vector<Keyed<Key>>& spare) {
   constexpr int kDigits = (8 * int(sizeof(Key)) + kBits - 1) / kBits;
@@ -53,7 +54,7 @@ void radix_sort(std::vector<Keyed<Key>>& items, std::vector<Keyed<Key>>& spare) 
 template <class Key>
 void radix_sort(std::vector<Keyed<Key>>& items) {
   std::vector<Keyed<Key>> spare(items.size());
-  // Two thousand counters pay from about as many items on.
+  // Wider digits need 2048 counters each, which pays off from about as many items.
   items.size() < 2048 ? radix_sort<8>(items, spare) : radix_sort<11>(items, spare);
 }
 

@@ -1,4 +1,5 @@
-// resize: a task has a row of the result.
+// resize: bilinear interpolation of uint8 images. Each task computes one row of the result from two
+// rows of the input; the taps of the columns are computed once per call.
 #include <vector>
 
 #include "../ops.h"

@@ -1,5 +1,5 @@
-// Writes that pass by the caches, for results larger than those: a cached write would first read
-// the line that it replaces.
+// Non-temporal stores for results that do not fit into the caches. An ordinary store first reads
+// the cache line that it writes to.
 #pragma once
 
 #include <algorithm>
@@ -12,17 +12,16 @@
 
 namespace mdssd {
 
-constexpr int64_t kStreamedBytes = int64_t{8} << 20;  // results from this size on are streamed
+constexpr int64_t kStreamedBytes = int64_t{8} << 20;  // results of this size or more are streamed
 
-// To be called after stream_fill and stream_copy, before other threads are told that the result is
-// there.
+// Must be called after stream_fill and stream_copy, before other threads may read the result.
 inline void finish_streaming() {
 #ifdef __SSE2__
   _mm_sfence();
 #endif
 }
 
-// Fills with one byte, a part of a result of `total` bytes.
+// Fills part of a result of `total` bytes with the byte `value`.
 inline void stream_fill(void* out, int value, int64_t bytes, int64_t total) {
 #ifdef __SSE2__
   if (total >= kStreamedBytes) {
@@ -41,7 +40,7 @@ inline void stream_fill(void* out, int value, int64_t bytes, int64_t total) {
   std::memset(out, value, bytes);
 }
 
-// Copies, into a part of a result of `total` bytes.
+// Copies to part of a result of `total` bytes.
 inline void stream_copy(void* out, const void* from, int64_t bytes, int64_t total) {
 #ifdef __SSE2__
   if (total >= kStreamedBytes) {
@@ -62,7 +61,7 @@ inline void stream_copy(void* out, const void* from, int64_t bytes, int64_t tota
   std::memcpy(out, from, bytes);
 }
 
-// Fills with zero bytes and finishes.
+// Fills part of a result with zero bytes and calls finish_streaming.
 inline void fill_zeros(void* out, int64_t bytes, int64_t total) {
   stream_fill(out, 0, bytes, total);
   finish_streaming();

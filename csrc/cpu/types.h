@@ -1,10 +1,10 @@
-// Storage types, and the attribute of functions that are compiled for several instruction sets.
+// Storage types, and MDSSD_SIMD for functions that are compiled for several instruction sets.
 #pragma once
 
 #include "../storage.h"
 
-// One clone of the function per level of x86-64, chosen when the module is loaded. Needs glibc's
-// indirect functions; GCC 11 has no name for the levels here.
+// GCC compiles one clone of the function per level of x86-64, and glibc's indirect functions choose
+// one when the module is loaded. GCC 11 does not accept the levels' names here.
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
     !defined(__SANITIZE_ADDRESS__)
 #if __GNUC__ >= 12

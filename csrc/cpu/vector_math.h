@@ -1,4 +1,4 @@
-// exp, sums and maxima in a form that compilers turn into vector code without -ffast-math.
+// exp, log, sums and maxima in a form that compilers vectorise without -ffast-math.
 #pragma once
 
 #include <cmath>
@@ -10,13 +10,13 @@
 
 namespace mdssd {
 
-// The parts of e^x for float: range reduction by ln 2 and a polynomial of degree 6 (coefficients of
-// Cephes' expf): e^x is `mantissa` times 2 to the power of the low bits of `shifted`.
+// e^x for float, by range reduction with ln 2 and a polynomial of degree 6 (coefficients of Cephes'
+// expf). e^x is `mantissa` times 2^n, where n is the integer in the low bits of `shifted`.
 struct Exponential {
   float shifted, mantissa;
 };
 MDSSD_INLINE Exponential split_exp(float x) {
-  const float shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23 rounds to an integer
+  const float shifted = x * 1.44269504f + 12582912.0f;  // adding 1.5 * 2^23 rounds to an integer
   const float n = shifted - 12582912.0f;
   const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
   float p = 1.9875691500e-4f;
@@ -30,13 +30,13 @@ MDSSD_INLINE Exponential split_exp(float x) {
 
 constexpr float kLowestExponent = -87.33f;
 
-// e^x for float. Within 2 units in the last place of the true value; below -87.33 it gives 0,
-// without subnormals; NaN stays NaN.
+// Returns e^x within 2 units in the last place. Results for x < -87.33, which would be subnormal,
+// are 0. NaN stays NaN.
 MDSSD_INLINE float vector_exp(float x) {
-  const float low = kLowestExponent, high = 89.0f;  // e^89 overflows to infinity below
+  const float low = kLowestExponent, high = 89.0f;  // the product below overflows for e^89
   const float above = low > x ? low : x;
   const Exponential e = split_exp(high < above ? high : above);
-  // 2^n in two factors, as n = 128 has no float of its own.
+  // 2^n is split into two factors because 2^128 is not a float.
   const int32_t exponent = bit_cast<int32_t>(e.shifted) - bit_cast<int32_t>(12582912.0f);
   const int32_t half = exponent >> 1;
   const float scale_a = bit_cast<float>(uint32_t(half + 127) << 23);
@@ -46,25 +46,25 @@ MDSSD_INLINE float vector_exp(float x) {
 }
 MDSSD_INLINE double vector_exp(double x) { return std::exp(x); }
 
-// The same for -87.33 <= x <= 87 or NaN, and nothing else.
+// Same, but x must be in [-87.33, 87] or NaN.
 MDSSD_INLINE float vector_exp_within(float x) {
   const Exponential e = split_exp(x);
-  // Only n is left of `shifted` by the shift, which puts it into the exponent.
+  // The shift drops all bits but n and moves it to the exponent's place.
   return e.mantissa * bit_cast<float>((bit_cast<uint32_t>(e.shifted) << 23) + 0x3f800000u);
 }
 MDSSD_INLINE double vector_exp_within(double x) { return std::exp(x); }
 
-// The same for x <= 0 or NaN, as in a softmax: a third fewer instructions.
+// Same, but x must be at most 0 or NaN, as in a softmax. Takes a third fewer instructions.
 MDSSD_INLINE float vector_exp_negative(float x) {
   const float y = vector_exp_within(x < kLowestExponent ? kLowestExponent : x);
   return x < kLowestExponent ? 0.0f : y;
 }
 MDSSD_INLINE double vector_exp_negative(double x) { return std::exp(x); }
 
-// ln x for float: the exponent, and a polynomial of degree 9 on [sqrt(1/2), sqrt(2)) (coefficients
-// of Cephes' logf). Within 2 units in the last place of the true value; -inf at 0, NaN below it.
+// Returns ln x within 2 units in the last place, from the exponent and a polynomial of degree 9 on
+// [sqrt(1/2), sqrt(2)) (coefficients of Cephes' logf). Returns -inf at 0 and NaN below.
 MDSSD_INLINE float vector_log(float x) {
-  const bool tiny = x < 1.17549435e-38f;  // a subnormal has no exponent of its own
+  const bool tiny = x < 1.17549435e-38f;  // subnormals are scaled to get an exponent
   const float scaled = tiny ? x * 8388608.0f : x;
   const uint32_t bits = bit_cast<uint32_t>(scaled);
   const int32_t exponent = int32_t(bits - bit_cast<uint32_t>(0.707106781f)) >> 23;
@@ -102,8 +102,8 @@ struct VectorLog {
   }
 };
 
-// Eight values as a vector of GCC and Clang, for what they do not find in loops: a comparison of
-// such vectors chooses lane by lane.
+// A vector of eight values, by an extension of GCC and Clang. It is used for loops that they do not
+// vectorise themselves. Comparisons and ?: work lane by lane.
 constexpr int kEight = 8;
 template <class T>
 struct EightOf {
@@ -127,8 +127,8 @@ MDSSD_INLINE T largest(const Eight<T>& v) {
   return lanes[0];
 }
 
-// Eight running maxima of n >= 8 values, the last eight of which may be taken twice. A NaN may or
-// may not take part.
+// Computes eight running maxima of n >= 8 values. Some of the last values may be read twice. It is
+// unspecified whether a NaN becomes a maximum.
 template <class T>
 MDSSD_INLINE void running_max(const T* x, int64_t n, Eight<T>& best) {
   load(best, x);
@@ -141,7 +141,8 @@ MDSSD_INLINE void running_max(const T* x, int64_t n, Eight<T>& best) {
 
 constexpr int kLanes = 16;
 
-// Sum of term(i), i in [0, n), in a fixed order: sixteen running sums, then those from the left.
+// Returns the sum of term(i) for i in [0, n) in a fixed order: it keeps sixteen running sums and
+// then adds those from left to right.
 template <class T, class Term>
 MDSSD_INLINE T lane_sum(int64_t n, Term term) {
   T lanes[kLanes] = {};
@@ -154,7 +155,8 @@ MDSSD_INLINE T lane_sum(int64_t n, Term term) {
   return sum;
 }
 
-// Maximum of term(i), i in [0, n), and `start`; a NaN may or may not take part.
+// Returns the maximum of `start` and term(i) for i in [0, n). It is unspecified whether a NaN
+// becomes the maximum.
 template <class T, class Term>
 MDSSD_INLINE T lane_max(int64_t n, T start, Term term) {
   constexpr int kWidth = 8;

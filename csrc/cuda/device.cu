@@ -4,7 +4,7 @@
 
 namespace {
 
-// One thread: says that this build's code runs on the device.
+// Shows that code of this build runs on the device.
 __global__ void answer_kernel(int* out) { *out = 1; }
 
 }  // namespace
@@ -18,7 +18,7 @@ int cuda_runtime_version() {
 int cuda_device_count() {
   int count = 0;
   if (cudaGetDeviceCount(&count) != cudaSuccess) {
-    cudaGetLastError();  // The runtime would hand this error to the next caller.
+    cudaGetLastError();  // clears the error, which the next caller would otherwise receive
     return 0;
   }
   return count;

@@ -1,14 +1,14 @@
-// What the CUDA side says of itself and of this machine's devices.
+// Queries the CUDA runtime and the devices of this machine.
 #pragma once
 
 #include <string>
 
-// Version of the CUDA runtime linked in: 1000 * major + 10 * minor.
+// Returns the version of the linked CUDA runtime as 1000 * major + 10 * minor.
 int cuda_runtime_version();
 
-// Devices that the driver offers; 0 without a driver.
+// Returns the number of devices that the driver reports, or 0 without a driver.
 int cuda_device_count();
 
-// Runs one kernel on the device. Empty where that works, else the CUDA error: a device of an
-// architecture that this build does not hold is found here.
+// Runs a kernel on the device. Returns an empty string on success and the CUDA error otherwise, for
+// example if this build contains no code for the device's architecture.
 std::string cuda_device_fault(int device);

@@ -1,6 +1,9 @@
-// Radix selection: the largest keys of a set without sorting it, a digit at a time from the top.
-// Count how many keys have each value of the digit; the cell of the value that holds the key of the
-// wanted rank is searched on, by its next digit. Counts do not depend on the order of the threads.
+// Radix selection: finds the largest keys of a set without sorting it.
+//
+// The block counts how many keys have each value of the most significant digit (a histogram in
+// shared memory), finds the value ("cell") that contains the key of the wanted rank, and continues
+// with the next digit of the keys in that cell only. Counts do not depend on the order in which
+// threads run, so the result is deterministic. Each digit costs one pass over the keys.
 #pragma once
 
 #include "runtime.h"
@@ -11,22 +14,22 @@ constexpr int kDigitBits = 11, kBins = 1 << kDigitBits;
 
 struct Cell {
   unsigned bin;    // value of the digit
-  unsigned above;  // keys with a larger digit
-  unsigned size;   // keys with this one
+  unsigned above;  // number of keys with a larger digit
+  unsigned size;   // number of keys with this digit
 };
 
-// Shared memory of find_cell.
+// The shared memory that find_cell needs.
 template <int kThreads>
 struct CellSearch {
   unsigned warp_totals[kThreads / kWarpSize];
   Cell cell;
 };
 
-// The cell that holds the key of rank `need`, counted from 1 at the largest. All threads of the block
-// call it; `bins` hold at least `need` keys.
+// Returns the cell that contains the key of rank `need`, where the largest key has rank 1. `bins`
+// must count at least `need` keys. All threads of the block must call it.
 template <int kThreads>
 __device__ Cell find_cell(const unsigned* bins, unsigned need, CellSearch<kThreads>& shared) {
-  constexpr int kEach = kBins / kThreads;  // thread 0 has the largest digits
+  constexpr int kEach = kBins / kThreads;  // bins per thread; thread 0 has the largest digits
   const int thread = int(threadIdx.x), lane = thread % kWarpSize, warp = thread / kWarpSize;
   const int first = kBins - 1 - thread * kEach;
   unsigned counts[kEach], total = 0;
@@ -44,7 +47,7 @@ __device__ Cell find_cell(const unsigned* bins, unsigned need, CellSearch<kThrea
   __syncthreads();
   for (int w = 0; w < warp; ++w) up_to_mine += shared.warp_totals[w];
   unsigned above = up_to_mine - total;
-  if (above < need && need <= up_to_mine) {  // one thread of the block
+  if (above < need && need <= up_to_mine) {  // true for exactly one thread of the block
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       if (above < need && need <= above + counts[i])
@@ -54,17 +57,18 @@ __device__ Cell find_cell(const unsigned* bins, unsigned need, CellSearch<kThrea
   }
   __syncthreads();
   const Cell cell = shared.cell;
-  __syncthreads();  // before the next search
+  __syncthreads();  // the next search may now overwrite `shared`
   return cell;
 }
 
-// A lower bound that lets in at least `need` and at most `most` of the keys that for_each(visit)
-// visits: `total` of them, no two equal, of `bits` bits. `bins` are kBins of shared memory. All
-// threads of the block call it, and each visits a part.
+// Returns a bound such that at least `need` and at most `most` keys are greater than or equal to it
+// (all `total` keys if they are at most `most`). for_each(visit) must call visit(key) for every
+// key, spread over the threads of the block. Keys are distinct and have `bits` bits. `bins` is
+// shared memory for kBins counters. All threads of the block must call this function.
 template <int kThreads, class Key, class ForEach>
 __device__ Key find_bound(unsigned total, unsigned need, unsigned most, int bits,
                           const ForEach& for_each, unsigned* bins, CellSearch<kThreads>& search) {
-  Key prefix = 0;  // the digits settled: those from bit `shift` up
+  Key prefix = 0;  // the digits found so far: the bits of the bound from `shift` up
   unsigned above = 0, cell = total;
   int shift = bits;
   while (above + cell > most) {

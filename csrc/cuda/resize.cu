@@ -1,5 +1,8 @@
-// resize: a thread has a pixel of the result with all its channels. What neighbours read is the same
-// or near, so that memory is read once and the cache does the rest.
+// resize: bilinear interpolation of uint8 images.
+//
+// Each thread computes one pixel of the result with all its channels. Neighbouring threads read the
+// same or nearby pixels, so the caches serve all reads but the first and no shared memory is
+// needed.
 #include "../ops.h"
 #include "../resize_math.h"
 #include "runtime.h"

@@ -1,16 +1,18 @@
-// How blocks walk over the rows of logits, [rows, classes]. kLanes lanes of a warp have a row, each
-// takes every kLanes-th class, and shuffles add up what they find:
+// Iterates over the rows of logits, [rows, classes]. A row is processed by kLanes neighbouring
+// lanes of a warp: each handles every kLanes-th class, and shuffles combine their results. The
+// number of classes determines kLanes:
 //    1 lane   for up to 32 classes,
 //    4 lanes  for up to 128,
 //   32 lanes  for any number.
-// Below 32 lanes a block first stages its rows, one run of memory, in shared memory by loads of 16
-// bytes: such rows are short and start anywhere, so that loads of single numbers would waste most
-// of each transaction. As few lanes as there is room for, since a shuffle costs as much as a class:
-// a row of 81 classes takes a quarter of the instructions on 4 lanes that it takes on 32.
+// With fewer than 32 lanes, a block first copies its rows, which are contiguous, to shared memory
+// with loads of 16 bytes. Such rows are short and start at any address, so loading them number by
+// number would waste most of each memory transaction. kLanes is as small as shared memory allows,
+// because a shuffle costs as much as a class: a row of 81 classes takes a quarter of the
+// instructions on 4 lanes that it takes on 32.
 //
-// The interface: on the host, with_row_lanes picks kLanes and row_blocks says how many blocks of
-// kRowThreads to launch; in the kernel, for_each_row calls back with each Row.
-// The same row gives the same bits in every kernel, and equal rows give equal bits.
+// On the host, with_row_lanes chooses kLanes and row_blocks returns the number of blocks, each of
+// kRowThreads threads. In the kernel, for_each_row calls a function with each Row. For a given
+// kLanes, the results for a row depend on its values only, to the bit.
 #pragma once
 
 #include <type_traits>
@@ -18,30 +20,30 @@
 #include "runtime.h"
 
 namespace mdssd {
-namespace {  // a __shared__ variable belongs to the kernels of one file
+namespace {  // simt.h requires internal linkage for __shared__ variables
 
 constexpr int kRowThreads = 128;
-constexpr int kRowBlocks = 8;  // at once on a multiprocessor: leaves a thread 64 registers
-constexpr int kMostClassesPerLane = 32;  // of staged rows
+constexpr int kRowBlocks = 8;  // resident per multiprocessor, which leaves 64 registers per thread
+constexpr int kMostClassesPerLane = 32;  // limits the shared memory for staged rows
 
-// A row that belongs to kLanes neighbouring lanes, which get the same results. All lanes of a warp
-// call a function together.
+// A row that is processed by kLanes neighbouring lanes. Its functions return the same result to
+// each of them, and all lanes of a warp must call them together.
 template <class S, int kLanes>
 struct Row {
   using T = Wide<S>;
   const S* x;
   int classes;
   int64_t row;
-  bool in_range;  // beyond the last row, lanes take part with another row's numbers
+  bool in_range;  // lanes past the last row take part with the numbers of another row
 
   __device__ int64_t index() const { return row; }
   __device__ bool valid() const { return in_range; }
   __device__ static int lane() { return int(threadIdx.x) % kLanes; }
   __device__ T value(int c) const { return widen(x[c]); }
-  // A maximum passes over NaNs, but may be one where some are; sum_of_exp then is NaN either way.
+  // It is unspecified whether a NaN becomes the maximum. sum_of_exp is NaN in either case.
   __device__ T max() const { return max_from(0); }
   __device__ T foreground_max() const { return max_from(1); }
-  // Of exp(x - top): terms of at most 1.
+  // Returns the sum of exp(x - top). `top` must be the maximum, so that no term exceeds 1.
   __device__ T sum_of_exp(T top) const {
     T sum = 0;
     for (int c = lane(); c < classes; c += kLanes) sum += exp_of_term(value(c) - top);
@@ -59,22 +61,22 @@ struct Row {
   }
 };
 
-// Calls visit(Row<S, kLanes>) for every row; all lanes of a warp call together.
+// Calls visit(Row<S, kLanes>) for every row. All lanes of a warp call `visit` together.
 template <class S, int kLanes, class Visit>
 __device__ void for_each_row(const S* logits, int64_t rows, int classes, const Visit& visit) {
-  constexpr int kRows = kRowThreads / kLanes;  // of a block at a time
+  constexpr int kRows = kRowThreads / kLanes;  // rows that a block processes at a time
   const int mine = int(threadIdx.x) / kLanes;
   for (int64_t first = int64_t(blockIdx.x) * kRows; first < rows;
        first += int64_t(gridDim.x) * kRows) {
     const int here = int(rows - first < kRows ? rows - first : kRows);
-    // A multiple of 32 numbers from the first: of 16 bytes, if rows are staged.
+    // `first` is a multiple of 32 if rows are staged, so this address is a multiple of 16 bytes.
     const S* const start = logits + first * classes;
     if constexpr (kLanes < kWarpSize) {
-      constexpr int kLoads = 4;  // of a thread, in flight at once
+      constexpr int kLoads = 4;  // loads that a thread keeps in flight
       __shared__ uint4 staged[kRowThreads * kMostClassesPerLane * sizeof(S) / sizeof(uint4)];
       const int thread = int(threadIdx.x), numbers = here * classes;
       const int wide = numbers * int(sizeof(S)) / int(sizeof(uint4));
-      __syncthreads();  // the rows before are done with
+      __syncthreads();  // the previous rows are no longer needed
       for (int base = thread; base < wide; base += kLoads * kRowThreads) {
         uint4 loaded[kLoads];
 #pragma unroll
@@ -85,19 +87,19 @@ __device__ void for_each_row(const S* logits, int64_t rows, int classes, const V
         for (int k = 0; k < kLoads; ++k)
           if (base + k * kRowThreads < wide) staged[base + k * kRowThreads] = loaded[k];
       }
-      const int rest = wide * int(sizeof(uint4) / sizeof(S)) + thread;  // less than 16 bytes
+      const int rest = wide * int(sizeof(uint4) / sizeof(S)) + thread;  // the last few bytes
       if (rest < numbers) reinterpret_cast<S*>(staged)[rest] = start[rest];
       __syncthreads();
       const bool in_range = mine < here;
       visit(Row<S, kLanes>{reinterpret_cast<const S*>(staged) + (in_range ? mine : 0) * classes,
                            classes, first + mine, in_range});
-    } else if (mine < here) {  // the whole warp
+    } else if (mine < here) {  // the same for the whole warp
       visit(Row<S, kLanes>{start + int64_t(mine) * classes, classes, first + mine, true});
     }
   }
 }
 
-// Calls body(std::integral_constant<int, kLanes>{}) with the kLanes for rows of so many classes.
+// Calls body(std::integral_constant<int, kLanes>{}) with the kLanes for rows of `classes` classes.
 template <class Body>
 void with_row_lanes(int64_t classes, Body body) {
   if (classes <= kMostClassesPerLane)
@@ -108,10 +110,11 @@ void with_row_lanes(int64_t classes, Body body) {
     body(std::integral_constant<int, kWarpSize>{});
 }
 
-// Blocks for for_each_row. A block strides over rows, so that kernels with nothing to do end fast.
+// Returns the number of blocks for for_each_row. The grid is limited and its blocks loop over rows,
+// which saves starting many blocks that find nothing to do.
 template <int kLanes>
 unsigned row_blocks(int64_t rows) {
-  constexpr int kMost = 2048;  // as many as run at once on the largest GPUs, about
+  constexpr int kMost = 2048;  // about as many as the largest GPUs run at once
   return grid_size(rows, kRowThreads / kLanes, kMost);
 }
 

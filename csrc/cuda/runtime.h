@@ -1,4 +1,5 @@
-// What every kernel file includes: CUDA, or under g++ its stand-in; launches; small device functions.
+// Included by every kernel file: CUDA, or simt.h when g++ compiles the kernels for the CPU;
+// functions for launches and workspaces; and small device functions.
 #pragma once
 
 #ifdef __CUDACC__
@@ -16,10 +17,10 @@
 
 namespace mdssd {
 
-constexpr int kWarpSize = 32;  // of every GPU so far; CUDA's warpSize is no constant
+constexpr int kWarpSize = 32;  // CUDA's warpSize is not a constant expression
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-// Kernels and memory operations launched by this process.
+// The number of kernels and memory operations that this process has launched.
 inline int64_t& launch_count() {
   static int64_t count = 0;
   return count;
@@ -32,8 +33,8 @@ inline void check_cuda(const char* op, cudaError_t status) {
 }
 #endif
 
-// Launches kernel(arguments...), whose parameters the arguments convert to. Nothing to do, as of an
-// empty tensor, launches nothing.
+// Launches kernel(arguments...) after converting the arguments to the kernel's parameters. Does
+// nothing if the grid is empty, as it is for empty tensors.
 template <class... Parameters, class... Arguments>
 void launch(const char* op, void (*kernel)(Parameters...), dim3 blocks, dim3 threads, Stream stream,
             Arguments... arguments) {
@@ -59,13 +60,15 @@ inline void zero(const char* op, void* memory, int64_t bytes, Stream stream) {
 #endif
 }
 
-// Blocks for n items; a kernel whose grid may be cut short strides over the rest.
+// Returns the number of blocks for n items, at most `most`. A kernel whose grid may be limited must
+// loop over the remaining items.
 inline unsigned grid_size(int64_t n, int64_t per_block, int64_t most = 0x7fffffff) {
   const int64_t blocks = (n + per_block - 1) / per_block;
   return unsigned(blocks < most ? blocks : most);
 }
 
-// Hands out the arrays of a workspace; with no memory it measures one.
+// Allocates arrays from a workspace, each at a multiple of 256 bytes. Without memory, it only
+// measures the size that a workspace needs.
 class Workspace {
  public:
   explicit Workspace(void* memory) : memory_(static_cast<char*>(memory)) {}
@@ -83,8 +86,8 @@ class Workspace {
   int64_t bytes_ = 0;
 };
 
-// Four neighbours in memory, moved as one: a box, or a quarter of 16 numbers. Python sees to it that
-// arrays start at a multiple of 16 bytes.
+// Four consecutive numbers, loaded and stored by one instruction (two for double). Python ensures
+// that arrays start at a multiple of 16 bytes.
 template <class S>
 struct alignas(4 * sizeof(S) > 16 ? 16 : 4 * sizeof(S)) Four {
   S x, y, z, w;
@@ -101,7 +104,7 @@ MDSSD_INLINE void store_four(S* rows, int64_t i, Wide<S> a, Wide<S> b, Wide<S> c
   reinterpret_cast<Four<S>*>(rows)[i] = {narrow<S>(a), narrow<S>(b), narrow<S>(c), narrow<S>(d)};
 }
 
-// exp and log as the compiler's library has them: the arguments of box_math.h's functions.
+// The math library's exp and log, as arguments for the functions of box_math.h.
 struct Exp {
   template <class T>
   MDSSD_INLINE T operator()(T x) const {
@@ -115,8 +118,9 @@ struct Log {
   }
 };
 
-// e^x of a term of a sum whose largest term is 1. One instruction of the special function unit, two
-// units in the last place; an error that grows with -x does so on terms that have no weight.
+// Returns e^x for x <= 0, for a sum whose largest term is 1. It takes a single instruction of the
+// special function unit. Its relative error grows with -x, but terms with a large error are too
+// small to matter in the sum.
 __device__ __forceinline__ float exp_of_term(float x) {
 #ifdef __CUDA_ARCH__
   float y;
@@ -128,7 +132,7 @@ __device__ __forceinline__ float exp_of_term(float x) {
 }
 __device__ __forceinline__ double exp_of_term(double x) { return exp(x); }
 
-// Sum over the lanes of a warp, on every lane, in one fixed order.
+// Returns the sum over the lanes of a warp to every lane. The order of the additions is fixed.
 template <class T>
 __device__ __forceinline__ T warp_sum(T value) {
   for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(kAllLanes, value, step);
@@ -144,8 +148,8 @@ __device__ __forceinline__ T warp_max(T value) {
   return value;
 }
 
-// Sum over a block of up to 32 whole warps, on every thread, in one fixed order. `scratch` holds one
-// T per warp; the next use of it needs a barrier in between, which the first line is.
+// Returns the sum over a block of up to 32 full warps to every thread. The order of the additions
+// is fixed. `scratch` has one T per warp. The first barrier allows consecutive calls to share it.
 template <class T>
 __device__ T block_sum(T value, T* scratch) {
   const int thread = int(threadIdx.x), warps = int(blockDim.x) / kWarpSize;

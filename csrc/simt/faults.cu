@@ -1,4 +1,4 @@
-// Kernels that are wrong on purpose: the tests see that simt.h finds each fault.
+// Kernels with deliberate faults. The tests check that simt.h reports each of them.
 #include <pybind11/pybind11.h>
 
 #include "../cuda/runtime.h"
@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kThreads = 64;
 
-// Right: every thread hands its number to the next one.
+// The one correct kernel: every thread reads the number of the next one.
 __global__ void rotate_kernel(int* out) {
   __shared__ int numbers[kThreads];
   numbers[threadIdx.x] = int(threadIdx.x);
@@ -18,20 +18,20 @@ __global__ void rotate_kernel(int* out) {
   out[threadIdx.x] = numbers[(threadIdx.x + 1) % kThreads];
 }
 
-// The same without the barrier.
+// Same, without the barrier.
 __global__ void missing_barrier_kernel(int* out) {
   __shared__ int numbers[kThreads];
   numbers[threadIdx.x] = int(threadIdx.x);
   out[threadIdx.x] = numbers[(threadIdx.x + 1) % kThreads];
 }
 
-// Half of the block does not come.
+// Half of the block never reaches the barrier.
 __global__ void partial_barrier_kernel(int* out) {
   if (threadIdx.x < kThreads / 2) __syncthreads();
   out[threadIdx.x] = int(threadIdx.x);
 }
 
-// Each half waits at a barrier of its own.
+// Each half of the block waits at a different barrier.
 __global__ void two_barriers_kernel(int* out) {
   if (threadIdx.x < kThreads / 2)
     __syncthreads();
@@ -40,7 +40,7 @@ __global__ void two_barriers_kernel(int* out) {
   out[threadIdx.x] = int(threadIdx.x);
 }
 
-// Half of the lanes vote, for all.
+// Half of the lanes vote with a mask that names all lanes.
 __global__ void mask_too_wide_kernel(int* out) {
   if (threadIdx.x % kWarpSize < 16) out[threadIdx.x] = __any_sync(kAllLanes, 1);
 }
@@ -49,7 +49,7 @@ __global__ void mask_without_caller_kernel(int* out) {
   out[threadIdx.x] = __any_sync(0xffffu, 1);
 }
 
-// The lanes agree that they vote, not on who does.
+// All lanes vote, but their masks differ.
 __global__ void masks_differ_kernel(int* out) {
   out[threadIdx.x] = __any_sync(threadIdx.x % kWarpSize < 16 ? kAllLanes : 0xffff0000u, 1);
 }
@@ -65,7 +65,8 @@ __global__ void uninitialised_shared_kernel(int* out) {
   out[threadIdx.x] = numbers[threadIdx.x];
 }
 
-// For AddressSanitizer: one element beyond the end of an array that the compiler has lost sight of.
+// For AddressSanitizer: writes one element past the end of the array. The volatile pointer keeps
+// the compiler from seeing it.
 __global__ void shared_overflow_kernel(int* out) {
   __shared__ int numbers[kThreads];
   numbers[threadIdx.x] = 0;
@@ -75,7 +76,7 @@ __global__ void shared_overflow_kernel(int* out) {
   out[threadIdx.x] = numbers[threadIdx.x];
 }
 
-// For UndefinedBehaviorSanitizer: four bytes off the alignment of a Four.
+// For UndefinedBehaviorSanitizer: the address is four bytes off the alignment of Four.
 __global__ void misaligned_kernel(int* out) {
   reinterpret_cast<Four<float>*>(out + 1)[threadIdx.x / 8] = {0, 0, 0, 0};
 }

@@ -1,4 +1,4 @@
-// The fibers of simt.h and what they wait for.
+// Schedules the fibers of simt.h and implements barriers and warp intrinsics.
 #include "simt.h"
 
 #include <sys/mman.h>
@@ -20,7 +20,7 @@
 
 dim3 threadIdx, blockIdx, blockDim, gridDim;
 
-// Bounds of the section of all __shared__ variables; the linker sets them.
+// The linker defines these as the bounds of the section with all __shared__ variables.
 extern "C" {
 extern char __start_simt_shared[] __attribute__((weak, visibility("hidden")));
 extern char __stop_simt_shared[] __attribute__((weak, visibility("hidden")));
@@ -29,9 +29,10 @@ extern char __stop_simt_shared[] __attribute__((weak, visibility("hidden")));
 namespace simt {
 namespace {
 
-// A stack and the place where its code goes on.
+// A Context is where a suspended fiber resumes.
 #ifdef __x86_64__
-// Keeps what the ABI says a call keeps: six registers and the stack pointer.
+// simt_switch saves what the ABI requires a callee to preserve: six registers and the stack
+// pointer.
 struct Context {
   void* stack_pointer = nullptr;
 };
@@ -63,7 +64,8 @@ void switch_context(Context& from, Context& to) {
   simt_switch(&from.stack_pointer, to.stack_pointer);
 }
 void prepare(Context& context, char* stack, size_t size, void (*entry)()) {
-  // Six registers, then the address to return to; a function starts 8 bytes off a multiple of 16.
+  // The stack holds six registers and then the return address. On entry to a function the stack
+  // pointer is 8 bytes off a multiple of 16.
   auto* top = reinterpret_cast<void**>(stack + size) - 2;
   *top = reinterpret_cast<void*>(entry);
   context.stack_pointer = top - 6;
@@ -83,7 +85,7 @@ void prepare(Context& context, char* stack, size_t size, void (*entry)()) {
 #endif
 
 #ifdef __SANITIZE_ADDRESS__
-constexpr size_t kStack = 256 << 10;  // its frames are larger
+constexpr size_t kStack = 256 << 10;  // AddressSanitizer makes stack frames larger
 #else
 constexpr size_t kStack = 64 << 10;
 #endif
@@ -95,11 +97,11 @@ enum class State { kReady, kBarrier, kExchange, kDone };
 struct Fiber {
   Context context;
   char* stack = nullptr;
-  void* fake_stack = nullptr;  // AddressSanitizer's
+  void* fake_stack = nullptr;  // belongs to AddressSanitizer
   State state = State::kDone;
   dim3 index;
   unsigned id = 0;
-  // Where it waits, and for what.
+  // Where the fiber waits, and for what.
   const char* file = "";
   int line = 0;
   Exchange kind = Exchange::kSync;
@@ -170,7 +172,7 @@ class Machine {
         return self.result;
       }
     }
-    // This is the last of them: it answers for all.
+    // This lane arrived last, so it computes the results of all lanes.
     const bool one_answer = kind == Exchange::kBallot || kind == Exchange::kMax;
     const uint64_t common = one_answer ? answer(warp, lane(), mask) : 0;
     for (int i = 0; i < kLanes; ++i)
@@ -183,7 +185,7 @@ class Machine {
   int lane() const { return int(running_->id) & (kLanes - 1); }
   void set_shuffle(uint64_t seed) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    random_ = seed * 0x9e3779b97f4a7c15u;  // small seeds, too, have all bits
+    random_ = seed * 0x9e3779b97f4a7c15u;  // spreads small seeds over all bits
   }
 
  private:
@@ -288,7 +290,7 @@ class Machine {
         fail(fibers_[i], "threads wait at different barriers");
   }
 
-  // Nothing can run. The fault is with those that wait for a thread that does not come.
+  // No fiber can run. Reports one that waits for a thread that will not arrive.
   [[noreturn]] void deadlock() {
     for (unsigned i = 0; i < count_; ++i)
       if (fibers_[i].state == State::kExchange) {
@@ -303,7 +305,7 @@ class Machine {
     __builtin_unreachable();
   }
 
-  // Ends the running fiber, which is in the launched code: `enter` catches.
+  // Ends the running fiber; `enter` catches the exception.
   [[noreturn]] void fail(const Fiber& fiber, const char* what) {
     throw std::runtime_error(describe(fiber, what));
   }
@@ -317,8 +319,8 @@ class Machine {
            triple(fiber.index) + ")";
   }
 
-  // Throws the fault to who launched. The other fibers are dropped where they are: device code
-  // holds nothing that needs a destructor.
+  // Throws the fault to the caller of launch. The other fibers are abandoned, which is safe because
+  // device code has no destructors to run.
   [[noreturn]] void raise() {
 #ifdef __SANITIZE_ADDRESS__
     for (unsigned i = 0; i < count_; ++i) ASAN_UNPOISON_MEMORY_REGION(fibers_[i].stack, kStack);
@@ -340,8 +342,9 @@ class Machine {
     }
   }
 
-  // A NaN in every float type and -1 in every integer, or noise from the seed. Not by memset: under
-  // AddressSanitizer the section holds the gaps between variables too.
+  // Without a seed the pattern is a NaN in every float type and -1 in every integer type; with a
+  // seed it is random. memset is not possible: AddressSanitizer puts poisoned gaps between
+  // variables.
   __attribute__((no_sanitize("address"))) void fill_shared() {
     if (!__start_simt_shared) return;
     const uint64_t pattern = random_ ? next_random() : ~uint64_t(0);

@@ -1,16 +1,18 @@
-// CUDA as the kernels of csrc/cuda use it, for g++: their tests run them on the CPU.
+// The part of CUDA that csrc/cuda uses, implemented for g++, so that tests can run the kernels on a
+// CPU.
 //
-// Every CUDA thread is a fiber. A fiber runs until it meets a barrier or a warp intrinsic that others
-// have not reached, then another one runs: no two ever run at the same time, so atomics are plain
-// code, while a result that needs a barrier which is not there comes out wrong. The order of the
-// fibers, and of the blocks, can be shuffled by a seed: what depends on it then moves.
+// Every CUDA thread is a fiber. A fiber runs until it reaches a barrier or a warp intrinsic that
+// other threads have not reached yet; then another fiber runs. Only one fiber runs at a time, so
+// atomics are plain code, and a kernel that lacks a barrier computes a wrong result. A seed
+// shuffles the order of fibers and blocks, which changes any result that depends on that order.
 //
-// A launch throws std::runtime_error, naming block, thread and line, where
+// A launch throws std::runtime_error with the block, thread and line if
 //   - a thread ends or waits elsewhere while others wait at a __syncthreads,
-//   - a warp intrinsic's mask leaves out its caller, or names a lane that does not come to it with
-//     the same mask (it has ended, waits elsewhere, does not exist),
-//   - a shuffle reads from a lane outside the mask.
-// Shared memory is filled with a pattern before each block, so that nothing is found there.
+//   - the mask of a warp intrinsic omits the caller, or names a lane that does not arrive with the
+//     same mask because it has ended, waits elsewhere or does not exist,
+//   - a shuffle reads from a lane outside its mask.
+// Shared memory is filled with a pattern before each block, so that reading uninitialised values
+// shows in the results.
 #pragma once
 
 #include <cmath>
@@ -25,8 +27,8 @@
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __restrict__ __restrict
-// All shared memory of the module lies in one section, which is filled before each block. The
-// variables must have internal linkage: kernels are in unnamed namespaces.
+// All shared memory of the module lies in one section, which simt.cpp fills before each block. This
+// needs variables with internal linkage, so kernels must be in unnamed namespaces.
 #define __shared__ static __attribute__((section("simt_shared")))
 
 struct dim3 {
@@ -39,24 +41,26 @@ struct alignas(16) uint4 {
 
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
-// Those of the running fiber.
+// These belong to the fiber that is running.
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace simt {
 
 enum class Exchange { kSync, kShuffle, kBallot, kMatch, kMax };
 
-// Runs body once for each thread of the grid.
+// Runs `body` once for each thread of the grid.
 void launch(const char* name, dim3 grid, dim3 block, const std::function<void()>& body);
 
 void barrier(const char* file, int line);
-// The one warp intrinsic that the others are made of. Returns, by kind: nothing, the value of lane
-// `source`, the lanes with a value other than 0, the lanes with the caller's value, the largest.
+// The primitive behind all warp intrinsics. kSync returns nothing of use, kShuffle the value of
+// lane `source`, kBallot the lanes whose value is not 0, kMatch the lanes with the caller's value,
+// and kMax the largest value.
 uint64_t exchange(Exchange kind, unsigned mask, uint64_t value, int source, const char* file,
                   int line);
 int lane();
 
-// 0: threads and blocks run in their order. Another seed: in an order that follows from it.
+// With seed 0, threads and blocks run in the order of their indices; any other seed determines a
+// shuffled order.
 void set_shuffle(uint64_t seed);
 
 template <class T>
@@ -102,12 +106,12 @@ unsigned __match_any_sync(unsigned mask, T value, SIMT_HERE) {
   return unsigned(simt::exchange(simt::Exchange::kMatch, mask, word, 0, file, line));
 }
 inline int __reduce_max_sync(unsigned mask, int value, SIMT_HERE) {
-  // Moved up, so that negative numbers order as unsigned ones do.
+  // The offset makes all values positive, so that they compare correctly as unsigned numbers.
   const uint64_t moved = uint64_t(int64_t(value) + (int64_t(1) << 32));
   return int(int64_t(simt::exchange(simt::Exchange::kMax, mask, moved, 0, file, line)) -
              (int64_t(1) << 32));
 }
-// A segment is `width` lanes; a source beyond its segment is the caller itself.
+// A segment has `width` lanes. A lane whose source is outside its segment keeps its own value.
 template <class T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32, SIMT_HERE) {
   const int first = simt::lane() & ~(width - 1);
@@ -134,7 +138,7 @@ T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, SIMT_HERE) {
 #undef SIMT_HERE
 
 template <class T>
-struct Same {  // the value of an atomic takes the type of its address
+struct Same {  // converts the value of an atomic to the type at its address
   using type = T;
 };
 template <class T>
