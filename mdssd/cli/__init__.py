@@ -450,7 +450,8 @@ def _train(arguments: argparse.Namespace) -> int:
         from mdssd.system import distributed
         from mdssd.system.memory import keep_memory
         from mdssd.system.stop import Terminated
-        from mdssd.training.loop import check_folder, train
+        from mdssd.training.folder import check_folder
+        from mdssd.training.loop import train
 
         keep_memory()
         main = distributed.is_main()
@@ -520,7 +521,7 @@ def _train(arguments: argparse.Namespace) -> int:
 def _takes_up(out_dir: Path, given: dict[str, Any]) -> bool:
     """Prepare for what torchrun starts anew; give whether there is a checkpoint to go on from."""
     from mdssd.system import distributed
-    from mdssd.training.loop import RUN_FILES
+    from mdssd.training.folder import RUN_FILES
 
     there = (out_dir / "last.json").exists()
     distributed.wait_for_all()  # all have looked

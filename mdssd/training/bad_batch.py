@@ -1,4 +1,4 @@
-"""Keeping the batch that ended a run, to be looked at."""
+"""Keeping the batch that ended a run, so that it can be looked at."""
 
 from __future__ import annotations
 
@@ -15,39 +15,71 @@ from torch import Tensor
 
 from mdssd.data import MEAN_RGB
 from mdssd.drawing import class_color
+from mdssd.system import distributed
 from mdssd.system.files import atomic_write
+from mdssd.training.loading import Batch
+
+
+def keep_batch(
+    out_dir: Path,
+    batch: Batch,
+    image_ids: Sequence[str],
+    classes: Sequence[str],
+    facts: Mapping[str, Any],
+) -> str:
+    """Save the batch of an iteration that failed, and return a message that says where it is.
+
+    Each process saves its share; all must call this, and all get the same message.
+
+    Args:
+        out_dir: The folder of the run.
+        batch: This process's share, as the network saw it.
+        image_ids: The image of each row of the batch.
+        classes: The names of labels 1, 2, ...
+        facts: Further entries of batch.json. "iteration" is in the name of the folder.
+    """
+    rank = distributed.rank()
+    name = f"not-finite-{facts['iteration']:08}" + (f"-rank{rank}" if rank else "")
+    folder = out_dir / name
+    message = f"{folder} has its batch"
+    try:
+        if image_ids:
+            save_batch(folder, batch, image_ids, classes, facts)
+    except OSError as error:
+        message = f"its batch could not be saved in {folder} ({error.strerror})"
+    # A process that ends makes torchrun end the others, so all wait until all have written.
+    messages = distributed.gather(message if image_ids else "")
+    return distributed.from_main("; ".join(filter(None, messages)))
 
 
 def save_batch(
     folder: Path,
-    images: Tensor,
-    boxes_xyxy: Sequence[Tensor],
-    labels: Sequence[Tensor],
+    batch: Batch,
     image_ids: Sequence[str],
     classes: Sequence[str],
     facts: Mapping[str, Any],
 ) -> None:
-    """Write a batch as the network saw it into a folder, which is made.
+    """Write a batch into a folder, which is created.
 
-    batch.safetensors: "images" [B, 3, S, S], and for image K "boxes.K" [M, 4] (xyxy in 0-1) and
-    "labels.K" [M]. batch.json: `facts` and, for each image, its id, picture and objects. KK.png:
-    the picture with its boxes, for the eye.
+    batch.safetensors contains "images" [B, 3, S, S], and for image K "boxes.K" [M, 4] (xyxy in 0-1)
+    and "labels.K" [M]. batch.json contains `facts` and, for each image, its id, picture and
+    objects. The picture KK.png shows the image with its boxes.
 
     Raises:
-        OSError: the folder cannot be written.
+        OSError: The folder cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {"images": images.detach().cpu().contiguous()}
+    tensors = {"images": batch.images.detach().cpu().contiguous()}
     rows = []
-    for k, (image, boxes, names) in enumerate(
-        zip(tensors["images"], boxes_xyxy, labels, strict=True)
+    for k, (image, boxes, labels) in enumerate(
+        zip(tensors["images"], batch.boxes_xyxy, batch.labels, strict=True)
     ):
         tensors[f"boxes.{k}"] = boxes.cpu().contiguous()
-        tensors[f"labels.{k}"] = names.cpu().contiguous()
-        objects = [classes[int(label) - 1] for label in names]
+        tensors[f"labels.{k}"] = labels.cpu().contiguous()
+        objects = [classes[int(label) - 1] for label in labels]
         rows.append({"id": image_ids[k], "picture": f"{k:02}.png", "objects": objects})
         with atomic_write(folder / f"{k:02}.png", "wb") as file:
-            file.write(_picture(image, boxes, names))
+            file.write(_picture(image, boxes, labels))
     with atomic_write(folder / "batch.safetensors", "wb") as file:
         file.write(safetensors.torch.save(tensors))
     with atomic_write(folder / "batch.json") as file:
@@ -55,7 +87,10 @@ def save_batch(
 
 
 def _picture(image: Tensor, boxes_xyxy: Tensor, labels: Tensor) -> bytes:
-    """PNG of [3, S, S]; what is not finite is black, and such boxes are left out."""
+    """Return a PNG of an image [3, S, S], with pixels that are not finite in black.
+
+    Boxes that are not finite are left out.
+    """
     levels = image.float().permute(1, 2, 0) + torch.tensor(MEAN_RGB)
     levels = levels.nan_to_num(0.0, 0.0, 0.0).clamp(0, 255)
     pixels = np.ascontiguousarray(levels.round().byte().numpy())

@@ -5,9 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from torch import Tensor, nn
 
 from mdssd.names import AMP, NORMALIZERS, SCHEDULES
 
@@ -167,32 +164,3 @@ class Recipe:
 
 def _is_number(value: object) -> bool:
     return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
-
-
-def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Groups for SGD, each with its `lr_factor`: weights; batch norm weights; biases.
-
-    Caffe's SSD decays what has decay_mult 1, the L2Norm scales included, and gives biases lr_mult 2
-    and decay_mult 0. It has no batch normalisation: that is left without decay.
-    """
-    weights: list[Tensor] = []
-    norms: list[Tensor] = []
-    biases: list[Tensor] = []
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if name == "bias":
-                biases.append(parameter)
-            elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-                norms.append(parameter)
-            else:
-                weights.append(parameter)
-    groups = (
-        {"params": weights, "weight_decay": recipe.weight_decay, "lr_factor": 1.0},
-        {"params": norms, "weight_decay": 0.0, "lr_factor": 1.0},
-        {
-            "params": biases,
-            "weight_decay": recipe.bias_weight_decay,
-            "lr_factor": recipe.bias_lr_factor,
-        },
-    )
-    return [group for group in groups if group["params"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -20,7 +21,7 @@ _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Losses(NamedTuple):
-    """Of a whole batch: of all its parts, in all processes, and the same in each of these."""
+    """The losses of a whole batch: all its parts in all processes, and equal in each of these."""
 
     loc: float
     conf: float
@@ -32,20 +33,24 @@ class Losses(NamedTuple):
 
 
 class TrainingStep:
-    """What a batch does to a model: `backward` leaves its gradients, `update` uses them.
+    """Trains a model on one batch: `backward` computes the gradients, `update` applies them.
 
-    A batch may come in parts, over processes (each calls with its own images, as many times as the
-    others, with no image too) and within a process (`settings.accumulate`). With the normaliser
-    "global" each part's loss is weighted with its share of the batch's positive priors, which is
-    known before the first forward pass because matching needs the boxes only. The gradient is then
-    the whole batch's, in whatever parts it came. With "local" it is the mean over the processes of
-    what each has for its own images, as with Caffe on several GPUs.
+    A batch may come in parts: over processes (each calls with its own images, or none, equally
+    often) and within a process (`settings.accumulate`). With the normalizer "global", each part's
+    loss is weighted by its share of the batch's positive priors; matching needs only the boxes, so
+    that share is known before the first forward pass. The gradient is then that of the whole batch,
+    however it was divided. With "local", it is the mean over the processes of the gradients that
+    each computes for its own images, as Caffe does on several GPUs.
 
-    Batch normalisation sees a part at a time, with `settings.sync_batch_norm` that of all
-    processes; its running statistics, unless frozen, are the mean over the processes. After
-    `update` every process has the same model, to the bit.
+    Batch normalisation sees one part at a time, with `settings.sync_batch_norm` that of all
+    processes. Its running statistics, unless frozen, are the mean over the processes. After
+    `update`, every process has the same model, bit for bit.
 
-    model: in training mode, on its device. average: follows the model with `settings.ema`.
+    Args:
+        model: The model, on its device and in training mode.
+        optimizer: SGD over `parameter_groups(model, settings)`.
+        settings: The settings of the run.
+        average: A copy of the model that follows its weights, if `settings.ema` is set.
     """
 
     def __init__(
@@ -55,31 +60,60 @@ class TrainingStep:
         settings: Recipe,
         average: SingleShotDetector | None = None,
     ) -> None:
-        self._model = model
+        self.model = model
+        self.average = average
+        self.device = model.priors.device
         self._optimizer = optimizer
         self._settings = settings
-        self._average = average
-        self._device = model.priors.device
-        # Of the losses.
+        # The losses are in float32, whatever smaller type the weights have.
         self._dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
         self._parallel: DistributedDataParallel | None = None
         if distributed.running():
             self._parallel = DistributedDataParallel(model, gradient_as_bucket_view=True)
-            self._parallel.broadcast_buffers = False  # update() sees to them
+            self._parallel.broadcast_buffers = False  # update() averages them
         self._network: Callable[..., Any] = self._parallel or model
         if settings.compile:
             self._network = torch.compile(self._network)
-        self._scaler = torch.amp.GradScaler(self._device.type, enabled=settings.amp == "fp16")
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=settings.amp == "fp16")
         self._norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
+    @classmethod
+    def create(
+        cls,
+        model: SingleShotDetector,
+        settings: Recipe,
+        device: torch.device,
+        tensors: Mapping[str, Tensor],
+    ) -> TrainingStep:
+        """Move a model to its device, and make its optimiser and its average for a run.
+
+        tensors: A state to resume from, see `load_state_dict`; may be empty.
+        """
+        if settings.sync_batch_norm and "batch-norm" not in model.frozen:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model.to(device)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        average = copy.deepcopy(model) if settings.ema is not None else None
+        optimizer = torch.optim.SGD(
+            parameter_groups(model, settings), settings.lr, momentum=settings.momentum, foreach=True
+        )
+        step = cls(model, optimizer, settings, average)
+        step.load_state_dict(tensors)
+        return step
+
+    @property
+    def saved_model(self) -> SingleShotDetector:
+        """The model that checkpoints contain and evaluations use: the average, if there is one."""
+        return self.model if self.average is None else self.average
+
     def backward(self, images: Tensor, boxes_xyxy: list[Tensor], labels: list[Tensor]) -> Losses:
-        """The gradients of this process's part of a batch, summed with the others'; the losses."""
+        """Compute the gradients of a batch, summed over the processes, and return its losses."""
         self._optimizer.zero_grad(set_to_none=True)
-        device = self._device
+        device = self.device
         targets = ops.encode_targets(
             [boxes.to(device, non_blocking=True) for boxes in boxes_xyxy],
             [each.to(device, non_blocking=True) for each in labels],
-            self._model.priors,
+            self.model.priors,
         )
         parts = max(1, min(self._settings.accumulate, len(images)))
         split = [
@@ -94,40 +128,60 @@ class TrainingStep:
                 losses = self._losses(*part) * weights[k]
                 sums = sums + losses.detach()
                 if last:
-                    # Asked for now, the losses are there before the backward pass is through.
+                    # Copy them now, and they arrive while the backward pass still runs.
                     read = _read_later(self._of_all(sums, len(images)))
                 self._scaler.scale(losses.sum()).backward()
         loc, conf, count = read()
         return Losses(loc, conf, round(count))
 
     def update(self, lr: float, iteration: int) -> None:
-        """Change the weights by the gradients; `iteration`, from 0, is for the average's decay."""
+        """Apply the gradients. `iteration` counts from 0 and sets the decay of the average."""
         settings = self._settings
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group["lr_factor"]
         if settings.clip_gradient is not None:
             self._scaler.unscale_(self._optimizer)
-            torch.nn.utils.clip_grad_norm_(self._model.parameters(), settings.clip_gradient)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_gradient)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         if self._parallel is not None:
             _share_means([t for m in self._norms if m.training for t in _statistics(m)])
-        if self._average is not None:
-            _follow(self._average, self._model, settings.ema, iteration)
+        if self.average is not None:
+            _follow(self.average, self.model, settings.ema, iteration)
+
+    def finish(self) -> None:
+        """Leave the model as checkpoints contain it, with averaged weights, in evaluation mode."""
+        if self.average is not None:
+            self.model.load_state_dict(self.average.state_dict())
+        self.model.eval()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a resumed run needs besides model and optimiser: the scale of the gradients."""
-        return {f"scaler.{k}": torch.tensor(v) for k, v in self._scaler.state_dict().items()}
+        """Return the tensors that a resumed run needs besides the weights of `saved_model`.
+
+        These are the momentum, the gradient scale of fp16, and with an average also the weights of
+        the model itself.
+        """
+        tensors = {}
+        for name, parameter in self.model.named_parameters():
+            buffer = self._optimizer.state[parameter].get("momentum_buffer")
+            if buffer is not None:
+                tensors[f"momentum.{name}"] = buffer
+        if self.average is not None:
+            tensors |= {f"model.{name}": t for name, t in self.model.state_dict().items()}
+        tensors |= {f"scaler.{k}": torch.tensor(v) for k, v in self._scaler.state_dict().items()}
+        return tensors
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `state_dict` gave; other tensors among it are left alone."""
-        state = {
-            name.removeprefix("scaler."): tensor.item()
-            for name, tensor in tensors.items()
-            if name.startswith("scaler.")
-        }
-        if state:
-            self._scaler.load_state_dict(state)
+        """Restore what `state_dict` returned. What is missing is left as it is."""
+        if weights := _under("model.", tensors):
+            self.model.load_state_dict(weights)
+        momentum = _under("momentum.", tensors)
+        for name, parameter in self.model.named_parameters():
+            if name in momentum:
+                buffer = torch.empty_like(parameter).copy_(momentum[name])
+                self._optimizer.state[parameter]["momentum_buffer"] = buffer
+        if scaler := _under("scaler.", tensors):
+            self._scaler.load_state_dict({name: t.item() for name, t in scaler.items()})
 
     def _no_sync(self) -> AbstractContextManager[None]:
         return nullcontext() if self._parallel is None else self._parallel.no_sync()
@@ -135,7 +189,7 @@ class TrainingStep:
     def _losses(self, images: Tensor, loc_targets: Tensor, labels: Tensor) -> Tensor:
         """Both losses [2] of a part, over its own positives."""
         dtype = _AMP.get(self._settings.amp or "")
-        with torch.autocast(self._device.type, dtype, enabled=dtype is not None):
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             loc, logits = self._network(images)
         if dtype is not None:
             loc, logits = loc.float(), logits.float()
@@ -157,6 +211,40 @@ class TrainingStep:
     def _of_all(self, losses: Tensor, images: int) -> Tensor:
         values = torch.cat([losses / distributed.world_size(), losses.new_full((1,), images)])
         return distributed.add_up(values)
+
+
+def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """Return the groups for SGD, each with its `lr_factor`: weights, batch norm weights, biases.
+
+    Caffe's SSD decays all weights, the scales of L2Norm included, but not the biases, which learn
+    twice as fast. It has no batch normalisation; the weights of that do not decay here.
+    """
+    weights: list[Tensor] = []
+    norms: list[Tensor] = []
+    biases: list[Tensor] = []
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if name == "bias":
+                biases.append(parameter)
+            elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+                norms.append(parameter)
+            else:
+                weights.append(parameter)
+    groups = (
+        {"params": weights, "weight_decay": recipe.weight_decay, "lr_factor": 1.0},
+        {"params": norms, "weight_decay": 0.0, "lr_factor": 1.0},
+        {
+            "params": biases,
+            "weight_decay": recipe.bias_weight_decay,
+            "lr_factor": recipe.bias_lr_factor,
+        },
+    )
+    return [group for group in groups if group["params"]]
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names start with a prefix, under their names without it."""
+    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
 
 
 def _read_later(values: Tensor) -> Callable[[], list[float]]:

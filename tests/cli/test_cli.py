@@ -140,7 +140,7 @@ def test_resume_remembers_the_options(capsys, tmp_path, voc):
     line = expect_error(capsys, "train", "--resume", "--out", out, "--lr", 0.5, "--epochs", 3)
     assert "lr (was 0.01, is 0.5)" in line
     line = expect_error(capsys, "train", "--resume", "--out", out, "--width", 0.5, "--epochs", 3)
-    assert "is of another model" in line
+    assert "has another model" in line
 
 
 def test_photographs_to_evaluate_on_have_a_folder_of_their_own(tmp_path, monkeypatch):

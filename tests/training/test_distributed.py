@@ -76,7 +76,7 @@ def ends(processes, timeout=120):
 
 
 def in_two(out_dir, count=0, timeout=300):
-    with pair("-m", "tests.together", out_dir, count) as processes:
+    with pair("-m", "tests.training.together", out_dir, count) as processes:
         status, _, errors = ends(processes, timeout)
     assert status == [0, 0], errors
     return [torch.load(out_dir / f"{rank}.pt") for rank in range(2)]

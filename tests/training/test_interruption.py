@@ -18,8 +18,9 @@ from mdssd.cli import main
 from mdssd.data import SyntheticScenes
 from mdssd.models import ssd300
 from mdssd.system.stop import Terminated
-from mdssd.training import loop as train_module
-from mdssd.training.loop import TrainingError, train
+from mdssd.training import run as run_module
+from mdssd.training.loop import train
+from mdssd.training.run import TrainingError
 from mdssd.weights.checkpoint import load_checkpoint, load_state, read_meta
 
 # Nine images in batches of two are epochs of four iterations.
@@ -187,12 +188,12 @@ def test_sigterm_ends_an_evaluation_at_once_and_resuming_makes_up_for_it(tmp_pat
         pytest.fail("went on")
 
     options = dict(eval_dataset=Scenes(), eval_every=1)
-    real = train_module.evaluate
-    monkeypatch.setattr(train_module, "evaluate", evaluation)
+    real = run_module.evaluate
+    monkeypatch.setattr(run_module, "evaluate", evaluation)
     with pytest.raises(Terminated):
         run(tmp_path, **options)
     assert read_meta(tmp_path / "last.json")["training"]["step"] == 4
-    monkeypatch.setattr(train_module, "evaluate", real)
+    monkeypatch.setattr(run_module, "evaluate", real)
     state = run(tmp_path, resume=True, **options)
     assert [epoch for epoch, _ in state.evaluations] == [1, 1]  # after epoch 1, and at the end
     assert (tmp_path / "best.json").exists()

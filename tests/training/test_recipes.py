@@ -11,7 +11,8 @@ import torch
 from mdssd.cli import _initialise, main
 from mdssd.models import MEAN_RGB, build, mdssd300, ssd300
 from mdssd.training.recipe_files import MODEL_OPTIONS, combine, read_recipe, recipe_names
-from mdssd.training.settings import Recipe, parameter_groups
+from mdssd.training.settings import Recipe
+from mdssd.training.step import parameter_groups
 from mdssd.weights.checkpoint import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parents[2]

@@ -19,12 +19,16 @@ from mdssd.data import Augmentation, CocoDataset, DataError, DetectionDataset, S
 from mdssd.detection.detector import Detector
 from mdssd.evaluation.evaluate import evaluate
 from mdssd.models import mdssd300, ssd300
-from mdssd.training import loop as train_module
+from mdssd.training import progress as progress_module
+from mdssd.training import run as run_module
 from mdssd.training import step as step_module
-from mdssd.training.loop import EpochBatches, TrainingError, check_folder, train
+from mdssd.training.folder import check_folder
+from mdssd.training.loading import EpochBatches
+from mdssd.training.loop import train
 from mdssd.training.loss_log import LossLog
-from mdssd.training.settings import Recipe, parameter_groups
-from mdssd.training.step import TrainingStep
+from mdssd.training.run import TrainingError
+from mdssd.training.settings import Recipe
+from mdssd.training.step import TrainingStep, parameter_groups
 from mdssd.weights.checkpoint import CheckpointError, load_checkpoint, load_state, read_meta
 
 
@@ -167,7 +171,7 @@ def test_the_best_of_a_coco_file_is_that_of_coco_ap(tmp_path, monkeypatch):
     result = SimpleNamespace(
         voc07=SimpleNamespace(mean_ap=0.9), coco=SimpleNamespace(figures={"AP": 0.3})
     )
-    monkeypatch.setattr(train_module, "evaluate", lambda *_, **__: result)
+    monkeypatch.setattr(run_module, "evaluate", lambda *_, **__: result)
     shapes, out = Shapes(2), tmp_path / "run"
     categories = [{"id": k, "name": name} for k, name in enumerate(shapes.classes)]
     photo = {"id": 1, "file_name": "1.png"}
@@ -199,7 +203,7 @@ def test_minutes_end_the_run_and_drive_the_schedule(tmp_path, monkeypatch):
         clock[0] += 1.0
         return clock[0]
 
-    monkeypatch.setattr(train_module.time, "monotonic", tick)
+    monkeypatch.setattr(progress_module.time, "monotonic", tick)
     state = train(small(), Shapes(2), tmp_path, minutes=1, **QUICK)
     rates = [float(row["lr"]) for row in rows_of(tmp_path)]
     assert state.finished and state.seconds >= 60
@@ -487,7 +491,7 @@ def test_refuses_to_resume_another_run(tmp_path):
         train(small(), Shapes(3), tmp_path, **again)
     with pytest.raises(CheckpointError, match=r"last.json: is for other classes"):
         train(small(), OtherClasses(2), tmp_path, **again)
-    with pytest.raises(CheckpointError, match=r"last.json: is of another model"):
+    with pytest.raises(CheckpointError, match=r"last.json: has another model"):
         train(small(width=0.125), Shapes(2), tmp_path, **again)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 

@@ -1,7 +1,7 @@
-"""What test_distributed.py does in one process and in several; as a script, one of these.
+"""The cases of test_distributed.py, which run in one process and in several.
 
-python -m tests.together OUT STEPS, started with the variables that torchrun sets, leaves what each
-case gives in OUT/<rank>.pt.
+`python -m tests.training.together OUT STEPS`, with the environment variables that torchrun sets,
+writes the results of this process to OUT/<rank>.pt: of every case, or with STEPS of a long run.
 """
 
 import errno
@@ -18,10 +18,11 @@ from mdssd.evaluation.evaluate import evaluate
 from mdssd.models import mdssd300, ssd300
 from mdssd.system import distributed
 from mdssd.system.memory import keep_memory
-from mdssd.training import loop as train_module
-from mdssd.training.loop import TrainingError, train
-from mdssd.training.settings import Recipe, parameter_groups
-from mdssd.training.step import TrainingStep
+from mdssd.training import folder as folder_module
+from mdssd.training.loop import train
+from mdssd.training.run import TrainingError
+from mdssd.training.settings import Recipe
+from mdssd.training.step import TrainingStep, parameter_groups
 
 # Images of each batch: some go evenly into two processes, one leaves a process without any.
 SIZES = (3, 2, 1, 3)
@@ -139,7 +140,7 @@ def faults(out_dir):
             with torch.no_grad():
                 next(model.parameters()).fill_(math.nan)
         else:
-            train_module.save_checkpoint = save
+            folder_module.save_checkpoint = save
         try:
             options = dict(iterations=2, batch_size=3, lr=1e-5, workers=0, progress=False)
             train(model, SyntheticScenes(6, seed=1), out_dir / name, **options)

@@ -1,0 +1,93 @@
+"""Checks of a run before it writes anything."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from mdssd.data import DetectionDataset, read_image
+from mdssd.models import SingleShotDetector
+from mdssd.system import distributed
+from mdssd.training.settings import Recipe
+from mdssd.weights.checkpoint import check_classes
+
+
+def check_arguments(model: SingleShotDetector, dataset: DetectionDataset, eval_every: int) -> None:
+    """Check what needs neither the images nor the folder of the run."""
+    check_classes("train", dataset.classes, model.num_classes)
+    if eval_every < 1:
+        raise ValueError(f"train: eval_every: expected 1 or more, got {eval_every}")
+
+
+def check_run(
+    model: SingleShotDetector,
+    dataset: DetectionDataset,
+    eval_dataset: DetectionDataset | None,
+    settings: Recipe,
+    device: torch.device,
+    decode: bool,
+    progress: bool,
+) -> None:
+    """Check that model, data and settings go together.
+
+    decode: Also decode every image, to find broken ones. Each process decodes its share.
+
+    Raises:
+        ValueError: They do not.
+        DataError: An image cannot be read.
+    """
+    if not len(dataset):
+        raise ValueError(f"train: dataset: expected at least one image, {dataset.name} has none")
+    if not any((~dataset.annotation(i).crowd).any() for i in range(len(dataset))):
+        raise ValueError(f"train: dataset: {dataset.name} has no box to learn from")
+    if model.batch_norm and "batch-norm" not in model.frozen:
+        _check_batch_size(settings, len(dataset))
+    if eval_dataset is not None:
+        _check_eval_dataset(eval_dataset, dataset)
+    if decode:
+        _decode_all(dataset, progress)
+    if settings.sync_batch_norm and "batch-norm" not in model.frozen and device.type != "cuda":
+        raise ValueError(f"train: sync_batch_norm: works on GPUs only, got device {device}")
+
+
+def _check_batch_size(settings: Recipe, images: int) -> None:
+    """Check that batch normalisation gets at least two images to normalise over."""
+    processes = distributed.world_size()
+    part = min(settings.batch_size, images) // processes // settings.accumulate
+    needed = 1 if settings.sync_batch_norm and processes > 1 else 2
+    if part < needed:
+        raise ValueError(
+            f"train: batch_size: batch normalisation needs batches of {needed} images or more, got "
+            f"batches of {settings.batch_size} from {images} images"
+            + (f" in {processes} processes" if processes > 1 else "")
+            + (f" in {settings.accumulate} parts" if settings.accumulate > 1 else "")
+        )
+
+
+def _check_eval_dataset(eval_dataset: DetectionDataset, dataset: DetectionDataset) -> None:
+    if not len(eval_dataset):
+        raise ValueError(f"train: eval_dataset: {eval_dataset.name} has no image")
+    unknown = [name for name in eval_dataset.classes if name not in dataset.classes]
+    if unknown:
+        raise ValueError(
+            f"train: eval_dataset: {eval_dataset.name} has classes that {dataset.name} "
+            f"lacks: {', '.join(unknown)}"
+        )
+
+
+def _decode_all(dataset: DetectionDataset, progress: bool) -> None:
+    own = distributed.part(range(len(dataset)))
+    paths = [path for i in own if (path := dataset.image_path(i)) is not None]
+    hidden = not (progress and distributed.is_main())
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        decoded = pool.map(_decode, paths)
+        for _ in tqdm(decoded, "check images", len(paths), disable=hidden, leave=False):
+            pass
+
+
+def _decode(path: Path) -> None:
+    read_image(path)  # its pixels are not returned, or the pool would collect them all
