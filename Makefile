@@ -1,13 +1,15 @@
-# PYTHON: the interpreter that makes the virtual environment. VENV: where. PIP_ARGS: more for pip.
-# TEST_PROCESSES: how many run the tests side by side, each in 2.5 GB.
+# PYTHON: the interpreter that creates the virtual environment. VENV: its folder. PIP_ARGS:
+# additional arguments of pip. TEST_PROCESSES: the number of processes that run the tests; each
+# needs 2.5 GB.
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 TEST_PROCESSES ?= auto
 
 BIN := $(VENV)/bin
-# Threads that wait without spinning leave the cores to the other processes. Worksteal keeps the
-# tests of a file together, which share what they set up, until a process has nothing left.
+# OMP_WAIT_POLICY=passive keeps waiting threads from spinning, which would take the cores from the
+# other processes. worksteal runs the tests of a file in one process, so that they share fixtures,
+# until another process becomes idle.
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q \
 	-n $(TEST_PROCESSES) --maxprocesses 4 --dist worksteal
 STAMP := $(VENV)/mdssd-installed
@@ -20,16 +22,16 @@ SANITIZED := $(CURDIR)/build/simt-sanitized
 	lint format
 
 help:
-	@echo "make demo    install into $(VENV), detect on sample scenes"
-	@echo "make test    install, run the tests"
-	@echo "make simt-check  install, run the CUDA kernels on the CPU shuffled, all kernels sanitized (needs g++)"
-	@echo "make gpu-check   build and check all on an NVIDIA GPU, with PYTHON as it is: no install"
-	@echo "make bench       install what it compares with, measure: benchmarks/results/<machine>.json"
-	@echo "make bench-report  docs/benchmarks.md from the newest result, or from FILES='...'"
-	@echo "make resources   registers and shared memory of the kernels (needs nvcc): resources.txt"
+	@echo "make demo    install into $(VENV) and detect objects in sample scenes"
+	@echo "make test    install and run the tests"
+	@echo "make simt-check  install, run the CUDA kernels on the CPU in shuffled order and under sanitizers"
+	@echo "make gpu-check   build and check the kernels on an NVIDIA GPU, with PYTHON as it is"
+	@echo "make bench       install, measure, write benchmarks/results/<machine>.json"
+	@echo "make bench-report  write docs/benchmarks.md from the newest result, or from FILES='...'"
+	@echo "make resources   list registers and shared memory of the kernels in resources.txt (needs nvcc)"
 	@echo "make lint    install, run ruff and mypy"
-	@echo "make format  install, let ruff rewrite the Python files"
-	@echo "make venv    install only"
+	@echo "make format  install, let ruff reformat the Python files"
+	@echo "make venv    only install"
 	@echo "make demo-checkpoint  train the demo's network again (36 minutes on one core)"
 
 venv: $(STAMP)
@@ -52,7 +54,8 @@ demo-checkpoint: $(STAMP)
 test: $(STAMP)
 	$(PYTEST)
 
-# Under the sanitizers the C++ backend too. Their libraries must be there before Python's first allocation.
+# The second part runs the C++ backend too. LD_PRELOAD loads the sanitizers' libraries before Python
+# allocates memory.
 simt-check: $(STAMP)
 	for seed in 1 2 3; do \
 		$(PYTEST) --small --simt-shuffle $$seed -k "simt and agrees" tests/ops/test_ops.py \
@@ -79,7 +82,7 @@ $(VENV)/mdssd-bench-installed: $(STAMP)
 	$(BIN)/python -m pip install $(PIP_ARGS) --constraint constraints.txt --editable '.[test,dev,bench]'
 	touch $@
 
-# BENCH_ARGS: more for pytest, such as -k nms.
+# BENCH_ARGS: additional arguments of pytest, such as -k nms.
 bench: $(VENV)/mdssd-bench-installed
 	mkdir -p build
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only --benchmark-json=build/benchmarks.json \

@@ -1,12 +1,15 @@
-"""Builds the native modules with CMake; everything else is in pyproject.toml.
+"""Builds the native modules with CMake. Everything else is in pyproject.toml.
 
-They are `mdssd._C` and, in an editable install, `mdssd._simt`: the CUDA kernels on the CPU, for the
-tests.
+The modules are `mdssd._C` and, in an editable install, `mdssd._simt`, which runs the CUDA kernels
+on the CPU for the tests.
 
-Environment: MDSSD_CUDA=auto|on|off (default auto: with CUDA where nvcc is found),
-MDSSD_CUDA_ARCHS="90;100"|all|development (default all: what the nvcc found supports; in an editable
-install development: those of this machine's GPUs, without one 80 and 90), MDSSD_WERROR=on|off
-(default off; on: a warning ends the build), CXX, CUDACXX, CUDAHOSTCXX.
+Environment variables:
+    MDSSD_CUDA: auto, on or off. Default: auto, which builds the CUDA backend if nvcc is found.
+    MDSSD_CUDA_ARCHS: all, development or a list such as "90;100". "all", the default, compiles for
+        every supported architecture that nvcc knows. "development", the default of an editable
+        install, compiles for this machine's GPUs, or for 80 and 90 if it has none.
+    MDSSD_WERROR: on or off (default). "on" makes compiler warnings and register spills errors.
+    CXX, CUDACXX, CUDAHOSTCXX: the compilers.
 """
 
 import hashlib
@@ -26,7 +29,7 @@ ROOT = Path(__file__).resolve().parent
 
 
 def find_tool(name):
-    """Path of cmake or ninja: of the Python package, which pip installs for a build, else PATH."""
+    """Return the path of cmake or ninja, from its Python package if installed, else from PATH."""
     try:
         module = __import__(name)
         folder = module.CMAKE_BIN_DIR if name == "cmake" else module.BIN_DIR
@@ -40,7 +43,7 @@ def find_tool(name):
 
 
 def check_compiler():
-    """Fails with the packages to install where there is no C++ compiler or no Python.h."""
+    """Raise CompileError, naming the packages to install, without a C++ compiler or Python.h."""
     named = shlex.split(os.environ.get("CXX", ""))[:1]
     if not any(shutil.which(name) for name in named or ["c++", "g++", "clang++"]):
         what = f"CXX names {named[0]!r}, which does not exist" if named else "none was found"
@@ -61,7 +64,7 @@ def check_compiler():
 
 
 def toolchain_key():
-    """What a CMake cache cannot change its mind about: a new key needs a fresh cache."""
+    """Return a hash of the settings that CMake only reads when it creates its cache."""
     parts = [str(ROOT), sys.base_prefix, sys.version, shutil.which("c++"), shutil.which("nvcc")]
     names = ("CXX", "CXXFLAGS", "LDFLAGS", "CUDACXX", "CUDAHOSTCXX", "CUDAFLAGS", "CUDA_HOME")
     parts += [os.environ.get(name) for name in names]
@@ -69,9 +72,9 @@ def toolchain_key():
 
 
 def pybind11_config(build):
-    """Folder of pybind11's CMake files in a copy that stays when pip drops its build environment.
+    """Return the folder of pybind11's CMake files in a copy that outlives pip's build environment.
 
-    With the original's path, which is new in each isolated build, every file would compile again.
+    pip puts the original in a new folder for every build, so all files would be compiled again.
     """
     import pybind11
 
@@ -93,16 +96,16 @@ def run(command):
 
 def replace(target, source):
     target.parent.mkdir(parents=True, exist_ok=True)
-    # A process that has the old module mapped keeps it: never write into the file itself.
+    # A running process may have mapped the old file, so it must not be overwritten in place.
     target.unlink(missing_ok=True)
     shutil.copy2(source, target)
 
 
 class CMakeBuild(build_ext):
-    """Configures and builds in build/<python tag>, which stays: the next install is incremental."""
+    """Configure and build in build/<python tag>, which is kept for incremental builds."""
 
     def run(self):
-        # `pip install -e .` or `build_ext --inplace`; setuptools hides it while it builds.
+        # True for `pip install -e .` and `build_ext --inplace`. setuptools resets it later.
         self.development = bool(self.inplace)
         super().run()
 

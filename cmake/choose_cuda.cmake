@@ -1,7 +1,9 @@
-# Decides whether the CUDA backend is built, by MDSSD_CUDA and by the nvcc found (no GPU is needed).
+# Decides from MDSSD_CUDA and the nvcc that it finds whether to build the CUDA backend. No GPU is
+# needed.
 #
-# Sets MDSSD_WITH_CUDA, and NVCC and MDSSD_CUDA_ARCHS_BUILT or else MDSSD_CUDA_OFF_REASON. An nvcc
-# that does not work is a reason under `auto` and an error under `on`.
+# Sets MDSSD_WITH_CUDA. If it is on, also sets NVCC and MDSSD_CUDA_ARCHS_BUILT, otherwise
+# MDSSD_CUDA_OFF_REASON. If nvcc does not work, MDSSD_CUDA=auto turns CUDA off and MDSSD_CUDA=on is
+# an error.
 
 if(NOT MDSSD_CUDA MATCHES "^(auto|on|off)$")
   message(FATAL_ERROR "MDSSD_CUDA is '${MDSSD_CUDA}'; it must be auto, on or off")
@@ -21,7 +23,7 @@ function(find_nvcc path_out)
   set(${path_out} "${nvcc}" PARENT_SCOPE)
 endfunction()
 
-# Compiles and links one kernel, as the build will: the reason is empty where that works.
+# Compiles and links one kernel with the options of the build. The reason is empty on success.
 function(try_nvcc nvcc reason_out)
   set(folder "${CMAKE_BINARY_DIR}/try_nvcc")
   file(WRITE "${folder}/try.cu" "__global__ void k() {}\nint main() { k<<<1, 1>>>(); }\n")
@@ -41,7 +43,7 @@ function(try_nvcc nvcc reason_out)
   set(${reason_out} "${reason}" PARENT_SCOPE)
 endfunction()
 
-# The architectures of this machine's GPUs; empty without a driver.
+# Lists the architectures of this machine's GPUs. The list is empty if there is no driver.
 function(find_gpus archs_out)
   set(archs "")
   find_program(smi NAMES nvidia-smi NO_CACHE)
@@ -57,9 +59,10 @@ function(find_gpus archs_out)
   set(${archs_out} "${archs}" PARENT_SCOPE)
 endfunction()
 
-# The architectures to build: those asked for, or all of ours, or for development few: those of this
-# machine's GPUs, without one 80 and 90. Of ours it takes what this nvcc knows, and PTX of the newest,
-# which later GPUs compile for themselves.
+# Lists the architectures to build. A list in MDSSD_CUDA_ARCHS is used as it is. "development" means
+# this machine's GPUs, or 80 and 90 if it has none. "all" means every architecture below that this
+# nvcc supports. Except for a list and for this machine's GPUs, PTX for the newest one is added,
+# which the driver compiles for later GPUs.
 function(choose_archs nvcc archs_out)
   execute_process(COMMAND "${nvcc}" --list-gpu-code OUTPUT_VARIABLE listed ERROR_QUIET)
   string(REGEX MATCHALL "sm_[0-9]+" known "${listed}")

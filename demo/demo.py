@@ -1,8 +1,8 @@
 """Detect small shapes in generated scenes with the checkpoint beside this file (`make demo`).
 
-Prints what was found beside the ground truth and the time of each stage with the reference and the
-C++ operators; writes the pictures. The checkpoint was trained by `make demo-checkpoint` on other
-scenes of the same generator.
+Prints the detections next to the ground truth, and the time of each stage with the reference and
+the C++ operators. Writes a picture of each scene. The checkpoint was trained by `make
+demo-checkpoint` on other scenes of the same generator.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ ROUNDS = 5
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="detect small shapes in generated scenes")
-    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="for the pictures")
-    parser.add_argument("--scenes", type=int, default=4, help="how many scenes (default 4)")
+    parser = argparse.ArgumentParser(description="Detect small shapes in generated scenes.")
+    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="picture folder")
+    parser.add_argument("--scenes", type=int, default=4, help="number of scenes (default 4)")
     parser.add_argument("--score-threshold", type=float, default=0.5)
     options = parser.parse_args(arguments)
     keep_memory()
@@ -62,19 +62,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def above(found: dict[str, Any], threshold: float) -> dict[str, Any]:
-    """The detections that score the threshold or more."""
+    """Return the detections whose score is at least the threshold."""
     kept = found["scores"] >= threshold
     return {name: values[kept] for name, values in found.items()}
 
 
 def match(sample: Sample, found: dict[str, Any]) -> list[int | None]:
-    """For each object the detection of its class with the highest score at IoU 0.5 or more."""
+    """Return for each object the best detection of its class with an IoU of 0.5 or more."""
     iou = ops.box_iou(torch.from_numpy(sample.boxes_xyxy), found["boxes"])
     same_class = torch.from_numpy(sample.labels)[:, None] == found["labels"]
     taken: set[int] = set()
     matches: list[int | None] = []
     for row in (iou >= 0.5) & same_class:
-        # Detections come by falling score.
+        # Detections are sorted by falling score.
         hits = [k for k in row.nonzero()[:, 0].tolist() if k not in taken]
         matches.append(hits[0] if hits else None)
         taken.update(hits[:1])
@@ -112,12 +112,12 @@ def write_picture(path: Path, sample: Sample, found: dict[str, Any], classes: li
 
 
 def print_times(detector: Detector, samples: list[Sample]) -> None:
-    """Time per image and stage, on the encoded bytes of each scene."""
+    """Print the time per image and stage, starting from the encoded bytes of each scene."""
     files = [cv2.imencode(".png", sample.image[..., ::-1])[1].tobytes() for sample in samples]
     print(f"Time per image in ms, {torch.get_num_threads()} threads, batch 1")
     for number, backend in enumerate(BACKENDS):
         with ops.backend(backend):
-            detector(files[:1])  # the first call sets up what later ones reuse
+            detector(files[:1])  # the first call does work that later calls reuse
             detector.reset_timings()
             for _ in range(ROUNDS):
                 detector(files)

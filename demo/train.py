@@ -1,7 +1,7 @@
 """Train the demo's checkpoint on generated scenes (`make demo-checkpoint`).
 
-The run lies in runs/demo and can be interrupted and repeated, which goes on with it; the finished
-weights are stored beside this file in half precision.
+The run is kept in runs/demo. Running the script again resumes an interrupted run. The finished
+weights are written next to this file in half precision.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mdssd.weights.checkpoint import load_checkpoint, save_checkpoint
 
 RUN = Path("runs/demo")
 CHECKPOINT = Path(__file__).with_name("mdssd300-shapes.json")
-# Objects of 8 to 40 pixels: the COCO priors start at 21 pixels, those of VOC at 30.
+# The objects have 8 to 40 pixels. The COCO priors start at 21 pixels, the VOC priors at 30.
 COMMAND = """
     train --model mdssd300 --width 0.125 --batch-norm --prior-scales coco --scenes 1600 --epochs 8
     --batch-size 4 --lr 0.02 --schedule cosine --warmup 50 --clip-gradient 10 --ema 0.99
