@@ -1,16 +1,18 @@
-"""Compiles the Triton kernels, as the operators launch them on CASES, for GPUs that are not here.
+"""Compile the Triton kernels for several GPUs, none of which has to be present.
 
-Triton's interpreter forgives what its compiler does not. Run without TRITON_INTERPRET:
+The kernels are compiled as the operators launch them on the inputs of mdssd.testing.CASES. This
+finds errors that Triton's interpreter does not. TRITON_INTERPRET must not be set.
 
-    python tools/compile_triton.py [--largest | op ...]
+    python tools/compile_triton.py [op ...]
+    python tools/compile_triton.py --largest
     python tools/compile_triton.py --report
 
-Prints what each kernel takes on each target (AMD's needs ROCm's linker where Triton has none of its
-own: 3.4 has not, 3.9 has). Compiled is every distinct launch in float32, and of
-each kernel that on the largest input in float16 and bfloat16; with --largest only those in float16,
-after a line for each file of which the report is stale. --report writes all into
-mdssd/ops/triton/resources.txt; a file whose code and launches are those of the report (comments do
-not count) is not compiled again.
+Prints the registers, shared memory and spills of each kernel on each target. The AMD target needs
+ROCm's linker, which is part of Triton 3.9 but not of 3.4. Every distinct launch in float32 is
+compiled and, for each kernel, the launch on the largest input in float16 and bfloat16. --largest
+compiles only the latter in float16, after listing the files for which the report is stale.
+--report writes mdssd/ops/triton/resources.txt and skips files whose code and launches have not
+changed; comments and docstrings do not count.
 """
 
 from __future__ import annotations
@@ -68,7 +70,7 @@ def _type(value: Any) -> str:
 
 
 class Launch(NamedTuple):
-    """A kernel with all that its machine code depends on."""
+    """A kernel with everything that its machine code depends on."""
 
     kernel: Any
     signature: dict[str, str]
@@ -81,7 +83,7 @@ class Launch(NamedTuple):
 
     @property
     def dtype(self) -> str:
-        """The type of the tensors: the narrowest, since all kernels also have float32 ones."""
+        """The narrowest type of the tensors; all kernels also have float32 tensors."""
         return next((t for t in ("fp16", "bf16") if f"*{t}" in self.signature.values()), "fp32")
 
     @property
@@ -91,7 +93,7 @@ class Launch(NamedTuple):
         return f"{self.kernel.fn.__name__}<{', '.join([self.dtype, *constants])}>  {warps} warps"
 
     def compile(self, target: GPUTarget) -> Any:
-        # PyTorch's tensors begin at multiples of 16, and Triton compiles for what it is given.
+        # Triton generates other code for addresses that are multiples of 16, as PyTorch's are.
         aligned = [i for i, t in enumerate(self.signature.values()) if t.startswith("*")]
         if "constexprs" in inspect.signature(ASTSource).parameters:
             attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
@@ -103,7 +105,7 @@ class Launch(NamedTuple):
 
 
 class Recorder:
-    """Takes the place of Triton's launch, and notes it."""
+    """Replaces Triton's launch and records the arguments instead of running the kernel."""
 
     def __init__(self) -> None:
         self.launches: dict[tuple[str, str], Launch] = {}
@@ -125,7 +127,7 @@ class Recorder:
                 signature[parameter.name] = _type(value)
         launch = Launch(kernel, signature, constants, options)
         key = (launch.file, launch.name)
-        self.launches.pop(key, None)  # in the order in which they were last seen
+        self.launches.pop(key, None)  # keeps the launches in the order of their last occurrence
         self.launches[key] = launch
 
 
@@ -142,11 +144,12 @@ def _run(case: Case, size: str, dtype: torch.dtype) -> None:
 
 
 def record(names: list[str]) -> list[Launch]:
-    """What these operators, or all, launch on CASES; on the sizes of the benchmarks last."""
+    """Record the launches of these operators (default: all) on CASES, the largest sizes last."""
     recorder = Recorder()
     JITFunction.run = lambda kernel, *args, **kwargs: recorder.run(kernel, *args, **kwargs)
     _dispatch._PREFERENCE["cpu"] = ("triton",)
-    torch.use_deterministic_algorithms(True)  # what no kernel writes is then known: never a size
+    # Fills uninitialised tensors, so that no random number is taken for a count.
+    torch.use_deterministic_algorithms(True)
     for case in CASES:
         if names and case.op not in names:
             continue
@@ -158,7 +161,7 @@ def record(names: list[str]) -> list[Launch]:
 
 
 def largest(launches: list[Launch], dtype: str) -> list[Launch]:
-    """The last launch of each kernel, in this type where it has it."""
+    """Return the last launch of each kernel, in this type if the kernel supports it."""
     single = [launch for launch in launches if launch.dtype == "fp32"]
     wanted = [launch for launch in launches if launch.dtype == dtype]
     last = {(launch.file, launch.kernel.fn.__name__): launch for launch in single + wanted}
@@ -166,13 +169,13 @@ def largest(launches: list[Launch], dtype: str) -> list[Launch]:
 
 
 def chosen(launches: list[Launch]) -> list[Launch]:
-    """Those of the report."""
+    """Return the launches that belong in the report."""
     halves = largest(launches, "fp16") + largest(launches, "bf16")
     return [launch for launch in launches if launch.dtype == "fp32" or launch in halves]
 
 
 def taken(launch: Launch) -> list[str]:
-    """Compile for each target; the lines of the report."""
+    """Compile a launch for each target and return the lines of the report."""
     lines = []
     for name, target in TARGETS.items():
         compiled = launch.compile(target)
@@ -184,7 +187,7 @@ def taken(launch: Launch) -> list[str]:
 
 
 def _used_nvidia(asm: dict[str, Any]) -> tuple[str, int]:
-    """Registers, and the bytes of a thread's stack: in these kernels only spills are there."""
+    """Return the registers and stack bytes of a thread; only spills use the stack here."""
     program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(asm["cubin"])
@@ -206,11 +209,11 @@ def _used_amd(asm: dict[str, Any]) -> tuple[str, int]:
 
 
 def fingerprint(path: Path) -> str:
-    """Changes when the code of the file, or what the kernels share, does: not with a comment."""
+    """Return a hash of the code of a file and of common.py, without comments and docstrings."""
     dropped = (tokenize.COMMENT, tokenize.NL)
     code = []
     for file in (path, KERNELS / "common.py"):
-        begins = True  # a line: a string there is a docstring
+        begins = True  # at the start of a statement, where a string is a docstring
         with file.open("rb") as stream:
             for token in tokenize.tokenize(stream.readline):
                 if token.type not in dropped and not (begins and token.type == tokenize.STRING):
@@ -226,7 +229,7 @@ def by_file(launches: list[Launch]) -> dict[str, list[Launch]]:
 
 
 def read_report() -> tuple[str, dict[str, tuple[str, list[str]]]]:
-    """Triton's version and, by file, its fingerprint and lines."""
+    """Return the version of Triton and, for each file, its fingerprint and lines."""
     version, files = "", {}
     for line in REPORT.read_text().splitlines() if REPORT.exists() else []:
         if match := re.match(r"# Triton ([\d.]+)", line):
@@ -240,7 +243,7 @@ def read_report() -> tuple[str, dict[str, tuple[str, list[str]]]]:
 
 
 def stale(files: dict[str, list[Launch]]) -> list[str]:
-    """The files of which the report has other code or other launches."""
+    """Return the files whose code or launches differ from the report."""
     _, reported = read_report()
     result = [file for file in reported if file not in files]
     for file, launches in files.items():
@@ -301,4 +304,4 @@ def main() -> None:
 if __name__ == "__main__":
     main()
     sys.stdout.flush()
-    os._exit(0)  # LLVM has been seen to crash when Python took it down
+    os._exit(0)  # skips Python's shutdown, in which LLVM sometimes crashes

@@ -1,8 +1,9 @@
-"""Writes csrc/cuda/resources.txt: registers, shared memory, stack, spills of every kernel.
+"""Write csrc/cuda/resources.txt: the registers, shared memory, stack and spills of every kernel.
 
-Compiles each .cu for ARCHITECTURES and reads what ptxas says. A file whose code is that of the
-report (comments and layout do not count) is not compiled again. With --check nothing is compiled:
-says which files are stale or spill, and exits with 1 if there are any.
+Compiles each .cu file for ARCHITECTURES and reads the output of ptxas. Files whose code has not
+changed since the last report are not compiled again; comments and layout do not count. With
+--check, nothing is compiled: the script lists the files that have changed or spill registers and
+exits with status 1 if there are any.
 """
 
 import hashlib
@@ -18,9 +19,9 @@ from typing import NamedTuple
 
 CUDA = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
 REPORT = CUDA / "resources.txt"
-# The oldest that nvcc 13 compiles for, and Hopper.
+# The oldest architecture that nvcc 13 supports, and Hopper.
 ARCHITECTURES = (75, 90)
-# What reaches device code of the flags in CMakeLists.txt.
+# The flags of CMakeLists.txt that affect device code.
 FLAGS = ("-std=c++17", "-O3", "-DNDEBUG", "--fmad=false")
 
 
@@ -32,7 +33,7 @@ class Kernel(NamedTuple):
     registers: int
     shared: int
     stack: int
-    spilled: int  # bytes of spill stores and loads
+    spilled: int  # bytes, stores plus loads
 
     def __str__(self) -> str:
         return (
@@ -42,30 +43,30 @@ class Kernel(NamedTuple):
 
 
 def sources() -> list[Path]:
-    return sorted(path for path in CUDA.glob("*.cu") if path.name != "device.cu")  # no operator
+    return sorted(path for path in CUDA.glob("*.cu") if path.name != "device.cu")
 
 
 def included(path: Path, seen: dict[Path, str]) -> dict[Path, str]:
-    """Code of the file and of what it includes from this project, without comments and layout."""
+    """Return the code of a file and of the headers it includes, without comments and layout."""
     text = path.read_text()
     code = re.sub(r"/\*.*?\*/|//[^\n]*", "", text, flags=re.DOTALL)
     seen[path] = " ".join(code.split())
     for name in re.findall(r'^#include "([^"]+)"', text, flags=re.MULTILINE):
         found = ((folder / name).resolve() for folder in (path.parent, CUDA.parent))
         header = next((file for file in found if file.exists()), None)
-        if header and header not in seen and header.parent.name != "simt":  # nvcc does not see simt
+        if header and header not in seen and header.parent.name != "simt":  # nvcc does not use simt
             included(header, seen)
     return seen
 
 
 def fingerprint(path: Path) -> str:
-    """Changes when what ptxas reports of the file may change."""
+    """Return a hash of everything that determines what ptxas reports for the file."""
     codes = [code for _, code in sorted(included(path, {}).items())]
     return hashlib.sha256(repr((codes, FLAGS, ARCHITECTURES)).encode()).hexdigest()[:16]
 
 
 def short_name(demangled: str) -> str:
-    """box_iou_kernel<float> of void mdssd::(anonymous namespace)::box_iou_kernel<float>(...)."""
+    """Shorten a demangled signature to the kernel's name and template arguments."""
     name = re.sub(r"mdssd::|\(anonymous namespace\)::|_GLOBAL__N_\w+::|^void ", "", demangled)
     depth = 0
     for i, letter in enumerate(name):
@@ -76,14 +77,14 @@ def short_name(demangled: str) -> str:
 
 
 def parse_ptxas(text: str) -> list[Kernel]:
-    """What `ptxas -v` printed, as lines of the report; the names are still mangled."""
+    """Parse the output of `ptxas -v`. The names remain mangled."""
     kernels: dict[tuple[str, str], Kernel] = {}
     arch = name = ""
     for line in text.splitlines():
         if match := re.search(r"Compiling entry function '(\S+)' for '(\w+)'", line):
             name, arch = match.groups()
         elif match := re.search(r"Function properties for (\S+)", line):
-            name = match[1]  # of the kernel, or of a function that it calls
+            name = match[1]  # a kernel, or a function that is not inlined
         if name and (name, arch) not in kernels:
             kernels[name, arch] = Kernel(name, arch, 0, 0, 0, 0)
         if match := re.search(r"(\d+) bytes stack frame, (\d+) .* stores, (\d+) .* loads", line):
@@ -107,7 +108,7 @@ def compile_kernels(nvcc: str, path: Path) -> list[Kernel]:
         sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
     kernels = parse_ptxas(done.stdout + done.stderr)
     mangled = "\n".join(kernel.name for kernel in kernels)
-    # c++filt is of the binutils, without which there is no g++.
+    # c++filt is part of the binutils, which g++ needs.
     names = subprocess.run(["c++filt"], input=mangled, check=True, capture_output=True, text=True)
     return [
         kernel._replace(name=short_name(name))
@@ -116,7 +117,7 @@ def compile_kernels(nvcc: str, path: Path) -> list[Kernel]:
 
 
 def read_report() -> tuple[str, dict[str, tuple[str, list[str]]]]:
-    """The compiler's version and, by file, its fingerprint and lines."""
+    """Return the version of nvcc and, for each file, its fingerprint and lines."""
     version, files = "", {}
     for line in REPORT.read_text().splitlines() if REPORT.exists() else []:
         if match := re.match(r"# nvcc ([\d.]+)", line):
@@ -130,7 +131,7 @@ def read_report() -> tuple[str, dict[str, tuple[str, list[str]]]]:
 
 
 def faults() -> list[str]:
-    """What a test complains about; empty where the report is right."""
+    """Return a message for each file that has changed and for each kernel that spills."""
     _, files = read_report()
     now = {path.name: fingerprint(path) for path in sources()}
     stale = [name for name in now | files if files.get(name, ("",))[0] != now.get(name)]

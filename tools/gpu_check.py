@@ -1,14 +1,15 @@
-"""Checks the CUDA and Triton kernels on a machine with an NVIDIA GPU: `make gpu-check`.
-
-Builds the native modules in place for this machine's GPU, with the Python that runs this and no
-network, then runs the steps of `steps()` in turn. Prints a table and writes it, with device,
-versions and commit (git's, or MDSSD_COMMIT), to benchmarks/results/gpu-check-DEVICE.json. Needs
-nvcc, compute-sanitizer, and in Python torch, triton, pytest, hypothesis, opencv, setuptools, cmake,
-ninja and pybind11.
+"""Check the CUDA and Triton kernels on a machine with an NVIDIA GPU (`make gpu-check`).
 
     python tools/gpu_check.py [--dry-run] [--steps build,graphs] [--minutes 30] [--out FILE]
 
-With --steps the other steps of the file, if it is of the same commit and device, are kept.
+Builds the native modules in place for this machine's GPU, without network access, then runs the
+steps that `steps()` lists. Prints a table of the results and writes it to
+benchmarks/results/gpu-check-DEVICE.json, together with the device, the versions and the commit
+(MDSSD_COMMIT, or what git reports). With --steps, the file keeps its other steps if they are from
+the same commit and device.
+
+Needs nvcc, compute-sanitizer and the Python packages torch, triton, pytest, hypothesis, opencv,
+setuptools, cmake, ninja and pybind11.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
 class Step(NamedTuple):
     name: str
-    command: list[str]  # pytest's get --junitxml as well
+    command: list[str]  # --junitxml is added if it runs pytest
     environment: dict[str, str] = {}
 
 
@@ -43,42 +44,44 @@ def pytest(*arguments: str) -> list[str]:
 
 
 def left_out() -> dict[str, str]:
-    """Test files that cannot run here for want of a package, and why."""
+    """Return the test files that need a package that is not installed, with the reason."""
     wanted = ("defusedxml", "pycocotools")
     missing = [name for name in wanted if importlib.util.find_spec(name) is None]
     users = re.compile(r"from mdssd\.(cli|data|detection|evaluation|inspection|metrics|training)")
     files = sorted((ROOT / "tests").rglob("test_*.py")) if missing else []
     reason = f"needs {' and '.join(missing)}"
-    return {path.name: reason for path in files if users.search(path.read_text())}
+    affected = [path for path in files if users.search(path.read_text())]
+    return {str(path.relative_to(ROOT)): reason for path in affected}
 
 
 def sanitizer(tool: str, backend: str) -> Step:
-    """A shortened suite under compute-sanitizer, which looks at this project's kernels.
+    """Run a small part of the tests under compute-sanitizer, limited to this project's kernels.
 
-    Triton's carry no namespace: there it looks at PyTorch's as well, and at what both call so.
+    Triton kernels have no namespace, so the filter there is the suffix `_kernel`, which kernels of
+    PyTorch share.
     """
     program = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     said = ""
     if Path(program).exists():
         said = subprocess.run([program, "--help"], capture_output=True, text=True).stdout
-    # The option has two names, by version.
+    # The option's name depends on the version.
     option = "--kernel-name" if "--kernel-name" in said else "--kernel-regex"
     own = [option, "kns=mdssd" if backend == "cuda" else "kns=_kernel"]
     if tool == "initcheck":
-        own = []  # it has to see the kernels of torch write what these read
+        own = []  # it must also see PyTorch's kernels initialise the inputs
     return Step(
         f"{tool}-{backend}",
         [
             *(program, "--tool", tool, "--error-exitcode", "9", *own),
             *pytest("--small", "-k", f"agrees and {backend}-cuda-float32", "tests/ops/test_ops.py"),
         ],
-        # Each tensor an allocation of its own, so that memcheck sees where it ends.
+        # Gives each tensor its own allocation, so that memcheck knows where it ends.
         {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
     )
 
 
 def steps() -> list[Step]:
-    ignored = [f"--ignore=tests/{name}" for name in (*left_out(), "test_cuda.py")]
+    ignored = [f"--ignore={name}" for name in (*left_out(), "tests/ops/test_cuda.py")]
     own = {
         "graphs": "graph",
         "repeat": "two_runs",
@@ -96,7 +99,7 @@ def steps() -> list[Step]:
 
 
 def run(step: Step, limit: float) -> dict[str, Any]:
-    """Run one step; what became of it."""
+    """Run one step and return its row of the table."""
     with tempfile.TemporaryDirectory() as folder:
         report, log = Path(folder, "report.xml"), Path(folder, "log")
         command = [*step.command, *([f"--junitxml={report}"] if "pytest" in step.command else [])]
@@ -131,7 +134,7 @@ def run(step: Step, limit: float) -> dict[str, Any]:
 
 
 def counts(root: ElementTree.Element) -> dict[str, Any]:
-    """Tests of a junit report, and how many were skipped for which reason."""
+    """Count the tests of a JUnit report by outcome, and the skipped ones by reason."""
     cases = list(root.iter("testcase"))
     skipped = [skip.get("message", "") for case in cases for skip in case.iter("skipped")]
     failed = sum(
@@ -154,7 +157,7 @@ def said(*command: str) -> str:
 
 
 def facts() -> dict[str, Any]:
-    """Device, versions and commit."""
+    """Return the device, the versions and the commit."""
     import torch
 
     return {
@@ -174,9 +177,9 @@ def facts() -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Check the kernels on this machine's GPU.")
     parser.add_argument("--dry-run", action="store_true", help="list the steps and stop")
-    parser.add_argument("--steps", help="comma-separated: only these")
-    parser.add_argument("--minutes", type=float, default=30, help="limit of each step")
-    parser.add_argument("--out", type=Path, help="where the JSON goes")
+    parser.add_argument("--steps", help="run only these steps, separated by commas")
+    parser.add_argument("--minutes", type=float, default=30, help="time limit of each step")
+    parser.add_argument("--out", type=Path, help="path of the JSON file")
     options = parser.parse_args()
     wanted = options.steps.split(",") if options.steps else [step.name for step in steps()]
     todo = [step for step in steps() if step.name in wanted]
