@@ -32,36 +32,52 @@ PEER_COLOURS = ("tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown",
 INTRODUCTION = """\
 # Benchmarks
 
-Written by `make bench-report`; do not edit. `make bench` measures this machine and puts the result
-into `benchmarks/results`.
+`make bench-report` writes this page; do not edit it. `make bench` measures the machine it runs on
+and puts the result into `benchmarks/results`.
 
-How to read it:
+How to read the tables:
 
-- Times are medians, in milliseconds. In brackets: how many times longer than mdssd's default
-  backend takes for the same input in the same run. Only ratios carry over to another machine.
-- Each row was checked against the plain PyTorch reference before it was timed. Peers that do a
-  little less, or something else, are named below their table.
-- Share of the floor: the time that a copy of the bytes takes which any implementation must move (a
-  copy of that size, so that what fits a cache is copied within it), or `torch.mm` for its
-  operations, over the time measured.
-- "on the device": without the host's part of a call; from a CUDA graph where it can be captured.
+- Times are medians in milliseconds. The number in brackets says how many times longer a tool takes
+  than mdssd's default backend for the same input in the same run. Only these ratios carry over to
+  another machine.
+- Every row was checked against the plain PyTorch reference before it was timed. A note below a
+  table names the tools that do less than mdssd, or something different.
+- Share of the floor: the shortest possible time, divided by the measured time. The shortest
+  possible time is that of a copy of all bytes that any implementation must move, or that of
+  `torch.mm` for as many operations. The copy has the size of the data, so if the data fits a
+  cache, so does the copy.
+- "on the device" leaves out the host's part of a call. It is measured in a CUDA graph if the call
+  can be captured.
+
+To run the benchmarks in your own environment:
+
+```
+pip install -c constraints.txt -e '.[bench]'
+pip install --no-deps lsnms numba llvmlite  # optional; its pins exclude today's numpy
+pytest benchmarks/ --benchmark-only         # all rows; -k nms for some
+```
+
+A row that cannot run, because there is no GPU or a package is missing, is listed with the reason.
+The benchmark re-executes itself with glibc malloc settings that keep freed memory, for every tool;
+without them eager PyTorch spends most of its time in page faults. What was tried, and why, is in
+[NOTES.md](../benchmarks/NOTES.md).
 """
 NOTES = {
-    "detection_output": "onnxruntime's graph has no limit of 400 candidates of a class, and is "
-    "compared without one. \"torchvision's way\" runs with this project's NMS where torchvision "
-    "is not installed.",
-    "match_priors": "All give the index of the ground truth and the best IoU of each prior.",
-    "encode_targets": 'All give offsets and labels; "torch, usual" and torch.compile compute the '
-    "offsets of the background too, as ssd.pytorch does.",
-    "l2norm_add_relu": "`torch.add of the two` is not the same thing: it is the least that a "
-    "fusion of two maps can take.",
-    "network": "The module, with no post-processing.",
+    "detection_output": "onnxruntime's graph has no limit of 400 candidates per class, and is "
+    "checked against a reference without one. \"torchvision's way\" uses this project's NMS if "
+    "torchvision is not installed.",
+    "match_priors": "All return the index of the ground truth and the best IoU of each prior.",
+    "encode_targets": 'All return offsets and labels. "torch, usual" and torch.compile also '
+    "compute the offsets of the background, as ssd.pytorch does.",
+    "l2norm_add_relu": "`torch.add of the two` computes less: it is the least time that any fusion "
+    "of two maps can take.",
+    "network": "The module alone, without post-processing.",
     "loader": "SSD's augmentation of JPEG files to 300 x 300, on one core. `OpenCV by hand` is the "
-    "way of the PyTorch ports, float32 from the start; it draws other crops.",
-    "post-processing of other codebases": "Each codebase's functions as its adapter of "
-    "`mdssd.integrations` replaces them, against its own way in plain PyTorch. torchvision's and "
-    "lufficc/SSD's own way has this project's NMS where torchvision is not installed.",
-    "training step": "Forward, targets, loss, backward, SGD with momentum. The ways differ in "
+    "way of the PyTorch ports, in float32 from the start; it draws different crops.",
+    "post-processing of other codebases": "Each codebase's functions as its adapter in "
+    "`mdssd.integrations` replaces them, beside its own way in plain PyTorch. torchvision's and "
+    "lufficc/SSD's own way uses this project's NMS if torchvision is not installed.",
+    "training step": "Forward, targets, loss, backward, SGD with momentum. The rows differ in "
     "targets and loss only.",
 }
 
@@ -428,9 +444,9 @@ class Page:
         self.lines += [f"### {title}", ""]
         if op == "detector":
             self.lines += [
-                "A photograph of 500 x 375 in memory to its boxes, batch 1, post-processing "
-                "included, random weights with the scores of a trained network. The paper measured "
-                "2,000 images.",
+                "From a photograph of 500 x 375 in memory to its boxes, one image at a time, with "
+                "post-processing. The weights are random, with scores like those of a trained "
+                "network. The paper measured 2,000 images.",
                 "",
                 *detector_table(rows),
             ]
@@ -479,7 +495,7 @@ class Page:
                 if r.device == device
             ]
             self.lines += [f"### Every operator on every backend, {device}", ""]
-            self.lines += ["At the sizes of `mdssd/testing.py`, whose priors are random.", ""]
+            self.lines += ["At the sizes in `mdssd/testing.py`, with random priors.", ""]
             self.lines += peers_table(here)
 
 

@@ -17,6 +17,7 @@ import json
 import statistics
 import subprocess
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -193,19 +194,33 @@ def write_page() -> None:
     lines = [
         "# MDSSD against SSD on small objects",
         "",
-        "The same data, schedule, width and seeds for both, with batch normalisation, from "
-        "scratch; the test split, once. Mean, and in brackets the seeds one by one. About 4,000 "
-        "images a run, a short training: compare the two, not with the papers. Both have the "
-        "learning rate that suits SSD300: of two, the one of the better test figures with the "
-        "first seed. How both models start was settled with an eye on test figures of these data "
-        "sets too, in runs that these replace (benchmarks/NOTES.md): figures of development.",
+        *textwrap.wrap(
+            "Both models are trained from scratch, with batch normalisation, on the same data with "
+            "the same schedule, width and seeds, and are evaluated on the test split once. The "
+            "tables show the mean, and in brackets each seed. A run sees about 4,000 images, which "
+            "is short: compare the two models with each other, not with the papers.",
+            width=100,
+        ),
+        "",
+        *textwrap.wrap(
+            "Both models use the learning rate that suits SSD300: of two rates, the one with the "
+            "better test figures for the first seed. How the weights of both models start was also "
+            "chosen by test figures on these data sets, in earlier runs that these replace "
+            "([NOTES.md](../benchmarks/NOTES.md)). So these are development figures.",
+            width=100,
+        ),
         "",
         "```",
         "python -m benchmarks.small_objects --bccd BCCD --cars KIT_AIS --runs runs/small",
         "```",
         "",
-        f"Options of every run: `{' '.join(OPTIONS)}`; `+small` has `--prior-scales small` "
-        "instead, which SSD has not.",
+        "Options of every run:",
+        "",
+        "```",
+        *textwrap.wrap(" ".join(OPTIONS), width=100, break_on_hyphens=False),
+        "```",
+        "",
+        "`+small` has `--prior-scales small` instead, which SSD does not have.",
         "",
         f"![Each figure of each run, and the means]({PICTURE.name})",
     ]
@@ -213,7 +228,8 @@ def write_page() -> None:
         series = _series(results, data)
         if series:
             lines += ["", f"## {title[0].upper()}{title[1:]}", ""]
-            lines += [f"{EPOCHS[data]} epochs, lr {LR[data]}.", "", *_head("model", "width")]
+            lines += [f"{EPOCHS[data]} epochs, learning rate {LR[data]}.", ""]
+            lines += _head("model", "width")
         for (model, width), runs in series.items():
             cells = [_cell([run[name] for run in runs]) for name in FIGURES]
             lines.append("| " + " | ".join([model, width, *cells]) + " |")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -340,28 +338,3 @@ def test_opcheck_of_every_call_in_half(case: Case, size: str, backend: str, devi
         for overload, args in recorded(case, size, dtype):
             values = tuple(a.detach() if is_tensor(a) else a for a in args)
             torch.library.opcheck(overload, values, test_utils=("test_schema", "test_faketensor"))
-
-
-# --- the page ------------------------------------------------------------------------------------
-
-
-def test_the_page_runs_and_is_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    compile_fully = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **kw: compile_fully(f, backend="eager", **kw))
-    torch._dynamo.reset()
-    page = (Path(__file__).parents[2] / "docs/pytorch.md").read_text()
-    snippets = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    assert len(snippets) == 5
-    names: dict[str, Any] = {}
-    for snippet in snippets[:2]:
-        exec(snippet, names)
-    with torch.no_grad():
-        assert_equal(names["found"], names["detect"](names["images"]))
-    for snippet in snippets[2:]:
-        exec(snippet, names)
-    assert names["count"].min() > 0
-    assert names["boxes"].shape == (8, 2, 100, 4)
-    assert names["for_each_image"]["conv4_3_scale"].shape[0] == 2
-    assert names["loc"].dtype == torch.bfloat16
-    assert names["found"].scores.dtype == torch.float32
