@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from benchmarks.peers import augmentation
-from mdssd.data import Augmentation, SyntheticScenes, TrainingSet
-from mdssd.data.images import read_bytes, subtract_mean
+from mdssd.data import Augmentation, SyntheticScenes, TrainingSet, subtract_mean
+from mdssd.data.images import read_bytes
 from mdssd.data.photos import PhotoDataset
-from mdssd.data.sample import Annotation, BoxRow
+from mdssd.data.sample import BoxRow
 
 _SIZE = 300
 _IMAGES = 32
@@ -30,16 +30,14 @@ class _Photos(PhotoDataset):
         least, most = (max(1, round(n * (300 / side) ** 2)) for n in (8, 12))
         sizes = (8.0 * side / 300, 40.0 * side / 300)
         scenes = SyntheticScenes(_IMAGES, 0, side, objects=(least, most), sizes=sizes)
-        self.classes, self.image_ids = scenes.classes, scenes.image_ids
+        self.classes = scenes.classes
         for scene in scenes:
             path = folder / f"{scene.image_id}.jpg"
             bgr = cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR)
             cv2.imwrite(str(path), bgr, [cv2.IMWRITE_JPEG_QUALITY, 90])
             rows = zip(scene.boxes_xyxy.tolist(), scene.labels.tolist(), strict=True)
-            self._paths.append(path)
-            self._annotations.append(
-                Annotation([BoxRow(tuple(b), k) for b, k in rows], None, str(path), self.dropped)
-            )
+            boxes = [BoxRow(tuple(box), label) for box, label in rows]
+            self.add_image(scene.image_id, path, boxes, None, str(path))
 
 
 @pytest.fixture(scope="module", params=_SIDES)

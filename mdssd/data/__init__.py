@@ -4,19 +4,14 @@ from mdssd.data.augment import Augmentation
 from mdssd.data.coco import CocoDataset
 from mdssd.data.dataset import DetectionDataset
 from mdssd.data.datasets import open_dataset
-from mdssd.data.images import (
-    IMAGE_SUFFIXES,
-    MEAN_RGB,
-    Preprocess,
-    decode_image,
-    read_image,
-    subtract_mean,
-)
+from mdssd.data.images import IMAGE_SUFFIXES, decode_image, read_image
 from mdssd.data.loader import TrainingSet, collate, worker_init
+from mdssd.data.preprocess import Preprocess, subtract_mean
 from mdssd.data.sample import DataError, Sample
 from mdssd.data.synthetic import SyntheticScenes
 from mdssd.data.voc import VOCDataset, VOCYears
 from mdssd.data.voc_writer import write_voc
+from mdssd.models import MEAN_RGB
 
 __all__ = [
     "IMAGE_SUFFIXES",

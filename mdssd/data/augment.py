@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mdssd.data.images import MEAN_RGB, REDUCTIONS, to_tensor
+from mdssd.data.images import REDUCTIONS
+from mdssd.data.preprocess import to_tensor
 from mdssd.data.sample import Sample
+from mdssd.models import MEAN_RGB
 
 # Each sampler draws up to TRIALS crops; the whole image and the unconstrained crop come besides.
 MIN_IOUS = (0.1, 0.3, 0.5, 0.7, 0.9)

@@ -9,27 +9,48 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from mdssd.data.images import path_inside
-from mdssd.data.photos import PhotoDataset
-from mdssd.data.sample import Annotation, BoxRow, DataError
+from mdssd.data.photos import CollectFaults, PhotoDataset, progress
+from mdssd.data.sample import BoxRow, DataError
 
 
 class CocoDataset(PhotoDataset):
     """The images and boxes of one COCO instances file.
 
-    json_path: the file. image_dir: the folder its file names refer to; None: the first of the
-    usual places that holds the first image (beside the file; images/ or the split's folder, as
-    val2017 of instances_val2017.json or test2017 of image_info_test-dev2017.json, beside the file
-    or beside its folder).
-    Labels: category ids in ascending order become 1 to K; `category_ids[k - 1]` is the id of
-    label k. Crowds are kept and marked. Images come in the order of the file, those without
-    boxes included. Boxes without area or outside the image are left out and listed in `dropped`.
-    unlabelled: take a file without a list of annotations too, as image_info_test-dev2017.json of
-    COCO; `labelled` is then False.
-    Raises DataError, naming file and reason, for whatever cannot be read. Where `faults` is a
-    list, what is wrong with a single image or annotation goes there, and it is left out.
+    Category ids in ascending order become the labels 1 to K: `category_ids[k - 1]` is the id of
+    label k. Crowds are kept and marked. Images come in the order of the file, including those
+    without boxes. Boxes without area or outside the image are left out and listed in `dropped`.
+
+    Args:
+        json_path: the file.
+        image_dir: the folder that its file names refer to. None: the first of the usual places
+            that holds the first image. For instances_val2017.json these are the file's folder
+            and, there or one level up, images/val2017, val2017 and images. For
+            image_info_test-dev2017.json they are named test2017 as well.
+        unlabelled: also accept a file without a list of annotations, as
+            image_info_test-dev2017.json is. `labelled` is False then.
+        faults: a list that receives a line about each image or annotation that cannot be used; it
+            is left out. None: the first one raises DataError.
+
+    Raises:
+        DataError: something cannot be read. The message names the file and the reason.
+
+    Example:
+        >>> import json, tempfile
+        >>> from pathlib import Path
+        >>> from mdssd.data import CocoDataset
+        >>> content = {
+        ...     "images": [{"id": 7, "file_name": "a.jpg", "width": 80, "height": 60}],
+        ...     "categories": [{"id": 3, "name": "car"}],
+        ...     "annotations": [{"image_id": 7, "category_id": 3, "bbox": [10, 20, 30, 15]}],
+        ... }
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Path(folder, "a.jpg").touch()
+        ...     path = Path(folder, "instances.json")
+        ...     _ = path.write_text(json.dumps(content))
+        ...     dataset = CocoDataset(path)
+        >>> dataset.classes, dataset.category_ids, dataset.annotation(0).boxes_xyxy.tolist()
+        (['car'], [3], [[10.0, 20.0, 40.0, 35.0]])
     """
 
     metric = "COCO AP"
@@ -63,26 +84,22 @@ class CocoDataset(PhotoDataset):
         rows = self._rows(content, images, faults)
         names = {k: self._get(image, "file_name", str, f"image {k}") for k, image in images.items()}
         self.image_dir = self._find_images(image_dir, next(iter(names.values())))
-        for key, image in tqdm(images.items(), desc=f"reading {self.name}", delay=2, leave=False):
-            try:
-                path = path_inside(self.image_dir, names[key], str(self.json_path))
-                if not path.is_file():
-                    raise DataError(f"{path}: no such image ({self.json_path} lists it)")
-                size = None
-                if "width" in image and "height" in image:
-                    size = (
-                        self._get(image, "width", int, f"image {key}"),
-                        self._get(image, "height", int, f"image {key}"),
-                    )
-            except DataError as error:
-                if faults is None:
-                    raise
-                faults.append(str(error))
-                continue
-            self.image_ids.append(str(key))
-            self._paths.append(path)
-            where = f"{self.json_path} ({names[key]})"
-            self._annotations.append(Annotation(rows[key], size, where, self.dropped))
+        collecting = CollectFaults(faults)
+        for number in progress(list(images), f"reading {self.name}"):
+            with collecting:
+                self._add(number, images[number], names[number], rows[number])
+
+    def _add(self, number: int, image: dict[str, Any], name: str, rows: list[BoxRow]) -> None:
+        path = path_inside(self.image_dir, name, str(self.json_path))
+        if not path.is_file():
+            raise DataError(f"{path}: no such image ({self.json_path} lists it)")
+        size = None
+        if "width" in image and "height" in image:
+            size = (
+                self._get(image, "width", int, f"image {number}"),
+                self._get(image, "height", int, f"image {number}"),
+            )
+        self.add_image(str(number), path, rows, size, f"{self.json_path} ({name})")
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -92,11 +109,11 @@ class CocoDataset(PhotoDataset):
         except (ValueError, RecursionError) as error:
             raise self._fault(f"broken JSON ({error})") from None
         if not isinstance(content, dict):
-            raise self._fault("not a COCO file, its top level is no object")
+            raise self._fault("not a COCO file, its top level is not an object")
         return content
 
     def _table(self, content: dict[str, Any], key: str) -> dict[int, dict[str, Any]]:
-        """The entries of a list by their id."""
+        """Return the entries of a list by their id."""
         table: dict[int, dict[str, Any]] = {}
         for position, entry in enumerate(content[key]):
             where = f"{key}[{position}]"
@@ -116,14 +133,10 @@ class CocoDataset(PhotoDataset):
     ) -> dict[int, list[BoxRow]]:
         label_of = {k: label for label, k in enumerate(self.category_ids, 1)}
         rows: dict[int, list[BoxRow]] = {key: [] for key in images}
+        collecting = CollectFaults(faults)
         for position, entry in enumerate(content["annotations"]):
-            try:
+            with collecting:
                 image, row = self._row(entry, f"annotations[{position}]", rows, label_of)
-            except DataError as error:
-                if faults is None:
-                    raise
-                faults.append(str(error))
-            else:
                 rows[image].append(row)
         return rows
 
@@ -161,7 +174,7 @@ class CocoDataset(PhotoDataset):
             return folder
         here = self.json_path.parent
         split = self.json_path.stem.rpartition("_")[2]
-        # Images of test-dev2017 lie in test2017, those of minival2014 in val2014.
+        # The images of test-dev2017 are in test2017, those of minival2014 in val2014.
         shared = re.sub(r".*(train|val|test)\D*(\d{4})$", r"\1\2", split)
         places = [here]
         for top in (here, here.parent):
@@ -172,7 +185,7 @@ class CocoDataset(PhotoDataset):
             if folder.is_dir() and path_inside(folder, first, str(self.json_path)).is_file():
                 return folder
         tried = ", ".join(str(folder) for folder in places)
-        raise self._fault(f"image {first!r} not found in {tried}; give image_dir")
+        raise self._fault(f"image {first!r} not found in {tried}; pass image_dir")
 
     def _fault(self, reason: str) -> DataError:
         return DataError(f"{self.json_path}: {reason}")

@@ -1,4 +1,4 @@
-"""One way in to every kind of data set."""
+"""Opening a data set of any format."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from mdssd.data.coco import CocoDataset
 from mdssd.data.dataset import DetectionDataset
 from mdssd.data.sample import DataError
 from mdssd.data.synthetic import SyntheticScenes
-from mdssd.data.voc import VOCDataset, VOCYears
+from mdssd.data.voc import open_voc
 
-TRAIN_SPLITS = ("trainval", "train")
-TEST_SPLITS = ("test", "val", "valid")
-# Generated scenes to test on come from a seed that nobody trains with by chance.
+# Added to the seed of generated test scenes, so that nobody trains on them by accident.
 _TEST_SEED = 1 << 40
 
 
@@ -33,75 +31,61 @@ def open_dataset(
 ) -> DetectionDataset:
     """Open the data at `path`: a VOC folder, a COCO JSON file, or None for generated scenes.
 
-    A folder of VOC folders (VOC2007, VOC2012 ... as in VOCdevkit) counts as the union of those
-    that have the split.
-    split: of a VOC folder or of the generated scenes ("train", "test"); None: by `train`, for a
-    VOC folder the first of trainval, train (or test, val, valid) that it has.
-    classes: the class names of a VOC folder. image_dir: see CocoDataset. image_size, count (1000
-    to train on, 200 to test on, where None) and seed: of the generated scenes.
-    unlabelled: take images without annotations; see VOCDataset, CocoDataset. faults: a list takes
-    what is wrong with single images, which are left out; None raises at the first.
-    Raises DataError, naming the path and the reason, for data that cannot be opened, ValueError
-    for an argument that this kind of data does not take.
+    A folder that holds VOC folders (VOC2007, VOC2012 ... as in VOCdevkit) is opened as the union
+    of those that have the split.
+
+    Args:
+        path: the folder, the file, or None.
+        split: the split of a VOC folder or of the generated scenes ("train", "test"). None: a
+            split to train on or to test on, as `train` says: the first of trainval, train, or of
+            test, val, valid, that the folder has.
+        train: see `split`.
+        classes: the class names of a VOC folder in label order; see `VOCDataset`.
+        image_dir: the folder of a COCO file's images; see `CocoDataset`.
+        image_size: the side of generated scenes, in pixels.
+        count: the number of generated scenes. None: 1000 to train on, 200 to test on.
+        seed: the seed of generated scenes.
+        unlabelled: also accept images without annotations; see `VOCDataset` and `CocoDataset`.
+        faults: a list that receives a line about each image that cannot be used; the image is
+            left out. None: the first such image raises DataError.
+
+    Raises:
+        DataError: the data cannot be opened. The message names the path and the reason.
+        ValueError: an argument does not apply to data of this format.
+
+    Example:
+        >>> from mdssd.data import open_dataset
+        >>> dataset = open_dataset(None, "test", count=2, image_size=96)
+        >>> len(dataset), dataset[0].image.shape
+        (2, (96, 96, 3))
     """
     if path is None:
         _refuse("generated scenes", classes=classes, image_dir=image_dir)
-        if split not in (None, "train", "test"):
-            raise ValueError(
-                f"open_dataset: generated scenes have the splits train and test, got {split!r}"
-            )
-        testing = split == "test" or (split is None and not train)
-        if count is None:
-            count = 200 if testing else 1000
-        return SyntheticScenes(count, seed + (_TEST_SEED if testing else 0), image_size)
+        return _open_scenes(split, train, count, seed, image_size)
     path = Path(path)
     if path.is_file():
         _refuse(f"a COCO file ({path})", split=split, classes=classes)
         return CocoDataset(path, image_dir, unlabelled=unlabelled, faults=faults)
-    if not path.is_dir():
-        raise DataError(f"{path}: no such file or folder")
-    _refuse(f"a VOC folder ({path})", image_dir=image_dir)
-    roots = _voc_folders(path)
-    lists = [root / "ImageSets" / "Main" for root in roots]
-    split = split or _default_split(path, lists, train)
-    years = [
-        VOCDataset(root, split, classes, unlabelled=unlabelled, faults=faults)
-        for root, folder in zip(roots, lists, strict=True)
-        if len(roots) == 1 or split == "all" or (folder / f"{split}.txt").is_file()
-    ]
-    if not years:
-        raise DataError(f"{path}: none of {', '.join(r.name for r in roots)} has a split {split}")
-    return years[0] if len(years) == 1 else VOCYears(years)
+    if path.is_dir():
+        _refuse(f"a VOC folder ({path})", image_dir=image_dir)
+        return open_voc(path, split, classes, train=train, unlabelled=unlabelled, faults=faults)
+    raise DataError(f"{path}: no such file or folder")
 
 
-def _voc_folders(path: Path) -> list[Path]:
-    """The folder itself, or those in it that VOC has named after their year."""
-    if (path / "JPEGImages").is_dir():
-        return [path]
-    years = sorted(f for f in path.glob("VOC[12][0-9][0-9][0-9]") if (f / "JPEGImages").is_dir())
-    files = sorted([*path.glob("*.json"), *path.glob("annotations/*.json")])
-    if files and not years:
-        raise DataError(
-            f"{path}: not in VOC layout, it has no folder JPEGImages; of COCO data give the file: "
-            + ", ".join(map(str, files[:4]))
-            + (" ..." if len(files) > 4 else "")
+def _open_scenes(
+    split: str | None, train: bool, count: int | None, seed: int, image_size: int
+) -> SyntheticScenes:
+    if split not in (None, "train", "test"):
+        raise ValueError(
+            f"open_dataset: generated scenes have the splits train and test, got {split!r}"
         )
-    return years or [path]
+    testing = split == "test" or (split is None and not train)
+    if count is None:
+        count = 200 if testing else 1000
+    return SyntheticScenes(count, seed + (_TEST_SEED if testing else 0), image_size)
 
 
-def _default_split(path: Path, lists: Sequence[Path], train: bool) -> str:
-    if not any(folder.is_dir() for folder in lists):
-        return "all"
-    wanted = TRAIN_SPLITS if train else TEST_SPLITS
-    for split in wanted:
-        if any((folder / f"{split}.txt").is_file() for folder in lists):
-            return split
-    there = ", ".join(sorted({p.stem for f in lists for p in f.glob("*.txt")})) or "none"
-    where = lists[0] if len(lists) == 1 else path
-    raise DataError(f"{where}: none of the splits {', '.join(wanted)} (there are: {there}; or all)")
-
-
-def _refuse(kind: str, **arguments: object) -> None:
+def _refuse(format_name: str, **arguments: object) -> None:
     for name, value in arguments.items():
         if value is not None:
-            raise ValueError(f"open_dataset: {name} does not go with {kind}, got {value!r}")
+            raise ValueError(f"open_dataset: {name} does not apply to {format_name}, got {value!r}")

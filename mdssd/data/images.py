@@ -8,12 +8,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
-from torch import Tensor
 
 from mdssd.data.sample import DataError
 
-MEAN_RGB = (123.0, 117.0, 104.0)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 # What a JPEG can be divided by as it is decoded, which its blocks of 8 x 8 make cheap.
@@ -151,43 +148,3 @@ def _png_ends(data: bytes) -> bool:
             return True
         at += 12 + int.from_bytes(data[at : at + 4], "big")
     return False
-
-
-def to_tensor(image: np.ndarray, mean: tuple[float, float, float]) -> Tensor:
-    """uint8 [..., S, S, 3] RGB to float32 [..., 3, S, S] minus the mean; channels lie last."""
-    # One long row per line of the image: broadcasting over three channels takes four times longer.
-    row = np.tile(np.array(mean, np.float32), image.shape[-2])
-    pixels = np.subtract(image.reshape(-1, len(row)), row, dtype=np.float32)
-    return torch.from_numpy(pixels.reshape(image.shape)).movedim(-1, -3)
-
-
-def subtract_mean(images: Tensor, mean: tuple[float, float, float] = MEAN_RGB) -> Tensor:
-    """uint8 [..., 3, S, S] to float32 minus the mean, where it lies and as it lies in memory."""
-    shift = torch.tensor(mean, dtype=torch.float32, device=images.device)
-    return images.float().sub_(shift[:, None, None])
-
-
-class Preprocess:
-    """What a network sees at test time: the image warped to its square input, minus the mean.
-
-    size: side of the input in pixels. Resizing is linear (facts of SSD: no aspect kept, no crop,
-    no division). Call with uint8 [H, W, 3] RGB; gives float32 [3, size, size].
-    """
-
-    def __init__(self, size: int, mean: tuple[float, float, float] = MEAN_RGB) -> None:
-        self.size = int(size)
-        self.mean = mean
-
-    def __call__(self, image: np.ndarray) -> Tensor:
-        return to_tensor(self.warp(image), self.mean)
-
-    def warp(self, image: np.ndarray) -> np.ndarray:
-        """The first half of it: uint8 [H, W, 3] to uint8 [size, size, 3]."""
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise ValueError(
-                "Preprocess: image must be a non-empty uint8 array [H, W, 3] in RGB order, "
-                f"got {image.dtype} {list(image.shape)}"
-            )
-        if image.shape[:2] != (self.size, self.size):
-            image = cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_LINEAR)
-        return image

@@ -1,4 +1,4 @@
-"""What a data set hands out: one photograph with its annotated boxes."""
+"""One image with its ground truth, as data sets store it and return it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,43 @@ import numpy as np
 
 
 class DataError(ValueError):
-    """A fault in a user's data. The message names the file and the reason."""
+    """A fault in a user's data. The message names the file and the reason.
+
+    Example:
+        >>> from mdssd.data import DataError, read_image
+        >>> try:
+        ...     read_image("missing.png")
+        ... except DataError as error:
+        ...     print(error)
+        missing.png: cannot be read (No such file or directory)
+    """
 
 
 @dataclass
 class Sample:
-    """One image and its ground truth.
+    """One image and its ground truth, M boxes.
 
-    image: uint8 [H, W, 3] RGB; [0, 0, 3] where only the annotation was asked for.
-    boxes_xyxy: float32 [M, 4], pixels of the image as annotated; M may be 0.
-    labels: int64 [M], 1-based (0 is background). difficult, crowd: bool [M]; crowd defaults to
-    False. area: float32 [M] square pixels, of the mask where the annotation states it (COCO);
-    defaults to that of the box.
+    Attributes:
+        image: uint8 [H, W, 3], RGB. [0, 0, 3] if only the annotation was read.
+        boxes_xyxy: float32 [M, 4], in pixels, as annotated. M may be 0.
+        labels: int64 [M], 1 to the number of classes (0 is the background).
+        difficult: bool [M]. Evaluation ignores these boxes, training uses them.
+        image_id: the image's name in its data set.
+        crowd: bool [M], boxes around a group of objects. Training leaves them out. Default: False.
+        area: float32 [M], square pixels. Default: the area of the box. COCO states the area of
+            the object's mask instead.
+
+    Raises:
+        ValueError: an array does not have one entry per box.
+
+    Example:
+        >>> import numpy as np
+        >>> from mdssd.data import Sample
+        >>> image = np.zeros((60, 80, 3), np.uint8)
+        >>> boxes_xyxy = np.array([[10, 10, 30, 20]], np.float32)
+        >>> sample = Sample(image, boxes_xyxy, np.array([1]), np.array([False]), "first")
+        >>> sample.area.tolist(), sample.crowd.tolist()
+        ([200.0], [False])
     """
 
     image: np.ndarray
@@ -32,15 +57,15 @@ class Sample:
     area: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
 
     def __post_init__(self) -> None:
-        count = len(self.boxes_xyxy)
+        boxes = len(self.boxes_xyxy)
         if not len(self.crowd):
-            self.crowd = np.zeros(count, bool)
+            self.crowd = np.zeros(boxes, bool)
         if not len(self.area):
             self.area = np.prod(self.boxes_xyxy[:, 2:] - self.boxes_xyxy[:, :2], axis=1)
         for name in ("labels", "difficult", "crowd", "area"):
-            if len(getattr(self, name)) != count:
+            if len(getattr(self, name)) != boxes:
                 raise ValueError(
-                    f"Sample: {name}: expected {count} entries, one per box, "
+                    f"Sample: {name}: expected {boxes} entries, one per box, "
                     f"got {len(getattr(self, name))}"
                 )
 
@@ -49,7 +74,7 @@ NO_IMAGE = np.zeros((0, 0, 3), np.uint8)
 
 
 class BoxRow(NamedTuple):
-    """One annotated box as it stands in the file. area: None for that of the box."""
+    """One annotated box, with the values that its file states. `area` None: that of the box."""
 
     box_xyxy: tuple[float, float, float, float]
     label: int
@@ -61,9 +86,14 @@ class BoxRow(NamedTuple):
 class Annotation:
     """The usable boxes of one image, as a data set keeps them in memory.
 
-    rows: the boxes as written. size: (width, height) of the image, None if unknown. A box that
-    is not finite, has no area or lies wholly outside the image is left out, and a line
-    "where: reason" goes to `dropped`.
+    A box that is not finite, has no area or lies completely outside the image is left out, and
+    a line "where: reason" is added to `dropped`.
+
+    Args:
+        rows: the boxes as the file states them.
+        size: (width, height) of the image, or None if it is unknown.
+        where: the file, for messages.
+        dropped: receives the lines about boxes that were left out.
     """
 
     def __init__(
@@ -86,7 +116,7 @@ class Annotation:
                 self.area[k] = row.area
 
     def sample(self, image: np.ndarray, image_id: str) -> Sample:
-        """A Sample with arrays of its own, so that no caller can change the data set."""
+        """Return a Sample whose arrays are copies, so that no caller can change the data set."""
         return Sample(
             image,
             self.boxes_xyxy.copy(),
@@ -101,7 +131,7 @@ class Annotation:
 def box_fault(
     box_xyxy: tuple[float, float, float, float], size: tuple[int, int] | None
 ) -> str | None:
-    """Why a box cannot be used, or None. It is judged in float32, as it will be kept."""
+    """Return why a box cannot be used, or None. The box is rounded to float32 first, as stored."""
     with np.errstate(over="ignore"):
         values = np.array(box_xyxy, np.float32)
     text = "(" + ", ".join(f"{v:g}" for v in box_xyxy) + ")"

@@ -4,41 +4,51 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
-from xml.etree.ElementTree import Element, ParseError
 
 import numpy as np
-from defusedxml import DefusedXmlException
-from defusedxml import ElementTree as SafeXml
-from tqdm import tqdm
 
 from mdssd.data.dataset import SPLITS, SplitLists
 from mdssd.data.images import IMAGE_SUFFIXES, path_inside, read_size
-from mdssd.data.photos import PhotoDataset
-from mdssd.data.sample import Annotation, BoxRow, DataError
+from mdssd.data.photos import CollectFaults, PhotoDataset, progress
+from mdssd.data.sample import BoxRow, DataError
+from mdssd.data.voc_xml import VocAnnotation, read_annotation
 
-# (width, height) as stated, and (class, xyxy, difficult) of each object
-_Parsed = tuple[tuple[int, int], list[tuple[str, tuple[float, float, float, float], bool]]]
-_FOLDERS = ("Annotations", "JPEGImages")
-_SIDES = ("xmin", "ymin", "xmax", "ymax")
-T = TypeVar("T")
+_TRAIN_SPLITS = ("trainval", "train")
+_TEST_SPLITS = ("test", "val", "valid")
 
 
 class VOCDataset(PhotoDataset):
     """A folder with JPEGImages, Annotations and (optionally) ImageSets/Main.
 
-    root: the folder. split: the name of a file in ImageSets/Main; "all", or a folder without
-    ImageSets/Main, takes every annotation. For the lines of the file see `read_split`.
-    classes: the names in label order (label k is classes[k - 1]); None: every name found in
-    Annotations, sorted, the same for every split.
-    unlabelled: take images of the split without an annotation too, as a server's test set has them;
-    `labelled` is then False, and no folder Annotations is needed where `classes` are given.
     Coordinates are kept as written. Boxes without area or outside the image are left out and
-    listed in `dropped`; an annotation without boxes is an image of background.
-    Raises DataError, naming file and reason, for whatever cannot be read. Where `faults` is a
-    list, what is wrong with a single image goes there instead, and the image is left out.
+    listed in `dropped`. An image whose annotation has no boxes is kept, as pure background.
+
+    Args:
+        root: the folder.
+        split: the name of a file in ImageSets/Main, without ".txt". "all" uses every annotation,
+            and so does a folder without ImageSets/Main.
+        classes: class names in label order. None: every name that occurs in Annotations, sorted.
+            These are the same for every split.
+        unlabelled: also accept images of the split that have no annotation, as in a challenge's
+            test set. `labelled` is False if there is one. With `classes` given, the folder
+            Annotations need not exist.
+        faults: a list that receives a line about each image that cannot be used; the image is
+            left out. None: the first such image raises DataError.
+
+    Raises:
+        DataError: something cannot be read. The message names the file and the reason.
+        ValueError: `classes` contains a name twice.
+
+    Example:
+        >>> import tempfile
+        >>> from mdssd.data import SyntheticScenes, VOCDataset, write_voc
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     root = write_voc(SyntheticScenes(2, image_size=96), f"{folder}/scenes", "train")
+        ...     dataset = VOCDataset(root, "train")
+        ...     dataset[0].image.shape, dataset.image_ids, dataset.image_path(0).name
+        ((96, 96, 3), ['scene_000000', 'scene_000001'], 'scene_000000.png')
     """
 
     submission = "voc"
@@ -55,84 +65,40 @@ class VOCDataset(PhotoDataset):
         self.root = Path(root)
         self.split: str = split
         super().__init__(f"{self.root.resolve().name} {split}")
-        needed = ["JPEGImages"] if unlabelled and classes is not None else _FOLDERS
-        for folder in needed:
+        names_suffice = unlabelled and classes is not None
+        for folder in ["JPEGImages"] if names_suffice else ["Annotations", "JPEGImages"]:
             if not (self.root / folder).is_dir():
                 raise DataError(f"{self.root}: not in VOC layout, it has no folder {folder}")
-        listed = self._read_split()
-        parsed = self._read_all(faults) if classes is None else {}
-        found = sorted({name for _, objects in parsed.values() for name, _, _ in objects})
-        self.classes = list(found if classes is None else classes)
+        image_ids = self._read_split()
+        read = self._read_all(faults) if classes is None else {}
+        found = {each.name for one in read.values() if one for each in one.objects}
+        self.classes = sorted(found) if classes is None else list(classes)
         if not self.classes:
             raise DataError(f"{self.root / 'Annotations'}: no annotation holds an object")
         if len(set(self.classes)) < len(self.classes):
             raise ValueError(f"VOCDataset: classes names one twice: {', '.join(self.classes)}")
-        label_of = {name: k for k, name in enumerate(self.classes, 1)}
-        for image_id in _progress(listed, f"reading {self.name}"):
-            try:
-                self._add(image_id, parsed, label_of, unlabelled)
-            except DataError as error:
-                if faults is None:
-                    raise
-                if str(error) not in faults:
-                    faults.append(str(error))
+        label_of = {name: label for label, name in enumerate(self.classes, 1)}
+        for image_id in progress(image_ids, f"reading {self.name}"):
+            with CollectFaults(faults):
+                self._add(image_id, read, label_of, unlabelled)
 
     def split_lists(self, faults: list[str]) -> list[SplitLists]:
-        """Read the lists of ImageSets/Main, and add those images that have no annotation."""
+        """Read every usual split in ImageSets/Main; listing an unannotated image is a fault."""
         folder = self.root / "ImageSets" / "Main"
         listed: dict[str, list[str]] = {}
         for name in SPLITS:
             path = folder / f"{name}.txt"
             if not path.is_file():
                 continue
-            try:
+            with CollectFaults(faults):
                 listed[name] = read_split(path)
-            except DataError as error:
-                faults.append(str(error))
-                continue
-            faults += [
-                f"{path}: lists {image_id}, which has no annotation"
-                for image_id in listed[name]
-                if self.split != name
-                and not (self.root / "Annotations" / f"{image_id}.xml").is_file()
-            ]
+                faults += [
+                    f"{path}: lists {image_id}, which has no annotation"
+                    for image_id in listed[name]
+                    if self.split != name
+                    and not (self.root / "Annotations" / f"{image_id}.xml").is_file()
+                ]
         return [SplitLists(folder, listed, self.image_ids)]
-
-    def _add(
-        self,
-        image_id: str,
-        parsed: dict[Path, _Parsed],
-        label_of: dict[str, int],
-        unlabelled: bool,
-    ) -> None:
-        path = self._annotation_path(image_id)
-        if path.is_file():
-            stated, objects = parsed.get(path) or _read_annotation(path)
-        elif unlabelled:
-            stated, objects, self.labelled = (0, 0), [], False
-        else:
-            raise DataError(f"{path}: no such annotation (the split {self.split} lists it)")
-        image_path = self._image_path(image_id)
-        size = read_size(image_path)
-        fault = None
-        if size is None:
-            size = stated if min(stated) > 0 else None
-        elif size != stated and path.is_file():
-            fault = (
-                f"{path}: states {stated[0]} x {stated[1]}, "
-                f"{image_path.name} is {size[0]} x {size[1]}"
-            )
-        rows = []
-        for name, box_xyxy, difficult in objects:
-            if name not in label_of:
-                raise DataError(
-                    f"{path}: class {name!r} is not among the classes {', '.join(self.classes)}"
-                )
-            rows.append(BoxRow(box_xyxy, label_of[name], difficult))
-        self.size_faults += [fault] if fault else []
-        self.image_ids.append(image_id)
-        self._paths.append(image_path)
-        self._annotations.append(Annotation(rows, size, str(path), self.dropped))
 
     def _read_split(self) -> list[str]:
         folder = self.root / "ImageSets" / "Main"
@@ -143,30 +109,63 @@ class VOCDataset(PhotoDataset):
             return ids
         path = path_inside(folder, f"{self.split}.txt", str(folder))
         if not path.is_file():
-            there = ", ".join(sorted(p.stem for p in folder.glob("*.txt"))) or "none"
-            raise DataError(f"{path}: no such split (there are: {there}; or all)")
+            splits = ", ".join(sorted(p.stem for p in folder.glob("*.txt"))) or "none"
+            raise DataError(f"{path}: no such split (there are: {splits}; or all)")
         return read_split(path)
 
-    def _read_all(self, faults: list[str] | None) -> dict[Path, _Parsed]:
-        """Every annotation, whatever the split: the classes must not depend on the split."""
+    def _read_all(self, faults: list[str] | None) -> dict[Path, VocAnnotation | None]:
+        """Read the annotations of all splits: the classes must not depend on the split.
+
+        The value is None for an annotation whose fault is in `faults`.
+        """
         folder = self.root / "Annotations"
         paths = [path_inside(folder, path.name, str(path)) for path in sorted(folder.glob("*.xml"))]
         if not paths:
             raise DataError(f"{folder}: holds no annotation (*.xml)")
-        parsed = {}
-        for path in _progress(paths, f"reading {folder}"):
-            try:
-                parsed[path] = _read_annotation(path)
-            except DataError as error:
-                if faults is None:
-                    raise
-                faults.append(str(error))
-        return parsed
+        read: dict[Path, VocAnnotation | None] = dict.fromkeys(paths)
+        for path in progress(paths, f"reading {folder}"):
+            with CollectFaults(faults):
+                read[path] = read_annotation(path)
+        return read
 
-    def _annotation_path(self, image_id: str) -> Path:
-        return path_inside(self.root / "Annotations", f"{image_id}.xml", f"split {self.split}")
+    def _add(
+        self,
+        image_id: str,
+        read: dict[Path, VocAnnotation | None],
+        label_of: dict[str, int],
+        unlabelled: bool,
+    ) -> None:
+        path = path_inside(self.root / "Annotations", f"{image_id}.xml", f"split {self.split}")
+        annotated = path.is_file()
+        if annotated:
+            annotation = read[path] if path in read else read_annotation(path)
+            if annotation is None:
+                return
+        elif unlabelled:
+            annotation, self.labelled = VocAnnotation((0, 0), []), False
+        else:
+            raise DataError(f"{path}: no such annotation (the split {self.split} lists it)")
+        image_path = self._find_image(image_id)
+        stated, size = annotation.size, read_size(image_path)
+        fault = None
+        if size is None:
+            size = stated if min(stated) > 0 else None
+        elif size != stated and annotated:
+            fault = (
+                f"{path}: states {stated[0]} x {stated[1]}, "
+                f"{image_path.name} is {size[0]} x {size[1]}"
+            )
+        rows = []
+        for name, box_xyxy, difficult in annotation.objects:
+            if name not in label_of:
+                raise DataError(
+                    f"{path}: class {name!r} is not among the classes {', '.join(self.classes)}"
+                )
+            rows.append(BoxRow(box_xyxy, label_of[name], difficult))
+        self.size_faults += [fault] if fault else []
+        self.add_image(image_id, image_path, rows, size, str(path))
 
-    def _image_path(self, image_id: str) -> Path:
+    def _find_image(self, image_id: str) -> Path:
         folder = self.root / "JPEGImages"
         for suffix in (*IMAGE_SUFFIXES, *(s.upper() for s in IMAGE_SUFFIXES)):
             path = path_inside(folder, image_id + suffix, f"split {self.split}")
@@ -178,9 +177,24 @@ class VOCDataset(PhotoDataset):
 
 
 class VOCYears(PhotoDataset):
-    """The same split of several VOC folders, one after another: 07+12 is VOC2007 and VOC2012.
+    """The same split of several VOC folders, joined: "07+12" is VOC2007 and VOC2012.
 
-    years: the folders, one or more. classes: theirs where they are the same, else all, sorted.
+    `classes` are those of the folders if all have the same ones, else all of them, sorted.
+
+    Args:
+        years: the data sets to join, one or more, in this order.
+
+    Example:
+        >>> import tempfile
+        >>> from mdssd.data import SyntheticScenes, VOCDataset, VOCYears, write_voc
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     roots = [
+        ...         write_voc(SyntheticScenes(2, seed, image_size=96), f"{folder}/VOC{year}")
+        ...         for seed, year in enumerate((2007, 2012))
+        ...     ]
+        ...     dataset = VOCYears([VOCDataset(root) for root in roots])
+        >>> dataset.name, len(dataset)
+        ('VOC2007 trainval + VOC2012 trainval', 4)
     """
 
     def __init__(self, years: Sequence[VOCDataset]) -> None:
@@ -202,14 +216,66 @@ class VOCYears(PhotoDataset):
                 self._annotations.append(own)
 
     def split_lists(self, faults: list[str]) -> list[SplitLists]:
-        """The lists of each folder."""
+        """Return the lists of each folder, in order."""
         return [lists for year in self.years for lists in year.split_lists(faults)]
 
 
-def read_split(path: Path) -> list[str]:
-    """The images that a file of ImageSets/Main lists, each once. Raises DataError.
+def open_voc(
+    path: Path,
+    split: str | None,
+    classes: Sequence[str] | None,
+    *,
+    train: bool,
+    unlabelled: bool,
+    faults: list[str] | None,
+) -> VOCDataset | VOCYears:
+    """Open a VOC folder, or a folder of VOC folders as VOCdevkit is; see `open_dataset`."""
+    roots = _voc_folders(path)
+    lists = [root / "ImageSets" / "Main" for root in roots]
+    split = split or _default_split(path, lists, train)
+    years = [
+        VOCDataset(root, split, classes, unlabelled=unlabelled, faults=faults)
+        for root, folder in zip(roots, lists, strict=True)
+        if len(roots) == 1 or split == "all" or (folder / f"{split}.txt").is_file()
+    ]
+    if not years:
+        raise DataError(f"{path}: none of {', '.join(r.name for r in roots)} has a split {split}")
+    return years[0] if len(years) == 1 else VOCYears(years)
 
-    The first word of a line counts, or all of it where an annotation has that name.
+
+def _voc_folders(path: Path) -> list[Path]:
+    """Return the folder itself, or the folders in it that are named after their year."""
+    if (path / "JPEGImages").is_dir():
+        return [path]
+    years = sorted(f for f in path.glob("VOC[12][0-9][0-9][0-9]") if (f / "JPEGImages").is_dir())
+    files = sorted([*path.glob("*.json"), *path.glob("annotations/*.json")])
+    if files and not years:
+        raise DataError(
+            f"{path}: not in VOC layout, it has no folder JPEGImages; "
+            "if this is COCO data, give the file: "
+            + ", ".join(map(str, files[:4]))
+            + (" ..." if len(files) > 4 else "")
+        )
+    return years or [path]
+
+
+def _default_split(path: Path, lists: Sequence[Path], train: bool) -> str:
+    if not any(folder.is_dir() for folder in lists):
+        return "all"
+    usual = _TRAIN_SPLITS if train else _TEST_SPLITS
+    for split in usual:
+        if any((folder / f"{split}.txt").is_file() for folder in lists):
+            return split
+    splits = ", ".join(sorted({p.stem for f in lists for p in f.glob("*.txt")})) or "none"
+    where = lists[0] if len(lists) == 1 else path
+    raise DataError(f"{where}: none of the splits {', '.join(usual)} (there are: {splits}; or all)")
+
+
+def read_split(path: Path) -> list[str]:
+    """Return the image ids that a file of ImageSets/Main lists, without repetitions.
+
+    An id is the first word of its line, or the whole line if an annotation has that name.
+    Raises DataError if the file cannot be read or lists nothing.
     """
     annotations = path.parents[2] / "Annotations"
 
@@ -226,49 +292,3 @@ def read_split(path: Path) -> list[str]:
     if not ids:
         raise DataError(f"{path}: the split lists no image")
     return ids
-
-
-def _progress(items: Sequence[T], what: str) -> Iterable[T]:
-    return tqdm(items, desc=what, delay=2, leave=False)
-
-
-def _parse(path: Path) -> Element:
-    try:
-        return SafeXml.fromstring(path.read_bytes(), forbid_dtd=True)
-    except DefusedXmlException as error:
-        raise DataError(f"{path}: refused, it declares a DTD or entities ({error})") from None
-    except (ParseError, ValueError, LookupError) as error:
-        raise DataError(f"{path}: broken XML ({error})") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _read_annotation(path: Path) -> _Parsed:
-    root = _parse(path)
-    width = _number(root, "size/width", path)
-    height = _number(root, "size/height", path)
-    objects = []
-    for obj in root.iter("object"):
-        x1, y1, x2, y2 = (_number(obj, f"bndbox/{side}", path) for side in _SIDES)
-        difficult = obj.find("difficult") is not None and _number(obj, "difficult", path) != 0
-        objects.append((_class_name(obj, path), (x1, y1, x2, y2), difficult))
-    if not (np.isfinite(width) and np.isfinite(height)):
-        raise DataError(f"{path}: size is {width} x {height}, expected two numbers")
-    return (int(width), int(height)), objects
-
-
-def _class_name(obj: Element, path: Path) -> str:
-    name = (obj.findtext("name") or "").strip()
-    if not name:
-        raise DataError(f"{path}: an object has no name")
-    return name
-
-
-def _number(parent: Element, name: str, path: Path) -> float:
-    text = parent.findtext(name)
-    if text is None:
-        raise DataError(f"{path}: {parent.tag} has no {name}")
-    try:
-        return float(text)
-    except ValueError:
-        raise DataError(f"{path}: {name} is {text!r}, expected a number") from None

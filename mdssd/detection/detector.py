@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mdssd import ops
 from mdssd.data import MEAN_RGB, DataError, Preprocess, decode_image, read_image
 from mdssd.data.ahead import read_ahead
-from mdssd.data.images import to_tensor
+from mdssd.data.preprocess import to_tensor
 from mdssd.detection.cuda_graphs import Graphs
 from mdssd.detection.runtimes import check_runtime, make_network
 

@@ -68,11 +68,11 @@ def test_image_dir(tmp_path):
     path = write(tmp_path / "set.json", CONTENT, "far/away")
     assert len(CocoDataset(path, tmp_path / "far" / "away")) == 2
     assert len(open_dataset(path, image_dir=tmp_path / "far" / "away")) == 2
-    with pytest.raises(DataError, match="'x.png' not found in .*give image_dir"):
+    with pytest.raises(DataError, match="'x.png' not found in .*pass image_dir"):
         CocoDataset(path)
     with pytest.raises(DataError, match="nowhere: no such folder"):
         CocoDataset(path, tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="split does not go with a COCO file"):
+    with pytest.raises(ValueError, match="split does not apply to a COCO file"):
         open_dataset(path, "test")
 
 
@@ -90,7 +90,7 @@ def changed(**changes):
         ("{", "broken JSON"),
         ("\x00", "broken JSON"),
         ("[" * 100_000, "broken JSON"),
-        ("[]", "top level is no object"),
+        ("[]", "top level is not an object"),
         ({"images": [], "categories": []}, "no list 'annotations'"),
         ({**CONTENT, "images": []}, "the list 'images' is empty"),
         ({**CONTENT, "categories": []}, "the list 'categories' is empty"),

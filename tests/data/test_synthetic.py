@@ -136,5 +136,5 @@ def test_open_dataset_without_a_path():
     assert not np.array_equal(train.annotation(0).boxes_xyxy, test.annotation(0).boxes_xyxy)
     with pytest.raises(ValueError, match="splits train and test, got 'val'"):
         open_dataset(None, "val")
-    with pytest.raises(ValueError, match="classes does not go with generated scenes"):
+    with pytest.raises(ValueError, match="classes does not apply to generated scenes"):
         open_dataset(None, classes=["disc"])
