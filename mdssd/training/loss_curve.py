@@ -1,4 +1,4 @@
-"""The loss curve of a training run as a picture."""
+"""The losses of a training run as a picture."""
 
 from __future__ import annotations
 
@@ -9,9 +9,24 @@ from mdssd.system.files import atomic_write
 
 
 def plot_losses(csv_path: str | os.PathLike[str], png_path: str | os.PathLike[str]) -> None:
-    """Draw the losses of a run's CSV over its steps, with a logarithmic axis, into a PNG.
+    """Plot the losses of a run over its iterations, on a logarithmic axis.
 
-    The picture is written whole or not at all. A CSV without rows gives an empty picture.
+    Args:
+        csv_path: The loss.csv of a run; see `LossLog`. Without rows, the plot is empty.
+        png_path: The PNG to write, 800 x 450 pixels. It is replaced at once or not at all.
+
+    Raises:
+        OSError: A file cannot be read or written.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     csv_path, png_path = Path(folder, "loss.csv"), Path(folder, "loss.png")
+        ...     _ = csv_path.write_text("step,loc,conf,total\\n1,1,2,3\\n2,1,1,2\\n")
+        ...     plot_losses(csv_path, png_path)
+        ...     png_path.read_bytes()[1:4]
+        b'PNG'
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

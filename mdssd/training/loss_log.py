@@ -1,4 +1,4 @@
-"""The CSV of a training run's losses."""
+"""The losses of a training run as a CSV file."""
 
 from __future__ import annotations
 
@@ -16,37 +16,50 @@ from mdssd.system.files import atomic_write, remove_leftovers
 fcntl: Any
 try:
     fcntl = importlib.import_module("fcntl")
-except ImportError:  # Windows: two runs in one folder are then not noticed
+except ImportError:  # on Windows: a second run in the same folder goes unnoticed
     fcntl = None
 
-# Workers that load images are forked from the process that holds the lock. With it in their hands a
-# run that was killed could not be resumed until they have noticed, seconds later.
+# Loader workers are forked and inherit the lock. If the parent is killed, they live on for seconds,
+# and a lock of theirs would block a resume.
 _locks: weakref.WeakSet[IO[str]] = weakref.WeakSet()
 
 
-def _let_go_in_child() -> None:
+def _release_in_child() -> None:
     for lock in _locks:
-        lock.close()  # the parent's stays
+        lock.close()  # the parent keeps its own
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go_in_child)
+    os.register_at_fork(after_in_child=_release_in_child)
 
 COLUMNS = ("step", "epoch", "lr", "loc", "conf", "total", "images_per_s", "waiting")
 
 
 class LossLog:
-    """Appends rows to a CSV, each on the disk's way at once; the file stays locked while open.
+    """Appends rows to a CSV file and flushes each. The file is locked while it is open.
 
-    Rows: `COLUMNS`; step and epoch count from 1, the losses are means over the iterations since
-    the row before, waiting is the share of its time (0 to 1) that passed until images were there.
-    `last_step` is that of the checkpoint the run goes on from (0: a new run): later rows, of
-    iterations that will be done again, are dropped on opening. A disk that is full ends no
-    training: rows that cannot be written wait for the next, with a warning once.
+    Steps and epochs count from 1. The losses are means over the iterations since the previous row.
+    "waiting" is the fraction of the time (0 to 1) that was spent waiting for images. A full disk
+    costs one warning; the rows are written when there is room again.
+
+    Args:
+        path: The file. A new run (`last_step` of 0) overwrites it.
+        last_step: The iteration of the checkpoint that the run resumes from. Later rows are
+            removed, because these iterations are repeated.
 
     Raises:
-        RuntimeError: another process is writing the file.
-        ValueError: the file is there but is no such CSV.
+        RuntimeError: Another process is writing the file.
+        ValueError: The file to continue is not such a CSV.
+
+    Example:
+        >>> import tempfile
+        >>> row = dict(epoch=1, lr=0.1, loc=1.0, conf=2.0, total=3.0, images_per_s=9.0, waiting=0.5)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with LossLog(Path(folder, "loss.csv")) as log:
+        ...         log.write(step=1, **row)
+        ...     print(log.path.read_text(), end="")
+        step,epoch,lr,loc,conf,total,images_per_s,waiting
+        1,1,0.1,1,2,3,9,0.5
     """
 
     def __init__(self, path: str | os.PathLike[str], last_step: int = 0) -> None:
@@ -83,11 +96,11 @@ class LossLog:
         self._lock.close()
 
     def write(self, **row: Any) -> None:
-        """Add one row, given by the names in `COLUMNS`."""
+        """Append one row. The arguments are those of `COLUMNS`."""
         try:
             self._writer.writerow([_text(row[name]) for name in COLUMNS])
             self._file.flush()
-        except OSError as error:  # what was not written stays in Python's buffer
+        except OSError as error:  # the row stays in the buffer of the file
             if not self._warned:
                 print(f"\n{self.path}: cannot be written ({error.strerror})", file=sys.stderr)
             self._warned = True
@@ -104,13 +117,13 @@ class LossLog:
         try:
             self._file.close()
         except OSError:
-            pass  # the warning has been given
+            pass  # write() has warned already
         finally:
             self._release_lock()
 
 
 def is_loss_log(path: Path) -> bool:
-    """Whether a file that is there begins as this CSV does."""
+    """Return whether a file begins with the header of a loss CSV."""
     start = ",".join(COLUMNS).encode()
     with open(path, "rb") as file:
         return file.read(len(start)) == start
@@ -126,8 +139,10 @@ def _rows_up_to(path: Path, last_step: int) -> list[list[str]]:
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
     if not rows or tuple(rows[0]) not in (COLUMNS, COLUMNS[:-1]):
-        raise ValueError(f"{path}: is not the loss CSV of a run: expected {','.join(COLUMNS)}")
-    # A killed run may leave half a row at the end.
+        raise ValueError(
+            f"{path}: is not the loss CSV of a run: expected the columns {','.join(COLUMNS)}"
+        )
+    # A killed run may leave an incomplete last row.
     whole = [row for row in rows[1:] if len(row) == len(rows[0]) and row[0].isdigit()]
     blanks = [""] * (len(COLUMNS) - len(rows[0]))
     return [row + blanks for row in whole if int(row[0]) <= last_step]

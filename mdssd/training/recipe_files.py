@@ -1,8 +1,8 @@
-"""Recipes as files: those of the papers, which come with the package, and a user's own.
+"""Recipe files: the settings of the papers, which come with the package, and a user's own.
 
-A recipe is a TOML file of settings, flat, under the names of the options of `mdssd train` (with
-underscores). TOML because it is plain data (a file from elsewhere runs no code), has comments for
-the source of each setting, and is in Python's own library from 3.11.
+A recipe is a flat TOML file. Its settings have the names of the options of `mdssd train`, with
+underscores. TOML is plain data, so that a file from elsewhere runs no code; it has comments, which
+state the source of each setting; and the standard library reads it from Python 3.11 on.
 """
 
 from __future__ import annotations
@@ -33,21 +33,33 @@ MODEL_OPTIONS = (
     "truncate_sizes",
 )
 LENGTHS = ("epochs", "iterations", "minutes")
-# For people: what the paper started from, which no file of settings can bring.
+# The weights that the paper started from. Only shown: a recipe file contains no weights.
 START = "starts_from"
 
 
 def recipe_names() -> list[str]:
-    """The names of the recipes that come with the package."""
+    """Return the names of the recipes that come with the package."""
     return sorted(file.name.removesuffix(".toml") for file in _folder().iterdir())
 
 
 def read_recipe(name: str) -> dict[str, Any]:
-    """The settings of a recipe of the package, by its name, or of the TOML file of that path.
+    """Read a recipe of the package, or a TOML file.
+
+    Args:
+        name: The name of the recipe, or the path of the file.
+
+    Returns:
+        The settings: options of the model, fields of `Recipe`, and possibly "starts_from". `Recipe`
+        and the model check their values.
 
     Raises:
-        ValueError: there is no such recipe, it is not TOML, or it has a setting that does not
-            exist. Their values are checked where they are used.
+        ValueError: There is no such recipe or file, it is not TOML, or one of its settings does not
+            exist.
+
+    Example:
+        >>> settings = read_recipe("mdssd300-voc")
+        >>> settings["model"], settings["iterations"], settings["lr"]
+        ('mdssd300', 120000, 0.001)
     """
     if name in recipe_names():
         text = (_folder() / f"{name}.toml").read_text(encoding="utf-8")
@@ -77,21 +89,30 @@ def read_recipe(name: str) -> dict[str, Any]:
 def combine(
     recipe: Mapping[str, Any], options: Mapping[str, Any], *, scale_lr: bool = False
 ) -> dict[str, Any]:
-    """A recipe with options in place of its settings; neither is changed.
+    """Override the settings of a recipe by options; return the result.
 
-    A length among the options replaces that of the recipe, whatever its kind; drops that the recipe
-    has in iterations then keep their place in the run, as fractions. Drops among the options set
-    the schedule to "steps"; another schedule among them ends the recipe's drops.
+    A length among the options replaces the recipe's, of whatever kind that is. If the recipe drops
+    its learning rate at certain iterations, these become fractions of the run. The option drops
+    sets the schedule to "steps"; any other schedule removes the recipe's drops.
 
-    With `scale_lr`, a batch of k times the recipe's (without one: of 32) has k times the learning
-    rate, and where the recipe's length holds, a k-th of its iterations and drops: the linear
-    scaling rule (Goyal et al. 2017), by which the run sees as many images as before.
+    Args:
+        recipe: The settings of `read_recipe`; may be empty.
+        options: The settings that override them.
+        scale_lr: Apply the linear scaling rule (Goyal et al. 2017): k times the batch size gets k
+            times the learning rate, and a k-th of the recipe's iterations, so that the run sees
+            the same number of images. Without a recipe, the reference is a batch of 32.
+
+    Example:
+        >>> combine({"iterations": 100, "lr": 0.01, "batch_size": 32}, {"batch_size": 64})
+        {'iterations': 100, 'lr': 0.01, 'batch_size': 64}
+        >>> combine({"iterations": 100, "lr": 0.01}, {"batch_size": 64}, scale_lr=True)
+        {'iterations': 50, 'lr': 0.02, 'batch_size': 64}
     """
     both = {key: value for key, value in recipe.items() if key != START}
     if any(key in options for key in LENGTHS):
         whole = both.get("iterations")
         if whole and _in_iterations(both.get("drops")):
-            # What lies beyond the recipe's end is of no consequence at any length.
+            # Drops beyond the end of the recipe never come, at any length.
             both["drops"] = [drop / whole for drop in both["drops"] if drop < whole]
         both = {key: value for key, value in both.items() if key not in LENGTHS}
     if "drops" in options:
@@ -111,7 +132,21 @@ def combine(
 
 
 def format_recipe(model: Mapping[str, Any], recipe: Recipe) -> str:
-    """Everything that a run would use, defaults included, as TOML that `read_recipe` takes."""
+    """Return all settings of a run, defaults included, as TOML that `read_recipe` can read.
+
+    Args:
+        model: Options of the model, of which "model" (its name) is required.
+        recipe: The settings of the run.
+
+    Example:
+        >>> print(format_recipe({"model": "ssd300"}, Recipe(epochs=10)))  # doctest: +ELLIPSIS
+        model = "ssd300"
+        width = 1.0
+        ...
+        epochs = 10
+        batch_size = 32
+        ...
+    """
     from mdssd.models import mdssd300
 
     signature = inspect.signature(mdssd300).parameters

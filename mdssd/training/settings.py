@@ -1,53 +1,78 @@
-"""What a training run does: schedule, optimiser and augmentation settings."""
+"""The settings of a training run: its length, schedule, optimiser and augmentation."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mdssd.names import AMP, NORMALIZERS, SCHEDULES
 
-# Fractions of the training after which the learning rate falls to a tenth, and to a hundredth.
+# Fractions of the run after which the learning rate falls to a tenth and to a hundredth.
 # MDSSD: 60k and 100k of 120k iterations (paper, section IV-A). SSD: 80k and 100k of 120k.
 DROPS: dict[str, tuple[float, ...]] = {"mdssd": (1 / 2, 5 / 6), "ssd": (2 / 3, 5 / 6)}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings of a training run; a run that is resumed must have the same ones.
+    """The settings of a training run. Exactly one of epochs, iterations and minutes is given.
 
-    epochs: passes over the data. iterations: batches instead. minutes: wall-clock time to train
-        for instead, evaluation and checkpoints included; the schedule then follows the time. One
-        of the three is given.
-    batch_size, lr, momentum, weight_decay: SGD as in SSD. The weights of batch normalisation do not
-        decay; L2Norm scales do, as in Caffe.
-    bias_lr_factor, bias_weight_decay: what biases have instead, a multiple of `lr` and a decay.
-    schedule: "mdssd" (lr x 0.1 after 1/2 and again after 5/6), "ssd" (2/3, 5/6), "steps" (after
-        each of `drops`) or "cosine".
-    drops: for "steps" only: whole numbers are iterations, numbers below 1 fractions of the run.
-    warmup: iterations over which lr rises linearly from a tenth.
-    clip_gradient: largest norm of the gradient; None for no limit.
-    ema: decay per iteration of an average of the weights, which is then what checkpoints hold
-        and evaluation sees; None for no average. Early on the decay is (1 + t) / (10 + t).
-    batch_size counts the images of one iteration in all processes together. accumulate: parts in
-        which a process puts its share through the network, one after another; the gradient is
-        the same, the memory smaller.
-    normalizer: what the losses are divided by, the positive priors of the whole batch ("global")
-        or those of each process's share ("local", as Caffe does), over which the mean is taken.
-    amp: type of the network's arithmetic, "bf16" or "fp16" (then with scaled gradients); None for
-        float32. The weights, the loss and the update are in float32 anyhow.
-    sync_batch_norm: batch normalisation over all processes instead of in each; on GPUs only.
-    compile: whether torch.compile translates the network; the first iterations take minutes.
-    seed: of the order of the images and of the augmentation.
-    expand, crop, crop_min_scale, photometric, mirror, turn: see `mdssd.data.Augmentation`.
-    freeze: parts of the model that do not learn; see `SingleShotDetector.freeze`.
-    log_every: iterations per line of the loss CSV.
-    save_every, save_iterations: epochs per checkpoint, and iterations per checkpoint besides.
-    keep: how many of the last checkpoints stay.
+    Checkpoints contain every field. A resumed run must have the same settings, except for those
+    about its length, its reports and checkpoints, `accumulate` and `compile`.
+
+    Attributes:
+        epochs: Length of the run in passes over the data.
+        iterations: Length of the run in batches.
+        minutes: Length of the run in minutes of wall-clock time, including evaluations and
+            checkpoints. The schedule then follows the clock.
+        batch_size: Images per iteration, in all processes together.
+        lr: The initial learning rate.
+        schedule: "mdssd" (lr x 0.1 after 1/2 and again after 5/6 of the run), "ssd" (2/3 and 5/6),
+            "steps" (after each of `drops`) or "cosine".
+        drops: When the learning rate drops, only for "steps": iterations as whole numbers, or
+            fractions of the run between 0 and 1.
+        warmup: Iterations over which the learning rate rises linearly from a tenth.
+        momentum: Momentum of SGD.
+        weight_decay: Weight decay, also of the scales of L2Norm as in Caffe; the weights of batch
+            normalisation have none.
+        bias_lr_factor: The learning rate of biases, as a multiple of `lr`.
+        bias_weight_decay: The weight decay of biases.
+        clip_gradient: The largest norm of the gradient; None sets no limit.
+        ema: Decay per iteration of an exponential moving average of the weights, which checkpoints
+            contain and evaluations use; None keeps no average. In iteration t the decay is at most
+            (1 + t) / (10 + t), so that the average soon forgets the initial weights.
+        accumulate: Parts in which a process puts its share of a batch through the network, one
+            after another: the same gradient in less memory.
+        normalizer: What divides the losses: the positive priors of the whole batch ("global"), or
+            those of each process's share, averaged over the processes ("local", as Caffe does).
+        amp: The type that the network computes in: "bf16", "fp16" (with scaled gradients) or None
+            for float32. The weights, the loss and the update are float32 in any case.
+        sync_batch_norm: Normalise over the images of all processes; on GPUs only.
+        compile: Compile the network with torch.compile; the first iterations take minutes.
+        seed: Seed of the order of the images and of their augmentation.
+        expand: See `mdssd.data.Augmentation`, also for the next five.
+        crop: Whether to crop.
+        crop_min_scale: The smallest scale of a crop.
+        photometric: Whether to distort the colours.
+        mirror: Whether to mirror.
+        turn: Whether to turn by quarters.
+        freeze: Parts of the model that do not learn, see `SingleShotDetector.freeze`.
+        log_every: Iterations per row of loss.csv.
+        save_every: Epochs between checkpoints.
+        save_iterations: Iterations between further checkpoints within an epoch; None saves none.
+        keep: How many of the newest checkpoints stay.
 
     Raises:
-        ValueError: a setting is out of range.
+        ValueError: A setting is out of range.
+
+    Example:
+        >>> recipe = Recipe(epochs=10, lr=0.01, schedule="steps", drops=[0.5, 0.75])
+        >>> [round(recipe.learning_rate(0, progress), 6) for progress in (0.0, 0.5, 0.9)]
+        [0.01, 0.001, 0.0001]
+        >>> Recipe(epochs=10, keep=0)
+        Traceback (most recent call last):
+        ValueError: Recipe: keep: expected a whole number from 1, got 0
     """
 
     epochs: int | None = None
@@ -85,53 +110,27 @@ class Recipe:
     def __post_init__(self) -> None:
         if isinstance(self.freeze, str):
             raise ValueError(f"Recipe: freeze: expected a list of parts, got {self.freeze!r}")
-        # A list, as JSON gives it back.
-        object.__setattr__(self, "freeze", list(self.freeze))
         if sum(value is not None for value in (self.epochs, self.iterations, self.minutes)) != 1:
             raise ValueError(
                 "Recipe: expected either epochs, iterations or minutes, got "
                 f"epochs={self.epochs}, iterations={self.iterations}, minutes={self.minutes}"
             )
-        for name in ("epochs", "iterations", "batch_size", "accumulate", "log_every", "save_every",
-                     "save_iterations", "keep"):  # fmt: skip
+        for names, expected, holds in _RANGES:
+            for name in names.split():
+                value = getattr(self, name)
+                is_left_out = value is None and getattr(Recipe, name) is None
+                if not (is_left_out or holds(value)):
+                    raise ValueError(f"Recipe: {name}: expected {expected}, got {value!r}")
+        for name, choices in _CHOICES.items():
             value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 1):
-                raise ValueError(f"Recipe: {name}: expected a whole number from 1, got {value!r}")
-        for name in ("warmup", "seed"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 0:
-                raise ValueError(f"Recipe: {name}: expected a whole number from 0, got {value!r}")
-        for name in ("minutes", "lr", "clip_gradient", "bias_lr_factor"):
-            value = getattr(self, name)
-            if value is not None and not (_is_number(value) and value > 0):
-                raise ValueError(f"Recipe: {name}: expected a number above 0, got {value!r}")
-        for name, top in (("momentum", 1.0), ("ema", 1.0), ("weight_decay", math.inf),
-                          ("bias_weight_decay", math.inf)):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and not (_is_number(value) and 0 <= value < top):
-                limit = "" if top == math.inf else f" and below {top:g}"
+            if value not in choices:
                 raise ValueError(
-                    f"Recipe: {name}: expected a number of at least 0{limit}, got {value!r}"
+                    f"Recipe: {name}: expected one of {', '.join(map(str, choices))}; got {value!r}"
                 )
-        for name, allowed in (
-            ("schedule", SCHEDULES),
-            ("normalizer", NORMALIZERS),
-            ("amp", (None, *AMP)),
-        ):
-            value = getattr(self, name)
-            if value not in allowed:
-                raise ValueError(
-                    f"Recipe: {name}: expected one of {', '.join(map(str, allowed))}; got {value!r}"
-                )
-        for name in ("sync_batch_norm", "compile", "crop", "photometric", "mirror", "turn"):
-            if type(getattr(self, name)) is not bool:
-                raise ValueError(
-                    f"Recipe: {name}: expected true or false, got {getattr(self, name)!r}"
-                )
-        for name in ("expand", "crop_min_scale"):  # Augmentation knows their range
-            if not _is_number(getattr(self, name)):
-                raise ValueError(f"Recipe: {name}: expected a number, got {getattr(self, name)!r}")
         self._check_drops()
+        # JSON has only lists: a recipe from a checkpoint must equal the one that was saved.
+        object.__setattr__(self, "freeze", list(self.freeze))
+        object.__setattr__(self, "drops", None if self.drops is None else tuple(self.drops))
 
     def _check_drops(self) -> None:
         if (self.schedule == "steps") != (self.drops is not None):
@@ -150,10 +149,14 @@ class Recipe:
                 "Recipe: drops: expected rising iterations (whole numbers from 1) or fractions of "
                 f"the run (between 0 and 1), got {self.drops!r}"
             )
-        object.__setattr__(self, "drops", drops)  # JSON and TOML have lists
 
     def learning_rate(self, step: int, progress: float) -> float:
-        """The learning rate of iteration `step` (from 0) after a fraction `progress` of the run."""
+        """Return the learning rate of an iteration.
+
+        Args:
+            step: The iteration, from 0.
+            progress: The completed fraction of the run.
+        """
         warm = min(1.0, 0.1 + 0.9 * step / self.warmup) if self.warmup else 1.0
         if self.schedule == "cosine":
             return self.lr * warm * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
@@ -162,5 +165,47 @@ class Recipe:
         return self.lr * warm * 0.1**passed
 
 
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+def _is_whole(value: Any) -> bool:
+    return type(value) is int
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+# Settings, what is expected of them, and a test of that. A setting whose default is None may be
+# None. `Augmentation` checks the ranges of its own settings.
+_RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    (
+        "epochs iterations batch_size accumulate log_every save_every save_iterations keep",
+        "a whole number from 1",
+        lambda value: _is_whole(value) and value >= 1,
+    ),
+    ("warmup seed", "a whole number from 0", lambda value: _is_whole(value) and value >= 0),
+    (
+        "minutes lr clip_gradient bias_lr_factor",
+        "a number above 0",
+        lambda value: _is_number(value) and value > 0,
+    ),
+    (
+        "momentum ema",
+        "a number of at least 0 and below 1",
+        lambda value: _is_number(value) and 0 <= value < 1,
+    ),
+    (
+        "weight_decay bias_weight_decay",
+        "a number of at least 0",
+        lambda value: _is_number(value) and value >= 0,
+    ),
+    (
+        "sync_batch_norm compile crop photometric mirror turn",
+        "true or false",
+        lambda value: type(value) is bool,
+    ),
+    ("expand crop_min_scale", "a number", _is_number),
+)
+_CHOICES: dict[str, tuple[str | None, ...]] = {
+    "schedule": SCHEDULES,
+    "normalizer": NORMALIZERS,
+    "amp": (None, *AMP),
+}

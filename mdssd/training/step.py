@@ -187,7 +187,7 @@ class TrainingStep:
         return nullcontext() if self._parallel is None else self._parallel.no_sync()
 
     def _losses(self, images: Tensor, loc_targets: Tensor, labels: Tensor) -> Tensor:
-        """Both losses [2] of a part, over its own positives."""
+        """Return both losses [2] of a part, divided by its own positive priors."""
         dtype = _AMP.get(self._settings.amp or "")
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             loc, logits = self._network(images)
@@ -196,9 +196,10 @@ class TrainingStep:
         return torch.stack(ops.multibox_loss(loc, logits, loc_targets, labels))
 
     def _weights(self, labels: tuple[Tensor, ...]) -> Tensor:
-        """What each part's losses count for [parts], before the mean over the processes.
+        """Return the weight of each part's losses [parts], before the mean over the processes.
 
-        multibox_loss divides by max(1, positives of the part): this puts the whole's in its place.
+        multibox_loss divides by the positive priors of the part, or by 1 if there is none. The
+        weights replace that divisor by the positive priors of the whole batch.
         """
         counts = torch.stack([(part > 0).sum() for part in labels])
         total = counts.sum()
@@ -248,7 +249,10 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _read_later(values: Tensor) -> Callable[[], list[float]]:
-    """Start copying to the host; calling the result waits for what was asked for until now."""
+    """Start copying values to the host, and return a function that waits for them.
+
+    It waits only for work queued before this call, not for the backward pass that follows.
+    """
     host = values.to("cpu", non_blocking=True)
     if values.device.type != "cuda":
         return values.tolist
@@ -267,7 +271,7 @@ def _statistics(norm: nn.modules.batchnorm._BatchNorm) -> list[Tensor]:
 
 
 def _share_means(tensors: list[Tensor]) -> None:
-    """Put the mean over the processes in place of each tensor."""
+    """Replace each tensor by its mean over the processes."""
     if not tensors:
         return
     flat = torch.cat([tensor.flatten() for tensor in tensors])
@@ -280,7 +284,7 @@ def _share_means(tensors: list[Tensor]) -> None:
 def _follow(
     average: SingleShotDetector, model: SingleShotDetector, decay: float | None, step: int
 ) -> None:
-    """average <- decay * average + (1 - decay) * model, running statistics included."""
+    """Set average = decay * average + (1 - decay) * model, also for running statistics."""
     assert decay is not None
     decay = min(decay, (1 + step) / (10 + step))
     for mean, value in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
