@@ -1,1 +1,1 @@
-"""How fast it all is, against other tools: `make bench`, `make bench-report`."""
+"""Benchmarks of mdssd against other tools: `make bench` and `make bench-report`."""

@@ -1,4 +1,4 @@
-"""Set-up of the benchmarks: the allocator, the row fixture `measure`, what goes into the JSON."""
+"""Set up the benchmarks: the allocator, the fixture `measure` and the facts in the JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from benchmarks.machine import (
     synchronise,
 )
 
-_WARM_UP = 2  # calls
+_WARM_UP = 2  # calls before the first timed one
 _SKIPPED: dict[str, list[str]] = defaultdict(list)
 _CEILINGS = Ceilings()
 
@@ -30,7 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if not config.getoption("benchmark_only", False):
         return
     arguments = list(config.invocation_params.args)
-    if not allocator_set() and arguments == sys.argv[1:]:  # pytest is the whole process
+    # glibc reads the settings at start, so pytest has to restart itself if it owns the process.
+    if not allocator_set() and arguments == sys.argv[1:]:
         config.pluginmanager.getplugin("capturemanager").stop_global_capturing()
         sys.stdout.flush()
         command = [sys.executable, "-m", "pytest", *map(str, arguments)]
@@ -44,13 +45,13 @@ def pytest_report_header() -> str:
 
 
 def rounds_for(seconds: float) -> int:
-    """20 to 200 calls, about 0.6 s; of calls above 0.15 s fewer: 3 s of them, at least 3."""
+    """Return 20 to 200 rounds, for about 0.6 s; for calls above 0.15 s at least 3, for 3 s."""
     return max(3, int(3 / seconds)) if seconds > 0.15 else max(20, min(200, int(0.6 / seconds)))
 
 
 @pytest.fixture
 def measure(benchmark: Any) -> Callable[..., None]:
-    """Times a call and stores what it is: `measure(call, op=..., row=..., peer=..., ...)`."""
+    """Return a function that times a call and stores its description in the JSON."""
 
     def run(
         call: Callable[[], Any],
@@ -69,10 +70,12 @@ def measure(benchmark: Any) -> Callable[..., None]:
     ) -> None:
         """Time `call`.
 
-        op, row, peer: what is done, on which input, by whom ("mdssd ..." is this project).
-        moved, flops: bytes that any implementation must move, operations it must do.
-        rounds: None chooses by the time of a call. capture: it can go into a CUDA graph.
-        more: also stored, such as `axis` and `x` of a sweep.
+        Args:
+            op, row, peer: The operation, its input and the implementation ("mdssd ..." is ours).
+            moved, flops: Bytes that any implementation must move, and operations it must execute.
+            rounds: Number of timed calls. If None, it depends on the time of one call.
+            capture: Whether a CUDA graph can capture the call.
+            more: Stored as well, for example `axis` and `x` of a sweep.
         """
 
         def timed() -> None:

@@ -1,6 +1,6 @@
-"""Inputs of the benchmarks, from seeds: the same on every machine.
+"""Generate the inputs of the benchmarks from seeds, so that they are the same on every machine.
 
-Each function makes its numbers on the CPU, once; `to` moves them.
+The functions create tensors on the CPU; `to` moves them to another device.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from mdssd.priors import make_priors, mdssd_prior_layers, ssd_prior_layers
 
 @cache
 def priors(model: str) -> Tensor:
-    """The priors [N, 4] cxcywh of "ssd300", "mdssd300", "ssd512" or "mdssd512"."""
+    """Return the priors [N, 4] cxcywh of "ssd300", "mdssd300", "ssd512" or "mdssd512"."""
     size = int(model[-3:])
     layers = mdssd_prior_layers if model.startswith("mdssd") else ssd_prior_layers
     return make_priors(layers(size), size)
 
 
 def to(device: str, value: Any) -> Any:
-    """A tensor, or a tuple or list of them, on a device."""
+    """Move a tensor, or the tensors of a tuple or list, to a device."""
     if isinstance(value, tuple | list):
         moved = [to(device, item) for item in value]
         return type(value)(*moved) if hasattr(value, "_fields") else type(value)(moved)
@@ -33,7 +33,7 @@ def to(device: str, value: Any) -> Any:
 
 
 def small_boxes(generator: torch.Generator, count: int) -> Tensor:
-    """[count, 4] xyxy: objects of 3% to 20% of the image's side, inside it, none without area."""
+    """Return boxes [count, 4] xyxy inside the image, of 3% to 20% of its side."""
     middle = torch.rand(count, 2, generator=generator) * 0.8 + 0.1
     side = 0.03 * (0.2 / 0.03) ** torch.rand(count, 1, generator=generator)
     stretch = 2 ** (torch.rand(count, 1, generator=generator) - 0.5)
@@ -51,12 +51,14 @@ class NetworkOutput(NamedTuple):
 def network_output(
     model: str, classes: int, candidates: int | None, count: int | None = None
 ) -> NetworkOutput:
-    """What a network gives for one image.
+    """Return the output of a network for one image.
 
-    candidates: so many scores are above 0.01, as in a trained network: half of them of the priors
-        that lie best on 30 objects, with boxes near them, half low ones anywhere. None: all scores
-        are, as in an untrained one.
-    count: only so many of the priors, from all over the image.
+    Args:
+        model, classes: Determine the priors and the number of classes.
+        candidates: Number of scores above 0.01, as in a trained network. Half of them belong to the
+            priors that fit 30 objects best and whose boxes lie near these; the other half are low
+            scores of random priors. If None, all scores are above 0.01, as in an untrained network.
+        count: Number of priors to keep, spread over the image. None keeps all.
     """
     generator = torch.Generator().manual_seed(classes)
     prior = priors(model)
@@ -64,7 +66,7 @@ def network_output(
     shape = (1, len(prior))
     loc = 0.5 * torch.randn(*shape, 4, generator=generator)
     if candidates is None:
-        # Scores within a fifth of one another: with 81 classes the least is still above 0.01.
+        # The scores differ by at most a fifth, so that even with 81 classes all exceed 0.01.
         logits = 0.2 * torch.rand(*shape, classes, generator=generator)
         return NetworkOutput(loc, logits, prior)
     logits = torch.randn(*shape, classes, generator=generator)
@@ -84,24 +86,27 @@ def network_output(
 
 class Scored(NamedTuple):
     boxes: Tensor  # [N, 4] xyxy
-    scores: Tensor  # [N], no two alike
+    scores: Tensor  # [N], distinct
     classes: Tensor | None  # [N] int64
 
 
 @lru_cache(maxsize=2)
 def scored_boxes(count: int, kind: str = "crowded", classes: int | None = None) -> Scored:
-    """Boxes for NMS.
+    """Return boxes for NMS.
 
-    kind: "crowded", around each of count / 50 objects 50 boxes of its size; "spread", small boxes
-        of which few meet.
-    classes: box i is of class i % classes, with objects of its own.
+    Args:
+        count: Number of boxes.
+        kind: "crowded" places 50 boxes of the same size around each of count / 50 objects. "spread"
+            returns small boxes, few of which overlap.
+        classes: If given, box i has class i % classes, and each class has its own objects.
     """
     generator = torch.Generator().manual_seed(count)
     if kind == "crowded":
         groups = classes or 1
         cells = torch.stack([torch.randperm(400, generator=generator) for _ in range(groups)])
         which = torch.randint(min(400, count // 50 // groups), (count,), generator=generator)
-        cell = cells[torch.arange(count) % groups, which]  # of 20 x 20, one for each object
+        # Each object has a cell of a 20 x 20 grid.
+        cell = cells[torch.arange(count) % groups, which]
         shift = 0.08 * torch.rand(count, 2, generator=generator)
         middle = (torch.stack([cell % 20, cell // 20], 1) + 0.5 + shift) / 20
         half = torch.full((count, 2), 0.02)
@@ -119,7 +124,7 @@ class Truth(NamedTuple):
 
 
 def truth(images: int, boxes: int) -> Truth:
-    """So many small objects in each image, of 20 classes."""
+    """Return `boxes` small objects of 20 classes for each image."""
     generator = torch.Generator().manual_seed(boxes)
     return Truth(
         [small_boxes(generator, boxes) for _ in range(images)],
@@ -136,7 +141,7 @@ class Maps(NamedTuple):
 
 @lru_cache(maxsize=2)
 def maps(shape: tuple[int, int, int, int], channels_last: bool) -> Maps:
-    """Two feature maps after a ReLU, and their scales of about 20."""
+    """Return two feature maps after a ReLU, and their scales of about 20."""
     generator = torch.Generator().manual_seed(shape[1])
     layout = torch.channels_last if channels_last else torch.contiguous_format
     a, b = (
@@ -156,7 +161,7 @@ class LossInput(NamedTuple):
 
 @lru_cache(maxsize=1)
 def loss_input(model: str, images: int, classes: int) -> LossInput:
-    """Network outputs, and targets of ten small objects in each image."""
+    """Return network outputs, and the targets for ten small objects in each image."""
     generator = torch.Generator().manual_seed(images)
     targets = ops.encode_targets(*truth(images, 10), priors(model))
     shape = targets.labels.shape

@@ -1,4 +1,4 @@
-"""What this machine is, and how fast it copies and multiplies: the ceilings of all rows."""
+"""Describe this machine and measure how fast it copies and multiplies."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# glibc then keeps the memory it has: else every large buffer is given back and faulted in again,
-# which slows eager PyTorch by up to 25 times. Read when a process starts.
+# These settings make glibc keep freed memory. Otherwise it returns every large buffer to the system
+# and faults it in again, which slows eager PyTorch down by up to 25 times. glibc reads them when a
+# process starts.
 ALLOCATOR = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
@@ -38,7 +39,7 @@ def cpu_name() -> str:
 
 
 def cpu_flags() -> set[str]:
-    """What /proc/cpuinfo says the processor has, such as "avx2"; empty where it does not say."""
+    """Return the processor's flags, such as "avx2", from /proc/cpuinfo, or an empty set."""
     try:
         found = re.search(r"^flags\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
@@ -57,7 +58,7 @@ def synchronise(device: str) -> None:
 
 @lru_cache(maxsize=1)
 def facts() -> dict[str, Any]:
-    """Hardware, driver, versions, commit and settings; the same for all rows of a run."""
+    """Return the hardware, driver, versions, commit and settings, which all rows of a run share."""
     gpu = torch.cuda.is_available()
     return {
         "cpu": cpu_name(),
@@ -84,7 +85,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-_BUT_RESULTS = (".", ":!docs", ":!benchmarks/results")  # what a benchmark itself writes
+_BUT_RESULTS = (".", ":!docs", ":!benchmarks/results")  # excludes the files that benchmarks write
 
 
 def _said(*command: str) -> str | None:
@@ -96,7 +97,7 @@ def _said(*command: str) -> str | None:
 
 
 def seconds_of(call: Callable[[], Any], device: str, rounds: int = 10) -> float:
-    """Median over `rounds` calls, after one that is not counted."""
+    """Return the median time of `rounds` calls, after one untimed call."""
     times = []
     for _ in range(rounds + 1):
         synchronise(device)
@@ -108,9 +109,10 @@ def seconds_of(call: Callable[[], Any], device: str, rounds: int = 10) -> float:
 
 
 def device_microseconds(call: Callable[[], Any], capture: bool) -> float:
-    """A call on an NVIDIA GPU without the host's part: median over 30 runs of ten calls.
+    """Return the time of a call on an NVIDIA GPU without most of the host's part.
 
-    `capture`: from a CUDA graph of the ten, else from ten launches in a row.
+    The result is the median over 30 runs of ten calls each. With `capture`, a CUDA graph replays
+    the ten calls; otherwise they are launched one after another.
     """
     calls, times = 10, []
     call()
@@ -135,16 +137,17 @@ def device_microseconds(call: Callable[[], Any], capture: bool) -> float:
 
 
 class Ceilings:
-    """The two rates of a device that no kernel goes beyond, measured when first asked for."""
+    """The rates of copying and multiplying that bound every kernel, measured on first use."""
 
     def __init__(self) -> None:
         self.copied: dict[tuple[str, int], float] = {}
         self.multiplied: dict[tuple[str, str], float] = {}
 
     def bandwidth(self, device: str, moved: int) -> float:
-        """Bytes read and written per second by a copy that moves as much as `moved` bytes.
+        """Return the bytes per second, read and written, of a copy that moves `moved` bytes.
 
-        Rounded up to a power of two from 1 MiB to 256 MiB: what fits a cache is copied within it.
+        The size is rounded up to a power of two from 1 MiB to 256 MiB, so that a copy fits into the
+        same cache as the kernel's data.
         """
         size = 2 ** min(max((moved - 1).bit_length(), 20), 28)
         if (device, size) not in self.copied:
@@ -160,7 +163,7 @@ class Ceilings:
         return self.copied[device, size]
 
     def flops(self, device: str, dtype: torch.dtype) -> float:
-        """Operations per second (a multiplication and an addition are two) of torch.mm."""
+        """Return the operations per second of torch.mm; a multiply-add counts as two."""
         key = (device, str(dtype).removeprefix("torch."))
         if key not in self.multiplied:
             side = 1024 if device == "cpu" else 8192
@@ -170,7 +173,7 @@ class Ceilings:
         return self.multiplied[key]
 
     def floor(self, device: str, moved: int, flops: float, dtype: torch.dtype) -> float:
-        """Seconds that moving so many bytes, and so many operations, take at the ceilings."""
+        """Return the least time for moving `moved` bytes and executing `flops` operations."""
         seconds = moved / self.bandwidth(device, moved) if moved else 0.0
         return max(seconds, flops / self.flops(device, dtype) if flops else 0.0)
 

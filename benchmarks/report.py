@@ -1,8 +1,8 @@
-"""From the JSON of a benchmark run to docs/benchmarks.md, with tables and charts.
+"""Write docs/benchmarks.md, with tables and charts, from the JSON of benchmark runs.
 
-python -m benchmarks.report [FILE ...]      the newest of benchmarks/results, or these files
-python -m benchmarks.report --keep FILE     put a run's JSON there, named by the machine
-python -m benchmarks.report --add FILE      put a run's rows, some or all, into what is kept of it
+python -m benchmarks.report [FILE ...]    use these files, or the newest of benchmarks/results
+python -m benchmarks.report --keep FILE   store a run's JSON there, named after the machine
+python -m benchmarks.report --add FILE    replace or add rows in the stored JSON of the machine
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ NOTES = {
 
 @dataclass(frozen=True)
 class Row:
-    """One measured row; seconds, bytes, operations. `info` is all that it stored."""
+    """A measured row, with times in seconds. `info` has everything that `measure` stored."""
 
     op: str
     row: str
@@ -102,13 +102,13 @@ class Row:
 
     @property
     def in_tables(self) -> bool:
-        """Whether it is neither one of a sweep nor one of the tests' sizes."""
+        """Whether the row belongs in a table: not part of a sweep, not one of the tests' sizes."""
         return "axis" not in self.info and not self.row.startswith("test size ")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One JSON: what the machine is (see machine.py), when it ran, its rows."""
+    """The contents of a JSON file. `about` has the facts of machine.py."""
 
     name: str
     about: dict[str, Any]
@@ -117,7 +117,7 @@ class Run:
 
 
 def load(path: Path) -> Run:
-    """Raises ValueError for a file that is not of these benchmarks."""
+    """Read a run. Raises ValueError if the file is not the JSON of these benchmarks."""
     data = json.loads(path.read_text())
     if "benchmarks" not in data or "mdssd" not in data:
         raise ValueError(f"{path}: not the JSON of `pytest benchmarks/ --benchmark-json`")
@@ -133,7 +133,7 @@ def load(path: Path) -> Run:
 
 
 def newest(folder: Path) -> Path:
-    """The file of the run that ended last, by what it says itself."""
+    """Return the file of the latest run, by the dates in the files."""
     dates = {}
     for path in folder.glob("*.json"):
         data = json.loads(path.read_text())
@@ -145,9 +145,10 @@ def newest(folder: Path) -> Path:
 
 
 def keep(path: Path, folder: Path) -> Path:
-    """Put a run's JSON into `folder`, named by its machine: a line a row, what all share once.
+    """Store a run's JSON in `folder`, named after its machine, in a compact form.
 
-    The time of each round and what the report does not need are left out.
+    Each row is one line without the facts that all rows share. The times of single rounds and
+    everything else that the report does not use are dropped.
     """
     run, data = load(path), json.loads(path.read_text())
     folder.mkdir(parents=True, exist_ok=True)
@@ -157,9 +158,9 @@ def keep(path: Path, folder: Path) -> Path:
 
 
 def add(path: Path, folder: Path) -> Path:
-    """Put a run's rows into the kept file of its machine, in place of those of the same names.
+    """Add a run's rows to the stored file of its machine; they replace rows of the same name.
 
-    Each remembers its run. Raises ValueError where nothing is kept of the machine.
+    Each row records its run. Raises ValueError if there is no stored file.
     """
     run, data = load(path), json.loads(path.read_text())
     target = folder / f"{machine_name(run.about)}.json"
@@ -187,7 +188,7 @@ def _write(data: dict[str, Any], target: Path) -> None:
 
 
 def machine_name(about: dict[str, Any]) -> str:
-    """Such as "nvidia-h200" or "amd-epyc-9654-2-cores"."""
+    """Return a name such as "nvidia-h200" or "amd-epyc-9654-2-cores"."""
     name = about["gpu"] or f"{about['cpu']} {about['cores']} cores"
     return re.sub(r"[^a-z0-9]+", "-", name.lower().replace("(r)", "")).strip("-")
 
@@ -196,7 +197,7 @@ def machine_name(about: dict[str, Any]) -> str:
 
 
 def number(value: float) -> str:
-    """Three significant digits, never an exponent: 0.0123, 1.68, 45.4, 3,348."""
+    """Format with three significant digits and no exponent: 0.0123, 1.68, 45.4, 3,348."""
     if value <= 0 or not math.isfinite(value):
         return "0" if value == 0 else str(value)
     digits = max(0, 2 - math.floor(math.log10(value)))
@@ -213,7 +214,7 @@ def unique(items: Iterable[Any]) -> list[Any]:
 
 
 def milliseconds(row: Row, base: Row | None) -> str:
-    """Its time, and how often that of `base` goes into it."""
+    """Format a row's time, and its ratio to the time of `base`."""
     text = number(1000 * row.median)
     if base and base is not row:
         text += f" ({number(row.median / base.median)}x)"
@@ -229,7 +230,7 @@ def share(row: Row | None) -> str:
 
 
 def peers_table(rows: list[Row], first_ours: bool = True) -> list[str]:
-    """A line for each input, a column for each peer."""
+    """Return a table with a line for each input and a column for each peer."""
     peers = unique(r.peer for r in rows)
     peers.sort(key=lambda peer: not peer.startswith("mdssd "))
     body = []
@@ -254,7 +255,7 @@ def detector_table(rows: list[Row]) -> list[str]:
 
 
 def rate_table(rows: list[Row]) -> list[str]:
-    """Images a second: a line for each input, a column for each peer."""
+    """Return a table of images per second, with a line for each input, a column for each peer."""
     peers = unique(r.peer for r in rows)
     body = []
     for name in unique(r.row for r in rows):
@@ -317,7 +318,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def grid(count: int, width: float, heights: Sequence[float], columns: int) -> tuple[Figure, list]:
-    """A figure of `count` axes; `heights` in inches, the tallest of each line counts."""
+    """Create a figure with `count` axes; the tallest of `heights` sets the height of a line."""
     columns = min(columns, count)
     lines = [max(heights[i : i + columns]) for i in range(0, count, columns)]
     figure = Figure(figsize=(width * columns, sum(lines) + 0.4), dpi=110, layout="constrained")
@@ -328,7 +329,7 @@ def grid(count: int, width: float, heights: Sequence[float], columns: int) -> tu
 
 
 def bars(rows: list[Row], title: str, path: Path) -> None:
-    """Ours against peers, one axes for each input, logarithmic."""
+    """Draw the times of all peers as logarithmic bars, with one axes for each input."""
     names = unique(r.row for r in rows)
     groups = [sorted((r for r in rows if r.row == n), key=lambda r: r.median) for n in names]
     figure, axes = grid(len(names), 5.6, [0.75 + 0.26 * len(group) for group in groups], 2)
@@ -350,7 +351,7 @@ def bars(rows: list[Row], title: str, path: Path) -> None:
 
 
 def lines(groups: dict[str, list[Row]], path: Path) -> None:
-    """Time over what a sweep varies, one axes for each group, a line for each peer."""
+    """Plot the times of sweeps, with one axes for each sweep and one line for each peer."""
     figure, axes = grid(len(groups), 4.6, [3.6] * len(groups), 2)
     for ax, (title, rows) in zip(axes, groups.items(), strict=True):
         others = iter(PEER_COLOURS)
@@ -374,7 +375,7 @@ def lines(groups: dict[str, list[Row]], path: Path) -> None:
 
 
 def roofline(rows: list[Row], about: dict[str, Any], device: str, path: Path) -> None:
-    """Operations a second over operations per byte, under the two ceilings of a device."""
+    """Plot operations per second over operations per byte, and the two ceilings of a device."""
     figure = Figure(figsize=(8.4, 5.4), dpi=110, layout="constrained")
     ax: Axes = figure.subplots()
     low, high = 0.1, max(r.info["flops"] / r.info["bytes"] for r in rows)
@@ -500,7 +501,7 @@ class Page:
 
 
 def write(paths: Sequence[Path], folder: Path) -> Path:
-    """Write benchmarks.md and its charts into `folder`; charts of earlier reports go."""
+    """Write benchmarks.md and its charts into `folder` and delete the charts of old reports."""
     page = Page(folder)
     for path in paths:
         page.add(load(path))
@@ -514,10 +515,10 @@ def write(paths: Sequence[Path], folder: Path) -> Path:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Write docs/benchmarks.md from benchmark results.")
-    parser.add_argument("files", nargs="*", type=Path, help="results; default: the newest")
+    parser.add_argument("files", nargs="*", type=Path, help="results (default: the newest)")
     store = parser.add_mutually_exclusive_group()
-    store.add_argument("--keep", type=Path, metavar="FILE", help="put a run's JSON there instead")
-    store.add_argument("--add", type=Path, metavar="FILE", help="put its rows into what is kept")
+    store.add_argument("--keep", type=Path, metavar="FILE", help="store a run's JSON instead")
+    store.add_argument("--add", type=Path, metavar="FILE", help="add its rows to the stored JSON")
     options = parser.parse_args()
     try:
         if options.keep:

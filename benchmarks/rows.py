@@ -1,4 +1,4 @@
-"""Who runs a row, and where: parameters for pytest."""
+"""Create pytest parameters: which implementation runs a row, and on which device."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ def contenders(
     peers: Mapping[str, Callable[..., Any]],
     on_gpu: Collection[str] = (),
 ) -> list[Any]:
-    """Parameters (peer, make, device) of a benchmark: ours and all peers on the CPU; ours and the
-    peers of `on_gpu` on a GPU.
-    """
+    """Return parameters (peer, make, device). On a GPU, only peers in `on_gpu` and ours run."""
     rows = [("mdssd cpp", mdssd, "cpu"), *((name, make, "cpu") for name, make in peers.items())]
     rows += [(f"mdssd {name}", forced(mdssd, name), "cuda") for name in ("cuda", "triton")]
     rows += [(name, peers[name], "cuda") for name in on_gpu]
@@ -26,7 +24,7 @@ def contenders(
 
 
 def params(rows: Iterable[tuple[Any, ...]]) -> list[Any]:
-    """Parameters whose last is the device; those for a GPU are skipped where there is none."""
+    """Return parameters from tuples that end with a device; GPU rows are skipped without a GPU."""
     absent = not torch.cuda.is_available()
     return [
         pytest.param(
@@ -41,7 +39,7 @@ def params(rows: Iterable[tuple[Any, ...]]) -> list[Any]:
 
 
 def forced(make: Callable[..., Any], backend: str) -> Callable[..., Any]:
-    """`make`, whose call runs on a backend."""
+    """Wrap `make` so that its call runs on the given backend."""
 
     def prepared(*inputs: Any) -> Callable[[], Any]:
         call = make(*inputs)

@@ -1,12 +1,13 @@
-"""MDSSD against SSD on small objects: the same data, schedule and width, several seeds.
+"""Compare MDSSD with SSD on small objects, with equal data, schedule, width and seeds.
 
     python -m benchmarks.small_objects --bccd DIR --cars DIR --runs runs/small
 
-trains what is not trained yet, one run after another (a run that was interrupted goes on),
-evaluates each on the test split once, keeps the figures in docs/small-objects.json and writes from
-them docs/small-objects.md, its picture and the table in docs/accuracy.md.
-`--only cars-mdssd300-0` does a part; without it, all. On a GPU: `--width 1 --device cuda`.
-`--lr 0.01` trains at another rate than LR's, for the page's table of rates.
+Trains every run that is not finished, one after another, and resumes interrupted ones. Evaluates
+each run once on the test split and stores the results in docs/small-objects.json. Then writes
+docs/small-objects.md, its picture and the table in docs/accuracy.md from them.
+
+`--only cars-mdssd300-0` restricts this to single runs. `--lr 0.01` trains with another learning
+rate than LR, for the table of learning rates. On a GPU, use `--width 1 --device cuda`.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ PAGE = ROOT / "docs/small-objects.md"
 PICTURE = ROOT / "docs/small-objects.png"
 ACCURACY = ROOT / "docs/accuracy.md"
 MARKS = ("<!-- from benchmarks/small_objects.py -->", "<!-- end -->")
-# What is compared on each data set; behind a + other prior scales than those of OPTIONS. `coco`
-# reaches none of the scenes' smallest third, `small` nearly all; of the cars fewer than `coco`.
+# The models for each data set; a suffix after "+" replaces the prior scales of OPTIONS. On the
+# scenes, the priors of `coco` match none of the smallest third of the objects and those of `small`
+# nearly all. On the cars, `small` matches fewer objects than `coco`.
 MODELS = {
     "cars": ("ssd300", "mdssd300"),
     "bccd": ("ssd300", "mdssd300"),
@@ -48,23 +50,23 @@ MODELS = {
 }
 COLOURS = {"ssd300": OTHERS, "mdssd300": OURS, "mdssd300+small": "tab:green"}
 EPOCHS = {"cars": 9, "bccd": 14, "shapes": 4}  # about 4,000 images
-# For both models the rate at which SSD300, with the first seed, did better of this and of another:
-# 0.02 for the cars, 0.03 for the cells and the scenes.
+# Both models use the learning rate at which SSD300 did better with the first seed. The other
+# candidates were 0.02 for the cars and 0.03 for the cells and the scenes.
 LR = {"cars": 0.01, "bccd": 0.01, "shapes": 0.01}
 TITLES = {
     "cars": "KIT AIS, cars from the air (about 24 pixels; the class car alone)",
     "bccd": "BCCD, blood cells (platelets about 21 pixels at 300 input)",
     "shapes": "generated scenes (shapes of 8 to 40 pixels, median 17.5)",
 }
-# The only class that is measured, where the others are too rare to be learnt.
+# The only class that is evaluated, if the others are too rare to be learnt.
 CLASS = {"cars": "car"}
 SCENES = 1000
 OPTIONS = (
     "--batch-norm --prior-scales coco --batch-size 4 --schedule cosine --warmup 50 "
     "--clip-gradient 10 --ema 0.99 --expand 1 --crop-min-scale 0.7"
 ).split()
-AXES = ("data", "model", "width", "seed")  # what a run's name holds
-# What is compared: its name in the results, and in the page.
+AXES = ("data", "model", "width", "seed")  # the parts of a run's name
+# The metrics: their names in the results and on the page.
 FIGURES = {
     "voc07": "VOC07 AP",
     "coco": "COCO AP",
@@ -79,10 +81,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--bccd", type=Path, help="folder of BCCD in VOC layout")
     parser.add_argument("--cars", type=Path, help="folder of KIT AIS in VOC layout")
-    parser.add_argument("--runs", type=Path, default=Path("runs/small"), help="of the trainings")
+    parser.add_argument("--runs", type=Path, default=Path("runs/small"), help="folder of the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", metavar="DATA-MODEL-SEED", help="these alone")
-    parser.add_argument("--lr", type=float, help="another learning rate")
+    parser.add_argument("--only", nargs="+", metavar="DATA-MODEL-SEED", help="restrict to these")
+    parser.add_argument("--lr", type=float, help="learning rate, instead of the default in LR")
     parser.add_argument("--width", type=float, default=0.25)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
@@ -95,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 if options.only and name not in options.only:
                     continue
                 if data != "shapes" and folders[data] is None:
-                    print(f"{name}: left out, no --{data}")
+                    print(f"{name}: skipped, because --{data} is not given")
                     continue
                 name = f"{data}-{model}-{options.width:g}-{seed}"
                 if options.lr not in (None, LR[data]):
@@ -115,7 +117,7 @@ def train(
     folder: Path | None,
     options: argparse.Namespace,
 ) -> None:
-    """One run to its end; nothing if it is there."""
+    """Start or resume a run, unless it is finished."""
     last = run / "last.json"
     if last.exists() and json.loads(last.read_text())["training"]["finished"]:
         return
@@ -134,7 +136,7 @@ def train(
 
 
 def evaluate(run: Path, folder: Path | None, only: str | None, device: str) -> dict[str, Any]:
-    """The figures of a finished run on its test split, of all classes or only one."""
+    """Evaluate a finished run on its test split, on all classes or only one."""
     detector = Detector.from_checkpoint(run, device=device, score_threshold=0.01)
     dataset: DetectionDataset = open_dataset(
         folder,
@@ -160,7 +162,7 @@ def evaluate(run: Path, folder: Path | None, only: str | None, device: str) -> d
 
 
 def _of_class(found: Found, label: int) -> Found:
-    """The boxes of one label, as label 1."""
+    """Keep only the boxes with this label, and change it to 1."""
 
     def kept(one: dict[str, Any]) -> dict[str, Any]:
         rows = one["labels"] == label
@@ -170,7 +172,10 @@ def _of_class(found: Found, label: int) -> Found:
 
 
 def smallest_third(found: Found, num_classes: int) -> float:
-    """VOC12 mAP at IoU 0.5 of each class's smallest third of objects by area, others ignored."""
+    """Return the VOC12 mAP at IoU 0.5 for the smallest third of each class's objects by area.
+
+    Larger objects are ignored, as objects marked difficult are.
+    """
     areas = np.concatenate([one["area"] for one in found.truth])
     labels = np.concatenate([one["labels"] for one in found.truth])
     limit = {k: np.quantile(areas[labels == k], 1 / 3) for k in np.unique(labels).tolist()}
@@ -182,7 +187,7 @@ def smallest_third(found: Found, num_classes: int) -> float:
 
 
 def write_page() -> None:
-    """docs/small-objects.md, its picture and the table in docs/accuracy.md from the results."""
+    """Write docs/small-objects.md, its picture and the table in docs/accuracy.md."""
     everything = _results()
     results = {name: run for name, run in everything.items() if "@" not in name}
     draw(results)
@@ -250,7 +255,7 @@ def write_page() -> None:
 
 
 def draw(results: dict[str, Any]) -> None:
-    """A dot for each run and a line for the mean: data sets side by side, the models' colours."""
+    """Draw a dot for each run and a line for each mean, with one axes for each data set."""
     shown = [(data, s) for data in TITLES if (s := _series(results, data))]
     figure = Figure(figsize=(4.2 * len(shown), 3.6), dpi=110, layout="constrained")
     axes = figure.subplots(1, len(shown), squeeze=False)[0]
@@ -272,7 +277,7 @@ def draw(results: dict[str, Any]) -> None:
 
 
 def _series(results: dict[str, Any], data: str) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """The runs of a data set by (model, width), the narrow ones first, else in MODELS' order."""
+    """Group the runs of a data set by (model, width), sorted by width and the order of MODELS."""
     series: dict[tuple[str, str], list[dict[str, Any]]] = {}
     widths = sorted({name.split("-")[2] for name in results})
     for width, model in itertools.product(widths, MODELS[data]):

@@ -1,8 +1,8 @@
-"""What the adapters for other codebases replace, against that codebase's own way.
+"""Benchmark the functions of other codebases with and without this project's adapters.
 
-The own way is that of tests/codebases, in plain PyTorch, each call checked against it. Where a
-codebase calls torchvision's NMS, so does it here; without torchvision it has this project's, which
-is in its favour.
+Without an adapter, the functions are those of tests/codebases, in plain PyTorch; every patched
+result is checked against them. Codebases that call torchvision's NMS also do so here. If
+torchvision is not installed, they use this project's NMS, which favours them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _Made(NamedTuple):
     adapter: Any
     targets: tuple[Any, ...]
     call: Callable[[], Any]
-    found: Callable[[Any], Found] = Found._make  # of a call's result
+    found: Callable[[Any], Found] = Found._make  # converts a call's result
 
 
 def _package(name: str) -> ModuleType:
@@ -112,7 +112,7 @@ _DETECTIONS = {
 
 @pytest.fixture
 def native_nms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NMS as fast as torchvision's, where a codebase has that."""
+    """Use a fast NMS in the codebases that call torchvision's."""
     try:
         from torchvision.ops import batched_nms
     except (ImportError, RuntimeError):
@@ -131,7 +131,7 @@ def test_post_processing(
     native_nms: None,
     measure: Callable[..., None],
 ) -> None:
-    """One image."""
+    """Post-process one image."""
     x = generators.network_output("ssd300", _CLASSES, candidates)
     made = _DETECTIONS[codebase](x)
     want = made.found(made.call())
@@ -154,7 +154,7 @@ def test_post_processing(
 
 @pytest.mark.parametrize("patched", [True, False], ids=["mdssd", "own"])
 def test_ssd_pytorch_nms(patched: bool, measure: Callable[..., None]) -> None:
-    """The suppression alone, of all priors for one class."""
+    """Run only NMS, on all priors for one class."""
     x = generators.network_output("ssd300", _CLASSES, None)
     boxes, scores = ops.decode_boxes(x.loc, x.priors)[0], x.logits[0].softmax(-1)[:, 1].contiguous()
     detection = importlib.import_module("codebases.ssd_pytorch.layers.functions.detection")
@@ -186,7 +186,7 @@ def test_ssd_pytorch_nms(patched: bool, measure: Callable[..., None]) -> None:
 def _losses(
     call: Callable[[Tensor, Tensor], Any], x: generators.LossInput
 ) -> Callable[[], list[Tensor]]:
-    """Losses and their gradients."""
+    """Return a call that computes the losses and their gradients."""
     loc, logits = x.loc.requires_grad_(), x.logits.requires_grad_()
 
     def run() -> list[Tensor]:
@@ -278,7 +278,7 @@ def _flat(value: Any) -> Iterable[Tensor]:
 @pytest.mark.parametrize("patched", [True, False], ids=["mdssd", "own"])
 @pytest.mark.parametrize("what", _TRAINING)
 def test_training(what: str, patched: bool, measure: Callable[..., None]) -> None:
-    """Losses are forward and backward."""
+    """Run the losses, forward and backward, and the matching."""
     x, truth = generators.loss_input("ssd300", _IMAGES, _CLASSES), generators.truth(_IMAGES, 10)
     made = _TRAINING[what](x, truth)
     want = made.call()

@@ -1,4 +1,4 @@
-"""The training loader: JPEG files to augmented samples, on one core."""
+"""Benchmark the training loader, from JPEG files to augmented samples, on one core."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SIDES = (300, 640, 1280)
 
 
 class _Photos(PhotoDataset):
-    """Generated scenes as JPEG files of quality 90, with about ten boxes each."""
+    """A data set of generated scenes in JPEG files of quality 90, with about ten boxes each."""
 
     def __init__(self, folder: Path, side: int) -> None:
         super().__init__(f"JPEG of {side} x {side}")
@@ -85,7 +85,7 @@ _WAYS = {
 
 @pytest.mark.parametrize("way", _WAYS)
 def test_loader(way: str, photos: _Photos, measure: Callable[..., None]) -> None:
-    """SSD's augmentation of 32 JPEGs to 300 x 300."""
+    """Augment 32 JPEG files as SSD does, to 300 x 300."""
     item = _WAYS[way](photos)
     _check(way, item, photos)
     side = cv2.imread(str(photos.image_path(0))).shape[0]
@@ -107,7 +107,7 @@ def _smooth(image: torch.Tensor) -> np.ndarray:
 
 
 def _check(way: str, item: Callable[[int], Any], photos: _Photos) -> None:
-    """Shapes and ranges; of ours all bits where the whole image is read, else about all."""
+    """Check shapes and ranges; compare this project's results with those from the whole image."""
     whole = TrainingSet(photos, Augmentation(_SIZE), reduced=False)
     kept = 0
     for k in range(_IMAGES):
@@ -122,7 +122,7 @@ def _check(way: str, item: Callable[[int], Any], photos: _Photos) -> None:
             assert torch.equal(labels, want_labels)
             if way == "mdssd whole JPEG":
                 assert torch.equal(image, want) and torch.equal(boxes, want_boxes)
-            # A window moves by half a pixel of the input at most; noise of a pixel is averaged.
+            # A reduced image moves a crop by at most half a pixel; blurring averages pixel noise.
             torch.testing.assert_close(boxes, want_boxes, rtol=0, atol=0.5 / _SIZE + 1e-6)
             assert np.abs(_smooth(image) - _smooth(want)).mean() < 1
     assert kept > _IMAGES

@@ -1,4 +1,4 @@
-"""Latency of the networks, and of the whole way from a photograph to its boxes."""
+"""Benchmark the networks and the whole path from a photograph to its boxes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from benchmarks.rows import contenders, params
 from mdssd import models, ops
 
 _CLASSES = 21
-_CANDIDATES = 1500  # scores above 0.01 of an image, as of a trained network
+_CANDIDATES = 1500  # scores above 0.01 in an image, as in a trained network
 _BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
-# What a result may differ by from the reference in float32, over the largest value there is.
+# Allowed difference from the reference in float32, relative to the largest value.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 
 def _images(name: str, batch: int) -> Tensor:
-    """[B, 3, S, S] channels-last, pixels less their mean."""
+    """Return images [B, 3, S, S], channels-last, with the mean subtracted."""
     generator = torch.Generator().manual_seed(batch)
     size = int(name[-3:])
     images = 60 * torch.randn(batch, 3, size, size, generator=generator)
@@ -34,7 +34,7 @@ def _images(name: str, batch: int) -> Tensor:
 
 
 def _model(name: str) -> nn.Module:
-    """Random weights, with a background as strong as leaves _CANDIDATES scores above 0.01."""
+    """Return a model with random weights whose background bias leaves _CANDIDATES above 0.01."""
     torch.manual_seed(0)
     model = getattr(models, name)(_CLASSES).eval()
     with torch.no_grad():
@@ -48,7 +48,7 @@ def _model(name: str) -> nn.Module:
 
 @lru_cache(maxsize=1)
 def _expected(name: str, batch: int) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor], float]:
-    """Weights, what the reference gives for them, and the operations that it takes."""
+    """Return the weights, the reference's result for them and its number of operations."""
     model = _model(name)
     counter = FlopCounterMode(display=False)
     with torch.inference_mode(), ops.backend("reference"), counter:
@@ -57,7 +57,7 @@ def _expected(name: str, batch: int) -> tuple[dict[str, Tensor], tuple[Tensor, T
 
 
 def _with_weights(name: str, weights: dict[str, Tensor]) -> nn.Module:
-    """A module of its own around tensors that it shares: cheaper than to draw its weights anew."""
+    """Return a new module that shares these tensors, which saves initialising its weights."""
     with torch.device("meta"):
         model = getattr(models, name)(_CLASSES).eval()
     model.load_state_dict(weights, assign=True)
@@ -120,9 +120,9 @@ def test_network(
     device: str,
     measure: Callable[..., None],
 ) -> None:
-    """One image."""
+    """Run a network on one image."""
     if peer == "torch.compile" and device == "cpu" and name.endswith("512"):
-        pytest.skip("takes a CPU minutes to compile; the rows at 300 have it")
+        pytest.skip("takes minutes to compile on a CPU; measured at 300 only")
     _measure_network(measure, name, 1, dtype, peer, make, device)
 
 
@@ -132,15 +132,15 @@ def test_network_by_batch(
     batch: int, peer: str, make: Callable[..., Any], device: str, measure: Callable[..., None]
 ) -> None:
     if device == "cpu" and batch > 4:
-        pytest.skip("takes a CPU seconds a call; latency grows with the batch there")
+        pytest.skip("takes seconds per call on a CPU, where latency grows with the batch")
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     more = {"axis": "batch", "x": batch}
     _measure_network(measure, "mdssd300", batch, dtype, peer, make, device, **more)
 
 
-# Frames a second of the paper's MDSSD on a GTX 1080 Ti, batch 1, NMS included.
+# Frames per second of the paper's MDSSD on a GTX 1080 Ti, batch 1, NMS included.
 _TARGETS = {"mdssd300": 38.5, "mdssd512": 17.3}
-# The paper's 2,000 images; fewer on a CPU, where they would take 15 minutes and more.
+# The paper measured 2,000 images, which would take more than 15 minutes on a CPU.
 _IMAGES = {("mdssd300", "cuda"): 2000, ("mdssd512", "cuda"): 2000,
            ("mdssd300", "cpu"): 10, ("mdssd512", "cpu"): 5}  # fmt: skip
 
@@ -154,7 +154,7 @@ _RUNTIMES = [("eager", "cpu"), ("openvino", "cpu"), ("eager", "cuda"), ("graph",
 def test_detector(
     name: str, dtype: torch.dtype, runtime: str, device: str, measure: Callable[..., None]
 ) -> None:
-    """From a photograph of 500 x 375 in memory to its boxes, one at a time, against the paper."""
+    """Detect objects in photographs of 500 x 375 in memory, one at a time, as the paper does."""
     if dtype == torch.bfloat16 and device == "cpu" and not _BF16 & cpu_flags():
         pytest.skip("this processor has no instructions for bfloat16")
     random = np.random.default_rng(0)

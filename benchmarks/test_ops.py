@@ -1,8 +1,8 @@
-"""Latency of the operators: ours on every backend, and what others offer for the same input.
+"""Benchmark the operators on every backend, and other implementations on the same inputs.
 
-Each row first checks its result against the reference. Run: make bench, or
-pytest benchmarks/ --benchmark-only. Rows of one input run one after another, so that their ratio
-is fair.
+Run with `make bench` or `pytest benchmarks/ --benchmark-only`. Each row first checks its result
+against the reference. The rows of an input run directly after one another, so that their ratios are
+fair.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from benchmarks.rows import contenders, forced, params
 from mdssd import ops
 from mdssd.testing import Case
 
-_READS_BACK = ("nms", "batched_nms")  # how many boxes are kept
+_READS_BACK = ("nms", "batched_nms")  # the host waits for the number of boxes
 
 
 @pytest.mark.cases(size=lambda size: size.benchmark, reference=True, emulated=())
@@ -32,7 +32,7 @@ def test_latency(
     device: str,
     measure: Callable[..., None],
 ) -> None:
-    """Every row of CASES that is marked for it, on every backend that can run here."""
+    """Run the benchmark sizes of CASES on every backend that can run here."""
     args, kwargs = case.inputs(size, dtype, device)
     with ops.backend("reference"):
         want = case(*args, **kwargs)
@@ -56,7 +56,7 @@ def test_latency(
 
 # --- detection_output --------------------------------------------------------------------------
 
-# model, classes, candidates (None: untrained, all are)
+# model, classes, candidates (None: all scores are candidates, as in an untrained network)
 _DETECTION = [
     ("ssd300", 21, 500),
     ("mdssd300", 21, 1500),
@@ -64,7 +64,7 @@ _DETECTION = [
     ("mdssd512", 81, 4000),
     ("mdssd512", 81, None),
 ]
-_UNLIMITED = 1_000_000  # candidates of a class
+_UNLIMITED = 1_000_000  # top_k for peers without such a limit
 
 
 @lru_cache(maxsize=4)
@@ -76,7 +76,7 @@ def _expected(backend: str, top_k: int, *arguments: Any) -> detection.Found:
 
 
 def _check_detection(peer: str, make: Callable[..., Any], device: str, *arguments: Any) -> Any:
-    """The call of a peer that agrees with the reference on 1,000 priors, with ours on all."""
+    """Return a peer's call; compare it with the reference on 1,000 priors and with ours on all."""
     top_k = _UNLIMITED if peer in detection.NO_TOP_K else detection.TOP_K
     for count, backend in ((1000, "reference"), (None, "cpp")):
         call = make(generators.to(device, generators.network_output(*arguments, count)))
@@ -171,7 +171,7 @@ _IMAGES = 32
 
 @lru_cache(maxsize=4)
 def _expected_matches(model: str, m: int) -> tuple[ops.Match, ops.Targets]:
-    """Of two images."""
+    """Return the reference's results for two images."""
     x, priors = generators.truth(2, m), generators.priors(model)
     with ops.backend("reference"):
         return matching.mdssd(x, priors)(), matching.mdssd_targets(x, priors)()
@@ -180,13 +180,15 @@ def _expected_matches(model: str, m: int) -> tuple[ops.Match, ops.Targets]:
 def _check_matching(
     peer: str, make: Callable[..., Any], device: str, model: str, m: int, targets: bool
 ) -> None:
-    """Two images against the reference. Compiled code rounds otherwise: a prior whose IoU with two
-    boxes is the same but for the last bit may go to the other one, one in ten thousand at most.
+    """Compare two images with the reference.
+
+    Compiled code rounds differently. A prior whose IoUs with two boxes differ in the last bit only
+    may be assigned to the other box; one in ten thousand may be.
     """
     x = generators.to(device, (generators.truth(2, m), generators.priors(model)))
     got = [part.cpu() for part in make(*x)()]
     want = _expected_matches(model, m)[targets]
-    # Indices and IoUs, or offsets and labels.
+    # The choice is the index or the label; the value is the IoU or the offsets.
     (choice, value), (want_choice, want_value) = (r[::-1] if targets else r for r in (got, want))
     assert (choice != want_choice).double().mean() <= (1e-4 if peer == "torch.compile" else 0)
     alike = choice == want_choice
@@ -296,7 +298,8 @@ def test_fusion(
         dtype=torch.float32,
         shape=str(list(shape)),
         moved=3 * x.a.nbytes,
-        flops=9.0 * x.a.numel(),  # per map a square, a sum and two products; a sum and a maximum
+        # Per map a square, a sum and two products; then a sum and a maximum.
+        flops=9.0 * x.a.numel(),
         capture=True,
     )
 
@@ -336,11 +339,11 @@ def test_fusion_gradients(
     device: str,
     measure: Callable[..., None],
 ) -> None:
-    """Forward and backward, with the result as the gradient."""
+    """Run forward and backward, with the result as the incoming gradient."""
     x = generators.to(device, generators.maps(shape, channels_last))
     call = _fusion_gradients(make, x)
     for got, want in zip(call(), _expected_gradients(shape, channels_last), strict=True):
-        # A map's gradient is a difference of terms of the size of the largest.
+        # A map's gradient is a difference of two terms, whose size bounds the rounding error.
         torch.testing.assert_close(got.cpu(), want, rtol=1e-3, atol=1e-5 * float(want.abs().max()))
     layout = "channels-last" if channels_last else "NCHW"
     measure(
@@ -351,10 +354,10 @@ def test_fusion_gradients(
         device=device,
         dtype=torch.float32,
         shape=str(list(shape)),
-        # Two maps read, their sum written; that, its gradient and the maps read, two gradients
-        # written.
+        # Forward reads two maps and writes one. Backward reads those three and a gradient, and
+        # writes two gradients.
         moved=9 * x.a.nbytes,
-        flops=25.0 * x.a.numel(),  # the forward pass's 9; per map two sums of products, the result
+        flops=25.0 * x.a.numel(),  # forward 9; backward, per map, two sums of products and a result
     )
 
 
@@ -382,7 +385,7 @@ def _expected_losses(*arguments: Any) -> Any:
 def test_loss(
     peer: str, make: Callable[..., Any], device: str, measure: Callable[..., None]
 ) -> None:
-    """Forward and backward."""
+    """Run forward and backward."""
     model, images, classes = "mdssd300", 32, 21
     x = generators.loss_input(model, images, classes)
     call = _loss_call(make, generators.to(device, x))
@@ -396,19 +399,19 @@ def test_loss(
         device=device,
         dtype=torch.float32,
         shape=str(list(x.logits.shape)),
-        # Logits and boxes read, targets and labels read, two gradients written.
+        # Reads logits, offsets, targets and labels, and writes two gradients.
         moved=2 * x.logits.nbytes + 3 * x.loc.nbytes + x.labels.nbytes,
-        flops=5.0 * x.logits.numel(),  # as a softmax's three, then a difference and a product
+        flops=5.0 * x.logits.numel(),  # three for a softmax, a difference and a product
     )
 
 
-# --- half precision on a GPU: one image, and a batch of the same one, shifted ---------------------
+# --- half precision on a GPU: one image, and a batch of shifted copies of it ---------------------
 
 _ON_GPU = params([("cuda", "cuda"), ("triton", "cuda")])
 
 
 def _batch(x: torch.Tensor, images: int) -> torch.Tensor:
-    """[1, ...] -> [images, ...] float16."""
+    """Return [images, ...] float16, shifted copies of x [1, ...]."""
     return torch.cat([x.half().roll(97 * k, 1) for k in range(images)])
 
 
@@ -427,7 +430,7 @@ def test_detection_output_in_half_precision(
     x = generators.network_output(model, classes, candidates)
     x = generators.NetworkOutput(_batch(x.loc, images), _batch(x.logits, images), x.priors)
     call = forced(detection.mdssd, backend)(generators.to(device, x))
-    if candidates:  # untrained, scores of half precision lie too close to rank alike everywhere
+    if candidates:  # untrained scores are too close in half precision to rank in the same order
         with ops.backend("reference"):
             one = generators.NetworkOutput(x.loc[:1], x.logits[:1], x.priors)
             want = detection.mdssd(one)()
@@ -476,7 +479,7 @@ def test_fusion_in_half_precision(
     )
 
 
-# --- what the cost grows with ------------------------------------------------------------------
+# --- sweeps ------------------------------------------------------------------------------------
 
 
 def _some(peers: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -558,7 +561,7 @@ def test_nms_grows(
 def test_matching_grows(
     boxes: int, peer: str, make: Callable[..., Any], device: str, measure: Callable[..., None]
 ) -> None:
-    """One image."""
+    """Match one image."""
     _check_matching(peer, make, device, "mdssd300", boxes, targets=False)
     x = generators.to(device, (generators.truth(1, boxes), generators.priors("mdssd300")))
     measure(

@@ -1,4 +1,4 @@
-"""One step of training: forward, targets, loss, backward, SGD."""
+"""Benchmark one training step: forward, targets, loss, backward and SGD."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _ours(truth: generators.Truth, priors: torch.Tensor) -> Any:
     return ops.encode_targets(*truth, priors)
 
 
-# Who makes the targets and the loss; the network is the same.
+# The targets and the loss differ; the network is the same.
 _WAYS = {
     "mdssd": (_ours, loss.mdssd),
     "ssd.pytorch's way": (matching.torch_targets, loss.ssd_pytorch),
@@ -29,14 +29,14 @@ _WAYS = {
 
 
 class _Step:
-    """A network of its own, and the call that trains it on one batch again and again."""
+    """A network and a call that trains it on the same batch each time."""
 
     def __init__(self, name: str, width: float, batch: int, way: str, device: str) -> None:
         torch.manual_seed(0)
         build = getattr(models, name)
         self.model = build(_CLASSES, width=width, batch_norm=True).to(device)
         self.model = self.model.to(memory_format=torch.channels_last)
-        # So small a rate that the loss stays what it is.
+        # The learning rate is so small that the loss does not change.
         self.sgd = torch.optim.SGD(self.model.parameters(), lr=1e-7, momentum=0.9)
         images = 60 * torch.randn(batch, 3, self.model.input_size, self.model.input_size)
         self.images = images.to(device).contiguous(memory_format=torch.channels_last)
@@ -58,7 +58,7 @@ class _Step:
 )
 @pytest.mark.parametrize("name", ["ssd300", "mdssd300"])
 def test_step(name: str, way: str, device: str, measure: Callable[..., None]) -> None:
-    """float32: at a quarter of the width on a CPU, whole on a GPU."""
+    """Train in float32, with a quarter of the width on a CPU and the full width on a GPU."""
     width, batch = (1.0, 32) if device == "cuda" else (0.25, 4)
     step = _Step(name, width, batch, way, device)
     with ops.backend("reference"):

@@ -1,7 +1,7 @@
-"""What others offer for the same task, each as a function that prepares a call and returns it.
+"""Other implementations of the same tasks.
 
-A function takes the input that generators.py makes and returns a callable without arguments. What
-it needs beyond this project's dependencies it imports through `need`.
+Each is a function that takes an input from generators.py and returns a callable without arguments.
+Packages that are not dependencies of this project are imported by `need`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _INSTALLED_BY = {
 
 
 def need(package: str) -> Any:
-    """Import a package, or skip the row and say how to get it."""
+    """Import a package, or skip the row with the command that installs the package."""
     how = _INSTALLED_BY.get(package, "pip install -e '.[bench]'")
     return pytest.importorskip(
         package, reason=f"needs {package}: {how}", exc_type=(ImportError, RuntimeError)

@@ -1,7 +1,7 @@
-"""Peers of the training loader: from the bytes of a JPEG and its boxes to an augmented sample.
+"""Peers of the training loader, which turn the bytes of a JPEG and its boxes into a sample.
 
-Each gives an image float32 [3, S, S], boxes_xyxy in 0-1 [M, 4], and labels [M]. The recipes are
-SSD's; what is drawn differs from tool to tool, so that only their kind can be compared.
+Each returns an image float32 [3, S, S], boxes_xyxy in 0-1 [M, 4] and labels [M]. All augment as SSD
+does, but draw different random numbers, so their results cannot be compared value by value.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Load = Callable[[bytes, np.ndarray, np.ndarray, int], tuple[Tensor, Tensor, Tens
 
 
 def opencv_by_hand(size: int) -> Load:
-    """As the PyTorch ports of SSD have it: float32 from the first step on, crops one by one."""
+    """Augment as the PyTorch ports of SSD do: in float32 from the first step, crop by crop."""
     mean = np.array(MEAN_RGB, np.float32)
 
     def load(
@@ -44,7 +44,10 @@ def opencv_by_hand(size: int) -> Load:
 
 
 def _distort(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """float32 BGR: brightness, contrast before or after saturation and hue, each half the time."""
+    """Change brightness, contrast, saturation and hue of a float32 BGR image, each half the time.
+
+    The contrast changes before or after saturation and hue.
+    """
     if rng.random() < 0.5:
         image += np.float32(rng.uniform(-32, 32))
     late = rng.random() < 0.5
@@ -81,7 +84,7 @@ def _expand(
 def _crop(
     image: np.ndarray, boxes_xyxy: np.ndarray, labels: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A mode at a time, up to 50 crops of each, until one fits."""
+    """Draw modes, and up to 50 crops for each, until a crop meets its mode's condition."""
     height, width = image.shape[:2]
     while True:
         least = rng.choice([np.nan, -1.0, 0.1, 0.3, 0.5, 0.7, 0.9])
@@ -108,7 +111,7 @@ def _crop(
 
 
 def torchvision_v2(size: int) -> Load:
-    """torchvision's own SSD preset; its decoder."""
+    """Augment with torchvision's SSD preset and decode with torchvision."""
     need("torchvision")
     from torchvision import tv_tensors
     from torchvision.io import ImageReadMode, decode_jpeg

@@ -1,7 +1,7 @@
-"""Peers of `detection_output`: one image; score above 0.01, NMS at 0.45 per class, the best 200.
+"""Peers of `detection_output` for one image: score above 0.01, NMS at 0.45 per class, best 200.
 
-Each returns Found, by falling score. Those that know no limit of 400 candidates of a class work
-without one; `NO_TOP_K` names them, and they are compared with the reference without it.
+Each returns Found, sorted by falling score. The peers in `NO_TOP_K` cannot limit a class to 400
+candidates; they are compared with the reference without this limit.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ Call = Callable[[], Found]
 
 
 def decode(loc: Tensor, priors: Tensor) -> Tensor:
-    """[N, 4] corners, as every PyTorch port of SSD writes it."""
+    """Decode to corners [N, 4] as the PyTorch ports of SSD do."""
     middle = priors[:, :2] + loc[:, :2] * 0.1 * priors[:, 2:]
     size = priors[:, 2:] * torch.exp(loc[:, 2:] * 0.2)
     return torch.cat([middle - size / 2, middle + size / 2], 1)
 
 
 def best(boxes: Tensor, scores: Tensor, labels: Tensor) -> Found:
-    """The BEST of what NMS kept."""
+    """Return the BEST highest scores of the boxes that NMS kept."""
     values, order = scores.topk(min(BEST, len(scores)))
     return Found(boxes[order], values, labels[order])
 
@@ -52,7 +52,7 @@ def mdssd(x: NetworkOutput) -> Call:
 
 
 def torchvision_way(x: NetworkOutput) -> Call:
-    """The post-processing of torchvision's SSD; its NMS where it loads, else this project's."""
+    """Use the post-processing of torchvision's SSD, with this project's NMS if it is missing."""
     try:
         from torchvision.ops import batched_nms
     except (ImportError, RuntimeError):
@@ -76,7 +76,7 @@ def torchvision_way(x: NetworkOutput) -> Call:
 
 
 def torch_vectorised(x: NetworkOutput) -> Call:
-    """No loop over classes: the best 400 of each, all pairs' IoU, one sweep over the 400."""
+    """Process all classes at once: the best 400 of each, the IoU of all pairs, one greedy loop."""
 
     def call() -> Found:
         boxes = decode(x.loc[0], x.priors)
@@ -101,7 +101,7 @@ def torch_vectorised(x: NetworkOutput) -> Call:
 
 
 def ssd_pytorch(x: NetworkOutput) -> Call:
-    """ssd.pytorch's way: a loop over classes, and within it over the boxes that NMS keeps."""
+    """Loop over the classes and over the boxes that NMS keeps, as ssd.pytorch does."""
 
     def nms(boxes: Tensor, scores: Tensor) -> Tensor:
         x1, y1, x2, y2 = boxes.unbind(1)
@@ -136,7 +136,7 @@ def ssd_pytorch(x: NetworkOutput) -> Call:
 
 
 def torch_lsnms(x: NetworkOutput) -> Call:
-    """Softmax and the best 400 of each class by PyTorch, NMS by lsnms."""
+    """Use PyTorch for softmax and the best 400 of each class, and lsnms for NMS."""
     lsnms = need("lsnms")
 
     def call() -> Found:
@@ -153,7 +153,7 @@ def torch_lsnms(x: NetworkOutput) -> Call:
 
 
 def onnxruntime(x: NetworkOutput) -> Call:
-    """One graph: Softmax, decoding, NonMaxSuppression (200 of a class), TopK."""
+    """Use one graph of Softmax, decoding, NonMaxSuppression (200 per class) and TopK."""
     node = need("onnx").helper.make_node
     sizes = x.priors[:, 2:]
     constants = {
@@ -175,7 +175,7 @@ def onnxruntime(x: NetworkOutput) -> Call:
     nodes = [
         *(onnx_constant(name, value) for name, value in constants.items()),
         node("Softmax", ["logits"], ["probability"], axis=-1),
-        node("Slice", ["probability", "1", "classes", "2"], ["foreground"]),  # axis 2
+        node("Slice", ["probability", "1", "classes", "2"], ["foreground"]),  # on axis 2
         node("Transpose", ["foreground"], ["scores"], perm=[0, 2, 1]),
         node("Slice", ["loc", "0", "2", "2"], ["shift"]),
         node("Slice", ["loc", "2", "4", "2"], ["stretch"]),
@@ -209,7 +209,7 @@ def onnxruntime(x: NetworkOutput) -> Call:
 
 
 def openvino_detection_output(x: NetworkOutput) -> Call:
-    """OpenVINO's DetectionOutput, the layer of SSD's own code, behind its softmax."""
+    """Use OpenVINO's softmax and DetectionOutput, the layer of SSD's original code."""
     openvino = need("openvino")
     opset = openvino.opset8
     half = x.priors[:, 2:] / 2
@@ -237,7 +237,7 @@ def openvino_detection_output(x: NetworkOutput) -> Call:
     run = openvino_call(model, x.loc.reshape(1, -1).numpy(), x.logits.numpy())
 
     def call() -> Found:
-        rows = torch.from_numpy(run()[0][0, 0])  # image, label, score, box; ends at image -1
+        rows = torch.from_numpy(run()[0][0, 0])  # image, label, score, box; image -1 marks the end
         ends = (rows[:, 0] < 0).nonzero()
         rows = rows[: int(ends[0])] if len(ends) else rows
         return best(rows[:, 3:], rows[:, 2], rows[:, 1].long())
@@ -246,7 +246,7 @@ def openvino_detection_output(x: NetworkOutput) -> Call:
 
 
 def openvino_multiclass_nms(x: NetworkOutput) -> Call:
-    """OpenVINO's MulticlassNms behind softmax and decoding in the same graph."""
+    """Use OpenVINO's softmax, decoding and MulticlassNms in one graph."""
     openvino = need("openvino")
     opset = openvino.opset9
     loc = opset.parameter(list(x.loc.shape), np.float32)
@@ -296,9 +296,10 @@ NO_TOP_K = ("onnxruntime",)
 
 
 def differences(got: Found, want: Found, atol: float = 1e-4) -> list[str]:
-    """What one has and the other has not: label, score and box, to `atol`; the order is free.
+    """List detections of one result that have no equal, within `atol`, in the other.
 
-    Scores within `atol` of the last of a full result may be left out of it by one of the two.
+    The order does not matter. If a result is full, detections whose score is within `atol` of its
+    last score may be missing.
     """
     last = float(min(got.scores[-1], want.scores[-1])) if len(got.scores) == BEST else -1.0
     lines = []

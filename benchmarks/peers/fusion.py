@@ -23,12 +23,12 @@ def mdssd(x: Maps) -> Call:
 
 
 def torch_add(x: Maps) -> Call:
-    """Not the same thing: the least that any fusion of two maps must do."""
+    """Compute less than the operator: the minimum that any fusion of two maps must do."""
     return lambda: x.a + x.b
 
 
 def l2norm(x: Tensor, scale: Tensor) -> Tensor:
-    """As ssd.pytorch's L2Norm."""
+    """Normalise as L2Norm of ssd.pytorch does."""
     norm = x.pow(2).sum(dim=1, keepdim=True).sqrt() + EPS
     return scale.unsqueeze(0).unsqueeze(2).unsqueeze(3).expand_as(x) * torch.div(x, norm)
 
@@ -49,7 +49,7 @@ def compiled(x: Maps) -> Call:
 
 
 def in_place(x: Maps) -> Call:
-    """Eager PyTorch with as few new maps as it can have."""
+    """Use eager PyTorch with as few intermediate maps as possible."""
 
     def call() -> Tensor:
         ra = x.a.square().sum(1, keepdim=True).add_(EPS).rsqrt_()
@@ -61,7 +61,7 @@ def in_place(x: Maps) -> Call:
 
 
 def openvino(x: Maps) -> Call:
-    """NormalizeL2; OpenVINO lays maps out as it likes, its inputs and outputs are NCHW."""
+    """Use NormalizeL2. Inputs and outputs are NCHW; OpenVINO chooses the layout in between."""
     module = need("openvino")
     opset = module.opset8
 

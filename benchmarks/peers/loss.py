@@ -1,4 +1,4 @@
-"""Peers of `multibox_loss`: each call gives (localisation, confidence), differentiable."""
+"""Peers of `multibox_loss`. Each returns (localisation, confidence) and is differentiable."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _localisation(loc: Tensor, loc_targets: Tensor, positive: Tensor) -> Tensor:
 
 
 def torchvision_way(loc: Tensor, logits: Tensor, loc_targets: Tensor, labels: Tensor) -> Losses:
-    """Cross-entropy of all priors, one sort of it for the rank of each, as torchvision's SSD."""
+    """Compute the cross-entropy of all priors and rank them by sorting, as torchvision does."""
     positive = labels > 0
     total = max(1, int(positive.sum()))
     entropy = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
@@ -38,7 +38,7 @@ def torchvision_way(loc: Tensor, logits: Tensor, loc_targets: Tensor, labels: Te
 
 
 def ssd_pytorch(loc: Tensor, logits: Tensor, loc_targets: Tensor, labels: Tensor) -> Losses:
-    """Log-sum-exp of all priors for the mining, two sorts, cross-entropy of the chosen rows."""
+    """Rank all priors by log-sum-exp and two sorts, then compute the chosen rows' cross-entropy."""
     positive = labels > 0
     flat = logits.reshape(-1, logits.shape[2])
     top = flat.detach().max()
@@ -55,7 +55,7 @@ def ssd_pytorch(loc: Tensor, logits: Tensor, loc_targets: Tensor, labels: Tensor
 
 
 def torch_lean(loc: Tensor, logits: Tensor, loc_targets: Tensor, labels: Tensor) -> Losses:
-    """No sort: the hardest by topk per image, cross-entropy of the chosen rows only."""
+    """Find the hardest priors by topk and compute the cross-entropy of the chosen rows only."""
     positive = labels > 0
     with torch.no_grad():
         loss = logits.logsumexp(2).sub_(logits[..., 0]).masked_fill_(positive, -torch.inf)
@@ -72,7 +72,7 @@ def torch_lean(loc: Tensor, logits: Tensor, loc_targets: Tensor, labels: Tensor)
 
 
 def _masked(loc: Tensor, logits: Tensor, loc_targets: Tensor, labels: Tensor) -> Losses:
-    """torchvision's way without shapes that depend on the data, for the compiler."""
+    """Do the same as torchvision without data-dependent shapes, which torch.compile needs."""
     positive = labels > 0
     count = positive.sum(1, keepdim=True)
     entropy = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")

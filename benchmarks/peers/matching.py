@@ -1,9 +1,9 @@
-"""Peers of `match_priors` and `encode_targets`, each of which gives what the op gives.
+"""Peers of `match_priors` and `encode_targets`.
 
-`match_priors`: index [B, N] int64, -1 for background, and best IoU [B, N]. `encode_targets`:
-offsets [B, N, 4] and labels [B, N] int64, 0 for background; the offsets of the background are not
-looked at, as some compute them too. The peers are given the corners of the priors, ours computes
-them.
+Peers of `match_priors` return the index [B, N] int64, which is -1 for background, and the best IoU
+[B, N]. Peers of `encode_targets` return offsets [B, N, 4] and labels [B, N] int64, which are 0 for
+background. The offsets of background priors are not compared, because some peers compute them. The
+peers receive the priors as corners; this project's operators convert the priors themselves.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def mdssd_targets(x: Truth, priors: Tensor) -> Call:
 
 
 def _iou_pairs(boxes: Tensor, priors: Tensor) -> Tensor:
-    """[M, N], by way of corners [M, N, 2], as torchvision and ssd.pytorch have it."""
+    """Return IoUs [M, N] by way of corners [M, N, 2], as torchvision and ssd.pytorch do."""
     low = torch.maximum(boxes[:, None, :2], priors[None, :, :2])
     high = torch.minimum(boxes[:, None, 2:], priors[None, :, 2:])
     width, height = (high - low).clamp(min=0).unbind(-1)
@@ -42,7 +42,7 @@ def _iou_pairs(boxes: Tensor, priors: Tensor) -> Tensor:
 
 
 def _iou_split(boxes: Tensor, priors: Tensor) -> Tensor:
-    """[M, N], each coordinate by itself, so that no [M, N, 2] is built."""
+    """Return IoUs [M, N], coordinate by coordinate, without a tensor [M, N, 2]."""
     x1, y1, x2, y2 = boxes[..., None].unbind(1)  # [M, 1]
     px1, py1, px2, py2 = priors.unbind(1)
     overlap = (torch.minimum(x2, px2) - torch.maximum(x1, px1)).clamp_(min=0)
@@ -52,7 +52,7 @@ def _iou_split(boxes: Tensor, priors: Tensor) -> Tensor:
 
 
 def _assign(iou: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each prior [N]: is its best IoU enough, or is it a box's best; which box; its best IoU."""
+    """Return for each prior [N] whether it is positive, its box and its best IoU."""
     best, which = iou.max(0)
     owner = iou.argmax(1)
     which = which.index_copy(0, owner, torch.arange(len(owner), device=owner.device))
@@ -60,7 +60,7 @@ def _assign(iou: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _offsets(matched: Tensor, priors: Tensor) -> Tensor:
-    """[N, 4] of a box for each prior, as ssd.pytorch has it."""
+    """Encode the box [N, 4] of each prior, as ssd.pytorch does."""
     middle = (matched[:, :2] + matched[:, 2:]) / 2 - priors[:, :2]
     size = (matched[:, 2:] - matched[:, :2]) / priors[:, 2:]
     return torch.cat([middle / (0.1 * priors[:, 2:]), torch.log(size) / 0.2], 1)
@@ -75,13 +75,13 @@ def _match(iou: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Pair]:
 
 
 def _encode(boxes: Tensor, labels: Tensor, priors: Tensor, corners: Tensor) -> Pair:
-    """Offsets of all priors, those of the background too, as ssd.pytorch."""
+    """Encode all priors, including the background, as ssd.pytorch does."""
     positive, which, _ = _assign(_iou_pairs(boxes, corners))
     return _offsets(boxes[which], priors), torch.where(positive, labels[which], 0)
 
 
 def _encode_some(boxes: Tensor, labels: Tensor, priors: Tensor, corners: Tensor) -> Pair:
-    """Offsets of the matched priors alone."""
+    """Encode only the matched priors."""
     positive, which, _ = _assign(_iou_split(boxes, corners))
     row = positive.nonzero()[:, 0]
     which = which[row]
@@ -92,7 +92,7 @@ def _encode_some(boxes: Tensor, labels: Tensor, priors: Tensor, corners: Tensor)
 
 
 def _each(of_image: Callable[..., Pair], compiled: bool = False) -> Callable[[Truth, Tensor], Call]:
-    """Image by image: a batch is ragged."""
+    """Apply a function image by image, since images have different numbers of boxes."""
     if compiled:
         of_image = torch.compile(of_image, dynamic=False)
 
@@ -126,5 +126,5 @@ TARGETS_ON_GPU = tuple(TARGET_PEERS)
 
 
 def torch_targets(x: Truth, priors: Tensor) -> Pair:
-    """`encode_targets` the usual way, as ssd.pytorch."""
+    """Do what `encode_targets` does the usual way, as in ssd.pytorch."""
     return TARGET_PEERS["torch, usual"](x, priors)()

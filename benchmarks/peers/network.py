@@ -1,4 +1,4 @@
-"""Peers of the networks: the same weights in other hands. Images [B, 3, S, S] -> (loc, logits)."""
+"""Peers of the networks: they run the same weights on images [B, 3, S, S] -> (loc, logits)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Call = Callable[[], tuple[Tensor, Tensor]]
 
 
 def mdssd(model: nn.Module, images: Tensor) -> Call:
-    """The module as it is, in the dtype and layout of the images."""
+    """Run the module in the dtype and layout of the images."""
     layout = torch.channels_last if _channels_last(images) else torch.contiguous_format
     model = model.to(images.device, images.dtype, memory_format=layout)
 
@@ -28,12 +28,12 @@ def mdssd(model: nn.Module, images: Tensor) -> Call:
 
 
 def compiled(model: nn.Module, images: Tensor) -> Call:
-    """Channels-last, by torch.compile."""
+    """Run the module compiled by torch.compile."""
     return mdssd(torch.compile(model, dynamic=False), images)
 
 
 def openvino(model: nn.Module, images: Tensor) -> Call:
-    """Converted from the module; in bfloat16 if the images are."""
+    """Convert the module to OpenVINO and run it in bfloat16 if the images have this type."""
     module = need("openvino")
     plain = {"l2norm": fusion.l2norm, "l2norm_add_relu": fusion.l2norm_add_relu}
     sample = images.float().contiguous()

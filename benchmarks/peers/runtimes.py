@@ -1,4 +1,4 @@
-"""Sessions of onnxruntime and OpenVINO with as many threads as PyTorch has."""
+"""Run graphs in onnxruntime and OpenVINO with PyTorch's number of threads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mdssd.detection.runtimes import openvino_core
 def onnx_call(
     nodes: Sequence[Any], outputs: Sequence[str], **inputs: Tensor
 ) -> Callable[[], list[Any]]:
-    """A graph of onnx nodes, and constants, over these inputs, by onnxruntime; numpy arrays."""
+    """Return a call that runs a graph of ONNX nodes on these inputs and returns numpy arrays."""
     onnx, ort = need("onnx"), need("onnxruntime")
     kinds = {torch.float32: onnx.TensorProto.FLOAT, torch.int64: onnx.TensorProto.INT64}
     info = onnx.helper.make_tensor_value_info
@@ -43,7 +43,7 @@ def onnx_constant(name: str, value: Tensor) -> Any:
 
 
 def openvino_call(model: Any, *arrays: Any, precision: str = "f32") -> Callable[[], list[Any]]:
-    """One inference of an openvino.Model on these numpy arrays; its outputs as numpy arrays."""
+    """Return a call that runs an openvino.Model on these numpy arrays and returns numpy arrays."""
     openvino = need("openvino")
     compiled = openvino_core().compile_model(
         model,
@@ -59,7 +59,7 @@ def openvino_call(model: Any, *arrays: Any, precision: str = "f32") -> Callable[
     for index, tensor in enumerate(tensors):
         request.set_input_tensor(index, tensor)
 
-    def call(_held: Any = (arrays, tensors)) -> list[Any]:  # OpenVINO does not hold them
+    def call(_held: Any = (arrays, tensors)) -> list[Any]:  # OpenVINO does not keep them alive
         request.infer()
         return [request.get_output_tensor(i).data for i in range(len(compiled.outputs))]
 

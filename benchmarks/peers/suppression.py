@@ -1,6 +1,7 @@
-"""Peers of `nms` and `batched_nms`: IoU 0.45, no limit; each returns the indices kept [K] int64.
+"""Peers of `nms` and `batched_nms` with IoU 0.45 and no limit.
 
-The order of the indices is free: not all peers return them by falling score.
+Each returns the indices [K] int64 of the boxes that it keeps. Not all peers sort them by score, so
+the order is not compared.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ def torchvision(x: Scored) -> Call:
 
 
 def _by_class(x: Scored) -> tuple[Tensor, Tensor]:
-    """Boxes [C, N / C, 4] and scores [C, N / C]: box i is of class i % C, so that the positions
-    [class, rank] of the peers that want classes apart are index rank * C + class.
+    """Return boxes [C, N / C, 4] and scores [C, N / C] by class.
+
+    Box i has class i % C, so the position [class, k] belongs to the index k * C + class.
     """
     classes = 1 if x.classes is None else int(x.classes.max()) + 1
     boxes = x.boxes.view(-1, classes, 4).transpose(0, 1).contiguous()
@@ -44,7 +46,7 @@ def _by_class(x: Scored) -> tuple[Tensor, Tensor]:
 
 
 def onnxruntime(x: Scored) -> Call:
-    """NonMaxSuppression; classes, which share boxes there, as a batch."""
+    """Use NonMaxSuppression. Its classes share boxes, so each class is an image of a batch."""
     node = need("onnx").helper.make_node
     boxes, scores = _by_class(x)
     nodes = [
@@ -62,7 +64,7 @@ def onnxruntime(x: Scored) -> Call:
 
 
 def openvino_nms(x: Scored) -> Call:
-    """NonMaxSuppression; classes, which share boxes there, as a batch."""
+    """Use NonMaxSuppression. Its classes share boxes, so each class is an image of a batch."""
     module = need("openvino")
     opset = module.opset9
     boxes, scores = _by_class(x)
@@ -89,7 +91,7 @@ def openvino_nms(x: Scored) -> Call:
 
 
 def openvino_multiclass(x: Scored) -> Call:
-    """MulticlassNms with boxes of their own for each class."""
+    """Use MulticlassNms, in which each class has its own boxes."""
     module = need("openvino")
     opset = module.opset9
     boxes, scores = _by_class(x)
@@ -108,13 +110,13 @@ def openvino_multiclass(x: Scored) -> Call:
 
     def call() -> Tensor:
         index, count = run()
-        return torch.from_numpy(index[: int(count[0]), 0])  # rank * C + class
+        return torch.from_numpy(index[: int(count[0]), 0])  # k * C + class
 
     return call
 
 
 def opencv(x: Scored) -> Call:
-    """NMSBoxes, NMSBoxesBatched: boxes as corner and size."""
+    """Use NMSBoxes or NMSBoxesBatched, which take boxes as a corner and a size."""
     cv2.setNumThreads(torch.get_num_threads())
     boxes = torch.cat([x.boxes[:, :2], x.boxes[:, 2:] - x.boxes[:, :2]], 1).double().numpy()
     scores = x.scores.numpy()
