@@ -16,7 +16,8 @@ import mdssd
 from benchmarks.machine import cpu_flags
 from benchmarks.peers import need, network
 from benchmarks.rows import contenders, params
-from mdssd import models, ops
+from mdssd import ops
+from mdssd.models.build import INPUT_SIZES
 
 _CLASSES = 21
 _CANDIDATES = 1500  # scores above 0.01 in an image, as in a trained network
@@ -28,7 +29,7 @@ _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 def _images(name: str, batch: int) -> Tensor:
     """Return images [B, 3, S, S], channels-last, with the mean subtracted."""
     generator = torch.Generator().manual_seed(batch)
-    size = int(name[-3:])
+    size = INPUT_SIZES[name]
     images = 60 * torch.randn(batch, 3, size, size, generator=generator)
     return images.contiguous(memory_format=torch.channels_last)
 
@@ -36,7 +37,7 @@ def _images(name: str, batch: int) -> Tensor:
 def _model(name: str) -> nn.Module:
     """Return a model with random weights whose background bias leaves _CANDIDATES above 0.01."""
     torch.manual_seed(0)
-    model = getattr(models, name)(_CLASSES).eval()
+    model = getattr(mdssd, name)(_CLASSES).eval()
     with torch.no_grad():
         logits = model(_images(name, 1))[1][0].double()
         rest = (logits[:, 1:].exp() / 0.01 - logits[:, 1:].exp().sum(1, keepdim=True)).log()
@@ -59,7 +60,7 @@ def _expected(name: str, batch: int) -> tuple[dict[str, Tensor], tuple[Tensor, T
 def _with_weights(name: str, weights: dict[str, Tensor]) -> nn.Module:
     """Return a new module that shares these tensors, which saves initialising its weights."""
     with torch.device("meta"):
-        model = getattr(models, name)(_CLASSES).eval()
+        model = getattr(mdssd, name)(_CLASSES).eval()
     model.load_state_dict(weights, assign=True)
     return model
 

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+import mdssd
 from benchmarks import generators
 from benchmarks.peers import loss, matching
 from benchmarks.rows import params
-from mdssd import models, ops
+from mdssd import ops
 
 _CLASSES = 21
 
@@ -33,7 +34,7 @@ class _Step:
 
     def __init__(self, name: str, width: float, batch: int, way: str, device: str) -> None:
         torch.manual_seed(0)
-        build = getattr(models, name)
+        build = getattr(mdssd, name)
         self.model = build(_CLASSES, width=width, batch_norm=True).to(device)
         self.model = self.model.to(memory_format=torch.channels_last)
         # The learning rate is so small that the loss does not change.

@@ -1,4 +1,4 @@
-"""Fast single-shot detection of small objects: SSD operators, SSD and MDSSD models."""
+"""Fast single-shot detection of small objects: operators, models, training and detection."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -8,10 +8,10 @@ from mdssd.version import __version__
 if TYPE_CHECKING:
     from mdssd import ops
     from mdssd.detection.detector import Detector
-    from mdssd.models import (
+    from mdssd.weights.pretrained import load_pretrained
+    from mdssd.zoo import (
         dssd321,
         dssd513,
-        load_pretrained,
         mdssd300,
         mdssd512,
         ssd300,
@@ -35,14 +35,15 @@ __all__ = [
     "ssd513",
 ]
 
-_HOMES = {name: "mdssd.models" for name in __all__} | {
+_HOMES = {name: "mdssd.zoo" for name in __all__} | {
     "Detector": "mdssd.detection.detector",
+    "load_pretrained": "mdssd.weights.pretrained",
     "ops": "mdssd.ops",
 }
 
 
 def __getattr__(name: str) -> Any:
-    # torch takes seconds to import: `mdssd --help` should not wait for it.
+    # Import only what is used: `mdssd --help` must not wait seconds for torch.
     if name not in _HOMES:
         raise AttributeError(f"module 'mdssd' has no attribute {name!r}")
     module = import_module(_HOMES[name])

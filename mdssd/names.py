@@ -13,6 +13,10 @@ MODELS = (
     "ssd321",
     "ssd513",
 )
+# Sizes of the priors; "paper" and "small" exist for MDSSD only.
+PRIOR_SCALES = ("voc", "coco", "paper", "small")
+# The parts of a model that training can leave unchanged.
+FREEZABLE = ("base", "batch-norm")
 # Backends of the operators that users choose from; development installs also have "simt".
 BACKENDS = ("reference", "cpp", "cuda", "triton")
 # What runs the network of a Detector, and the types that it computes in.

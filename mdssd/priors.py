@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PRIOR_SCALES = ("voc", "coco", "paper", "small")
+from mdssd.names import PRIOR_SCALES
 
 # min_size of each layer in pixels, then the last layer's max_size; a layer's max_size is the next
 # layer's min_size.

@@ -619,7 +619,7 @@ def _make_model(config: dict[str, Any], recipe: dict[str, Any]) -> SingleShotDet
 
 def _initialise(model: SingleShotDetector, path: str) -> str:
     """Load starting weights; give a line that says what was taken."""
-    from mdssd.models import load_pretrained
+    from mdssd.weights.pretrained import load_pretrained
 
     loaded = load_pretrained(model, path)
     line = f"{len(loaded.taken)} of {len(model.state_dict())} tensors start from {path}"
@@ -710,16 +710,17 @@ def _data_check(arguments: argparse.Namespace) -> int:
     from mdssd.inspection.check import check_data
     from mdssd.inspection.plots import write_check
     from mdssd.models import build
+    from mdssd.models.options import PRIOR_OPTIONS
 
     size = _input_size(arguments.model)
     config: dict[str, Any] = {"model": arguments.model, "num_classes": 2, "width": 0.01}
-    for name in ("prior_scales", "clip_priors", "truncate_sizes"):
+    for name in PRIOR_OPTIONS:
         if value := getattr(arguments, name):
             config[name] = value
     model = build(config)  # its width does not matter to the priors
     others = {}
     for scales in ("voc", "coco", "small"):
-        if scales != model.prior_scales:
+        if scales != model.options.prior_scales:
             with suppress(ValueError):  # this model does not have them
                 others[scales] = build({**config, "prior_scales": scales}).priors
     faults: list[str] = []
@@ -727,7 +728,7 @@ def _data_check(arguments: argparse.Namespace) -> int:
         _open_whole(vars(arguments), size, faults),
         model.priors,
         size,
-        model=f"{model.name} ({model.prior_scales})",
+        model=f"{model.name} ({model.options.prior_scales})",
         others_cxcywh=others,
         faults=faults,
         tiny=arguments.tiny,
@@ -763,7 +764,9 @@ def _data_show(arguments: argparse.Namespace) -> int:
 
 
 def _input_size(model: str) -> int:
-    return int(model[-3:])
+    from mdssd.models.build import INPUT_SIZES
+
+    return INPUT_SIZES[model]
 
 
 def _open_whole(

@@ -1,20 +1,43 @@
 """What the single-shot detectors have in common: prediction heads, priors, forward, options."""
 
+from __future__ import annotations
+
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from mdssd.models.options import ModelOptions, OptionKeywords
 from mdssd.models.vgg import VGG16, scaled
+from mdssd.names import FREEZABLE
 from mdssd.priors import PriorLayer, make_priors
 
 if TYPE_CHECKING:
-    from mdssd.weights.pretrained import Loaded
+    from typing_extensions import Unpack
 
-# What `SingleShotDetector.freeze` takes.
-FREEZABLE = ("base", "batch-norm")
+Model = TypeVar("Model", bound="SingleShotDetector")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The result of `load_pretrained`.
+
+    Attributes:
+        layout: whose names the weights had, such as "torchvision's vgg16".
+        taken: names of the model's tensors that were loaded.
+        fresh: names of the model's tensors that were left as they were.
+        unused: names of the tensors of the source that do not fit the model.
+        mean: RGB, 0-255; subtract it from the pixels.
+    """
+
+    layout: str
+    taken: tuple[str, ...]
+    fresh: tuple[str, ...]
+    unused: tuple[str, ...]
+    mean: tuple[float, ...]
 
 
 class PredictionHead(nn.Module):
@@ -45,66 +68,63 @@ class PredictionHead(nn.Module):
 class SingleShotDetector(nn.Module):
     """A network that scores every prior box in one pass; a subclass supplies `feature_maps`.
 
-    `channels` names the feature maps that are predicted from, low to high, and their channels at
-    width 1; `prior_layers` describes the priors of each. Attributes: `input_size` S, `num_classes`
-    C (background, class 0, included), `priors` [N, 4] float32 (cx, cy, w, h) normalised to 0-1,
-    which is no part of the state dict and stays float32 in a model of another type; `frozen`, the
-    parts that training leaves alone; `loaded`, what the constructor's `init` brought, if given.
+    Attributes:
+        name: the model's name, such as "ssd300".
+        input_size: side S of the images, in pixels.
+        options: the `ModelOptions` that the model was made with.
+        num_classes: number of classes C, with the background (class 0).
+        priors: [N, 4] float32, (cx, cy, w, h) in 0-1. They are not part of the state dict, and
+            they stay float32 when the model is converted to another type.
+        frozen: the parts that training leaves unchanged; see `freeze`.
+        loaded: what the constructor's `init` loaded; None without it.
     """
 
+    family: str
     priors: Tensor
     frozen: tuple[str, ...] = ()
-    loaded: "Loaded | None" = None
+    loaded: Loaded | None = None
 
-    def __init__(
-        self,
-        name: str,
-        input_size: int,
-        num_classes: int,
-        prior_layers: Sequence[PriorLayer],
-        channels: Mapping[str, int],
-        *,
-        width: float,
-        batch_norm: bool,
-        prior_scales: str,
-        clip_priors: bool | str,
-        truncate_sizes: bool,
-    ) -> None:
+    def __init__(self, input_size: int, options: ModelOptions) -> None:
         super().__init__()
-        if not isinstance(num_classes, int) or num_classes < 2:
-            raise ValueError(
-                f"{name}: num_classes must be an integer of at least 2 (background and one class), "
-                f"got {num_classes!r}"
-            )
-        if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width <= 16:
-            raise ValueError(
-                f"{name}: width must be a number above 0 and at most 16, got {width!r}"
-            )
-        for option, value in (
-            ("batch_norm", batch_norm),
-            ("clip_priors", clip_priors),
-            ("truncate_sizes", truncate_sizes),
-        ):
-            if (option, value) != ("clip_priors", "size") and not isinstance(value, bool):
-                raise ValueError(f"{name}: {option} must be True or False, got {value!r}")
-        self.name = name
+        self.name = f"{self.family}{input_size}"
         self.input_size = input_size
-        self.num_classes = num_classes
-        self.width = width
-        self.batch_norm = batch_norm
-        self.prior_scales = prior_scales
-        self.clip_priors = clip_priors
-        self.truncate_sizes = truncate_sizes
-        self.heads = nn.ModuleDict(
-            {
-                source: self._make_head(source, scaled(full, width), layer.per_cell)
-                for (source, full), layer in zip(channels.items(), prior_layers, strict=True)
-            }
-        )
+        self.options = options
+        self.num_classes = options.num_classes
+        layers = self._prior_layers(input_size, options.prior_scales)
+        options.check(self.name)
+        self.heads = nn.ModuleDict()
+        # Not strict: the smaller input size lacks the highest map.
+        for (source, full), layer in zip(self._channels(input_size).items(), layers, strict=False):
+            self.heads[source] = self._make_head(
+                source, scaled(full, options.width), layer.per_cell
+            )
         priors = make_priors(
-            prior_layers, input_size, clip=clip_priors, truncate_sizes=truncate_sizes
+            layers, input_size, clip=options.clip_priors, truncate_sizes=options.truncate_sizes
         )
         self.register_buffer("priors", priors, persistent=False)
+
+    @staticmethod
+    def _prior_layers(image_size: int, scales: str) -> tuple[PriorLayer, ...]:
+        """The priors of each feature map that is predicted from, low to high."""
+        raise NotImplementedError
+
+    @classmethod
+    def _channels(cls, input_size: int) -> Mapping[str, int]:
+        """The names of these maps, and their channels at width 1."""
+        raise NotImplementedError
+
+    @classmethod
+    def default_options(cls, input_size: int) -> ModelOptions:
+        """The options of the model of this size where a caller names none."""
+        return ModelOptions()
+
+    @classmethod
+    def create(
+        cls: type[Model], input_size: int, num_classes: int = 21, **options: Unpack[OptionKeywords]
+    ) -> Model:
+        """Make the model of this size; options that are not given have the model's defaults."""
+        defaults = cls.default_options(input_size)
+        return cls(input_size, replace(defaults, num_classes=num_classes, **options))
 
     def _make_head(self, source: str, channels: int, per_cell: int) -> PredictionHead:
         return PredictionHead(channels, per_cell, self.num_classes)
@@ -148,7 +168,7 @@ class SingleShotDetector(nn.Module):
         unknown = [part for part in parts if part not in FREEZABLE]
         if unknown:
             raise ValueError(f"freeze: parts must be among {FREEZABLE}, got {unknown[0]!r}")
-        if "batch-norm" in parts and not self.batch_norm:
+        if "batch-norm" in parts and not self.options.batch_norm:
             raise ValueError(f"freeze: 'batch-norm': this {self.name} has no batch normalisation")
         self.frozen = parts
         kept = {p for module in self._frozen_modules() for p in module.parameters()}
@@ -158,7 +178,7 @@ class SingleShotDetector(nn.Module):
                 parameter.grad = None
         self.train(self.training)
 
-    def train(self, mode: bool = True) -> "SingleShotDetector":
+    def train(self, mode: bool = True) -> SingleShotDetector:
         """Training mode for all that is not frozen (True), or evaluation mode; see `freeze`."""
         super().train(mode)
         for module in self._frozen_modules():
@@ -175,15 +195,7 @@ class SingleShotDetector(nn.Module):
 
     def config(self) -> dict[str, Any]:
         """The options this model was made with; `build(model.config())` makes its like."""
-        return {
-            "model": self.name,
-            "num_classes": self.num_classes,
-            "width": self.width,
-            "batch_norm": self.batch_norm,
-            "prior_scales": self.prior_scales,
-            "clip_priors": self.clip_priors,
-            "truncate_sizes": self.truncate_sizes,
-        }
+        return {"model": self.name, **asdict(self.options)}
 
     def _init_weights(self) -> None:
         """Draw the weights of all convolutions; a constructor ends with it.
@@ -199,7 +211,7 @@ class SingleShotDetector(nn.Module):
         heads = set(self.heads.modules())
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                if self.batch_norm and module not in heads:
+                if self.options.batch_norm and module not in heads:
                     inputs: float = module.in_channels * math.prod(module.kernel_size)
                     if isinstance(module, nn.ConvTranspose2d):
                         inputs /= math.prod(module.stride)
@@ -210,7 +222,7 @@ class SingleShotDetector(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         trunk = self.get_submodule("trunk")
-        if self.batch_norm and isinstance(trunk, VGG16):
+        if self.options.batch_norm and isinstance(trunk, VGG16):
             # They look 96 pixels away. As strong as the middle one they keep conv7, and all maps
             # above it, from telling places apart until training has found the middle tap.
             taps = torch.full((3, 3), 0.1)
@@ -218,14 +230,14 @@ class SingleShotDetector(nn.Module):
             with torch.no_grad():
                 trunk.fc6.get_parameter("conv.weight").mul_(taps)
 
-    def __prepare_scriptable__(self) -> "SingleShotDetector":
+    def __prepare_scriptable__(self) -> SingleShotDetector:
         # torch.jit.script calls it, and would end in a message about an annotation of PyTorch's.
         raise NotImplementedError(
             f"{self.name}: torch.jit.script is not supported; use torch.export "
             "(mdssd export --format pt2)"
         )
 
-    def _apply(self, fn: Any, recurse: bool = True) -> "SingleShotDetector":
+    def _apply(self, fn: Any, recurse: bool = True) -> SingleShotDetector:
         # half() and to(bfloat16) must not round the priors: box coordinates need float32.
         priors = self.priors
         super()._apply(fn, recurse)

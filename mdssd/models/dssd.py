@@ -8,10 +8,10 @@ bias. A prediction module gives out four times its inner channels, as the blocks
 from torch import Tensor, nn
 
 from mdssd.models.base import PredictionHead, SingleShotDetector
+from mdssd.models.options import ModelOptions
 from mdssd.models.resnet import Bottleneck, ExtraBlocks, ResNet101, conv_bn
 from mdssd.models.vgg import scaled
 from mdssd.priors import dssd_prior_layers
-from mdssd.weights.pretrained import Weights, start
 
 # The maps of the base network, low to high, and their channels; res10 for an input of 513 only.
 _CHANNELS = {
@@ -42,44 +42,31 @@ class ResNetSSD(SingleShotDetector):
 
     family = "ssd"
 
-    def __init__(
-        self,
-        input_size: int,
-        num_classes: int = 21,
-        *,
-        width: float = 1.0,
-        batch_norm: bool = True,
-        prior_scales: str = "voc",
-        clip_priors: bool = False,
-        truncate_sizes: bool = False,
-    ) -> None:
-        layers = dssd_prior_layers(input_size, prior_scales)
-        sources = list(_CHANNELS)[: len(layers)]
-        inner = {source: self._inner(input_size, source) for source in sources}
-        super().__init__(
-            f"{self.family}{input_size}",
-            input_size,
-            num_classes,
-            layers,
-            {source: 4 * channels for source, channels in inner.items()},
-            width=width,
-            batch_norm=batch_norm,
-            prior_scales=prior_scales,
-            clip_priors=clip_priors,
-            truncate_sizes=truncate_sizes,
-        )
-        if not batch_norm:
+    _prior_layers = staticmethod(dssd_prior_layers)
+
+    def __init__(self, input_size: int, options: ModelOptions) -> None:
+        super().__init__(input_size, options)
+        width = options.width
+        if not options.batch_norm:
             raise ValueError(f"{self.name}: batch_norm must be True: ResNet-101 has it, got False")
         self.trunk = ResNet101(width)
         self.extras = ExtraBlocks(input_size, width)
-        into = self._add_layers([scaled(_CHANNELS[source], width) for source in sources])
-        self.predict = nn.ModuleDict(
-            {
-                source: Bottleneck(n, scaled(channels, width), scaled(4 * channels, width))
-                for n, (source, channels) in zip(into, inner.items(), strict=True)
-            }
-        )
+        into = self._add_layers([scaled(_CHANNELS[source], width) for source in self.heads])
+        self.predict = nn.ModuleDict()
+        for source, channels in zip(self.heads, into, strict=True):
+            inner = self._inner(input_size, source)
+            self.predict[source] = Bottleneck(
+                channels, scaled(inner, width), scaled(4 * inner, width)
+            )
         self._init_weights()
+
+    @classmethod
+    def default_options(cls, input_size: int) -> ModelOptions:
+        return ModelOptions(batch_norm=True, prior_scales="coco" if input_size == 513 else "voc")
+
+    @classmethod
+    def _channels(cls, input_size: int) -> dict[str, int]:
+        return {source: 4 * cls._inner(input_size, source) for source in _CHANNELS}
 
     @staticmethod
     def _inner(input_size: int, source: str) -> int:
@@ -155,7 +142,7 @@ class DSSD(ResNetSSD):
         return 256
 
     def _add_layers(self, channels: list[int]) -> list[int]:
-        out = scaled(512, self.width)
+        out = scaled(512, self.options.width)
         *lower, deep = channels
         out_channels = [deep]
         self.deconv = nn.ModuleDict()  # top to bottom
@@ -170,7 +157,7 @@ class DSSD(ResNetSSD):
     def _make_head(self, source: str, channels: int, per_cell: int) -> PredictionHead:
         if self.input_size == 321:
             return super()._make_head(source, channels, per_cell)
-        hidden, kernel = scaled(512, self.width), _head_kernel(source)
+        hidden, kernel = scaled(512, self.options.width), _head_kernel(source)
         return DeepPredictionHead(channels, hidden, per_cell, self.num_classes, kernel)
 
     def base_maps(self, images: Tensor) -> list[Tensor]:
@@ -184,122 +171,3 @@ class DSSD(ResNetSSD):
 
 def _head_kernel(source: str) -> int:
     return 5 if source in ("res3b3", "res5c") else 3
-
-
-def ssd321(
-    num_classes: int = 21,
-    *,
-    width: float = 1.0,
-    batch_norm: bool = True,
-    prior_scales: str = "voc",
-    clip_priors: bool = False,
-    truncate_sizes: bool = False,
-    init: Weights | None = None,
-) -> ResNetSSD:
-    """SSD on ResNet-101 for images of 321x321: 17080 priors, 116,526,320 parameters at 21 classes.
-
-    images [B, 3, 321, 321] -> loc [B, 17080, 4], logits [B, 17080, num_classes].
-
-    Args:
-        num_classes: classes, background (class 0) included.
-        width: multiplies all hidden channel counts, rounded to a multiple of 8.
-        batch_norm: True; ResNet-101 has batch normalisation. Training needs at least two images in
-            a batch, because the highest map has a single cell, unless it is frozen (`freeze`).
-        prior_scales: "voc"; the original code has no other sizes for this input.
-        clip_priors, truncate_sizes: see `make_priors`.
-        init: what to start from, a checkpoint or published weights, as `load_pretrained` takes it
-            (and raises); what that did is then in the model's `loaded`.
-
-    Raises ValueError for an option out of range. Source: DSSD (Fu et al., 2017) and its code.
-    """
-    model = ResNetSSD(
-        321,
-        num_classes,
-        width=width,
-        batch_norm=batch_norm,
-        prior_scales=prior_scales,
-        clip_priors=clip_priors,
-        truncate_sizes=truncate_sizes,
-    )
-    return start(model, init)
-
-
-def ssd513(
-    num_classes: int = 21,
-    *,
-    width: float = 1.0,
-    batch_norm: bool = True,
-    prior_scales: str = "coco",
-    clip_priors: bool = False,
-    truncate_sizes: bool = False,
-    init: Weights | None = None,
-) -> ResNetSSD:
-    """SSD on ResNet-101 for images of 513x513: 43688 priors, 173,145,304 parameters at 81 classes.
-
-    images [B, 3, 513, 513] -> loc [B, 43688, 4], logits [B, 43688, num_classes]. The options are
-    those of `ssd321`, but for `prior_scales`, which is "coco".
-    """
-    model = ResNetSSD(
-        513,
-        num_classes,
-        width=width,
-        batch_norm=batch_norm,
-        prior_scales=prior_scales,
-        clip_priors=clip_priors,
-        truncate_sizes=truncate_sizes,
-    )
-    return start(model, init)
-
-
-def dssd321(
-    num_classes: int = 21,
-    *,
-    width: float = 1.0,
-    batch_norm: bool = True,
-    prior_scales: str = "voc",
-    clip_priors: bool = False,
-    truncate_sizes: bool = False,
-    init: Weights | None = None,
-) -> DSSD:
-    """DSSD for images of 321x321: 17080 priors, 172,380,912 parameters at 21 classes.
-
-    images [B, 3, 321, 321] -> loc [B, 17080, 4], logits [B, 17080, num_classes]. The options are
-    those of `ssd321`. It is trained in stages, from an `ssd321`: see `freeze`.
-    """
-    model = DSSD(
-        321,
-        num_classes,
-        width=width,
-        batch_norm=batch_norm,
-        prior_scales=prior_scales,
-        clip_priors=clip_priors,
-        truncate_sizes=truncate_sizes,
-    )
-    return start(model, init)
-
-
-def dssd513(
-    num_classes: int = 21,
-    *,
-    width: float = 1.0,
-    batch_norm: bool = True,
-    prior_scales: str = "coco",
-    clip_priors: bool = False,
-    truncate_sizes: bool = False,
-    init: Weights | None = None,
-) -> DSSD:
-    """DSSD for images of 513x513: 43688 priors, 254,983,896 parameters at 81 classes.
-
-    images [B, 3, 513, 513] -> loc [B, 43688, 4], logits [B, 43688, num_classes]. The options are
-    those of `ssd513`. It is trained in stages, from an `ssd513`: see `freeze`.
-    """
-    model = DSSD(
-        513,
-        num_classes,
-        width=width,
-        batch_norm=batch_norm,
-        prior_scales=prior_scales,
-        clip_priors=clip_priors,
-        truncate_sizes=truncate_sizes,
-    )
-    return start(model, init)

@@ -1,15 +1,13 @@
 """MDSSD300 and MDSSD512: SSD whose low maps are fused with deconvolved high maps (Xu et al.)."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
 from mdssd import ops
 from mdssd.models.base import SingleShotDetector
+from mdssd.models.options import ModelOptions
 from mdssd.models.vgg import VGG16, ExtraLayers, conv_block, scaled
 from mdssd.priors import mdssd_prior_layers
-from mdssd.weights.pretrained import Weights, start
 
 _CHANNELS = {
     "module1": 256,
@@ -87,30 +85,13 @@ class MDSSD(SingleShotDetector):
     8, 4, 2, 1 (90100). The options are those of `mdssd300`.
     """
 
-    def __init__(
-        self,
-        input_size: int,
-        num_classes: int = 21,
-        *,
-        width: float = 1.0,
-        batch_norm: bool = False,
-        prior_scales: str = "voc",
-        clip_priors: bool | str = False,
-        truncate_sizes: bool = False,
-    ) -> None:
-        layers = mdssd_prior_layers(input_size, prior_scales)
-        super().__init__(
-            f"mdssd{input_size}",
-            input_size,
-            num_classes,
-            layers,
-            dict(list(_CHANNELS.items())[: len(layers)]),
-            width=width,
-            batch_norm=batch_norm,
-            prior_scales=prior_scales,
-            clip_priors=clip_priors,
-            truncate_sizes=truncate_sizes,
-        )
+    family = "mdssd"
+
+    _prior_layers = staticmethod(mdssd_prior_layers)
+
+    def __init__(self, input_size: int, options: ModelOptions) -> None:
+        super().__init__(input_size, options)
+        width, batch_norm = options.width, options.batch_norm
         self.trunk = VGG16(width, batch_norm)
         self.extras = ExtraLayers(input_size, width, batch_norm)
         c256, c512, c1024 = (scaled(c, width) for c in (256, 512, 1024))
@@ -119,6 +100,10 @@ class MDSSD(SingleShotDetector):
         self.module2 = FusionModule(c512, c256, c256, c512, *last2, batch_norm)
         self.module3 = FusionModule(c1024, c256, c512, c1024, *last3, batch_norm)
         self._init_weights()
+
+    @classmethod
+    def _channels(cls, input_size: int) -> dict[str, int]:
+        return _CHANNELS
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
         conv3_3, conv4_3, conv7 = self.trunk(images)
@@ -129,97 +114,3 @@ class MDSSD(SingleShotDetector):
             self.module3(conv7, extras[2]),
             *extras,
         ]
-
-    def init_from_ssd(self, state_dict: Mapping[str, Tensor]) -> list[str]:
-        """Start from a trained SSD of the same input size, width and `batch_norm`, as the paper
-        does (section IV).
-
-        Copies the trunk, the extra layers, and the heads of conv8_2 and up where the shapes are
-        equal (the box heads; the class heads too if the classes are as many). Returns the names
-        that were copied. A state dict whose trunk or extra layers have other tensors or other
-        shapes is a ValueError; the model is then unchanged.
-        """
-        own = self.state_dict()
-        copied = {k: v for k, v in state_dict.items() if k in own and v.shape == own[k].shape}
-        odd = [
-            k
-            for k in {**own, **state_dict}
-            if k.startswith(("trunk.", "extras.")) and k not in copied
-        ]
-        if odd:
-            raise ValueError(
-                f"init_from_ssd: state_dict must be that of an ssd{self.input_size} with "
-                f"width={self.width} and batch_norm={self.batch_norm}, got one where {odd[0]!r} "
-                f"is absent, new or of another shape ({len(odd)} such tensors)"
-            )
-        self.load_state_dict(copied, strict=False)
-        return list(copied)
-
-
-def mdssd300(
-    num_classes: int = 21,
-    *,
-    width: float = 1.0,
-    batch_norm: bool = False,
-    prior_scales: str = "voc",
-    clip_priors: bool | str = False,
-    truncate_sizes: bool = False,
-    init: Weights | None = None,
-) -> MDSSD:
-    """MDSSD for images of 300x300: 31232 priors, 79,483,410 parameters at 21 classes.
-
-    images [B, 3, 300, 300] -> loc [B, 31232, 4], logits [B, 31232, num_classes].
-
-    Args:
-        num_classes: classes, background (class 0) included.
-        width: multiplies all hidden channel counts, rounded to a multiple of 8.
-        batch_norm: batch normalisation in place of each bias ahead of a ReLU or an L2Norm, for
-            training from scratch; the prediction heads stay as they are. Training then needs at
-            least two images in a batch, because the highest map has a single cell.
-        prior_scales: "voc" or "coco", SSD's sizes; "small" for objects of 8 pixels and more;
-            "paper" for the paper's "Module 2 is set to 0.2" taken literally (see
-            `mdssd_prior_layers`).
-        clip_priors, truncate_sizes: see `make_priors`.
-        init: what to start from, a checkpoint or published weights, as `load_pretrained` takes it
-            (and raises); what that did is then in the model's `loaded`.
-
-    Raises ValueError for an option out of range. Source: MDSSD (Xu et al.), section III; the pads
-    of the deconvolutions, which the paper does not give, are those that make the map sizes meet.
-    """
-    model = MDSSD(
-        300,
-        num_classes,
-        width=width,
-        batch_norm=batch_norm,
-        prior_scales=prior_scales,
-        clip_priors=clip_priors,
-        truncate_sizes=truncate_sizes,
-    )
-    return start(model, init)
-
-
-def mdssd512(
-    num_classes: int = 21,
-    *,
-    width: float = 1.0,
-    batch_norm: bool = False,
-    prior_scales: str = "voc",
-    clip_priors: bool | str = False,
-    truncate_sizes: bool = False,
-    init: Weights | None = None,
-) -> MDSSD:
-    """MDSSD for images of 512x512: 90100 priors, 77,437,480 parameters at 21 classes.
-
-    images [B, 3, 512, 512] -> loc [B, 90100, 4], logits [B, 90100, num_classes]. The options are
-    those of `mdssd300`.
-    """
-    model = MDSSD(
-        512,
-        num_classes,
-        width=width,
-        batch_norm=batch_norm,
-        prior_scales=prior_scales,
-        clip_priors=clip_priors,
-        truncate_sizes=truncate_sizes,
-    )
-    return start(model, init)

@@ -1,14 +1,9 @@
 """ResNet-101 as SSD and DSSD reduce it, residual blocks, and ImageNet weights for the trunk."""
 
-import os
-from collections.abc import Mapping
-
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mdssd.models.vgg import input_scale, scaled
-from mdssd.weights.foreign_files import read_tensors
+from mdssd.models.vgg import scaled
 
 # Caffe's; PyTorch's own default is 1e-5.
 _EPS = 1e-3
@@ -133,86 +128,3 @@ class ExtraBlocks(nn.Module):
             x = block(x)
             maps.append(x)
         return maps
-
-
-def load_resnet101(
-    model: nn.Module,
-    weights: Mapping[str, Tensor] | str | os.PathLike[str],
-    *,
-    rescale_input: bool = True,
-) -> None:
-    """Copy ImageNet weights, as torchvision's `resnet101` names them, into `model.trunk`.
-
-    `weights`: the state dict (`conv1.weight`, `layer1.0.bn1.running_mean`, ...) or a file that
-    holds it, safetensors or a PyTorch file; the content decides, not the name, and nothing in a
-    file is ever executed. The classifier (`fc`) is left out.
-
-    All tensors have the same names and shapes, but they were trained in a network that differs a
-    little, so they are a start for training and no finished features. torchvision's has the stride
-    of layer2 and layer3 on the 3x3 convolution ("v1.5"), this one, as DSSD's, on the 1x1 ahead of
-    it, which skips three of four pixels; layer4 here has dilation in place of a stride, the first
-    pooling no padding, and batch normalisation an eps of 1e-3 for 1e-5.
-
-    torchvision's network expects (RGB / 255 - mean) / std, this one RGB 0-255 minus `MEAN_RGB`.
-    With `rescale_input` conv1 and the running mean of bn1 absorb the difference (to a rounding
-    error, and but for the outermost pixels). False copies them as they are, for weights that were
-    trained on mean-subtracted 0-255 RGB.
-
-    A model of another width, a missing key, another shape, values that are not finite, or weights
-    of another network are a ValueError; the model is then unchanged.
-    """
-    trunk = getattr(model, "trunk", None)
-    if not isinstance(trunk, ResNet101):
-        raise ValueError(
-            "load_resnet101: model must have a ResNet-101 trunk (ssd321, ssd513, dssd321 or "
-            f"dssd513), got {type(model).__name__}"
-        )
-    own = trunk.state_dict()
-    if own["conv1.weight"].shape[0] != 64:
-        raise ValueError(
-            "load_resnet101: model must be made with width=1, got a trunk whose conv1 has weights "
-            f"of shape {list(own['conv1.weight'].shape)} instead of [64, 3, 7, 7]"
-        )
-    source = "weights"
-    if not isinstance(weights, Mapping):
-        source = os.fspath(weights)
-        weights = read_tensors("load_resnet101", source)
-    new = {name: _take(weights, name, tensor.shape, source) for name, tensor in own.items()}
-    # resnet152 has the same tensors, and more of them.
-    more = [key for key in weights if key not in own and not str(key).startswith("fc.")]
-    if more:
-        raise ValueError(
-            f"load_resnet101: {source} holds {more[0]!r}, which resnet101 has not "
-            f"({len(more)} such tensors)"
-        )
-    if rescale_input:
-        scale, shift = input_scale()
-        weight = new["conv1.weight"].double().cpu()  # [64, 3, 7, 7]
-        mean = new["bn1.running_mean"].double().cpu()
-        new["conv1.weight"] = weight * scale[:, None, None]
-        # conv1 has no bias: what it would add is taken off the mean that bn1 subtracts.
-        new["bn1.running_mean"] = mean - (weight.sum(dim=(2, 3)) * shift).sum(dim=1)
-    trunk.load_state_dict(new)
-
-
-def _take(weights: Mapping[str, Tensor], key: str, shape: torch.Size, source: str) -> Tensor:
-    value = weights.get(key)
-    if value is None and key.endswith("num_batches_tracked"):
-        return torch.tensor(0)  # files from before PyTorch 0.4.1 lack it
-    if not isinstance(value, Tensor):
-        raise ValueError(
-            f"load_resnet101: {source} lacks {key!r}; expected the state dict of torchvision's "
-            f"resnet101, got keys {sorted(map(str, weights))[:4]} ..."
-        )
-    if value.shape != shape:
-        raise ValueError(
-            f"load_resnet101: {source}: {key!r} must have shape {list(shape)}, "
-            f"got {list(value.shape)}"
-        )
-    if not value.is_floating_point() and not key.endswith("num_batches_tracked"):
-        raise ValueError(
-            f"load_resnet101: {source}: {key!r} must be of floating point, got {value.dtype}"
-        )
-    if not value.float().isfinite().all():
-        raise ValueError(f"load_resnet101: {source}: the values of {key!r} are not finite")
-    return value

@@ -1,35 +1,11 @@
 """VGG16 as SSD reduces it, SSD's extra layers, and ImageNet weights for the trunk."""
 
 import math
-import os
-from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mdssd.weights.foreign_files import read_tensors
-
 MEAN_RGB = (123.0, 117.0, 104.0)
-
-_TORCHVISION_MEAN = (0.485, 0.456, 0.406)
-_TORCHVISION_STD = (0.229, 0.224, 0.225)
-# Index of each convolution in torchvision's vgg16().features.
-_FEATURES = {
-    "conv1.conv1_1": 0,
-    "conv1.conv1_2": 2,
-    "conv2.conv2_1": 5,
-    "conv2.conv2_2": 7,
-    "conv3.conv3_1": 10,
-    "conv3.conv3_2": 12,
-    "conv3.conv3_3": 14,
-    "conv4.conv4_1": 17,
-    "conv4.conv4_2": 19,
-    "conv4.conv4_3": 21,
-    "conv5.conv5_1": 24,
-    "conv5.conv5_2": 26,
-    "conv5.conv5_3": 28,
-}
 
 
 def scaled(channels: int, width: float) -> int:
@@ -151,104 +127,3 @@ class ExtraLayers(nn.Module):
             x = layers(x)
             maps.append(x)
         return maps
-
-
-def load_vgg16(
-    model: nn.Module,
-    weights: Mapping[str, Tensor] | str | os.PathLike[str],
-    *,
-    rescale_input: bool = True,
-) -> None:
-    """Copy ImageNet weights, as torchvision's `vgg16` names them, into `model.trunk`.
-
-    `weights`: the state dict (`features.N.weight`, `classifier.0.weight`, ...) or a file that holds
-    it, safetensors or a PyTorch file; the content decides, not the name, and nothing in a file is
-    ever executed. fc6 takes every 4th of its 4096 outputs and every 3rd row and column of its 7x7
-    kernel, fc7 every 4th output and input, as SSD does (section 3).
-
-    torchvision's network expects (RGB / 255 - mean) / std, this one RGB 0-255 minus `MEAN_RGB`.
-    With `rescale_input` conv1_1 absorbs the difference, so that it computes what it was trained to
-    (to a rounding error, and but for its outermost pixels). False copies conv1_1 as it is, for
-    weights that were trained on mean-subtracted 0-255 RGB.
-
-    A model of another width or with batch normalisation, a missing key, another shape, values that
-    are not finite, or weights of another network are a ValueError; the model is then unchanged.
-    """
-    trunk = getattr(model, "trunk", None)
-    if not isinstance(trunk, VGG16):
-        raise ValueError(
-            f"load_vgg16: model must have a VGG16 trunk (SSD or MDSSD), got {type(model).__name__}"
-        )
-    own = trunk.state_dict()
-    if "fc6.conv.bias" not in own:
-        raise ValueError(
-            "load_vgg16: model must be made with batch_norm=False, got batch_norm=True"
-        )
-    if own["fc6.conv.weight"].shape != (1024, 512, 3, 3):
-        raise ValueError(
-            "load_vgg16: model must be made with width=1, got a trunk whose fc6 has weights of "
-            f"shape {list(own['fc6.conv.weight'].shape)} instead of [1024, 512, 3, 3]"
-        )
-    source = "weights"
-    if not isinstance(weights, Mapping):
-        source = os.fspath(weights)
-        weights = read_tensors("load_vgg16", source)
-    if any(key.endswith("running_mean") for key in weights):
-        raise ValueError(
-            f"load_vgg16: {source} holds batch normalisation (vgg16_bn); "
-            "expected torchvision's plain vgg16"
-        )
-
-    def tensor(key: str, *shape: int) -> Tensor:
-        value = weights.get(key)
-        if not isinstance(value, Tensor):
-            raise ValueError(
-                f"load_vgg16: {source} lacks {key!r}; expected the state dict of torchvision's "
-                f"vgg16, got keys {sorted(map(str, weights))[:4]} ..."
-            )
-        if value.shape != shape:
-            raise ValueError(
-                f"load_vgg16: {source}: {key!r} must have shape {list(shape)}, "
-                f"got {list(value.shape)}"
-            )
-        if not value.is_floating_point():
-            raise ValueError(
-                f"load_vgg16: {source}: {key!r} must be of floating point, got {value.dtype}"
-            )
-        return value.float()
-
-    new: dict[str, Tensor] = {}
-    for name, index in _FEATURES.items():
-        for part in ("weight", "bias"):
-            shape = own[f"{name}.conv.{part}"].shape
-            new[f"{name}.conv.{part}"] = tensor(f"features.{index}.{part}", *shape)
-    fc6 = tensor("classifier.0.weight", 4096, 512 * 7 * 7).reshape(4096, 512, 7, 7)
-    new["fc6.conv.weight"] = fc6[::4, :, ::3, ::3]  # [1024, 512, 3, 3]
-    new["fc6.conv.bias"] = tensor("classifier.0.bias", 4096)[::4]
-    new["fc7.conv.weight"] = tensor("classifier.3.weight", 4096, 4096)[::4, ::4, None, None]
-    new["fc7.conv.bias"] = tensor("classifier.3.bias", 4096)[::4]
-    for name, value in new.items():
-        if not value.isfinite().all():
-            raise ValueError(
-                f"load_vgg16: {source}: the values for {name!r} are not finite "
-                "(torchvision's IMAGENET1K_FEATURES lacks fc6 and fc7; use IMAGENET1K_V1)"
-            )
-    if rescale_input:
-        scale, shift = input_scale()
-        weight = new["conv1.conv1_1.conv.weight"].double().cpu()  # [64, 3, 3, 3]
-        bias = new["conv1.conv1_1.conv.bias"].double().cpu()
-        new["conv1.conv1_1.conv.weight"] = weight * scale[:, None, None]
-        new["conv1.conv1_1.conv.bias"] = bias + (weight.sum(dim=(2, 3)) * shift).sum(dim=1)
-    trunk.load_state_dict(new)
-
-
-def input_scale() -> tuple[Tensor, Tensor]:
-    """What turns RGB 0-255 minus `MEAN_RGB` into the input of torchvision's networks.
-
-    scale and shift [3] float64: x * scale + shift = ((x + MEAN_RGB) / 255 - mean) / std.
-    """
-    mean, std, ours = (
-        torch.tensor(v, dtype=torch.float64, device="cpu")
-        for v in (_TORCHVISION_MEAN, _TORCHVISION_STD, MEAN_RGB)
-    )
-    return 1 / (255 * std), (ours / 255 - mean) / std

@@ -44,7 +44,7 @@ def check_run(
         raise ValueError(f"train: dataset: expected at least one image, {dataset.name} has none")
     if not any((~dataset.annotation(i).crowd).any() for i in range(len(dataset))):
         raise ValueError(f"train: dataset: {dataset.name} has no box to learn from")
-    if model.batch_norm and "batch-norm" not in model.frozen:
+    if model.options.batch_norm and "batch-norm" not in model.frozen:
         _check_batch_size(settings, len(dataset))
     if eval_dataset is not None:
         _check_eval_dataset(eval_dataset, dataset)

@@ -8,15 +8,16 @@ state the source of each setting; and the standard library reads it from Python 
 from __future__ import annotations
 
 import difflib
-import inspect
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from mdssd.models.build import default_options
+from mdssd.models.options import ModelOptions
 from mdssd.training.settings import Recipe
 
 if sys.version_info >= (3, 11):
@@ -24,14 +25,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-MODEL_OPTIONS = (
-    "model",
-    "width",
-    "batch_norm",
-    "prior_scales",
-    "clip_priors",
-    "truncate_sizes",
-)
+# The data set decides the number of classes; a recipe has the other options of the model.
+MODEL_OPTIONS = ("model", *(f.name for f in fields(ModelOptions) if f.name != "num_classes"))
 LENGTHS = ("epochs", "iterations", "minutes")
 # The weights that the paper started from. Only shown: a recipe file contains no weights.
 START = "starts_from"
@@ -147,12 +142,8 @@ def format_recipe(model: Mapping[str, Any], recipe: Recipe) -> str:
         batch_size = 32
         ...
     """
-    from mdssd.models import mdssd300
-
-    signature = inspect.signature(mdssd300).parameters
-    defaults = {name: signature[name].default for name in MODEL_OPTIONS if name in signature}
-    options = defaults | {name: model[name] for name in MODEL_OPTIONS if name in model}
-    tables = ({"model": options.pop("model"), **options}, asdict(recipe))
+    options = {**asdict(default_options(model["model"])), **model}
+    tables = ({name: options[name] for name in MODEL_OPTIONS}, asdict(recipe))
     return "\n".join(
         "".join(f"{key} = {_toml(value)}\n" for key, value in table.items() if value is not None)
         for table in tables

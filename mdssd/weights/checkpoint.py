@@ -14,24 +14,23 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from mdssd.models.base import SingleShotDetector
+from mdssd.models.build import build
+from mdssd.models.options import PRIOR_OPTIONS
 from mdssd.system.files import TEMPORARY_SUFFIX, atomic_write
 from mdssd.version import __version__
-
-if TYPE_CHECKING:
-    from mdssd.models import SingleShotDetector
 
 FORMAT = "mdssd checkpoint"
 VERSION = 1
 # What torch.save writes: a zip archive, or a bare pickle of protocol 2 to 5.
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-_PRIOR_OPTIONS = ("prior_scales", "clip_priors", "truncate_sizes")
 
 
 class CheckpointError(ValueError):
@@ -162,8 +161,6 @@ def load_checkpoint(
         CheckpointError: the file is missing, cut short, changed since it was written, a pickle, of
             another format, inconsistent, or not what was asked for.
     """
-    from mdssd.models import build
-
     path = find_checkpoint(path)
     meta = read_meta(path)
     if classes is not None and list(classes) != meta["classes"]:
@@ -295,7 +292,7 @@ def _to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
 
 def _prior_facts(model: SingleShotDetector) -> dict[str, Any]:
     config = model.config()
-    facts = {name: config[name] for name in _PRIOR_OPTIONS if name in config}
+    facts = {name: config[name] for name in PRIOR_OPTIONS}
     return {"count": len(model.priors), **facts}
 
 

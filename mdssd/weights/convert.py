@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from mdssd.models import build
+from mdssd.models.build import build
 from mdssd.weights.checkpoint import save_checkpoint
 from mdssd.weights.foreign_files import read_tensors
 from mdssd.weights.published import Published, read_published

@@ -4,39 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
 
 from torch import Tensor, nn
 
-from mdssd.models.resnet import ResNet101, load_resnet101
-from mdssd.models.vgg import MEAN_RGB, load_vgg16
+from mdssd.models.base import Loaded
+from mdssd.models.resnet import ResNet101
+from mdssd.models.vgg import MEAN_RGB
+from mdssd.weights.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
 from mdssd.weights.foreign_files import read_tensors
+from mdssd.weights.imagenet import load_resnet101, load_vgg16
 from mdssd.weights.published import read_published
 
-if TYPE_CHECKING:
-    from mdssd.models.base import SingleShotDetector
-
-    Model = TypeVar("Model", bound=SingleShotDetector)
-
 Weights = Mapping[str, Tensor] | str | os.PathLike[str]
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """What `load_pretrained` did.
-
-    Attributes: `layout` (whose names the weights had), `taken` and `fresh` (tensors of the model
-    that were loaded, and that were not), `unused` (names in the file, of tensors that do not fit),
-    `mean` (RGB, 0-255, to subtract from the pixels).
-    """
-
-    layout: str
-    taken: tuple[str, ...]
-    fresh: tuple[str, ...]
-    unused: tuple[str, ...]
-    mean: tuple[float, ...]
 
 
 def load_pretrained(
@@ -111,17 +91,8 @@ def _shape(tensor: Tensor | None) -> str:
     return "(absent)" if tensor is None else str(list(tensor.shape))
 
 
-def start(model: Model, init: Weights | None) -> Model:
-    """The model, after `load_pretrained` where `init` is given; `model.loaded` is what it did."""
-    if init is not None:
-        model.loaded = load_pretrained(model, init)
-    return model
-
-
 def _is_checkpoint(path: Path) -> bool:
     """Whether it is a checkpoint's JSON, weights that one names, or a folder; else published."""
-    from mdssd.weights.checkpoint import CheckpointError, find_checkpoint
-
     if path.is_dir() or path.suffix == ".json":
         return True
     if path.suffix != ".safetensors":
@@ -134,8 +105,6 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def _load_checkpoint(model: nn.Module, path: Path) -> Loaded:
-    from mdssd.weights.checkpoint import load_checkpoint
-
     source, meta = load_checkpoint(path)
     own, theirs = model.state_dict(), source.state_dict()
     taken = tuple(k for k, v in theirs.items() if k in own and own[k].shape == v.shape)

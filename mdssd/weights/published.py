@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mdssd.models.ssd import SSD
 from mdssd.models.vgg import MEAN_RGB
 
 _TRUNK = tuple(
@@ -211,8 +212,6 @@ def _width(fc7: Tensor) -> float:
 
 
 def _shapes(levels: int, num_classes: int, width: float) -> dict[str, torch.Size]:
-    from mdssd.models.ssd import SSD  # not above: its constructors start from what is read here
-
     with torch.device("meta"):
-        model = SSD(512 if levels == 7 else 300, num_classes, width=width)
+        model = SSD.create(512 if levels == 7 else 300, num_classes, width=width)
     return {name: value.shape for name, value in model.state_dict().items()}

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from mdssd import ops
+from mdssd import ops, ssd300
 from mdssd.cli import main
 from mdssd.data import SyntheticScenes, write_voc
-from mdssd.models import MEAN_RGB, ssd300
+from mdssd.models import MEAN_RGB
 from mdssd.names import BACKENDS
 from mdssd.training.settings import Recipe
 from mdssd.weights.checkpoint import load_checkpoint, load_state, save_checkpoint

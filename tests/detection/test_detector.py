@@ -245,7 +245,7 @@ def test_bad_options_are_named():
 
 
 def test_checkpoint_gives_classes_and_mean(tmp_path):
-    from mdssd.models import ssd300
+    from mdssd import ssd300
     from mdssd.weights.checkpoint import save_checkpoint
 
     torch.manual_seed(0)

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from mdssd import cli
+from mdssd import cli, mdssd300, ssd300
 from mdssd.detection import runtimes
 from mdssd.detection.cuda_graphs import Graphs, fitting_size
 from mdssd.detection.detector import Detector
-from mdssd.models import mdssd300, ssd300
 from mdssd.names import RUNTIMES
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")

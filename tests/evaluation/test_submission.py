@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from mdssd import ssd300
 from mdssd.cli import main
 from mdssd.data import CocoDataset, DataError, SyntheticScenes, VOCDataset, open_dataset, write_voc
 from mdssd.detection.detector import Detector
@@ -20,7 +21,7 @@ from mdssd.evaluation.submission import (
     write_voc_submission,
 )
 from mdssd.metrics import coco_ap, voc_ap
-from mdssd.models import MEAN_RGB, ssd300
+from mdssd.models import MEAN_RGB
 from mdssd.weights.checkpoint import save_checkpoint
 
 CLASSES = SyntheticScenes(1).classes

@@ -1,21 +1,19 @@
-"""SSD and DSSD on ResNet-101: the networks to the layer, torchvision's weights, frozen parts."""
+"""SSD and DSSD on ResNet-101: the networks to the layer, options, frozen parts."""
 
 import json
 import re
 
 import pytest
-import safetensors.torch
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import mdssd
-from mdssd import models
 from mdssd.cli import main
 from mdssd.data import SyntheticScenes
 from mdssd.detection.detector import Detector
-from mdssd.models import MEAN_RGB, build, load_pretrained, load_resnet101, load_vgg16
+from mdssd.models import MEAN_RGB, build
 from mdssd.models.dssd import DeconvolutionModule
 from mdssd.models.resnet import Bottleneck, ResNet101
 from mdssd.training.loop import train
@@ -251,7 +249,7 @@ def test_every_parameter_gets_a_gradient():
 @pytest.mark.parametrize("name", NAMES)
 def test_build_from_config_and_checkpoint(name, tmp_path):
     scales = "voc" if name.endswith("321") else "coco"
-    model = getattr(models, name)(4, width=TINY, clip_priors=True, truncate_sizes=True)
+    model = getattr(mdssd, name)(4, width=TINY, clip_priors=True, truncate_sizes=True)
     assert model.config() == {
         "model": name,
         "num_classes": 4,
@@ -394,7 +392,7 @@ def test_freeze_replaces_what_was_frozen():
 
 
 def test_freeze_of_the_other_models():
-    model = models.mdssd300(2, width=TINY)
+    model = mdssd.mdssd300(2, width=TINY)
     model.freeze("base")
     learning = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
     assert learning == {"module1", "module2", "module3", "heads"}
@@ -421,137 +419,6 @@ def test_one_image_is_a_batch_where_batch_norm_is_frozen(tmp_path):
         tiny("ssd321"), SyntheticScenes(1), tmp_path / "b", freeze=["batch-norm"], **settings
     )
     assert state.step == 1
-
-
-# --- torchvision's weights -----------------------------------------------------------------------
-
-
-def resnet_state_dict(blocks=(3, 4, 23, 3)):
-    """torchvision's names and shapes; the tensors are expanded, so they take no memory.
-
-    The n-th tensor holds n / 1024.
-    """
-    state = {}
-
-    def add(name, *shape):
-        state[name] = torch.tensor(len(state) / 1024).expand(shape)
-
-    def add_bn(name, channels):
-        for part in ("weight", "bias", "running_mean", "running_var"):
-            add(f"{name}.{part}", channels)
-        state[f"{name}.num_batches_tracked"] = torch.tensor(5)
-
-    add("conv1.weight", 64, 3, 7, 7)
-    add_bn("bn1", 64)
-    into = 64
-    for layer, (count, mid) in enumerate(zip(blocks, (64, 128, 256, 512), strict=True), start=1):
-        for k in range(count):
-            name = f"layer{layer}.{k}"
-            for n, shape in enumerate(
-                ((mid, into, 1, 1), (mid, mid, 3, 3), (4 * mid, mid, 1, 1)), start=1
-            ):
-                add(f"{name}.conv{n}.weight", *shape)
-                add_bn(f"{name}.bn{n}", shape[0])
-            if k == 0:
-                add(f"{name}.downsample.0.weight", 4 * mid, into, 1, 1)
-                add_bn(f"{name}.downsample.1", 4 * mid)
-            into = 4 * mid
-    add("fc.weight", 1000, 2048)
-    add("fc.bias", 1000)
-    return state
-
-
-@pytest.fixture(scope="module")
-def model():
-    """A full-size model of which only the trunk has memory."""
-    model = on_meta("dssd321")
-    model.trunk.to_empty(device="cpu")
-    return model
-
-
-def test_load_resnet101(model):
-    state = resnet_state_dict()
-    load_resnet101(model, state, rescale_input=False)
-    own = model.trunk.state_dict()
-    assert set(state) - set(own) == {"fc.weight", "fc.bias"}
-    for name, tensor in own.items():
-        assert torch.equal(tensor, state[name]), name
-    without = {k: v for k, v in state.items() if "num_batches" not in k and not k.startswith("fc.")}
-    load_pretrained(model, without)
-    assert model.trunk.bn1.num_batches_tracked == 0
-
-
-def test_load_resnet101_takes_torchvisions_input_scale_into_the_first_layer(model):
-    torch.manual_seed(0)
-    state = resnet_state_dict()
-    weight, mean = torch.randn(64, 3, 7, 7), torch.randn(64)
-    state |= {"conv1.weight": weight, "bn1.running_mean": mean, "bn1.running_var": torch.rand(64)}
-    load_resnet101(model, state)
-    rgb = torch.rand(1, 3, 20, 20) * 255
-    theirs = rgb / 255 - torch.tensor([0.485, 0.456, 0.406])[:, None, None]
-    theirs = theirs / torch.tensor([0.229, 0.224, 0.225])[:, None, None]
-    ours = rgb - torch.tensor(MEAN_RGB)[:, None, None]
-    trunk = model.trunk.eval()
-    expected = F.batch_norm(
-        F.conv2d(theirs, weight, stride=2), mean, state["bn1.running_var"],
-        state["bn1.weight"], state["bn1.bias"], eps=1e-3,
-    )  # fmt: skip
-    with torch.no_grad():
-        got = trunk.bn1(F.conv2d(ours, trunk.conv1.weight, stride=2))
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
-
-
-def change(key, value):
-    return lambda state: state | {key: value}
-
-
-@pytest.mark.parametrize(
-    "edit, message",
-    [
-        (
-            change("layer3.22.conv2.weight", torch.zeros(256, 128, 3, 3)),
-            r"'layer3.22.conv2.weight' must have shape \[256, 256, 3, 3\], got \[256, 128, 3, 3\]",
-        ),
-        (change("layer1.0.bn1.weight", None), "lacks 'layer1.0.bn1.weight'"),
-        (lambda state: {"state_dict": state}, r"lacks 'conv1.weight'.* got keys \['state_dict'\]"),
-        (change("bn1.bias", torch.tensor(torch.nan).expand(64)), "'bn1.bias' are not finite"),
-        (change("bn1.bias", torch.zeros(64).int()), "'bn1.bias' must be of floating point"),
-        (lambda state: resnet_state_dict((3, 4, 6, 3)), "lacks 'layer3.6.conv1.weight'"),
-        (lambda state: resnet_state_dict((3, 8, 36, 3)), "holds 'layer2.4.conv1.weight', which"),
-    ],
-    ids=["shape", "missing", "nested", "nan", "integers", "resnet50", "resnet152"],
-)
-def test_load_resnet101_refuses_other_weights(model, edit, message):
-    with torch.no_grad():
-        model.trunk.conv1.weight.fill_(7)
-    with pytest.raises(ValueError, match=f"load_resnet101: weights.*{message}"):
-        load_pretrained(model, edit(resnet_state_dict()))
-    assert (model.trunk.conv1.weight == 7).all()
-
-
-def test_weights_of_the_other_backbone_are_refused(model):
-    with pytest.raises(ValueError, match="load_resnet101: .* lacks 'conv1.weight'"):
-        load_pretrained(model, {"features.0.weight": torch.zeros(64, 3, 3, 3)})
-    with pytest.raises(ValueError, match="load_pretrained: .* torchvision's vgg16, got"):
-        load_pretrained(on_meta("ssd300"), resnet_state_dict())
-    with pytest.raises(ValueError, match="load_vgg16: model must have a VGG16 trunk"):
-        load_vgg16(model, {})
-    with pytest.raises(ValueError, match="ResNet-101 trunk.* got Linear"):
-        load_resnet101(nn.Linear(2, 2), {})
-    with pytest.raises(ValueError, match="width=1"):
-        load_resnet101(tiny("ssd321"), {})
-
-
-def test_load_resnet101_from_files(model, tmp_path):
-    state = {k: v for k, v in resnet_state_dict((1, 1, 1, 1)).items() if not k.startswith("fc.")}
-    for name, save in (("a.pth", torch.save), ("b.pth", safetensors.torch.save_file)):
-        path = tmp_path / name
-        save({k: v.contiguous() for k, v in state.items()}, path)
-        with pytest.raises(ValueError, match=f"load_resnet101: .*{name} lacks 'layer1.1.conv1"):
-            load_pretrained(model, path)
-        path.write_bytes(path.read_bytes()[:-5000])
-        with pytest.raises(ValueError, match=f"load_resnet101: cannot read .*{name}"):
-            load_pretrained(model, str(path))
 
 
 def test_init_by_command_says_what_does_not_fit(tmp_path, capsys):

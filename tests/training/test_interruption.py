@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
+from mdssd import ssd300
 from mdssd.cli import main
 from mdssd.data import SyntheticScenes
-from mdssd.models import ssd300
 from mdssd.system.stop import Terminated
 from mdssd.training import run as run_module
 from mdssd.training.loop import train

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mdssd import mdssd300, ssd300
 from mdssd.cli import _initialise, main
-from mdssd.models import MEAN_RGB, build, mdssd300, ssd300
+from mdssd.models import MEAN_RGB, build
 from mdssd.training.recipe_files import MODEL_OPTIONS, combine, read_recipe, recipe_names
 from mdssd.training.settings import Recipe
 from mdssd.training.step import parameter_groups

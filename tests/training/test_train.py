@@ -14,11 +14,10 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from mdssd import ops
+from mdssd import mdssd300, ops, ssd300
 from mdssd.data import Augmentation, CocoDataset, DataError, DetectionDataset, Sample, TrainingSet
 from mdssd.detection.detector import Detector
 from mdssd.evaluation.evaluate import evaluate
-from mdssd.models import mdssd300, ssd300
 from mdssd.training import progress as progress_module
 from mdssd.training import run as run_module
 from mdssd.training import step as step_module

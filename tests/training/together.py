@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mdssd import mdssd300, ssd300
 from mdssd.data import SyntheticScenes
 from mdssd.evaluation.evaluate import evaluate
-from mdssd.models import mdssd300, ssd300
 from mdssd.system import distributed
 from mdssd.system.memory import keep_memory
 from mdssd.training import folder as folder_module

@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from mdssd.models import ssd300, ssd512
+from mdssd import ssd300, ssd512
 from mdssd.system import files
 from mdssd.system.files import atomic_write
 from mdssd.weights import checkpoint

@@ -1,0 +1,55 @@
+"""The options of the models' constructors."""
+
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, TypedDict
+
+# The options that decide the priors.
+PRIOR_OPTIONS = ("prior_scales", "clip_priors", "truncate_sizes")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The options of a model; `mdssd.ssd300` describes each.
+
+    A new option is a field here, its type in `OptionKeywords`, and the code that uses it. The
+    constructors' signatures, `model.config()`, checkpoints and recipes follow the fields.
+    """
+
+    num_classes: int = 21
+    _: KW_ONLY
+    width: float = 1.0
+    batch_norm: bool = False
+    prior_scales: str = "voc"
+    clip_priors: bool | str = False
+    truncate_sizes: bool = False
+
+    def check(self, model: str) -> None:
+        """Check every value except `prior_scales`, which the functions of `mdssd.priors` check.
+
+        Raises:
+            ValueError: a value is out of range or of another type. The message begins with `model`.
+        """
+        if not isinstance(self.num_classes, int) or self.num_classes < 2:
+            raise ValueError(
+                f"{model}: num_classes must be an integer of at least 2 (background and one "
+                f"class), got {self.num_classes!r}"
+            )
+        width: Any = self.width
+        if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width <= 16:
+            raise ValueError(
+                f"{model}: width must be a number above 0 and at most 16, got {width!r}"
+            )
+        for name in ("batch_norm", "clip_priors", "truncate_sizes"):
+            value = getattr(self, name)
+            if (name, value) != ("clip_priors", "size") and not isinstance(value, bool):
+                raise ValueError(f"{model}: {name} must be True or False, got {value!r}")
+
+
+class OptionKeywords(TypedDict, total=False):
+    """The keyword-only fields of `ModelOptions`, for type checkers and editors."""
+
+    width: float
+    batch_norm: bool
+    prior_scales: str
+    clip_priors: bool | str
+    truncate_sizes: bool
