@@ -13,8 +13,9 @@ MODELS = (
     "ssd321",
     "ssd513",
 )
-# Sizes of the priors; "paper" and "small" exist for MDSSD only.
-PRIOR_SCALES = ("voc", "coco", "paper", "small")
+# Sets of prior sizes. SSD has the first two; "paper" and "small" exist for MDSSD only.
+SSD_PRIOR_SCALES = ("voc", "coco")
+PRIOR_SCALES = (*SSD_PRIOR_SCALES, "paper", "small")
 # The parts of a model that training can leave unchanged.
 FREEZABLE = ("base", "batch-norm")
 # Backends of the operators that users choose from; development installs also have "simt".

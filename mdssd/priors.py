@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mdssd.names import PRIOR_SCALES
+from mdssd.names import PRIOR_SCALES, SSD_PRIOR_SCALES
 
 # min_size of each layer in pixels, then the last layer's max_size; a layer's max_size is the next
 # layer's min_size.
@@ -79,7 +79,7 @@ def ssd_prior_layers(image_size: int, scales: str = "voc") -> tuple[PriorLayer, 
     or an `image_size` that is neither 300 nor 512, is a ValueError.
     """
     _check_image_size("ssd_prior_layers", image_size)
-    if scales not in ("voc", "coco"):
+    if scales not in SSD_PRIOR_SCALES:
         raise ValueError(
             f"ssd_prior_layers: prior_scales must be 'voc' or 'coco', got {scales!r}"
             + (f" ({scales!r} is of MDSSD alone)" if scales in PRIOR_SCALES else "")

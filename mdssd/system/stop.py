@@ -68,3 +68,33 @@ class StopRequest:
         signal.signal(signal.SIGTERM, signal.SIG_IGN if self._patient else signal.SIG_DFL)
         if self._at_once:
             raise Terminated
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C within `interruptible`."""
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C raise a subclass of KeyboardInterrupt within the block.
+
+    When a plain KeyboardInterrupt leaves code that `exec` or `eval` runs from a string (that of a
+    dataclass, for instance), CPython takes it for unhandled from then on: `python -m` ends by the
+    signal, whatever exit status the program returns. CPython compares exact types, so a subclass
+    escapes this. Does nothing outside the main thread, or if SIGINT has another handler.
+    """
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield
+        return
+    signal.signal(signal.SIGINT, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise Interrupted

@@ -160,7 +160,7 @@ def test_photographs_to_evaluate_on_have_a_folder_of_their_own(tmp_path, monkeyp
         opened.extend([dataset.image_dir, eval_dataset.image_dir])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mdssd.training.loop.train", train)
+    monkeypatch.setattr("mdssd.cli.commands.train.train", train)
     photos = [tmp_path / name / "JPEGImages" for name in ("train", "test")]
     arguments = ["train", *TINY, "--data", tmp_path / "train.json", "--image-dir", photos[0]]
     arguments += ["--eval-data", tmp_path / "test.json", "--eval-image-dir", photos[1]]
@@ -302,7 +302,7 @@ def test_one_line_for_every_wrong_input(capsys, tmp_path, voc, checkpoint):
 def test_eval_into_what_is_no_folder_ends_before_the_long_part(
     capsys, tmp_path, monkeypatch, checkpoint
 ):
-    monkeypatch.setattr("mdssd.evaluation.evaluate.find_all", None)
+    monkeypatch.setattr("mdssd.cli.commands.evaluate.find_all", None)
     (tmp_path / "file").write_text("mine")
     line = expect_error(capsys, "eval", checkpoint, "--scenes", 1, "--out", tmp_path / "file")
     assert "file: File exists" in line
@@ -393,9 +393,16 @@ def test_ctrl_c_leaves_the_last_checkpoint_and_says_how_to_go_on(tmp_path):
 def test_ctrl_c_in_code_from_a_string_has_its_exit_status_too(tmp_path):
     """A module, as with `python -m mdssd`: of a script CPython does not end so."""
     (tmp_path / "interrupted.py").write_text(
-        "import sys\nfrom mdssd import cli\n"
-        "cli._train = lambda arguments: exec('raise KeyboardInterrupt(7)')\n"
-        "sys.exit(cli.main(['train', '--out', 'run']))\n"
+        "import signal, sys\n"
+        "from mdssd.cli import main\n"
+        "from mdssd.cli.commands import train\n"
+        "def run(arguments):\n"
+        "    try:\n"
+        "        exec('signal.raise_signal(signal.SIGINT)')\n"
+        "    except KeyboardInterrupt:\n"
+        "        raise KeyboardInterrupt(7) from None\n"
+        "train.run = run\n"
+        "sys.exit(main(['train', '--out', 'run']))\n"
     )
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from mdssd import mdssd300, ssd300
-from mdssd.cli import _initialise, main
+from mdssd.cli import main
+from mdssd.cli.commands.train import load_start
 from mdssd.models import MEAN_RGB, build
 from mdssd.training.recipe_files import MODEL_OPTIONS, combine, read_recipe, recipe_names
 from mdssd.training.settings import Recipe
@@ -210,7 +211,7 @@ def test_mdssd_starts_from_a_trained_ssd(tmp_path):
     torch.manual_seed(1)
     model = mdssd300(3, width=0.0625)
     fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    line = _initialise(model, str(path))
+    line = load_start(model, str(path))
     trained = load_checkpoint(path)[0].state_dict()
     shared = [
         name

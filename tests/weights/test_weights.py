@@ -16,6 +16,7 @@ from torch.nn import functional as F
 import mdssd
 from mdssd import cli, load_pretrained, mdssd300, ssd300, ssd512
 from mdssd.models import MEAN_RGB, build
+from mdssd.names import MODELS
 from mdssd.weights.checkpoint import load_checkpoint, save_checkpoint
 from mdssd.weights.convert import convert
 from mdssd.weights.foreign_files import read_tensors
@@ -430,7 +431,7 @@ def test_what_a_model_starts_from_is_none_of_its_options(checkpoint):
         build({"model": "ssd300", "init": checkpoint})
 
 
-@pytest.mark.parametrize("name", cli.MODELS)
+@pytest.mark.parametrize("name", MODELS)
 def test_every_constructor_refuses_a_wrong_start(name):
     with torch.device("meta"), pytest.raises(ValueError, match=r"load_\w+: "):
         getattr(mdssd, name)(3, width=WIDTH, init={"w": torch.zeros(1)})

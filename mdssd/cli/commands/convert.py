@@ -1,0 +1,23 @@
+"""`mdssd convert`."""
+
+from __future__ import annotations
+
+import argparse
+
+from mdssd.weights.convert import convert, json_path
+
+
+def run(arguments: argparse.Namespace) -> int:
+    found = convert(
+        arguments.source,
+        arguments.out,
+        classes=arguments.classes,
+        prior_scales=arguments.prior_scales,
+    )
+    assert found.config is not None
+    print(
+        f"{found.layout}: {found.config['model']}, {found.config['num_classes']} classes with "
+        f"background, prior scales {found.config['prior_scales']}: "
+        f"{json_path(arguments.out)}"
+    )
+    return 0

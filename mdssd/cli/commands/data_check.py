@@ -1,0 +1,56 @@
+"""`mdssd data check`."""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import suppress
+from typing import Any
+
+from torch import Tensor
+
+from mdssd.cli.commands.shared import open_whole_data
+from mdssd.inspection.check import check_data
+from mdssd.inspection.plots import write_check
+from mdssd.models import SingleShotDetector, build
+from mdssd.models.build import INPUT_SIZES
+from mdssd.models.options import PRIOR_OPTIONS
+from mdssd.names import PRIOR_SCALES
+
+
+def run(arguments: argparse.Namespace) -> int:
+    model, others = _models_priors(arguments)
+    size = INPUT_SIZES[arguments.model]
+    faults: list[str] = []
+    check = check_data(
+        open_whole_data(vars(arguments), input_size=size, faults=faults),
+        model.priors,
+        size,
+        model=f"{model.name} ({model.options.prior_scales})",
+        others_cxcywh=others,
+        faults=faults,
+        tiny=arguments.tiny,
+        workers=arguments.workers,
+    )
+    print(check.text())
+    if arguments.out:
+        print(f"written: {', '.join(map(str, write_check(check, arguments.out)))}")
+    return 1 if check.broken else 0
+
+
+def _models_priors(
+    arguments: argparse.Namespace,
+) -> tuple[SingleShotDetector, dict[str, Tensor]]:
+    """A model with the priors to compare with, and the priors of its other scales by name."""
+    # The width does not change the priors.
+    config: dict[str, Any] = {"model": arguments.model, "num_classes": 2, "width": 0.01}
+    for name in PRIOR_OPTIONS:
+        if value := getattr(arguments, name):
+            config[name] = value
+    model = build(config)
+    others = {}
+    for scales in PRIOR_SCALES:
+        # "paper" has only larger boxes than the others.
+        if scales not in (model.options.prior_scales, "paper"):
+            with suppress(ValueError):  # this model does not have them
+                others[scales] = build({**config, "prior_scales": scales}).priors
+    return model, others

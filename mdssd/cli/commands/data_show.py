@@ -1,0 +1,38 @@
+"""`mdssd data show`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from mdssd.cli.commands.shared import open_whole_data
+from mdssd.data import Augmentation
+from mdssd.inspection.plots import contact_sheet, write_png
+from mdssd.models.build import INPUT_SIZES
+
+_AUGMENTATION = ("expand", "photometric", "crop", "crop_min_scale", "mirror", "turn")
+_NO_AUGMENTATION = {"expand": 1.0, "photometric": False, "crop": False, "mirror": False}
+
+
+def run(arguments: argparse.Namespace) -> int:
+    given = vars(arguments)
+    out, size = Path(arguments.out), INPUT_SIZES[arguments.model]
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"--out: expected a name that ends with .png, got {arguments.out!r}")
+    augmentation = Augmentation(size, **_augmentation_options(given))
+    dataset = open_whole_data(given, input_size=size, faults=None)
+    sheet = contact_sheet(dataset, augmentation, arguments.count, arguments.seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_png(sheet, out)
+    print(f"written: {out}, {arguments.count} samples of {dataset.name}")
+    return 0
+
+
+def _augmentation_options(given: dict[str, Any]) -> dict[str, Any]:
+    options = {name: given[name] for name in _AUGMENTATION if name in given}
+    if "no_augment" not in given:
+        return options
+    if options:
+        raise ValueError("--no-augment: goes with no other option of the augmentation")
+    return _NO_AUGMENTATION

@@ -1,0 +1,30 @@
+"""`mdssd detect`."""
+
+from __future__ import annotations
+
+import argparse
+
+from mdssd.cli.commands.shared import detector_options, machine
+from mdssd.detection.detector import Detector
+from mdssd.detection.files import detect
+from mdssd.system.memory import keep_memory
+
+
+def run(arguments: argparse.Namespace) -> int:
+    with machine(vars(arguments)) as device:
+        keep_memory()
+        detector = Detector.from_checkpoint(
+            arguments.checkpoint, device=device, **detector_options(arguments)
+        )
+        report = detect(
+            detector,
+            arguments.images,
+            arguments.out,
+            score_threshold=arguments.score_threshold,
+            draw=not arguments.no_draw,
+            formats=("json", "csv") if arguments.csv else ("json",),
+            workers=arguments.workers,
+            keep_images=False,
+        )
+    print(report.table(failures=False))  # each failure was printed when it happened
+    return 1 if report.failed else 0

@@ -1,0 +1,66 @@
+"""`mdssd eval`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mdssd.cli.commands.shared import detector_options, machine, open_data, some
+from mdssd.data import CocoDataset, DetectionDataset, VOCDataset
+from mdssd.detection.detector import Detector
+from mdssd.evaluation.evaluate import find_all, measure, write_result
+from mdssd.evaluation.submission import write_submission
+from mdssd.metrics import similar_labels
+from mdssd.system import distributed
+from mdssd.system.memory import keep_memory
+
+
+def run(arguments: argparse.Namespace) -> int:
+    with machine(vars(arguments), together=True) as device:
+        # Wrong options should end the command now, not after the detector has seen all images.
+        if arguments.submit and not arguments.out:
+            raise ValueError("--submit: needs --out, the folder to write to")
+        keep_memory()
+        detector = Detector.from_checkpoint(
+            arguments.checkpoint, device=device, **detector_options(arguments)
+        )
+        similar_labels(detector.classes, arguments.similar)
+        dataset = _open(arguments, detector)
+        main = distributed.is_main()
+        if main and arguments.out:
+            Path(arguments.out).mkdir(parents=True, exist_ok=True)
+        found = find_all(detector, dataset, batch_size=arguments.batch_size)
+    if not main:
+        return 0
+    if arguments.submit:
+        paths = write_submission(arguments.out, dataset, found.detections, detector.classes)
+        print("written: " + some([str(path) for path in paths]))
+    if not getattr(dataset, "labelled", True):
+        print(f"{dataset.name} has images without an annotation, so no figures")
+        return 0
+    result = measure(
+        found,
+        dataset,
+        detector.classes,
+        similar=arguments.similar,
+        score_threshold=arguments.score_threshold,
+    )
+    print(result.table())
+    if arguments.out:
+        write_result(result, found, dataset, arguments.out)
+        print(f"written: {Path(arguments.out) / 'evaluation.json'} and report.html beside it")
+    return 0
+
+
+def _open(arguments: argparse.Namespace, detector: Detector) -> DetectionDataset:
+    dataset = open_data(
+        vars(arguments),
+        train=False,
+        input_size=detector.input_size,
+        classes=detector.classes,
+        unlabelled=bool(arguments.submit),
+    )
+    wanted = {"voc": VOCDataset, "coco": CocoDataset, None: object}[arguments.submit]
+    if not isinstance(dataset, wanted):
+        raise ValueError(f"--submit {arguments.submit}: {dataset.name} is not data of this layout")
+    return dataset

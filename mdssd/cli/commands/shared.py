@@ -1,0 +1,98 @@
+"""What several commands need: the machine, the data set, the detector's options."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mdssd import ops
+from mdssd.data import DetectionDataset, open_dataset
+from mdssd.system.distributed import process_group
+
+
+@contextmanager
+def machine(given: Mapping[str, Any], *, together: bool = False) -> Iterator[str]:
+    """Apply the machine options for the time of the block, and yield the device.
+
+    together: join the processes that torchrun started, which then share the work.
+    """
+    if given.get("threads"):
+        torch.set_num_threads(given["threads"])
+    device = given.get("device") or "cpu"
+    _check_device(device)
+    with (
+        process_group(device) if together else nullcontext(device) as device,
+        ops.backend(given["backend"]) if given.get("backend") else nullcontext(),
+    ):
+        yield device
+
+
+def _check_device(name: str) -> None:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device: expected cpu, cuda, cuda:1 ..., got {name!r}") from None
+    if device.type == "cpu":
+        return
+    module = getattr(torch, device.type, None)
+    count = module.device_count() if module is not None and module.is_available() else 0
+    if (device.index or 0) >= count:
+        reason = f"{count} there" if count else f"this PyTorch ({torch.__version__}) finds none"
+        raise ValueError(f"--device: {name}: no such device, {reason}")
+
+
+def open_data(
+    options: Mapping[str, Any],
+    *,
+    train: bool,
+    input_size: int,
+    classes: Sequence[str] | None,
+    unlabelled: bool = False,
+    faults: list[str] | None = None,
+) -> DetectionDataset:
+    """Open the data set that the options data, split, image_dir and scenes describe."""
+    path = options.get("data")
+    if path is not None and options.get("scenes"):
+        raise ValueError("--scenes: there is --data, so no scenes are generated")
+    # Only a VOC folder takes class names; those of other data are compared later.
+    takes_classes = path is not None and Path(path).is_dir()
+    return open_dataset(
+        path,
+        options.get("split"),
+        train=train,
+        classes=classes if takes_classes else None,
+        image_dir=options.get("image_dir"),
+        image_size=input_size,
+        count=options.get("scenes"),
+        unlabelled=unlabelled,
+        faults=faults,
+    )
+
+
+def open_whole_data(
+    options: Mapping[str, Any], *, input_size: int, faults: list[str] | None
+) -> DetectionDataset:
+    """Like `open_data`, but without a split use all images of a VOC folder."""
+    path = options.get("data")
+    if options.get("split") is None:
+        options = {**options, "split": "all" if path and Path(path).is_dir() else None}
+    return open_data(options, train=True, input_size=input_size, classes=None, faults=faults)
+
+
+def detector_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of a `Detector` other than its checkpoint and device."""
+    return {
+        "batch_size": arguments.batch_size,
+        "runtime": arguments.runtime,
+        "dtype": getattr(torch, arguments.dtype) if arguments.dtype else None,
+    }
+
+
+def some(names: Sequence[str]) -> str:
+    """The first four of the names, and the number of the others."""
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

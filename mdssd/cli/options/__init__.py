@@ -1,0 +1,1 @@
+"""What can be typed after each verb. Nothing here imports PyTorch or NumPy, so help is instant."""

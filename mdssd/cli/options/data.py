@@ -1,0 +1,110 @@
+"""Options of `mdssd data check` and `mdssd data show`."""
+
+from __future__ import annotations
+
+import argparse
+
+from mdssd.cli import values
+from mdssd.cli.options.shared import (
+    DATA,
+    IMAGE_DIR,
+    SCENES,
+    Verbs,
+    add_augmentation_options,
+    add_traceback,
+)
+from mdssd.names import MODELS, PRIOR_SCALES
+
+CHECK = """Count what a data set holds, compare its boxes with the priors of a model, read every
+image and list each file that cannot be used. The exit status is 1 if there is such a file, or if an
+image is in two splits that must not share one."""
+
+
+def add_to(verbs: Verbs) -> None:
+    parser = verbs.add_parser("data", help="inspect data: check it, show samples")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_check(commands)
+    _add_show(commands)
+
+
+def _add_check(commands: Verbs) -> None:
+    parser = commands.add_parser(
+        "check", help="count, compare with the priors, find faults", description=CHECK
+    )
+    _add_data_source(parser)
+    parser.add_argument("--out", metavar="DIR", help="folder to write check.json and the plots to")
+    parser.add_argument(
+        "--model",
+        choices=MODELS,
+        default="mdssd300",
+        help="model whose priors are compared (default mdssd300)",
+    )
+    parser.add_argument(
+        "--prior-scales",
+        metavar="NAME",
+        help=f"set of prior sizes: {', '.join(PRIOR_SCALES)} (default: the model's own)",
+    )
+    parser.add_argument("--clip-priors", action="store_true", help="clip priors to the image")
+    parser.add_argument(
+        "--truncate-sizes",
+        action="store_true",
+        help="cut prior sizes down to whole pixels, as Caffe's SSD512 does",
+    )
+    parser.add_argument(
+        "--tiny",
+        type=float,
+        default=4.0,
+        metavar="PX",
+        help="list boxes with a side of less than PX pixels in the network's input (default 4)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=values.count,
+        metavar="N",
+        help="threads that read images (default: one per core)",
+    )
+    add_traceback(parser)
+    parser.set_defaults(command="data_check")
+
+
+def _add_show(commands: Verbs) -> None:
+    # An option that was not typed is absent from the result; Augmentation then has its default.
+    parser = commands.add_parser(
+        "show",
+        help="draw augmented samples",
+        argument_default=argparse.SUPPRESS,
+        description="Draw samples as the network sees them in training, with their boxes.",
+    )
+    _add_data_source(parser)
+    parser.add_argument("--out", metavar="FILE", required=True, help="picture to write, a .png")
+    parser.add_argument(
+        "--count", type=values.count, default=16, metavar="N", help="number of samples (default 16)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=values.number,
+        default=0,
+        metavar="N",
+        help="seed of the choice and the augmentation of the samples (default 0)",
+    )
+    parser.add_argument(
+        "--model",
+        choices=MODELS,
+        default="mdssd300",
+        help="model whose input size the samples get (default mdssd300)",
+    )
+    parser.add_argument(
+        "--no-augment", action="store_true", help="only resize the samples, as in evaluation"
+    )
+    add_augmentation_options(parser)
+    add_traceback(parser)
+    parser.set_defaults(command="data_show")
+
+
+def _add_data_source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", nargs="?", metavar="DIR|JSON", help=DATA)
+    parser.add_argument(
+        "--split", help="split of a VOC folder or the scenes (default: all of a folder)"
+    )
+    parser.add_argument("--image-dir", metavar="DIR", help=IMAGE_DIR)
+    parser.add_argument("--scenes", type=values.count, metavar="N", help=SCENES)

@@ -1,0 +1,60 @@
+"""Options of `mdssd eval`."""
+
+from __future__ import annotations
+
+from mdssd.cli import values
+from mdssd.cli.options.shared import (
+    CHECKPOINT,
+    DATA,
+    IMAGE_DIR,
+    SCENES,
+    Verbs,
+    add_machine_options,
+    add_runtime_options,
+)
+from mdssd.names import SUBMISSIONS
+
+
+def add_to(verbs: Verbs) -> None:
+    parser = verbs.add_parser("eval", help="measure a checkpoint on a data set")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT)
+    parser.add_argument("--data", help=DATA)
+    parser.add_argument(
+        "--split", help="split of a VOC folder or the scenes (default: test or val)"
+    )
+    parser.add_argument("--image-dir", metavar="DIR", help=IMAGE_DIR)
+    parser.add_argument("--scenes", type=values.count, metavar="N", help=SCENES)
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder to write evaluation.json and report.html to"
+    )
+    parser.add_argument(
+        "--submit",
+        choices=SUBMISSIONS,
+        help="also write a submission to the evaluation server of VOC or COCO into --out; images "
+        "without annotations are accepted, but then nothing is measured",
+    )
+    parser.add_argument(
+        "--similar",
+        type=values.names,
+        action="append",
+        metavar="A,B",
+        help="classes that look alike, for the analysis of false positives; may be repeated "
+        "(default: VOC's groups for VOC's classes, else none)",
+    )
+    parser.add_argument(
+        "--score-threshold",
+        type=values.fraction,
+        default=0.5,
+        metavar="S",
+        help="minimum score, 0 to 1, of a detection in the confusion matrix and in the report's "
+        "pictures (default 0.5)",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=values.count,
+        default=8,
+        metavar="N",
+        help="images per run of the network (default 8)",
+    )
+    add_runtime_options(add_machine_options(parser))
+    parser.set_defaults(command="evaluate")

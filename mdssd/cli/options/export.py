@@ -1,0 +1,29 @@
+"""Options of `mdssd export`."""
+
+from __future__ import annotations
+
+from mdssd.cli import values
+from mdssd.cli.options.shared import CHECKPOINT, Verbs, add_traceback
+from mdssd.names import EXPORTS
+
+
+def add_to(verbs: Verbs) -> None:
+    parser = verbs.add_parser("export", help="write a detector for other programs")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT)
+    parser.add_argument("--out", required=True, metavar="FILE", help="file to write")
+    parser.add_argument(
+        "--format",
+        choices=EXPORTS,
+        default="onnx",
+        help="ONNX (default), a program of torch.export (pt2), or a library compiled by "
+        "AOTInductor (aoti)",
+    )
+    parser.add_argument(
+        "--score-threshold",
+        type=values.fraction,
+        default=0.01,
+        metavar="S",
+        help="minimum score of an object, 0 to 1 (default 0.01)",
+    )
+    add_traceback(parser)
+    parser.set_defaults(command="export")

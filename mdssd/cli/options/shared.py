@@ -1,0 +1,88 @@
+"""Options that several verbs share."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, TypeAlias
+
+from mdssd.cli.values import count
+from mdssd.names import BACKENDS, DTYPES, RUNTIMES
+
+Verbs: TypeAlias = "argparse._SubParsersAction[Any]"
+Group: TypeAlias = argparse._ArgumentGroup
+ON_OFF = argparse.BooleanOptionalAction
+CHECKPOINT = "checkpoint: its .json or .safetensors file, or the folder of a training run"
+DATA = (
+    "folder in VOC layout, VOCdevkit (uses every year that has the split), or COCO JSON file "
+    "(default: generated scenes)"
+)
+IMAGE_DIR = "folder of the images of a COCO JSON file"
+SCENES = "number of scenes to generate if there is no data (default: 1000 to train on, else 200)"
+
+
+def add_traceback(parser: argparse.ArgumentParser | Group, help: str = argparse.SUPPRESS) -> None:
+    parser.add_argument("--traceback", action="store_true", help=help)
+
+
+def add_machine_options(parser: argparse.ArgumentParser) -> Group:
+    machine = parser.add_argument_group("machine")
+    machine.add_argument(
+        "--device", help="device to compute on: cpu, cuda, cuda:1, ... (default cpu)"
+    )
+    machine.add_argument(
+        "--threads",
+        type=count,
+        metavar="N",
+        help="CPU threads of this process (default: PyTorch's own choice)",
+    )
+    machine.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        help="implementation of all operators (default: the fastest that can run)",
+    )
+    add_traceback(machine, help="show the Python traceback of an error")
+    return machine
+
+
+def add_runtime_options(machine: Group) -> None:
+    machine.add_argument(
+        "--runtime",
+        choices=RUNTIMES,
+        default="eager",
+        help="how to run the network: in PyTorch (eager, the default), with torch.compile, with "
+        "OpenVINO on a CPU, or as CUDA graphs on a GPU",
+    )
+    machine.add_argument(
+        "--dtype", choices=DTYPES, help="data type of the network (default float32)"
+    )
+
+
+def add_augmentation_options(parser: argparse.ArgumentParser) -> None:
+    augmentation = parser.add_argument_group("augmentation")
+    augmentation.add_argument(
+        "--expand",
+        type=float,
+        metavar="MAX",
+        help="zoom out of some images, onto a canvas of up to MAX times their sides; 1 never does "
+        "(default 4)",
+    )
+    augmentation.add_argument("--crop", action=ON_OFF, help="crop at random (default: on)")
+    augmentation.add_argument(
+        "--crop-min-scale",
+        type=float,
+        metavar="S",
+        help="smallest side of a crop as a fraction of the image's, 0 to 1 (default 0.3)",
+    )
+    augmentation.add_argument(
+        "--photometric",
+        action=ON_OFF,
+        help="change brightness, contrast, saturation and hue (default: on)",
+    )
+    augmentation.add_argument(
+        "--mirror", action=ON_OFF, help="mirror every second image (default: on)"
+    )
+    augmentation.add_argument(
+        "--turn",
+        action=ON_OFF,
+        help="turn by quarters, for aerial and microscope images (default: off)",
+    )

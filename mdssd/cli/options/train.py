@@ -1,0 +1,281 @@
+"""Options of `mdssd train`."""
+
+from __future__ import annotations
+
+import argparse
+
+from mdssd.cli import values
+from mdssd.cli.options.shared import (
+    DATA,
+    IMAGE_DIR,
+    ON_OFF,
+    SCENES,
+    Verbs,
+    add_augmentation_options,
+    add_machine_options,
+)
+from mdssd.names import AMP, FREEZABLE, MODELS, NORMALIZERS, PRIOR_SCALES, SCHEDULES
+
+# The paper's 120,000 iterations of 32 images are 232 epochs of VOC 07+12's 16,551 images (MDSSD
+# paper, section IV-A).
+EPOCHS = 232
+# Iterations over which the learning rate rises when training starts without loaded weights.
+WARMUP_FROM_SCRATCH = 100
+
+DESCRIPTION = """Train a detector from scratch, from ImageNet weights or from a checkpoint. The
+folder --out receives last.json with its weights, loss.csv and loss.png and, with --eval-split, the
+best checkpoint as best.json. After Ctrl-C or a crash the last saved checkpoint remains; on SIGTERM
+the run saves one before it exits. --resume continues the run from it. On several GPUs: torchrun
+--nproc-per-node N -m mdssd train --device cuda ..."""
+
+
+def add_to(verbs: Verbs) -> None:
+    # An option that was not typed is absent from the result: --resume must be able to tell it
+    # from one that was typed with its default value.
+    parser = verbs.add_parser(
+        "train",
+        help="train a model",
+        argument_default=argparse.SUPPRESS,
+        description=DESCRIPTION,
+    )
+    _add_data_options(parser.add_argument_group("data"))
+    _add_model_options(parser.add_argument_group("model"))
+    _add_run_options(parser.add_argument_group("run"))
+    _add_optimiser_options(parser.add_argument_group("optimiser"))
+    _add_speed_options(parser.add_argument_group("speed and memory"))
+    add_augmentation_options(parser)
+    add_machine_options(parser)
+    parser.set_defaults(command="train")
+
+
+def _add_data_options(data: argparse._ArgumentGroup) -> None:
+    data.add_argument("--data", help=DATA)
+    data.add_argument("--split", help="split of a VOC folder (default: trainval or train)")
+    data.add_argument("--image-dir", metavar="DIR", help=IMAGE_DIR)
+    data.add_argument(
+        "--classes",
+        type=values.names,
+        metavar="A,B",
+        help="class names of a VOC folder in label order (default: all, sorted)",
+    )
+    data.add_argument("--scenes", type=values.count, metavar="N", help=SCENES)
+    data.add_argument(
+        "--eval-data", metavar="PATH", help="data to evaluate on (default: that of --data)"
+    )
+    data.add_argument(
+        "--eval-image-dir",
+        metavar="DIR",
+        help="folder of the images of --eval-data, if that is a COCO JSON file",
+    )
+    data.add_argument(
+        "--eval-split",
+        metavar="SPLIT",
+        help="evaluate on this split of a VOC folder or the scenes during training, and keep the "
+        "checkpoint with the best VOC07 mAP (COCO AP for a COCO JSON file)",
+    )
+    data.add_argument(
+        "--eval-every",
+        type=values.count,
+        metavar="N",
+        help="epochs from one evaluation to the next (default 10)",
+    )
+
+
+def _add_model_options(model: argparse._ArgumentGroup) -> None:
+    model.add_argument("--model", choices=MODELS, help="model to train (default mdssd300)")
+    model.add_argument(
+        "--width", type=float, help="factor for the channels of every layer (default 1)"
+    )
+    model.add_argument(
+        "--batch-norm",
+        action=ON_OFF,
+        help="use batch normalisation, which helps training from scratch (default: as the model's "
+        "paper, on only for ResNet-101)",
+    )
+    model.add_argument(
+        "--prior-scales",
+        metavar="NAME",
+        help=f"set of prior sizes: {', '.join(PRIOR_SCALES)} (default: the model's own, coco for "
+        "dssd513 and ssd513, else voc)",
+    )
+    model.add_argument("--clip-priors", action=ON_OFF, help="clip priors to the image")
+    model.add_argument(
+        "--truncate-sizes",
+        action=ON_OFF,
+        help="cut prior sizes down to whole pixels, as Caffe's SSD512 does",
+    )
+    model.add_argument(
+        "--init",
+        metavar="FILE",
+        help="start from this file: ImageNet weights of VGG16 or ResNet-101, a published SSD (see "
+        "`mdssd convert --help`) or a checkpoint; tensors that fit by name and shape are loaded",
+    )
+
+
+def _add_run_options(run: argparse._ArgumentGroup) -> None:
+    run.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help="settings of a paper (a model's name, then -voc or -coco, for DSSD also -stage1 or "
+        "-stage2) or of a TOML file; other options override them",
+    )
+    run.add_argument(
+        "--print-recipe",
+        action="store_true",
+        help="print all settings as a TOML file for --recipe, and exit",
+    )
+    run.add_argument("--out", metavar="DIR", help="folder to write the run to (default runs/train)")
+    run.add_argument("--resume", action="store_true", help="continue the run in --out")
+    length = run.add_mutually_exclusive_group()
+    length.add_argument(
+        "--epochs",
+        type=values.count,
+        metavar="N",
+        help=f"train for N passes over the data (default {EPOCHS})",
+    )
+    length.add_argument(
+        "--iterations", type=values.count, metavar="N", help="train for N batches instead"
+    )
+    length.add_argument("--minutes", type=float, metavar="M", help="train for M minutes instead")
+    run.add_argument(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="seed of the weights, the order of the images and the augmentation (default 0)",
+    )
+    run.add_argument(
+        "--workers",
+        type=values.number,
+        metavar="N",
+        help="processes that load images (default: one fewer than the cores, at most 2)",
+    )
+    run.add_argument(
+        "--log-every",
+        type=values.count,
+        metavar="N",
+        help="iterations per line of loss.csv (default 10)",
+    )
+    run.add_argument(
+        "--save-every", type=values.count, metavar="N", help="epochs per checkpoint (default 1)"
+    )
+    run.add_argument(
+        "--save-iterations",
+        type=values.or_none(values.count),
+        metavar="N",
+        help="also save a checkpoint every N iterations (default: none)",
+    )
+    run.add_argument(
+        "--keep",
+        type=values.count,
+        metavar="K",
+        help="keep the last K checkpoints, as step-*.json (default 1)",
+    )
+    run.add_argument(
+        "--no-check-images",
+        action="store_true",
+        help="skip the check before training that every image can be read",
+    )
+    run.add_argument(
+        "--freeze",
+        type=values.names,
+        metavar="PART",
+        help="do not train these parts: base (the trunk and the extra layers), batch-norm, or "
+        f"both as {','.join(FREEZABLE)}",
+    )
+
+
+def _add_optimiser_options(sgd: argparse._ArgumentGroup) -> None:
+    sgd.add_argument(
+        "--batch-size",
+        type=values.count,
+        metavar="N",
+        help="images per iteration, over all processes (default 32)",
+    )
+    sgd.add_argument(
+        "--lr", type=float, help="learning rate (default 0.001, meant for a batch size of 32)"
+    )
+    sgd.add_argument(
+        "--schedule",
+        choices=SCHEDULES,
+        help="multiply the learning rate by 0.1 after 1/2 and 5/6 of the run (mdssd), after 2/3 "
+        "and 5/6 (ssd) or at --drops (steps), or lower it along a cosine (default: mdssd or ssd, "
+        "by the model)",
+    )
+    sgd.add_argument(
+        "--drops",
+        type=values.drops,
+        metavar="A,B",
+        help="multiply the learning rate by 0.1 after each of these iterations, or fractions of "
+        "the run",
+    )
+    sgd.add_argument(
+        "--scale-lr",
+        action="store_true",
+        help="scale with --batch-size: for k times the recipe's batch size (32 without a recipe), "
+        "use k times the learning rate and 1/k of the recipe's iterations",
+    )
+    sgd.add_argument(
+        "--warmup",
+        type=int,
+        metavar="N",
+        help="iterations over which the learning rate rises at the start "
+        f"(default {WARMUP_FROM_SCRATCH}, with --init 0)",
+    )
+    sgd.add_argument("--momentum", type=float, help="momentum of SGD (default 0.9)")
+    sgd.add_argument(
+        "--weight-decay", type=float, help="weight decay of SGD, except of biases (default 0.0005)"
+    )
+    sgd.add_argument(
+        "--bias-lr-factor",
+        type=float,
+        metavar="F",
+        help="learning rate of biases as a multiple of --lr (default 2)",
+    )
+    sgd.add_argument(
+        "--bias-weight-decay", type=float, metavar="D", help="weight decay of biases (default 0)"
+    )
+    sgd.add_argument(
+        "--clip-gradient",
+        type=values.or_none(float),
+        metavar="NORM",
+        help="scale a gradient with a larger norm down to NORM (default: none, no limit)",
+    )
+    sgd.add_argument(
+        "--ema",
+        type=values.or_none(float),
+        metavar="DECAY",
+        help="evaluate and save a moving average of the weights with this decay per iteration, "
+        "e.g. 0.998 (default: none)",
+    )
+
+
+def _add_speed_options(speed: argparse._ArgumentGroup) -> None:
+    speed.add_argument(
+        "--amp",
+        type=values.or_none(str),
+        choices=(None, *AMP),
+        metavar="TYPE",
+        help="run the network in bf16 or fp16 (default: none, float32)",
+    )
+    speed.add_argument(
+        "--compile",
+        action=ON_OFF,
+        help="compile the network with torch.compile; the first iterations take minutes",
+    )
+    speed.add_argument(
+        "--accumulate",
+        type=values.count,
+        metavar="K",
+        help="run a batch through the network in K parts, which needs less memory (default 1)",
+    )
+    speed.add_argument(
+        "--normalizer",
+        choices=NORMALIZERS,
+        help="divide the loss by the number of positive priors in the whole batch (global, the "
+        "default) or in each process's share of it (local, as Caffe does)",
+    )
+    speed.add_argument(
+        "--sync-batch-norm",
+        action=ON_OFF,
+        help="share batch normalisation's statistics among all processes; GPUs only",
+    )
