@@ -1,4 +1,4 @@
-"""Photographs with boxes: VOC folders, COCO files, generated scenes, and SSD's augmentation."""
+"""Images with boxes: VOC folders, COCO files, generated scenes, and SSD's augmentation."""
 
 from mdssd.data.augment import Augmentation
 from mdssd.data.coco import CocoDataset

@@ -1,4 +1,4 @@
-"""Reading ahead in worker processes: order kept, a bounded queue, a crash named."""
+"""Reading ahead in worker processes: in order, at a bounded depth, and safe from crashes."""
 
 from __future__ import annotations
 
@@ -28,17 +28,18 @@ def read_ahead(
     workers: int,
     depth: int,
 ) -> Generator[tuple[Source, Result | DataError], None, None]:
-    """Yield each source and `read(source, name)`, in order, computed by `workers` processes.
+    """Yield each source with `read(source, name)`, in order, computed by worker processes.
 
-    read: must be picklable, as sources and results. A DataError that it raises is yielded as the
-        result, as is one that says so where a source killed the process that read it. What else
-        it raises is raised here.
-    sources: each with its name for messages. Taken as they are needed; at most `depth` of them
-        are being read or wait to be yielded.
-    workers: 0 reads in this process.
+    Closing the generator ends the workers, and so does the death of this process. Workers ignore
+    Ctrl-C, so that this process decides how to stop.
 
-    Closing the generator ends the processes, and so does the death of this process. They ignore
-    Ctrl-C, which is for this process to act on.
+    Args:
+        read: the function to call. It, the sources and the results must be picklable. A DataError
+            that it raises is yielded as the result; any other exception is raised here. If
+            reading a source kills its worker, the result is a DataError that says so.
+        sources: pairs of a source and its name for messages. They are taken when needed.
+        workers: the number of processes. 0 reads in this process.
+        depth: the most sources that are being read or wait to be yielded.
     """
     if workers == 0:
         yield from ((source, _caught(read, source, name)) for source, name in sources)
@@ -51,7 +52,7 @@ def read_ahead(
                 yield from results
             return
         except BrokenProcessPool:
-            # Which of them it was shows when each has a process of its own.
+            # Read each pending source in its own process, to find the one that crashes it.
             for source, name, _ in sent:
                 yield source, _read_alone(read, source, name)
 
@@ -63,12 +64,12 @@ def _read_in_pool(
     depth: int,
     sent: deque[tuple[Source, str, Future[Any]]],
 ) -> Generator[tuple[Source, Result | DataError], None, None]:
-    """As `read_ahead`; `sent` holds what was taken from `sources` and not yet yielded."""
+    """Do the work of `read_ahead`. `sent` holds the sources that were taken but not yielded."""
     pool = _start_pool(workers)
     try:
         while True:
             for source, name in islice(sources, depth - len(sent)):
-                sent.append((source, name, Future()))  # first, as a broken pool refuses more
+                sent.append((source, name, Future()))  # before submit, which a broken pool refuses
                 sent[-1] = (source, name, pool.submit(_caught, read, source, name))
             if not sent:
                 return
@@ -85,7 +86,7 @@ def _read_alone(
     try:
         return pool.submit(_caught, read, source, name).result()
     except BrokenProcessPool:
-        return DataError(f"{name}: reading it killed the process that did")
+        return DataError(f"{name}: the process that read it was killed")
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -98,7 +99,7 @@ def _caught(read: Callable[[Source, str], Result], source: Source, name: str) ->
 
 
 def _start_pool(workers: int) -> ProcessPoolExecutor:
-    # Forked, where that is possible, as the others would run the caller's script again.
+    # Fork if possible: the other start methods import the caller's script again.
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("fork" if "fork" in methods else None)
     return ProcessPoolExecutor(workers, context, initializer=_start_worker)
@@ -106,7 +107,7 @@ def _start_pool(workers: int) -> ProcessPoolExecutor:
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(0)  # OpenCV's own threads would only fight the workers
+    cv2.setNumThreads(0)  # OpenCV's own threads would compete with the workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

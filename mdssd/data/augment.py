@@ -14,7 +14,7 @@ from mdssd.data.preprocess import to_tensor
 from mdssd.data.sample import Sample
 from mdssd.models import MEAN_RGB
 
-# Each sampler draws up to TRIALS crops; the whole image and the unconstrained crop come besides.
+# A crop sampler per minimum IoU, of TRIALS draws each.
 MIN_IOUS = (0.1, 0.3, 0.5, 0.7, 0.9)
 TRIALS = 50
 INTERPOLATIONS = (
@@ -32,22 +32,40 @@ _ROTATIONS = {
 
 
 class Augmentation:
-    """Distort, expand, crop, resize, mirror, subtract the mean: SSD's recipe (paper section 2.2).
+    """SSD's augmentation: distort colours, expand, crop, resize, mirror, subtract the mean.
 
-    size: side of the network's input. expand: largest ratio of the canvas (1 turns it off).
-    crop: whether to crop; crop_min_scale: smallest scale of a crop, SSD has 0.3.
-    photometric, mirror: whether to distort the colours, whether to flip.
-    turn: whether to turn by 0 to 3 quarters, for images without an up (from the air, of a
-    microscope).
-    raw: leave the image uint8, a quarter of the memory, for `subtract_mean` on the device.
+    Call it with a `Sample` and a NumPy random generator. It returns the image, float32
+    [3, size, size], the boxes, float32 [M, 4] xyxy in 0-1, and the labels, int64 [M]. A box is
+    kept, and clipped, if its centre is in the crop. Crowds are left out. M may be 0.
 
-    Call with a Sample and a random generator; gives the image float32 [3, size, size], the boxes
-    float32 [M, 4] xyxy normalised to 0-1, and the labels int64 [M]. A box is kept if its centre
-    lies in the crop, and clipped to it; crowds are left out; M may be 0.
+    Args:
+        size: side of the network's input, in pixels.
+        mean: the mean of each channel, 0 to 255. It also fills the canvas around the image.
+        expand: the greatest ratio of the canvas to the image. 1 turns expansion off.
+        photometric: whether to distort the colours.
+        crop: whether to crop.
+        crop_min_scale: the smallest scale of a crop; SSD uses 0.3.
+        mirror: whether to flip horizontally.
+        turn: whether to rotate by 0 to 3 quarter turns, for images without an "up", such as
+            aerial or microscope images.
+        raw: return the image as uint8 without subtracting the mean, which needs a quarter of the
+            memory. Use `subtract_mean` on the device then.
 
-    The colours change in uint8 as in the original, but only where the crop will look (the steps
-    are pointwise, so the order matters to no more than OpenCV's rounding, one level), and
-    saturation and hue share one trip through HSV. The hue wraps around at 180.
+    Raises:
+        ValueError: `expand` or `crop_min_scale` is out of range.
+
+    Source: Liu et al., "SSD: Single shot multibox detector", ECCV 2016, section 2.2. Colours are
+    distorted in uint8 as in the original code, but in the cropped region only, and with one
+    conversion to HSV for both saturation and hue. OpenCV's rounding differs by at most one level.
+
+    Example:
+        >>> import numpy as np
+        >>> from mdssd.data import Augmentation, SyntheticScenes
+        >>> augmentation = Augmentation(300, turn=True)
+        >>> rng = np.random.default_rng(0)
+        >>> image, boxes_xyxy, labels = augmentation(SyntheticScenes(1)[0], rng)
+        >>> image.shape, image.dtype
+        (torch.Size([3, 300, 300]), torch.float32)
     """
 
     def __init__(
@@ -91,10 +109,14 @@ class Augmentation:
         *,
         reduced: bool = False,
     ) -> View:
-        """Draw all that is random, for an image of this (width, height) that nobody has decoded.
+        """Make all random draws for a sample, before its image is decoded.
 
-        sample: its boxes; the image is not looked at. reduced: whether the image can be decoded
-        at a reduced size. The same numbers are drawn either way.
+        Args:
+            sample: the annotation. Its image is not used.
+            size: (width, height) of the image.
+            rng: the random generator.
+            reduced: whether the image may be decoded at a reduced size. This does not change
+                which numbers are drawn.
         """
         keep = ~sample.crowd
         boxes_xyxy = sample.boxes_xyxy[keep].astype(np.float64)
@@ -114,7 +136,7 @@ class Augmentation:
         mirrored = bool(self.mirror and rng.random() < 0.5)
         turns = int(rng.integers(4)) if self.turn else 0
         reduction = self._reduction(window) if reduced else 1
-        # To whole pixels of the reduced image; the boxes follow what is cut in truth.
+        # Round to pixels of the reduced image. The boxes are relative to the rounded window.
         window = (window + reduction // 2) // reduction
         boxes_xyxy, kept = boxes_in_window(boxes_xyxy, window * reduction)
         if mirrored:
@@ -127,7 +149,7 @@ class Augmentation:
         )
 
     def apply(self, view: View, image: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """What was drawn, of the image as decoded at `view.reduction`; gives what a call gives."""
+        """Apply the draws of `draw` to the image, decoded at `view.reduction`."""
         pixels = cut_window(image, view.window, view.colour_change, self.mean)
         pixels = cv2.resize(pixels, (self.size, self.size), interpolation=view.interpolation)
         if view.mirrored:
@@ -142,19 +164,25 @@ class Augmentation:
         )
 
     def _reduction(self, window: np.ndarray) -> int:
-        """The most that leaves a window at least the size of the input, in width and height."""
+        """Return the greatest reduction at which the window has at least the input's size."""
         sides = window[2:] - window[:2]
         return max((r for r in REDUCTIONS if (sides >= r * self.size).all()), default=1)
 
 
 @dataclass(frozen=True)
 class View:
-    """One draw of the augmentation: all but the pixels.
+    """The random draws for one sample, and its augmented annotation.
 
-    window: int64 [4] xyxy, what is cut from the image, in pixels of the image decoded at
-    1/`reduction` of its size; it may reach beyond. boxes_xyxy: float64 [M, 4], in 0-1 of the
-    result, mirrored and turned where it is. turns: quarters, counter-clockwise, after mirroring.
-    labels: int64 [M].
+    Attributes:
+        window: int64 [4] xyxy, the region to cut out, in pixels of the image decoded at
+            1/`reduction` of its size. It may reach beyond the image.
+        reduction: 1, 2, 4 or 8.
+        colour_change: the steps and their amounts, in order.
+        interpolation: OpenCV's constant for the resize.
+        mirrored: whether to mirror after the resize.
+        turns: the number of counter-clockwise quarter turns, after mirroring.
+        boxes_xyxy: float64 [M, 4] in 0-1, as they are in the result.
+        labels: int64 [M].
     """
 
     window: np.ndarray
@@ -168,7 +196,7 @@ class View:
 
 
 def draw_colour_change(rng: np.random.Generator) -> list[tuple[str, float]]:
-    """The colour steps of one image, in order: each of the four with probability 1/2."""
+    """Draw the colour steps of one image, in order: each of the four has probability 1/2."""
     ranges = {
         "brightness": (-32.0, 32.0),
         "contrast": (0.5, 1.5),
@@ -182,17 +210,17 @@ def draw_colour_change(rng: np.random.Generator) -> list[tuple[str, float]]:
 
 
 def change_colours(image: np.ndarray, steps: list[tuple[str, float]]) -> np.ndarray:
-    """Apply colour steps to uint8 RGB, saturating at 0 and 255 after each; the input is kept."""
+    """Return uint8 RGB with the colour steps applied, clipped to 0 and 255 after each."""
     amounts = dict(steps)
     hsv_done = False
-    own: np.ndarray | None = None  # what may be overwritten: the input only after the first step
+    own: np.ndarray | None = None  # the buffer to overwrite; never the input
     for step, amount in steps:
         if step == "brightness":
             image = own = _brighten(image, amount, own)
         elif step == "contrast":
             image = own = cv2.LUT(image, _table(_LEVELS * amount), dst=own)
         elif not hsv_done:
-            # Hue follows saturation in either order, so one trip through HSV serves both.
+            # Hue directly follows saturation in both orders, so one HSV conversion serves both.
             hsv_done = True
             hue = _table(np.rint(_LEVELS + amounts.get("hue", 0)) % 180)
             saturation = _table(_LEVELS * amounts.get("saturation", 1))
@@ -204,9 +232,9 @@ def change_colours(image: np.ndarray, steps: list[tuple[str, float]]) -> np.ndar
 
 
 def _brighten(image: np.ndarray, amount: float, own: np.ndarray | None) -> np.ndarray:
-    """Add to each level, rounded and clipped as in `_table`, which takes seven times as long."""
+    """Add to each level, rounded and clipped as by `_table` but seven times as fast."""
     whole = round(amount)
-    if abs(amount - whole) == 0.5:  # here rounding follows the level
+    if abs(amount - whole) == 0.5:  # rounding to even depends on the level
         return cv2.LUT(image, _table(_LEVELS + amount), dst=own)
     return cv2.add(image, (whole, whole, whole, 0), dst=own)  # type: ignore[call-overload]
 
@@ -221,7 +249,7 @@ def _table(values: np.ndarray) -> np.ndarray:
 def draw_expansion(
     width: int, height: int, largest: float, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """A canvas of 1 to `largest` times the image: (width, height, left, top of the image)."""
+    """Draw a canvas of 1 to `largest` times the image: (width, height, image left, image top)."""
     ratio = rng.uniform(1, largest)
     canvas_width, canvas_height = int(width * ratio), int(height * ratio)
     left = int(rng.uniform(0, canvas_width - width))
@@ -237,7 +265,7 @@ def draw_crop(
     *,
     min_scale: float = 0.3,
 ) -> np.ndarray:
-    """The window [4] xyxy that an image is cropped to: one of `crop_candidates`, uniformly."""
+    """Draw the crop [4] xyxy of an image, uniformly among its `crop_candidates`."""
     candidates = crop_candidates(boxes_xyxy, width, height, rng, min_scale=min_scale)
     return list(candidates.values())[rng.integers(len(candidates))]
 
@@ -250,18 +278,18 @@ def crop_candidates(
     *,
     min_scale: float = 0.3,
 ) -> dict[float | str, np.ndarray]:
-    """Windows [4] xyxy, whole pixels of an image of width x height, by the sampler they are from.
+    """Draw one crop [4] xyxy, in whole pixels, from each of SSD's seven samplers, by their name.
 
-    Seven samplers: "whole" image; "any" crop; and, by its number, a crop whose IoU with ANY box
-    is at least 0.1, 0.3, 0.5, 0.7 or 0.9. A crop has scale U[min_scale, 1] and an aspect ratio
-    U[0.5, 2] within what fits; a sampler gives the first success of its 50 trials, or nothing.
-    Without boxes only the first two give a window.
+    The samplers are "whole" (the image), "any" (a random crop) and five that require an IoU of
+    at least 0.1, 0.3, 0.5, 0.7 or 0.9 with at least one box. A crop has scale U[min_scale, 1] and
+    an aspect ratio U[0.5, 2], limited to what fits into the image. A sampler returns the first of
+    its 50 trials that succeeds; if none does, or there are no boxes, it has no entry.
     """
     scale = rng.uniform(min_scale, 1, (len(MIN_IOUS) + 1, TRIALS))
     ratio = rng.uniform(np.maximum(0.5, scale**2), np.minimum(2, 1 / scale**2))
     crop_width = np.clip(np.rint(scale * np.sqrt(ratio) * width), 1, width)
     crop_height = np.clip(np.rint(scale / np.sqrt(ratio) * height), 1, height)
-    # Whole pixels before the test, so that the crop made is the crop tested.
+    # Round to whole pixels first, so that the IoU is that of the crop made.
     left = np.floor(rng.random(scale.shape) * (width - crop_width + 1))
     top = np.floor(rng.random(scale.shape) * (height - crop_height + 1))
     crops = np.stack([left, top, left + crop_width, top + crop_height], -1)  # [6, 50, 4]
@@ -280,7 +308,7 @@ def crop_candidates(
 
 
 def crop_ious(crops_xyxy: np.ndarray, boxes_xyxy: np.ndarray) -> np.ndarray:
-    """IoU of every crop [N, 4] with every box [M, 4]: [N, M]."""
+    """Return the IoU [N, M] of every crop [N, 4] with every box [M, 4]."""
     crops, boxes = crops_xyxy.T[:, :, None], boxes_xyxy.T[:, None, :]
     across = np.minimum(crops[2], boxes[2]) - np.maximum(crops[0], boxes[0])
     down = np.minimum(crops[3], boxes[3]) - np.maximum(crops[1], boxes[1])
@@ -291,10 +319,10 @@ def crop_ious(crops_xyxy: np.ndarray, boxes_xyxy: np.ndarray) -> np.ndarray:
 
 
 def boxes_in_window(boxes_xyxy: np.ndarray, window: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes whose centre lies in the window, clipped to it, in units of it; and which they are.
+    """Select the boxes whose centre is in the window, clip them, and normalise them to it.
 
-    Gives float64 [K, 4] in 0-1 and bool [M]. A box left without area is dropped as well.
-    Area is what float32 can still tell from none, also after mirroring: a millionth of a side.
+    Returns the boxes, float64 [K, 4] in 0-1, and which of the M these are, bool [M]. A box whose
+    width or height is below a millionth of the window's is dropped: in float32 it could be 0.
     """
     x1, y1, x2, y2 = (float(v) for v in window)
     centre_x = (boxes_xyxy[:, 0] + boxes_xyxy[:, 2]) / 2
@@ -312,7 +340,7 @@ def cut_window(
     colour_change: list[tuple[str, float]],
     mean: tuple[float, float, float],
 ) -> np.ndarray:
-    """The pixels of the window [4] xyxy, which may reach beyond the image: there, the mean."""
+    """Cut out the window [4] xyxy. Parts of it outside the image are filled with the mean."""
     height, width = image.shape[:2]
     x1, y1, x2, y2 = (int(v) for v in window)
     left, right = min(max(x1, 0), width), min(max(x2, 0), width)

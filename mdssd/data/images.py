@@ -1,4 +1,4 @@
-"""Reading images whole, or saying what is wrong with them."""
+"""Reading and decoding image files. Anything wrong with one is a DataError."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mdssd.data.sample import DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
-# What a JPEG can be divided by as it is decoded, which its blocks of 8 x 8 make cheap.
+# A JPEG, whose blocks are 8 x 8, can be decoded at these fractions of its size at less cost.
 REDUCTIONS = (2, 4, 8)
 _DECODE = {
     1: cv2.IMREAD_COLOR,
@@ -21,17 +21,18 @@ _DECODE = {
     4: cv2.IMREAD_REDUCED_COLOR_4,
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
-# A marker is FF and a code; FF00 is a stuffed byte of the picture, FFD0-D7 restart it, FFFF pads.
+# A marker is FF and a code. FF00 is pixel data, FFD0 to FFD7 are restart markers in it, FFFF is
+# padding.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-# The frame header usually comes early; behind large EXIF or ICC segments, within the second.
+# The frame header is usually within the first part; after large EXIF or ICC data, the second.
 _HEADER_BYTES = (1 << 13, 1 << 20)
 
 
 def path_inside(folder: Path, name: str, where: str) -> Path:
-    """`folder / name`, refused if it, or what it links to, lies outside `folder`.
+    """Return `folder / name` if it lies inside `folder`, with symbolic links resolved.
 
-    where: the file that holds the name, for the message. Raises DataError.
+    `where` is the file that holds the name, for messages. Raises DataError for any other path.
     """
     path = folder / name
     try:
@@ -45,17 +46,34 @@ def path_inside(folder: Path, name: str, where: str) -> Path:
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read an image as uint8 [H, W, 3] RGB.
+    """Read an image file.
 
-    Grey, 16-bit, palette and alpha images are converted. The pixels stay as stored: an EXIF
-    orientation is not applied, because annotations refer to stored pixels.
-    Raises DataError, naming file and reason, for a file that is missing, cut short or no image.
+    Grey, 16-bit, palette and alpha images are converted to RGB. The EXIF orientation is not
+    applied, because annotations refer to the pixels as stored.
+
+    Args:
+        path: the file, in any format that OpenCV reads.
+
+    Returns:
+        uint8 [H, W, 3], RGB.
+
+    Raises:
+        DataError: the file is missing, truncated or not an image. The message names it.
+
+    Example:
+        >>> import tempfile
+        >>> import cv2, numpy as np
+        >>> from mdssd.data import read_image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = cv2.imwrite(f"{folder}/a.png", np.zeros((60, 80, 3), np.uint8))
+        ...     read_image(f"{folder}/a.png").shape
+        (60, 80, 3)
     """
     return decode_image(read_bytes(path), os.fspath(path))
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """A file as it is. Raises DataError where it cannot be read."""
+    """Return a file's bytes. Raises DataError if it cannot be read."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -63,19 +81,35 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a JPEG; None for what is no JPEG, or one without a header."""
+    """Return (width, height) of a JPEG, or None for other formats and a missing header."""
     return _jpeg(data)[0] if data[:2] == b"\xff\xd8" else None
 
 
 def decode_image(data: bytes, name: str = "image", reduction: int = 1) -> np.ndarray:
-    """Decode the bytes of an image file as `read_image` does; `name` is for messages.
+    """Decode the bytes of an image file; see `read_image`.
 
-    reduction: 1, 2, 4 or 8. Width and height are divided by it and rounded up; a pixel of the
-    result covers that many of the image. Of a JPEG the rest is never decoded.
+    Args:
+        data: the bytes.
+        name: the image's name in messages.
+        reduction: 1, 2, 4 or 8. Width and height are divided by it and rounded up. For a JPEG
+            this makes decoding faster, because the full image is never computed.
+
+    Returns:
+        uint8 [ceil(H / reduction), ceil(W / reduction), 3], RGB.
+
+    Raises:
+        DataError: the data are truncated or not an image.
+
+    Example:
+        >>> import cv2, numpy as np
+        >>> from mdssd.data import decode_image
+        >>> data = cv2.imencode(".jpg", np.zeros((60, 81, 3), np.uint8))[1].tobytes()
+        >>> decode_image(data).shape, decode_image(data, reduction=2).shape
+        ((60, 81, 3), (30, 41, 3))
     """
     if not data:
         raise DataError(f"{name}: the file is empty")
-    # OpenCV fills what is missing of a cut JPEG with grey and says nothing, hence our own look.
+    # OpenCV silently fills the missing part of a truncated JPEG with grey.
     if fault := _truncation(data):
         raise DataError(f"{name}: the image is truncated ({fault})")
     try:
@@ -90,9 +124,9 @@ def decode_image(data: bytes, name: str = "image", reduction: int = 1) -> np.nda
 
 
 def read_size(path: Path) -> tuple[int, int] | None:
-    """(width, height) from the head of a JPEG or PNG file, or None where that does not tell.
+    """Return (width, height) from the header of a JPEG or PNG file, or None if it has none.
 
-    Raises DataError where the file cannot be read.
+    Raises DataError if the file cannot be read.
     """
     try:
         file = open(path, "rb")
@@ -112,6 +146,7 @@ def read_size(path: Path) -> tuple[int, int] | None:
 
 
 def _truncation(data: bytes) -> str | None:
+    """Return why the data are truncated, or None if they are complete or cannot be checked."""
     if data[:2] == b"\xff\xd8":
         return None if _jpeg(data)[1] else "no end-of-image marker"
     if data[:8] == b"\x89PNG\r\n\x1a\n":
@@ -126,7 +161,7 @@ def _truncation(data: bytes) -> str | None:
 
 
 def _jpeg(data: bytes) -> tuple[tuple[int, int] | None, bool]:
-    """Walk the segments: (width, height) if a frame header was met, and whether an end was."""
+    """Walk the segments. Return (width, height), None without a frame header, and if it ends."""
     size, at = None, 2
     while marker := _JPEG_MARKER.search(data, at):
         code, at = data[marker.end() - 1], marker.end()

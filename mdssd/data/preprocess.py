@@ -1,4 +1,4 @@
-"""From an image to the input of a network."""
+"""Turning images into the input of a network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generated scenes with many small objects: data to try, test and train on without a download."""
+"""Generated scenes with many small objects, to try, test and train on without a download."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from mdssd.data.dataset import DetectionDataset
 from mdssd.data.sample import NO_IMAGE, Sample
 
 CLASSES = ("cross", "disc", "ring", "square", "triangle")
-# Enlargement at which outlines are filled before they are averaged down to the image.
+# Outlines are filled at this enlargement, then averaged down to the image.
 _FINE = 4
-# cv2.fillPoly takes whole numbers with this many binary digits behind the point.
+# Fractional bits of the fixed-point coordinates passed to OpenCV.
 _SHIFT = 4
-# Most of a box that another may cover.
+# The greatest part of a box that another one may cover.
 _COVER = 0.1
 _RAMP = np.arange(4096, dtype=np.float32)
-# Looked up with random bytes, a normal distribution: far cheaper than drawing from it.
+# Maps random bytes to a normal distribution; far cheaper than sampling one.
 _NORMAL = np.array([NormalDist().inv_cdf((k + 0.5) / 256) for k in range(256)])
 
 
 @dataclass(frozen=True)
 class _Shape:
-    """One object: its outlines in pixels (the second one, if any, is a hole) and its label."""
+    """One object. A second outline, if any, is a hole. Coordinates are in pixels."""
 
     outlines: tuple[np.ndarray, ...]
     box_xyxy: np.ndarray
@@ -34,13 +34,29 @@ class _Shape:
 
 
 class SyntheticScenes(DetectionDataset):
-    """Small flat shapes on textured grounds, with clutter, blur and noise; no files needed.
+    """Generated scenes: small flat shapes on textured grounds, with clutter, blur and noise.
 
-    count: number of scenes. seed: scene i depends on (seed, i) and the options alone.
-    image_size: side in pixels. objects: least and most tried per 300 x 300 pixels (one that finds
-    no room is left out). sizes: least and most length in pixels of the longer side of a box; the
-    median lies near the geometric mean. Boxes are tight, inside the image, and cover at most a
-    tenth of one another.
+    Boxes are tight, inside the image, and cover at most a tenth of one another.
+
+    Args:
+        count: the number of scenes.
+        seed: scene i depends on (seed, i) and the other arguments alone.
+        image_size: side of the images, in pixels.
+        objects: the least and the greatest number of objects per 300 x 300 pixels. An object that
+            does not fit is left out.
+        sizes: the least and the greatest length of a box's longer side, in pixels. The median is
+            near their geometric mean.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> from mdssd.data import SyntheticScenes
+        >>> scenes = SyntheticScenes(3, seed=1)
+        >>> scenes.classes
+        ['cross', 'disc', 'ring', 'square', 'triangle']
+        >>> scenes[0].image.shape, len(scenes[0].labels) == len(scenes[0].boxes_xyxy)
+        ((300, 300, 3), True)
     """
 
     def __init__(
@@ -77,12 +93,12 @@ class SyntheticScenes(DetectionDataset):
         return self._sample(_paint(shapes, self.image_size, rng), shapes, index)
 
     def annotation(self, index: int) -> Sample:
-        """The sample without its image, which is left [0, 0, 3]; nothing is painted."""
+        """Return sample `index` without painting its image."""
         shapes, index = self._shapes(index)
         return self._sample(NO_IMAGE, shapes, index)
 
     def report(self) -> str:
-        """What is generated."""
+        """Return the number and size of the scenes and their classes."""
         return (
             f"{self.name}: {len(self)} images of {self.image_size} x {self.image_size}, "
             f"classes {', '.join(self.classes)}"
@@ -133,7 +149,7 @@ def _place_shapes(
 
 
 def _covered(new_xyxy: np.ndarray, boxes_xyxy: np.ndarray) -> np.ndarray:
-    """For each new box [N, 4] the largest part shared with a box [M, 4], of the smaller: [N]."""
+    """For each new box [N, 4], return the greatest intersection over the smaller area: [N]."""
     new, old = new_xyxy[:, None], boxes_xyxy[None]
     extent = np.minimum(new[..., 2:], old[..., 2:]) - np.maximum(new[..., :2], old[..., :2])
     inter = np.maximum(extent, 0).prod(-1)
@@ -142,7 +158,7 @@ def _covered(new_xyxy: np.ndarray, boxes_xyxy: np.ndarray) -> np.ndarray:
 
 
 def _outlines(name: str, rng: np.random.Generator) -> list[np.ndarray]:
-    """Outlines of a shape, [K, 2] each, rotated by a random angle; the size is arbitrary."""
+    """Return the outlines of a shape, [K, 2] each, randomly rotated, in arbitrary units."""
     if name in ("disc", "ring"):
         angles = np.arange(32) * (2 * np.pi / 32)
         circle = np.stack([np.cos(angles), np.sin(angles)], 1)
@@ -177,18 +193,18 @@ def _paint(shapes: list[_Shape], size: int, rng: np.random.Generator) -> np.ndar
 
 
 def _ground(size: int, rng: np.random.Generator) -> np.ndarray:
-    """A textured ground, uint8 [size, size, 3]."""
+    """Return a textured background, uint8 [size, size, 3]."""
     ground = _clouds(size, rng)
     across, down = np.meshgrid(*[np.linspace(-1, 1, size, dtype=np.float32)] * 2)
     turn = rng.uniform(0, 2 * np.pi)
     along = across * np.float32(np.cos(turn)) + down * np.float32(np.sin(turn))
     kind = rng.integers(4)
-    if kind == 1:  # a slope
+    if kind == 1:  # a gradient
         ground = 0.4 * ground + 0.6 * (along + 1) / 2
     elif kind == 2:  # wavy stripes
         waves = np.sin(np.float32(rng.uniform(6, 45)) * along + 3 * ground)
         ground = 0.6 * ground + 0.4 * (waves + 1) / 2
-    elif kind == 3:  # a quilt of fields
+    elif kind == 3:  # rectangular fields
         cells = rng.random((rng.integers(2, 6), rng.integers(2, 6)), np.float32)
         fields = cv2.resize(cells, (size, size), interpolation=cv2.INTER_NEAREST)
         ground = 0.5 * ground + 0.5 * fields
@@ -201,7 +217,7 @@ def _ground(size: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _clouds(size: int, rng: np.random.Generator) -> np.ndarray:
-    """Noise of several octaves, float32 [size, size] within 0 to 1."""
+    """Return noise of several octaves, float32 [size, size] in 0 to 1."""
     total = np.zeros((size, size), np.float32)
     falloff = rng.uniform(0.5, 0.9)
     for octave, cells in enumerate((3, 6, 12, 24, 48, 96)):
@@ -212,7 +228,7 @@ def _clouds(size: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _clutter(image: np.ndarray, rng: np.random.Generator) -> None:
-    """Things that are no object: lines, long ellipses, open arcs and specks."""
+    """Draw distractors: lines, long ellipses, open arcs and specks."""
     size = len(image)
     for _ in range(rng.integers(0, 7)):
         start, end = rng.uniform(0, size, (2, 2))
@@ -244,11 +260,11 @@ def _stroke(image: np.ndarray, rng: np.random.Generator, points: np.ndarray) -> 
 
 
 def _draw(image: np.ndarray, shape: _Shape, rng: np.random.Generator) -> None:
-    """Blend one shape into the image, its edges smooth, its colour slightly graded."""
+    """Blend one shape into the image, with smooth edges and a slight colour gradient."""
     x1, y1 = np.floor(shape.box_xyxy[:2]).astype(int)
     x2, y2 = np.ceil(shape.box_xyxy[2:]).astype(int)
     fine = np.zeros(((y2 - y1) * _FINE, (x2 - x1) * _FINE), np.uint8)
-    # A pixel's centre is a whole number to OpenCV and a half to us.
+    # Pixel centres are at whole numbers in OpenCV, at halves here.
     points = [
         np.rint(((outline - (x1, y1)) * _FINE - 0.5) * (1 << _SHIFT)).astype(np.int32)
         for outline in shape.outlines
@@ -273,9 +289,9 @@ def _colour_on(
 
 
 def _colour_beside(ground: list[float], rng: np.random.Generator) -> tuple[float, float, float]:
-    """A colour that stands out from the ground by some 40 to 170 levels."""
+    """Return a colour that differs from the ground by about 40 to 170 levels."""
     step = (_direction(rng) * rng.uniform(60, 170)).tolist()
-    # Where one choice is cut off at black or white, the opposite one has more room.
+    # If one choice is clipped at black or white, the opposite one differs more.
     choices = [
         [min(max(g + sign * d, 0.0), 255.0) for g, d in zip(ground, step, strict=True)]
         for sign in (1, -1)

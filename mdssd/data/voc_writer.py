@@ -1,4 +1,4 @@
-"""Writing any data set out as a VOC folder."""
+"""Writing any data set as a VOC folder."""
 
 from __future__ import annotations
 
@@ -18,15 +18,34 @@ from mdssd.data.sample import Sample
 def write_voc(
     dataset: DetectionDataset, folder: str | os.PathLike[str], split: str = "trainval"
 ) -> Path:
-    """Write images (PNG, so without loss), annotations and one split; gives the folder.
+    """Write a data set as a VOC folder: images as PNG, annotations and one split.
 
-    What is written reads back through VOCDataset(folder, split, dataset.classes) as it was;
-    crowds are written as difficult, VOC has no other word for them.
-    The folder must be new or empty, else FileExistsError: it appears whole at the end, or not.
+    `VOCDataset(folder, split, dataset.classes)` reads the same images and boxes back. Crowds
+    become difficult boxes, because VOC has no crowds. The folder appears when it is complete.
+
+    Args:
+        dataset: the data set.
+        folder: where to write. It must not exist, or be empty.
+        split: the name of the split file.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: the folder is not empty, or is a file.
+        DataError: an image cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> from mdssd.data import SyntheticScenes, write_voc
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     root = write_voc(SyntheticScenes(2, image_size=96), f"{folder}/scenes")
+        ...     sorted(path.name for path in root.iterdir())
+        ['Annotations', 'ImageSets', 'JPEGImages']
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"write_voc: {folder} is there and not empty")
+        raise FileExistsError(f"write_voc: {folder} exists and is not an empty folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
     try:
@@ -64,7 +83,7 @@ def _annotation(sample: Sample, file_name: str, classes: list[str]) -> ElementTr
         _add(obj, "difficult", str(int(difficult)))
         bounds = ElementTree.SubElement(obj, "bndbox")
         for key, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True):
-            # Nine digits bring back every float32 as it was.
+            # Nine digits restore every float32 exactly.
             _add(bounds, key, f"{value:.9g}")
     ElementTree.indent(root)
     return ElementTree.ElementTree(root)

@@ -275,7 +275,7 @@ def test_written_scenes_read_back_as_they_were(tmp_path):
 
 def test_writing_never_touches_what_is_there(tmp_path, folder):
     before = sorted(folder.rglob("*"))
-    with pytest.raises(FileExistsError, match="not empty"):
+    with pytest.raises(FileExistsError, match="exists and is not an empty folder"):
         write_voc(SyntheticScenes(1), folder)
     assert sorted(folder.rglob("*")) == before
 

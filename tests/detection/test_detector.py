@@ -569,8 +569,8 @@ def test_a_stream_outlives_the_processes_that_read_it(detector, tmp_path):
     sources[5] = Killer(tmp_path / "too.png")
     results = list(detector.stream(sources, workers=2, batch_size=2))
     assert [result.error is None for result in results] == [True] * 4 + [False] * 2 + [True] * 3
-    assert str(results[4].error).endswith("deadly.png: reading it killed the process that did")
-    assert str(results[5].error).endswith("too.png: reading it killed the process that did")
+    assert str(results[4].error).endswith("deadly.png: the process that read it was killed")
+    assert str(results[5].error).endswith("too.png: the process that read it was killed")
 
 
 def test_a_stream_takes_what_it_needs_and_leaves_no_process(detector, tmp_path):
