@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mdssd.data.sample import NO_IMAGE, Sample
+from mdssd.data.sample import NO_IMAGE, Annotation, Sample
 
 # The names that splits usually have.
 SPLITS = ("train", "val", "valid", "trainval", "test")
@@ -119,23 +119,27 @@ class DetectionDataset:
 
     def report(self) -> str:
         """Return the number of boxes per class, of images without boxes, and every dropped box."""
-        samples = [self.annotation(index) for index in range(len(self))]
-        labels = np.concatenate([np.zeros(0, np.int64), *(s.labels for s in samples)])
-        counts = np.bincount(labels, minlength=len(self.classes) + 1)
-        difficult = sum(int(s.difficult.sum()) for s in samples)
-        crowds = sum(int(s.crowd.sum()) for s in samples)
-        empty = sum(len(s.labels) == 0 for s in samples)
-        lines = [f"{self.name}: {len(self)} images, {len(labels)} boxes"]
-        lines += [f"  {name}: {counts[k]}" for k, name in enumerate(self.classes, 1)]
-        lines += [f"  {difficult} boxes are marked difficult"] if difficult else []
-        lines += [f"  {crowds} boxes are crowds"] if crowds else []
-        lines += [f"  {empty} images have no box"] if empty else []
-        if self.dropped:
-            lines.append(f"  {len(self.dropped)} boxes dropped:")
-            lines += [f"    {line}" for line in self.dropped]
-        if self.size_faults:
-            lines.append(
-                f"  {len(self.size_faults)} annotations state a different size from the image's:"
-            )
-            lines += [f"    {line}" for line in self.size_faults]
-        return "\n".join(lines)
+        return describe(self, [self.annotation(index) for index in range(len(self))])
+
+
+def describe(dataset: DetectionDataset, annotations: Sequence[Sample | Annotation]) -> str:
+    """Return the text of `DetectionDataset.report`, given the annotation of each image."""
+    labels = np.concatenate([np.zeros(0, np.int64), *(s.labels for s in annotations)])
+    counts = np.bincount(labels, minlength=len(dataset.classes) + 1)
+    difficult = sum(int(s.difficult.sum()) for s in annotations)
+    crowds = sum(int(s.crowd.sum()) for s in annotations)
+    empty = sum(len(s.labels) == 0 for s in annotations)
+    lines = [f"{dataset.name}: {len(dataset)} images, {len(labels)} boxes"]
+    lines += [f"  {name}: {counts[k]}" for k, name in enumerate(dataset.classes, 1)]
+    lines += [f"  {difficult} boxes are marked difficult"] if difficult else []
+    lines += [f"  {crowds} boxes are crowds"] if crowds else []
+    lines += [f"  {empty} images have no box"] if empty else []
+    if dataset.dropped:
+        lines.append(f"  {len(dataset.dropped)} boxes dropped:")
+        lines += [f"    {line}" for line in dataset.dropped]
+    if dataset.size_faults:
+        lines.append(
+            f"  {len(dataset.size_faults)} annotations state a different size from the image's:"
+        )
+        lines += [f"    {line}" for line in dataset.size_faults]
+    return "\n".join(lines)

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from mdssd.data.dataset import DetectionDataset
+from mdssd.data.dataset import DetectionDataset, describe
 from mdssd.data.images import read_image
 from mdssd.data.sample import NO_IMAGE, Annotation, BoxRow, DataError, Sample
 
@@ -56,6 +56,10 @@ class PhotoDataset(DetectionDataset):
     def image_path(self, index: int) -> Path:
         """Return the file of image `index`."""
         return self._paths[index]
+
+    def report(self) -> str:
+        """Return the number of boxes per class, of images without boxes, and every dropped box."""
+        return describe(self, self._annotations)
 
 
 class CollectFaults:

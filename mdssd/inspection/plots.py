@@ -1,4 +1,4 @@
-"""Pictures of a data set: its figures beside the priors', and samples as a network sees them."""
+"""Pictures of a data set: box sizes beside the priors', and samples as a network sees them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from mdssd.data import Augmentation, DetectionDataset, TrainingSet
 from mdssd.drawing import draw_detections
 from mdssd.evaluation.charts import no_font_warnings, shorten
-from mdssd.inspection.check import IOU, DataCheck
+from mdssd.inspection.result import IOU, DataCheck
 from mdssd.system.files import atomic_write
 
 if TYPE_CHECKING:
@@ -28,9 +28,32 @@ _GAP = 8  # pixels between samples
 
 
 def write_check(check: DataCheck, folder: str | os.PathLike[str]) -> list[Path]:
-    """Write check.json, sizes.png and recall.png into a folder, which is made; gives their paths.
+    """Write check.json, sizes.png and recall.png into a folder, creating it if it is missing.
 
-    Each file is written whole or not at all. Raises OSError where it cannot be written.
+    A file that cannot be written completely is not written at all. sizes.png and recall.png need
+    matplotlib.
+
+    Args:
+        check: the result of `check_data`.
+        folder: where to write.
+
+    Returns:
+        The paths of the three files.
+
+    Raises:
+        OSError: a file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from mdssd.priors import make_priors, ssd_prior_layers
+        >>> from mdssd.data import SyntheticScenes
+        >>> from mdssd.inspection.check import check_data
+        >>> from mdssd.inspection.plots import write_check
+        >>> priors_cxcywh = make_priors(ssd_prior_layers(300), 300)
+        >>> check = check_data(SyntheticScenes(2), priors_cxcywh, 300, progress=False)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     [path.name for path in write_check(check, folder)]
+        ['check.json', 'sizes.png', 'recall.png']
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -38,12 +61,12 @@ def write_check(check: DataCheck, folder: str | os.PathLike[str]) -> list[Path]:
     with atomic_write(paths[0]) as file:
         json.dump(check.to_dict(), file, indent=1)
         file.write("\n")
-    _save(_sizes(check), paths[1])
-    _save(_recall(check), paths[2])
+    _save(_sizes_figure(check), paths[1])
+    _save(_recall_figure(check), paths[2])
     return paths
 
 
-def _figure(height: float) -> Figure:
+def _empty_figure(height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(11, height), dpi=100, layout="constrained")
@@ -56,9 +79,9 @@ def _save(figure: Figure, path: Path) -> None:
         FigureCanvasAgg(figure).print_png(file)
 
 
-def _sizes(check: DataCheck) -> Figure:
-    """How many boxes of which size and shape; lines where the priors are."""
-    figure = _figure(4.5)
+def _sizes_figure(check: DataCheck) -> Figure:
+    """Histograms of the sizes and shapes of boxes; lines mark those of the priors."""
+    figure = _empty_figure(4.5)
     left, right = figure.subplots(1, 2)
     sides = np.array(check.prior_sides, float).reshape(-1, 2)
     unit = f"pixels of the {check.input_size} x {check.input_size} input"
@@ -101,10 +124,10 @@ def _histogram(
     axes.grid(alpha=0.3)
 
 
-def _recall(check: DataCheck) -> Figure:
+def _recall_figure(check: DataCheck) -> Figure:
     """The share of boxes that a prior reaches, by class and by size."""
     rows = max(len(check.classes), 6)
-    figure = _figure(1.5 + 0.32 * rows)
+    figure = _empty_figure(1.5 + 0.32 * rows)
     left, right = figure.subplots(1, 2)
     _bars(left, list(check.by_class()), check, "class")
     _bars(right, list(check.by_size()), check, f"size in the {check.input_size} input")
@@ -136,11 +159,30 @@ def contact_sheet(
     count: int = 16,
     seed: int = 0,
 ) -> NDArray[np.uint8]:
-    """Samples as the network gets them, the mean added back, with boxes and names: uint8 RGB.
+    """Draw samples as training shows them to the network, with their boxes and class names.
 
-    `count` images drawn without repetition as long as there are enough, each as training with
-    this seed sees it in its first epoch; the same arguments give the same picture. Raises
-    DataError for an image that cannot be read.
+    The images are chosen at random, without repetition while there are enough. Each is augmented
+    as in the first epoch of a training run with this seed (an image that is repeated: as in the
+    following epochs), and the mean is added back. The same arguments draw the same picture.
+
+    Args:
+        dataset: the data set.
+        augmentation: the augmentation of training.
+        count: the number of samples, at least 1.
+        seed: the seed of both the choice and the augmentation.
+
+    Returns:
+        uint8 [H, W, 3], RGB: the samples in a grid that is about square.
+
+    Raises:
+        DataError: an image cannot be read.
+        ValueError: `count` is less than 1.
+
+    Example:
+        >>> from mdssd.data import Augmentation, SyntheticScenes
+        >>> from mdssd.inspection.plots import contact_sheet
+        >>> contact_sheet(SyntheticScenes(2), Augmentation(300), count=4).shape
+        (1208, 1208, 3)
     """
     if count < 1:
         raise ValueError(f"contact_sheet: count must be at least 1, got {count}")
@@ -170,7 +212,7 @@ def _tile(
 
 
 def _grid(tiles: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """The tiles, all of one size, side by side in about a square."""
+    """Arrange tiles of one size in a grid that is about square."""
     columns = int(np.ceil(np.sqrt(len(tiles))))
     rows = -(-len(tiles) // columns)
     height, width = tiles[0].shape[:2]

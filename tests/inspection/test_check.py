@@ -161,7 +161,7 @@ def test_boxes_to_look_at(tmp_path):
     ]
     result = check(voc(tmp_path / "v", {"a": rows}))
     assert [line.partition("a.jpg: ")[2] for line in result.suspicious] == [
-        "dog (20, 20, 80, 80) is there twice, first as cat",
+        "dog (20, 20, 80, 80) occurs twice, first as cat",
         "cat (100, 100, 103, 180) is 3.0 x 80.0 px in the input",
         "cat (250, 250, 305, 290) reaches beyond the image of 300 x 300",
     ]

@@ -1,0 +1,183 @@
+"""The result of checking a data set, as an object, as text and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+IOU = 0.5
+# Bounds of the ranges of sizes, in pixels of the input. Each is an octave, as are prior layers.
+SIZE_EDGES = (0.0, 8.0, 16.0, 32.0, 64.0, 128.0, float("inf"))
+_LISTED = 10  # lines of each list in the text; the JSON has all
+_PERCENTILES = (5, 50, 95)
+_LISTS = ("faults", "leaks", "duplicates", "suspicious", "unreached")
+
+
+@dataclass
+class DataCheck:
+    """The result of `check_data`. The arrays have one entry per box, M boxes without crowds.
+
+    Attributes:
+        report: what `DetectionDataset.report` returned.
+        model: the model's name.
+        input_size: side of the network's input, in pixels.
+        classes: the class names.
+        image_ids: the images that could be read.
+        empty: the number of images without boxes.
+        difficult: the number of difficult boxes.
+        crowds: the number of crowds.
+        prior_sides: (width, height) of each kind of prior, in pixels of the input.
+        image: int64 [M], the box's image as a position in `image_ids`.
+        label: int64 [M], from 1.
+        sides: float64 [M, 2], width and height in pixels of the input.
+        iou: float64 [M], the greatest IoU with any prior.
+        dropped: a line per box that the data set left out.
+        size_faults: a line per annotation that states a different size from its image's.
+        faults: a line per file that cannot be used.
+        leaks: a line per image that is in two splits.
+        duplicates: a line per group of files with the same bytes.
+        suspicious: a line per box that may be a mistake.
+        unreached: a line per box without a prior of IoU 0.5 or more.
+        other_recall: the recall of all boxes with other priors, by the priors' name.
+    """
+
+    report: str
+    model: str
+    input_size: int
+    classes: list[str]
+    image_ids: list[str]
+    empty: int
+    difficult: int
+    crowds: int
+    prior_sides: list[tuple[float, float]]
+    image: NDArray[np.int64]
+    label: NDArray[np.int64]
+    sides: NDArray[np.float64]
+    iou: NDArray[np.float64]
+    dropped: list[str]
+    size_faults: list[str]
+    faults: list[str] = field(default_factory=list)
+    leaks: list[str] = field(default_factory=list)
+    duplicates: list[str] = field(default_factory=list)
+    suspicious: list[str] = field(default_factory=list)
+    unreached: list[str] = field(default_factory=list)
+    other_recall: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def broken(self) -> bool:
+        """Whether a file cannot be used, or an image is in two splits."""
+        return bool(self.faults or self.leaks)
+
+    @property
+    def size(self) -> NDArray[np.float64]:
+        """[M]: side of the square that has the box's area, in pixels of the input."""
+        return np.sqrt(self.sides.prod(1))
+
+    @property
+    def ratio(self) -> NDArray[np.float64]:
+        """[M]: width divided by height in the input."""
+        return self.sides[:, 0] / self.sides[:, 1]
+
+    def by_class(self) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+        """Yield each class name and which boxes have that class, bool [M]."""
+        for label, name in enumerate(self.classes, 1):
+            yield name, self.label == label
+
+    def by_size(self) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+        """Yield the name of each range of sizes and which boxes are in it, bool [M]."""
+        for low, high in zip(SIZE_EDGES[:-1], SIZE_EDGES[1:], strict=True):
+            name = f"from {low:g}" if high == SIZE_EDGES[-1] else f"{low:g} to {high:g}"
+            yield f"{name} px", (self.size >= low) & (self.size < high)
+
+    def recall(self, which: NDArray[np.bool_]) -> float | None:
+        """Return the share of these boxes that some prior reaches; None if there are none."""
+        return share_reached(self.iou[which]) if which.any() else None
+
+    def text(self) -> str:
+        """Return the result for a terminal. Long lists are cut short."""
+        lines = [self.report, "", *self._table(), "", *self._priors()]
+        if len(self.ratio):
+            low, middle, high = np.percentile(self.ratio, _PERCENTILES)
+            lines.append(
+                f"width / height in the input: {low:.2f}, {middle:.2f}, {high:.2f} "
+                "(5%, median, 95%)"
+            )
+        for title, found in (
+            (f"boxes that no prior of {self.model} reaches", self.unreached),
+            ("boxes that may be mistakes", self.suspicious),
+            ("files with the same bytes", self.duplicates),
+            ("images in two splits", self.leaks),
+            ("files that cannot be used", self.faults),
+        ):
+            lines.append(f"{title}: {len(found) or 'none'}")
+            lines += [f"  {line}" for line in found[:_LISTED]]
+            if len(found) > _LISTED:
+                lines.append(f"  and {len(found) - _LISTED} more")
+        return "\n".join(lines)
+
+    def _table(self) -> list[str]:
+        """Return the boxes, sizes and recall of each class and each range of sizes."""
+        every = np.ones(len(self.iou), bool)
+        rows = [*self.by_class(), ("all", every), ("", every), *self.by_size()]
+        title = f"boxes in {self.input_size} x {self.input_size}"
+        title = title.ljust(max(12, *(len(name) for name, _ in rows)))
+        lines = [f"{title}  {'boxes':>8}  {'5%':>7}  {'median':>7}  {'95%':>7}  {'recall':>7}"]
+        for name, which in rows:
+            if not name:
+                lines.append("")
+                continue
+            cells = ["-"] * 4
+            if (recall := self.recall(which)) is not None:
+                cells = [f"{p:.1f}" for p in np.percentile(self.size[which], _PERCENTILES)]
+                cells.append(f"{recall:.4f}")
+            texts = [f"{which.sum():,}".rjust(8), *(cell.rjust(7) for cell in cells)]
+            lines.append("  ".join([name.ljust(len(title)), *texts]))
+        return lines
+
+    def _priors(self) -> list[str]:
+        sizes = sorted({round(float(np.sqrt(w * h)), 1) for w, h in self.prior_sides})
+        lines = [
+            f"priors of {self.model}: {', '.join(f'{size:g}' for size in sizes)} px",
+            "size: side of the square with the same area; "
+            f"recall: share of the boxes with a prior of IoU {IOU} or more",
+        ]
+        if self.other_recall:
+            others = ", ".join(f"{name} {value:.4f}" for name, value in self.other_recall.items())
+            lines.append(f"recall of all boxes with other priors: {others}")
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON can hold it. A value that does not exist is None."""
+
+        def part(which: NDArray[np.bool_]) -> dict[str, Any]:
+            sizes = self.size[which]
+            percentiles = np.percentile(sizes, _PERCENTILES).tolist() if len(sizes) else None
+            return {"boxes": len(sizes), "size": percentiles, "recall": self.recall(which)}
+
+        ratio = np.percentile(self.ratio, _PERCENTILES).tolist() if len(self.ratio) else None
+        return {
+            "images": len(self.image_ids),
+            "images_without_boxes": self.empty,
+            "difficult": self.difficult,
+            "crowds": self.crowds,
+            "model": self.model,
+            "input_size": self.input_size,
+            "prior_sides": self.prior_sides,
+            "percentiles": list(_PERCENTILES),
+            "all": part(np.ones(len(self.iou), bool)),
+            "ratio": ratio,
+            "by_class": {name: part(which) for name, which in self.by_class()},
+            "by_size": {name: part(which) for name, which in self.by_size()},
+            "other_recall": self.other_recall,
+            **{name: getattr(self, name) for name in (*_LISTS, "dropped", "size_faults")},
+            "broken": self.broken,
+        }
+
+
+def share_reached(iou: NDArray[np.float64]) -> float:
+    """Return the share of boxes whose best IoU with a prior is 0.5 or more."""
+    return float((iou >= IOU).mean())
