@@ -1,4 +1,4 @@
-"""`python -m mdssd`: the same as the command `mdssd`."""
+"""Run the command `mdssd` as `python -m mdssd`."""
 
 import sys
 

@@ -1,4 +1,6 @@
-"""What is installed here and what it can run on: the text of `mdssd info`."""
+"""The text of `mdssd info`: what is installed, and which devices and backends can run."""
+
+from __future__ import annotations
 
 import importlib.util
 import os
@@ -9,19 +11,27 @@ import cv2
 import numpy as np
 import torch
 
-import mdssd
 from mdssd import ops
 from mdssd.ops import _dispatch
+from mdssd.version import __version__
 
 
 def info() -> str:
-    """Describe this install in a few lines: versions, the native build, devices, backends per op.
+    """Describe this installation: versions, the native build, devices, backends per operator.
 
-    Meant for people and bug reports; its layout may change. Runs one tiny kernel on each CUDA
-    device, which is how a GPU that the build holds no code for is found.
+    The text is meant for people and bug reports; its layout may change. This function runs one tiny
+    kernel on each CUDA device, to detect a GPU for which the build contains no code.
+
+    Returns:
+        Several lines of text without a final line end.
+
+    Example:
+        >>> print(info())  # doctest: +ELLIPSIS
+        mdssd     ...
+        python    ...
     """
     lines = [
-        f"mdssd     {mdssd.__version__} in {Path(mdssd.__file__).parent}",
+        f"mdssd     {__version__} in {Path(__file__).parent}",
         f"python    {platform.python_version()}, {platform.platform()}",
         f"torch     {torch.__version__}",
         f"numpy     {np.__version__}",
@@ -34,7 +44,7 @@ def info() -> str:
     lines += [f"set       {k}={v}" for k, v in sorted(os.environ.items()) if k.startswith("MDSSD_")]
     table = ops.backends()
     width = max(len(name) for name in table)
-    lines.append("backends  of each op, the default first")
+    lines.append("backends  of each operator, the default first")
     lines += [f"  {name:<{width}}  {', '.join(table[name])}" for name in table]
     return "\n".join(lines)
 
@@ -59,9 +69,10 @@ def _triton_line() -> str:
     if importlib.util.find_spec("triton") is None:
         return "triton    not installed: pip install triton (optional, for GPUs)"
     try:
-        return f"triton    {importlib.import_module('triton').__version__}"
+        import triton
     except ImportError as error:
         return f"triton    does not import: {error}"
+    return f"triton    {triton.__version__}"
 
 
 def _device_lines() -> list[str]:

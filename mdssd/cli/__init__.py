@@ -6,6 +6,7 @@ imported only when it runs, so that `mdssd --help` does not wait for PyTorch.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -35,24 +36,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         0
     """
     with interruptible():
-        return _run(argv)
+        try:
+            return _run(make_parser().parse_args(argv))
+        except SystemExit as end:  # argparse's, SIGTERM's, or another process has failed
+            if note := getattr(end, "note", ""):
+                print(f"mdssd: {note}", file=sys.stderr)
+            return int(end.code or 0)
+        except KeyboardInterrupt as interrupt:
+            print("; ".join(["mdssd: interrupted", *map(str, interrupt.args)]), file=sys.stderr)
+            return INTERRUPTED
 
 
-def _run(argv: Sequence[str] | None) -> int:
-    try:
-        arguments = make_parser().parse_args(argv)
-    except SystemExit as end:  # argparse has printed its help or its error
-        return int(end.code or 0)
+def _run(arguments: argparse.Namespace) -> int:
     try:
         command = import_module(f"mdssd.cli.commands.{arguments.command}")
         return int(command.run(arguments))
-    except SystemExit as end:  # SIGTERM, or another process has failed and reported it
-        if note := getattr(end, "note", ""):
-            print(f"mdssd: {note}", file=sys.stderr)
-        return int(end.code or 0)
-    except KeyboardInterrupt as interrupt:
-        print("; ".join(["mdssd: interrupted", *map(str, interrupt.args)]), file=sys.stderr)
-        return INTERRUPTED
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         if getattr(arguments, "traceback", False):
             raise

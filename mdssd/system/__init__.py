@@ -1,1 +1,1 @@
-"""What every room stands on: files, processes, memory, signals."""
+"""Files, processes, memory and signals, for every other part of the package."""

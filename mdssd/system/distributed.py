@@ -1,6 +1,6 @@
-"""Several processes that work as one: what torchrun starts, and what they tell each other.
+"""Training and evaluation in the processes that torchrun starts.
 
-Without torchrun there is one process, and every function here gives what one process needs.
+Without torchrun there is a single process, and every function here returns what it needs.
 """
 
 from __future__ import annotations
@@ -25,44 +25,44 @@ T = TypeVar("T")
 
 
 def running() -> bool:
-    """Whether this process belongs to a group."""
+    """Return whether this process belongs to a group."""
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
-    """The number of this process in its group, from 0."""
+    """Return the number of this process in its group, from 0."""
     return dist.get_rank() if running() else 0
 
 
 def world_size() -> int:
-    """How many processes work together."""
+    """Return the number of processes in the group."""
     return dist.get_world_size() if running() else 1
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes files and speaks."""
+    """Return whether this process is the one that writes files and prints."""
     return rank() == 0
 
 
 def processes_here() -> int:
-    """How many processes of the group share this machine, by torchrun's word."""
+    """Return the number of the group's processes on this machine, as torchrun states it."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if running() else 1
 
 
 def add_up(tensor: Tensor) -> Tensor:
-    """Sum a tensor over the processes, in place, to the same bits in each; gives it back."""
+    """Sum a tensor over the processes, in place, and return it. All get the same bits."""
     if running():
         dist.all_reduce(tensor)
     return tensor
 
 
 def any_of(flag: bool) -> bool:
-    """Whether it is set in one of the processes or more."""
+    """Return whether `flag` is true in at least one process."""
     return bool(add_up(torch.tensor(int(flag)))) if running() else flag
 
 
 def from_main(value: T) -> T:
-    """The main process's value (anything that pickles), in every process."""
+    """Return the main process's value, which must pickle, in every process."""
     if not running():
         return value
     box = [value]
@@ -71,7 +71,7 @@ def from_main(value: T) -> T:
 
 
 def gather(value: T) -> list[T]:
-    """Every process's value in the order of their ranks, in the main process; [] elsewhere."""
+    """Return the values of all processes in order of rank; in other than the main process, []."""
     if not running():
         return [value]
     values: Any = [None] * world_size() if is_main() else None
@@ -80,13 +80,20 @@ def gather(value: T) -> list[T]:
 
 
 def wait_for_all() -> None:
-    """Return when every process has come here."""
+    """Wait until every process has called this function."""
     if running():
         dist.barrier()
 
 
 def part(items: Sequence[T]) -> Sequence[T]:
-    """This process's share of `items`: consecutive ones, the first ranks have one more."""
+    """Return this process's share of `items`.
+
+    Shares are consecutive. If they cannot be equal, the first ranks have one item more.
+
+    Example:
+        >>> part([1, 2, 3])  # a single process has them all
+        [1, 2, 3]
+    """
     each, more = divmod(len(items), world_size())
     start = rank() * each + min(rank(), more)
     return items[start : start + each + (rank() < more)]
@@ -94,24 +101,35 @@ def part(items: Sequence[T]) -> Sequence[T]:
 
 @contextmanager
 def process_group(device: str) -> Iterator[str]:
-    """Join the processes that torchrun started for the time of the block; gives the own device.
+    """Join the processes that torchrun started, and leave them at the end of the block.
 
-    Does nothing without torchrun, or where it started a single process. GPUs talk through NCCL
-    and take one process each, the one of its number on its machine; what they need to agree on
-    besides goes through gloo, as all does on CPUs.
+    Without torchrun, or with one process, this yields `device` and does nothing else. On GPUs,
+    process number k of a machine uses its GPU number k; tensors there go through NCCL. Everything
+    else goes through gloo.
 
-    The first process to fail raises its error. Those that fail after it, mostly because it is
-    gone, have nothing to add and exit silently.
+    The first process to fail raises its error. The others then mostly fail because it is gone, so
+    they exit without a message.
+
+    Args:
+        device: "cpu", or "cuda" for one GPU per process.
+
+    Yields:
+        The device of this process, such as "cuda:1".
 
     Raises:
         SystemExit: another process has failed.
         ValueError: the device is neither "cpu" nor "cuda", or there are fewer GPUs than processes.
+
+    Example:
+        >>> with process_group("cpu") as device:
+        ...     print(device, world_size())
+        cpu 1
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield device
         return
     store, this, count = next(dist.rendezvous("env://"))
-    # torchrun's store outlives a restart, and with it what the processes before had put there.
+    # torchrun keeps its store through a restart, so each start needs keys of its own.
     store = dist.PrefixStore(f"mdssd/{os.environ.get(_RESTARTS, 0)}", store)
     try:
         device = _own_device(device)
@@ -120,7 +138,7 @@ def process_group(device: str) -> Iterator[str]:
         yield device
         wait_for_all()
     except BaseException as error:
-        # The group is left as it is: NCCL would wait for what a process that is gone had to send.
+        # Destroying the group could hang: NCCL would wait for a process that is gone.
         if _is_first_to_fail(store):
             raise
         raise SystemExit(TERMINATED if isinstance(error, Terminated) else 2) from error
@@ -148,14 +166,15 @@ def _own_device(device: str) -> str:
 def _is_first_to_fail(store: Any) -> bool:
     try:
         return bool(store.add("failed", 1) == 1)
-    except RuntimeError:  # the store went with the process that held it
+    except RuntimeError:  # the process that held the store is gone
         return False
 
 
 def is_restart(out_dir: Path) -> bool:
-    """Whether torchrun has started this job anew (--max-restarts) after it had begun in `out_dir`.
+    """Return whether torchrun has restarted this job (--max-restarts) after it began in `out_dir`.
 
-    A run that another job left there is none: what stopped this job may have been that it is there.
+    Returns False for a run left by a different job: this job may have stopped precisely because
+    that run was there.
     """
     if os.environ.get(_RESTARTS, "0") == "0":
         return False
@@ -164,14 +183,15 @@ def is_restart(out_dir: Path) -> bool:
 
 
 def note_job(out_dir: Path) -> None:
-    """Write down that this job has begun in `out_dir`, where torchrun may start it anew."""
+    """If torchrun may restart this job, record in `out_dir` that the job has begun there."""
     if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
         with atomic_write(out_dir / _JOB_FILE) as file:
             file.write(_job())
 
 
 def _job() -> str:
-    """What stays the same for the restarts of a job and differs for another one."""
+    """Return a name that is the same after a restart and different for another job."""
     name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    # "none" is the id of every job that was given none; then the process that restarts this one.
+    # torchrun's id of a job without a name is "none". The parent process, which restarts this
+    # one, then tells jobs apart.
     return f"process {os.getppid()} of {platform.node()}" if name == "none" else f"job {name}"

@@ -1,4 +1,4 @@
-"""Writing files so that a crash never leaves half of one."""
+"""Write files so that a crash never leaves a partial one."""
 
 from __future__ import annotations
 
@@ -14,20 +14,32 @@ TEMPORARY_SUFFIX = ".tmp"
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a file that takes the place of `path` only when the block ends without an error.
+    """Open a file that replaces `path` only when the block ends without an error.
 
-    The bytes go to a temporary file in the same folder (`.<name>.<process>.tmp`), which is
-    flushed to the disk and then renamed over `path`; the folder is flushed as well. Whoever
-    reads `path` sees the old file or the new one, also after a crash or a power cut. On an
-    error in the block the temporary file is removed and `path` stays as it was.
+    The data goes to a temporary file in the same folder (`.<name>.<process>.tmp`), which is
+    flushed to the disk and then renamed to `path`; the folder is flushed as well. A reader of
+    `path` sees the old file or the new one, even after a crash or a power cut. On an error in the
+    block the temporary file is removed and `path` stays as it was.
 
     Args:
-        path: the file to write; its folder must exist.
-        mode: "w" (text, UTF-8) or "wb" (bytes).
+        path: the file to write. Its folder must exist.
+        mode: "w" (text in UTF-8 with "\\n" line ends) or "wb" (bytes).
+
+    Yields:
+        The open temporary file.
 
     Raises:
-        ValueError: for another mode.
-        OSError: where the folder is missing or cannot be written.
+        ValueError: the mode is neither "w" nor "wb".
+        OSError: the folder is missing or cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "a.txt"
+        ...     with atomic_write(path) as file:
+        ...         _ = file.write("whole")
+        ...     path.read_text()
+        'whole'
     """
     if mode not in ("w", "wb"):
         raise ValueError(f"atomic_write: mode: expected 'w' or 'wb', got {mode!r}")
@@ -47,16 +59,19 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
 
 
 def remove_leftovers(path: str | os.PathLike[str]) -> None:
-    """Remove what killed processes left of their `atomic_write(path)`; no other may be running."""
+    """Remove the temporary files of killed `atomic_write(path)` calls.
+
+    No `atomic_write(path)` may be in progress.
+    """
     path = Path(path)
     for file in path.parent.glob(f".{glob.escape(path.name)}.*{TEMPORARY_SUFFIX}"):
         file.unlink(missing_ok=True)
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
-    """Flush a folder's entries to the disk, so that a rename in it outlives a power cut.
+    """Flush a folder's entries to the disk, so that a rename in it survives a power cut.
 
-    Does nothing where the system cannot open a folder (Windows).
+    Does nothing on systems that cannot open a folder (Windows).
     """
     if not hasattr(os, "O_DIRECTORY"):
         return

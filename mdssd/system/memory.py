@@ -1,20 +1,27 @@
-"""Keeping freed memory, so that the large buffers of a network are not mapped anew each time."""
+"""Keep freed memory in the process, so that a network's large buffers are not mapped again."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
 
-# Parameters of mallopt, from glibc's malloc.h.
+# Parameters of mallopt, as numbered in glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 def keep_memory() -> bool:
-    """Tell glibc to keep the memory that this process frees; give whether that was possible.
+    """Tell glibc to keep the memory that this process frees.
 
-    By default every buffer above 32 MiB goes back to the system when it is freed and is mapped,
-    zeroed and faulted in page by page when it is needed again. Holds for the whole process from
-    now on and cannot be undone; other C libraries are left alone.
+    By default glibc returns every freed buffer above 32 MiB to the system. The next such buffer is
+    then mapped, zeroed and faulted in page by page, which costs more time than many operators. The
+    setting applies to the whole process and cannot be undone. Other C libraries are left alone.
+
+    Returns:
+        Whether the setting was possible.
+
+    Example:
+        >>> keep_memory() in (True, False)
+        True
     """
     if not sys.platform.startswith("linux"):
         return False

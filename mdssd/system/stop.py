@@ -1,4 +1,4 @@
-"""Ending a run when the system asks for it (SIGTERM)."""
+"""Stop the program on SIGTERM and Ctrl-C without losing work."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ TERMINATED = 128 + 15
 
 
 class Terminated(SystemExit):
-    """SIGTERM ended a run whose checkpoint is saved; uncaught, it ends the process with 143.
+    """SIGTERM ended a run whose checkpoint is saved. Uncaught, it ends the process with 143.
 
-    note: for the user.
+    Attributes:
+        note: a message for the user.
     """
 
     def __init__(self, note: str = "") -> None:
@@ -24,12 +25,20 @@ class Terminated(SystemExit):
 
 
 class StopRequest:
-    """Takes note of SIGTERM while it is entered, so that the work can end where it is whole.
+    """Record SIGTERM within the block, so that the work can stop at a safe point.
 
-    `asked` tells of one, `check` raises `Terminated` then. A second SIGTERM kills the process as
-    if this were not there, unless `patient`: torchrun passes on its own one, after which it waits
-    before it kills, to processes that may have had theirs. Outside the main thread, where Python
-    takes no signals, it does nothing.
+    A second SIGTERM kills the process. With `patient` it does not: torchrun forwards the SIGTERM
+    that it receives to its processes, which may have received one already, and waits before it
+    kills them. Outside the main thread, where Python handles no signals, this does nothing.
+
+    Attributes:
+        asked: whether SIGTERM has arrived.
+
+    Example:
+        >>> with StopRequest() as stop:
+        ...     signal.raise_signal(signal.SIGTERM)
+        ...     stop.asked
+        True
     """
 
     def __init__(self, patient: bool = False) -> None:
@@ -42,20 +51,21 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         self._entered = threading.current_thread() is threading.main_thread()
         if self._entered:
-            self._before = signal.signal(signal.SIGTERM, self._note)
+            self._before = signal.signal(signal.SIGTERM, self._record)
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._entered:  # None: of a handler that Python did not set
+        if self._entered:  # the handler before is None if it was not set from Python
             signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)
 
     def check(self) -> None:
+        """Raise `Terminated` if SIGTERM has arrived."""
         if self.asked:
             raise Terminated
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """For work that nothing is lost of: SIGTERM raises `Terminated` in the midst of it."""
+        """Within this block SIGTERM raises `Terminated` immediately, for work that can be lost."""
         self._at_once = True
         try:
             self.check()
@@ -63,7 +73,7 @@ class StopRequest:
         finally:
             self._at_once = False
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
         signal.signal(signal.SIGTERM, signal.SIG_IGN if self._patient else signal.SIG_DFL)
         if self._at_once:
@@ -76,12 +86,22 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let Ctrl-C raise a subclass of KeyboardInterrupt within the block.
+    """Within the block, let Ctrl-C raise a subclass of KeyboardInterrupt.
 
-    When a plain KeyboardInterrupt leaves code that `exec` or `eval` runs from a string (that of a
-    dataclass, for instance), CPython takes it for unhandled from then on: `python -m` ends by the
-    signal, whatever exit status the program returns. CPython compares exact types, so a subclass
-    escapes this. Does nothing outside the main thread, or if SIGINT has another handler.
+    The program can then catch it and exit with a status of its own. A plain KeyboardInterrupt does
+    not always allow that: if one leaves code that `exec` runs from a string, as `dataclass` does,
+    CPython assumes that nobody will catch it, and later ends `python -m` by the signal. It compares
+    exact types, so a subclass avoids this.
+
+    Does nothing outside the main thread, or if the program has set a handler for SIGINT.
+
+    Example:
+        >>> with interruptible():
+        ...     try:
+        ...         exec("signal.raise_signal(signal.SIGINT)")
+        ...     except KeyboardInterrupt as interrupt:
+        ...         print(type(interrupt).__name__)
+        Interrupted
     """
     if (
         threading.current_thread() is not threading.main_thread()
