@@ -383,7 +383,7 @@ def test_ctrl_c_leaves_the_last_checkpoint_and_says_how_to_go_on(tmp_path):
         os.killpg(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
-    assert f"go on with: mdssd train --resume --out {out}" in err
+    assert f"resume with: mdssd train --resume --out {out}" in err
     assert "Traceback" not in err
     load_checkpoint(out)
     load_state(out)

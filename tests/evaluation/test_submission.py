@@ -272,7 +272,7 @@ def test_submit_on_the_command_line(capsys, tmp_path, bare, checkpoint):
     status, text, _ = run(
         capsys, "eval", checkpoint, "--data", bare, "--submit", "voc", "--out", out
     )
-    assert status == 0 and "so no figures" in text
+    assert status == 0 and "so nothing is measured" in text
     assert sorted(path.name for path in out.iterdir()) == [
         f"comp4_det_test_{name}.txt" for name in CLASSES
     ]
@@ -296,7 +296,7 @@ def test_submit_and_figures_on_the_command_line(capsys, tmp_path, coco, checkpoi
     ("arguments", "message"),
     [
         (["--submit", "voc"], "--submit: needs --out"),
-        (["--submit", "voc", "--out", "out"], "--submit voc: .* is not data of this layout"),
+        (["--submit", "voc", "--out", "out"], "--submit voc: expected data in that format"),
         (["--similar", "disc,moon"], "groups: 'moon' is not among the classes"),
         (["--score-threshold", "2"], "expected a number from 0 to 1"),
     ],

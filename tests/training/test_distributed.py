@@ -255,7 +255,7 @@ def test_interrupt_ends_both_with_one_message(voc, tmp_path):
             process.send_signal(signal.SIGINT)
         status, _, errors = ends(processes)
     lines = [line for line in errors.splitlines() if line.startswith("mdssd: ")]
-    assert len(lines) == 1 and lines[0].startswith("mdssd: interrupted; go on with: "), errors
+    assert len(lines) == 1 and lines[0].startswith("mdssd: interrupted; resume with: "), errors
     assert "Traceback" not in errors
     assert 130 in status and 0 not in status
 

@@ -251,7 +251,7 @@ def test_sigterm_to_the_whole_group_ends_the_command_with_143(tmp_path):
     finally:
         end(process)
     assert process.returncode == 143
-    assert f"mdssd: terminated after saving {out}/last.json; go on with: mdssd train --re" in err
+    assert f"mdssd: terminated after saving {out}/last.json; resume with: mdssd train --re" in err
     assert "Traceback" not in err
     with pytest.raises(ProcessLookupError):  # no worker is left of the group
         os.killpg(process.pid, 0)

@@ -34,5 +34,5 @@ def _augmentation_options(given: dict[str, Any]) -> dict[str, Any]:
     if "no_augment" not in given:
         return options
     if options:
-        raise ValueError("--no-augment: goes with no other option of the augmentation")
+        raise ValueError("--no-augment: expected no other augmentation option")
     return _NO_AUGMENTATION

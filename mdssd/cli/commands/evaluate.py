@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from mdssd.cli.commands.shared import detector_options, machine, open_data, some
-from mdssd.data import CocoDataset, DetectionDataset, VOCDataset
+from mdssd.data import DetectionDataset
 from mdssd.detection.detector import Detector
 from mdssd.evaluation.evaluate import find_all, measure, write_result
 from mdssd.evaluation.submission import write_submission
@@ -35,8 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.submit:
         paths = write_submission(arguments.out, dataset, found.detections, detector.classes)
         print("written: " + some([str(path) for path in paths]))
-    if not getattr(dataset, "labelled", True):
-        print(f"{dataset.name} has images without an annotation, so no figures")
+    if not dataset.labelled:
+        print(f"{dataset.name} has images without annotations, so nothing is measured")
         return 0
     result = measure(
         found,
@@ -47,8 +47,9 @@ def run(arguments: argparse.Namespace) -> int:
     )
     print(result.table())
     if arguments.out:
-        write_result(result, found, dataset, arguments.out)
-        print(f"written: {Path(arguments.out) / 'evaluation.json'} and report.html beside it")
+        out = Path(arguments.out)
+        write_result(result, found, dataset, out)
+        print(f"written: {out / 'evaluation.json'} and {out / 'report.html'}")
     return 0
 
 
@@ -60,7 +61,8 @@ def _open(arguments: argparse.Namespace, detector: Detector) -> DetectionDataset
         classes=detector.classes,
         unlabelled=bool(arguments.submit),
     )
-    wanted = {"voc": VOCDataset, "coco": CocoDataset, None: object}[arguments.submit]
-    if not isinstance(dataset, wanted):
-        raise ValueError(f"--submit {arguments.submit}: {dataset.name} is not data of this layout")
+    if arguments.submit and dataset.submission != arguments.submit:
+        raise ValueError(
+            f"--submit {arguments.submit}: expected data in that format, got {dataset.name}"
+        )
     return dataset

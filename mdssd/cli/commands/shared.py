@@ -42,7 +42,7 @@ def _check_device(name: str) -> None:
     module = getattr(torch, device.type, None)
     count = module.device_count() if module is not None and module.is_available() else 0
     if (device.index or 0) >= count:
-        reason = f"{count} there" if count else f"this PyTorch ({torch.__version__}) finds none"
+        reason = f"found {count}" if count else f"this PyTorch ({torch.__version__}) finds none"
         raise ValueError(f"--device: {name}: no such device, {reason}")
 
 
@@ -58,7 +58,7 @@ def open_data(
     """Open the data set that the options data, split, image_dir and scenes describe."""
     path = options.get("data")
     if path is not None and options.get("scenes"):
-        raise ValueError("--scenes: there is --data, so no scenes are generated")
+        raise ValueError(f"--scenes: expected no data beside it, got {path}")
     # Only a VOC folder takes class names; those of other data are compared later.
     takes_classes = path is not None and Path(path).is_dir()
     return open_dataset(

@@ -140,12 +140,12 @@ def _new_run(given: Mapping[str, Any]) -> RunSettings:
 def _resumed_run(given: Mapping[str, Any], out_dir: Path) -> RunSettings:
     """The settings of the run in `out_dir`, overridden by the given options."""
     if "init" in given:
-        raise ValueError("--init: a run that is resumed has its weights already")
+        raise ValueError("--init: expected no --resume, whose run has its weights already")
     path = out_dir / "last.json"
     meta = read_meta(path)
     before = meta["training"]
     if not all(isinstance(before.get(name), dict) for name in ("arguments", "recipe")):
-        raise CheckpointError(f"{path}: holds no run to resume")
+        raise CheckpointError(f"{path}: contains no run to resume")
     chosen, model, _ = _chosen(given)
     recipe = dict(before["recipe"])
     if any(name in chosen for name in LENGTHS):
@@ -162,7 +162,7 @@ def _chosen(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], d
     names = (*MODEL_OPTIONS, *Recipe.__dataclass_fields__)
     options = {name: given[name] for name in names if name in given}
     if "scale_lr" in given and "batch_size" not in given:
-        raise ValueError("--scale-lr: expected --batch-size beside it, to scale by")
+        raise ValueError("--scale-lr: expected a --batch-size to scale with, got none")
     recipe = combine(file, options, scale_lr=given.get("scale_lr", False))
     model = {name: recipe.pop(name) for name in MODEL_OPTIONS if name in recipe}
     return recipe, model, file
@@ -175,7 +175,7 @@ def _open_both(settings: RunSettings) -> tuple[DetectionDataset, DetectionDatase
     dataset = open_data(data, train=True, input_size=size, classes=classes)
     if classes is not None and classes != dataset.classes:
         raise ValueError(
-            f"--classes: {dataset.name} has its own: {', '.join(dataset.classes)}; "
+            f"--classes: {dataset.name} has its own classes {', '.join(dataset.classes)}; "
             f"got {', '.join(classes)}"
         )
     if not any(name in data for name in ("eval_split", "eval_data", "eval_image_dir")):
@@ -205,7 +205,10 @@ def _initialise(model: SingleShotDetector, given: Mapping[str, Any], settings: R
     if "init" in given:
         return load_start(model, given["init"])
     if settings.starts_from:
-        return f"the recipe starts from {settings.starts_from} (--init), this run from nothing"
+        return (
+            f"the recipe starts from {settings.starts_from} (--init FILE), this run from random "
+            "weights"
+        )
     return ""
 
 
@@ -227,11 +230,11 @@ def _train(
     except KeyboardInterrupt:
         saved = (out_dir / "last.json").exists()
         raise KeyboardInterrupt(
-            f"go on with: {resume}" if saved else "no epoch was completed, nothing to resume"
+            f"resume with: {resume}" if saved else "no checkpoint was saved, nothing to resume"
         ) from None
     except Terminated:
         raise Terminated(
-            f"terminated after saving {out_dir / 'last.json'}; go on with: {resume}"
+            f"terminated after saving {out_dir / 'last.json'}; resume with: {resume}"
         ) from None
 
 
