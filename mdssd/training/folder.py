@@ -18,14 +18,8 @@ from mdssd.training.loss_log import is_loss_log
 from mdssd.training.settings import Recipe
 from mdssd.training.state import TrainState
 from mdssd.training.step import TrainingStep
-from mdssd.weights.checkpoint import (
-    CheckpointError,
-    keep_last,
-    load_checkpoint,
-    load_state,
-    read_meta,
-    save_checkpoint,
-)
+from mdssd.weights.checkpoint import keep_last, load_checkpoint, load_state, save_checkpoint
+from mdssd.weights.checkpoint_json import CheckpointError, read_meta
 
 LAST, BEST, LOSSES, CURVE = "last.json", "best.json", "loss.csv", "loss.png"
 # A folder with one of these files holds a run.

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from mdssd.models.base import Loaded
 from mdssd.models.resnet import ResNet101
 from mdssd.models.vgg import MEAN_RGB
-from mdssd.weights.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
+from mdssd.weights.checkpoint import load_checkpoint
+from mdssd.weights.checkpoint_json import CheckpointError, find_checkpoint
 from mdssd.weights.foreign_files import read_tensors
 from mdssd.weights.imagenet import load_resnet101, load_vgg16
 from mdssd.weights.published import read_published

@@ -17,7 +17,8 @@ import torch
 
 from mdssd.cli import main
 from mdssd.data import SyntheticScenes, write_voc
-from mdssd.weights.checkpoint import load_checkpoint, read_meta
+from mdssd.weights.checkpoint import load_checkpoint
+from mdssd.weights.checkpoint_json import read_meta
 
 ROOT = Path(__file__).parents[2]
 TINY = "--model ssd300 --width 0.0625 --lr 0.00001 --batch-size 2 --workers 0 --threads 1".split()

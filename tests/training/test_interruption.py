@@ -21,7 +21,8 @@ from mdssd.system.stop import Terminated
 from mdssd.training import run as run_module
 from mdssd.training.loop import train
 from mdssd.training.run import TrainingError
-from mdssd.weights.checkpoint import load_checkpoint, load_state, read_meta
+from mdssd.weights.checkpoint import load_checkpoint, load_state
+from mdssd.weights.checkpoint_json import read_meta
 
 # Nine images in batches of two are epochs of four iterations.
 RECIPE = dict(

@@ -28,7 +28,8 @@ from mdssd.training.loss_log import LossLog
 from mdssd.training.run import TrainingError
 from mdssd.training.settings import Recipe
 from mdssd.training.step import TrainingStep, parameter_groups
-from mdssd.weights.checkpoint import CheckpointError, load_checkpoint, load_state, read_meta
+from mdssd.weights.checkpoint import load_checkpoint, load_state
+from mdssd.weights.checkpoint_json import CheckpointError, read_meta
 
 
 @pytest.fixture(autouse=True)

@@ -11,13 +11,8 @@ from mdssd import ssd300, ssd512
 from mdssd.system import files
 from mdssd.system.files import atomic_write
 from mdssd.weights import checkpoint
-from mdssd.weights.checkpoint import (
-    CheckpointError,
-    load_checkpoint,
-    load_state,
-    read_meta,
-    save_checkpoint,
-)
+from mdssd.weights.checkpoint import load_checkpoint, load_state, save_checkpoint
+from mdssd.weights.checkpoint_json import CheckpointError, read_meta
 
 MEAN = (123.0, 117.0, 104.0)
 NAMES = ["cat", "dog"]
@@ -120,7 +115,7 @@ def test_state_is_kept_beside_the_weights(tmp_path, model):
 
 
 def test_checkpoint_without_state_cannot_be_resumed(saved):
-    with pytest.raises(CheckpointError, match="best.json: holds no training state"):
+    with pytest.raises(CheckpointError, match="best.json: has no training state"):
         load_state(saved)
 
 
@@ -227,7 +222,7 @@ def test_weights_cut_short(saved, keep):
 def test_json_cut_short(saved):
     content = saved.read_bytes()
     saved.write_bytes(content[: len(content) // 2])
-    with pytest.raises(CheckpointError, match="best.json: is not JSON, or cut short"):
+    with pytest.raises(CheckpointError, match="best.json: is not JSON, or is cut short"):
         load_checkpoint(saved)
 
 

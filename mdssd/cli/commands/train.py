@@ -30,7 +30,7 @@ from mdssd.training.recipe_files import (
 )
 from mdssd.training.settings import Recipe
 from mdssd.training.state import TrainState
-from mdssd.weights.checkpoint import CheckpointError, read_meta
+from mdssd.weights.checkpoint_json import CheckpointError, read_meta
 from mdssd.weights.pretrained import load_pretrained
 
 # The options that a checkpoint remembers besides the recipe and the model.
