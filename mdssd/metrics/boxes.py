@@ -1,4 +1,4 @@
-"""What a metric is given: one dict per image, checked and turned into numpy arrays."""
+"""The inputs of a metric, checked and turned into NumPy arrays."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class ImageBoxes:
-    """The detections and the ground truth of one image, D and M of them, boxes in pixels."""
+    """The D detections and the M objects of one image, boxes in pixels."""
 
     boxes_xyxy: NDArray[np.float64]  # [D, 4]
     scores: NDArray[np.float64]  # [D]
@@ -30,12 +30,9 @@ def check_images(
     ground_truth: Sequence[Mapping[str, Any]],
     num_classes: int,
 ) -> list[ImageBoxes]:
-    """Check both lists and return one `ImageBoxes` per image.
+    """Check the arguments of a metric (see `mdssd.metrics`); return one `ImageBoxes` per image.
 
-    detections: per image "boxes" [D, 4] xyxy, "scores" [D], "labels" [D].
-    ground_truth: per image "boxes" [M, 4] xyxy, "labels" [M] and, where there are any,
-    "difficult" [M], "crowd" [M], "area" [M] (default: width * height).
-    Arrays, tensors or lists. Raises ValueError that names `function`, the image and the fault.
+    Raises ValueError, naming `function`, the image and the fault.
     """
     if num_classes < 2:
         raise ValueError(
@@ -47,32 +44,33 @@ def check_images(
             f"({len(ground_truth)}), got {len(detections)}"
         )
     images = []
-    for i, (found, true) in enumerate(zip(detections, ground_truth, strict=True)):
+    for i, (detected, gt) in enumerate(zip(detections, ground_truth, strict=True)):
         where = f"{function}: detections[{i}]"
-        boxes = _boxes(where, found)
-        labels = _labels(where, found, len(boxes), num_classes)
-        scores = _column(where, found, "scores", len(boxes)).astype(np.float64)
+        boxes = _boxes(where, detected)
+        labels = _labels(where, detected, len(boxes), num_classes)
+        scores = _column(where, detected, "scores", len(boxes)).astype(np.float64)
         if not np.isfinite(scores).all():
             raise ValueError(f"{where}: scores: expected finite numbers, got NaN or infinity")
         where = f"{function}: ground_truth[{i}]"
-        gt = _boxes(where, true)
-        gt_labels = _labels(where, true, len(gt), num_classes)
-        flags = [
-            _column(where, true, name, len(gt)).astype(np.bool_)
-            if name in true
-            else np.zeros(len(gt), np.bool_)
+        gt_xyxy = _boxes(where, gt)
+        objects = len(gt_xyxy)
+        gt_labels = _labels(where, gt, objects, num_classes)
+        difficult, crowd = (
+            _column(where, gt, name, objects).astype(np.bool_)
+            if name in gt
+            else np.zeros(objects, np.bool_)
             for name in ("difficult", "crowd")
-        ]
-        if "area" in true:
-            area = _column(where, true, "area", len(gt)).astype(np.float64)
+        )
+        if "area" in gt:
+            area = _column(where, gt, "area", objects).astype(np.float64)
         else:
-            area = (gt[:, 2] - gt[:, 0]) * (gt[:, 3] - gt[:, 1])
-        images.append(ImageBoxes(boxes, scores, labels, gt, gt_labels, flags[0], flags[1], area))
+            area = (gt_xyxy[:, 2] - gt_xyxy[:, 0]) * (gt_xyxy[:, 3] - gt_xyxy[:, 1])
+        images.append(ImageBoxes(boxes, scores, labels, gt_xyxy, gt_labels, difficult, crowd, area))
     return images
 
 
 def check_iou_threshold(function: str, value: float) -> None:
-    """Raise ValueError where an IoU threshold is not above 0 and at most 1."""
+    """Raise ValueError unless 0 < value <= 1."""
     if not 0 < value <= 1:
         raise ValueError(f"{function}: iou_threshold: expected 0 < t <= 1, got {value}")
 
@@ -88,20 +86,20 @@ def _boxes(where: str, image: Mapping[str, Any]) -> NDArray[np.float64]:
     return boxes
 
 
-def _column(where: str, image: Mapping[str, Any], name: str, count: int) -> NDArray[Any]:
+def _column(where: str, image: Mapping[str, Any], name: str, length: int) -> NDArray[Any]:
     values = np.asarray(image[name])
-    if values.size == 0 and count == 0:
+    if values.size == 0 and length == 0:
         return np.zeros(0)
-    if values.shape != (count,):
-        raise ValueError(f"{where}: {name}: expected [{count}], one per box, got {values.shape}")
+    if values.shape != (length,):
+        raise ValueError(f"{where}: {name}: expected [{length}], one per box, got {values.shape}")
     return values
 
 
 def _labels(
-    where: str, image: Mapping[str, Any], count: int, num_classes: int
+    where: str, image: Mapping[str, Any], length: int, num_classes: int
 ) -> NDArray[np.int64]:
-    labels = _column(where, image, "labels", count).astype(np.int64)
-    if count and not (1 <= labels.min() and labels.max() < num_classes):
+    labels = _column(where, image, "labels", length).astype(np.int64)
+    if length and not (1 <= labels.min() and labels.max() < num_classes):
         raise ValueError(
             f"{where}: labels: expected 1 to {num_classes - 1}, "
             f"got {labels.min()} to {labels.max()}"

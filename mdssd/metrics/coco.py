@@ -1,4 +1,4 @@
-"""Average precision of the COCO challenge, computed by pycocotools."""
+"""Average precision as in the COCO challenge, computed by pycocotools."""
 
 from __future__ import annotations
 
@@ -31,15 +31,26 @@ FIGURES = (
 
 @dataclass(frozen=True)
 class CocoResult:
-    """COCO's twelve figures by name, and AP and AP50 of each class (position k: label k + 1).
+    """COCO's twelve figures, and the AP of each class. Position k is the class with label k + 1.
 
-    AP is the mean over IoU 0.50, 0.55 ... 0.95; small is an area below 32^2 pixels, medium below
-    96^2. NaN where there is no object to find.
+    Attributes:
+        figures: AP (the mean over IoU 0.50, 0.55 ... 0.95), AP50, AP75, AP_small, AP_medium,
+            AP_large, AR1, AR10, AR100, AR_small, AR_medium and AR_large. Small objects have an
+            area below 32^2 pixels, medium ones below 96^2. NaN if there are no such objects.
+        ap: [num_classes - 1]. NaN for a class without objects.
+        ap50: [num_classes - 1], at an IoU of 0.5.
+
+    Example:
+        >>> from mdssd.metrics import coco_ap
+        >>> result = coco_ap([{"boxes": [[0, 0, 20, 18]], "scores": [0.9], "labels": [1]}],
+        ...                  [{"boxes": [[0, 0, 20, 20]], "labels": [1]}], 2)
+        >>> round(result.figures["AP50"], 4), round(result.figures["AP_small"], 4)
+        (1.0, 0.9)
     """
 
     figures: dict[str, float]
-    ap: NDArray[np.float64]  # [num_classes - 1]
-    ap50: NDArray[np.float64]  # [num_classes - 1]
+    ap: NDArray[np.float64]
+    ap50: NDArray[np.float64]
 
 
 def coco_ap(
@@ -47,19 +58,51 @@ def coco_ap(
     ground_truth: Sequence[Mapping[str, Any]],
     num_classes: int,
 ) -> CocoResult:
-    """COCO's box AP and AR, with at most 100 detections per image and class.
+    """Compute COCO's box AP and AR with pycocotools.
 
-    detections: one dict per image, "boxes" [D, 4] xyxy in pixels, "scores" [D], "labels" [D].
-    ground_truth: one dict per image, "boxes" [M, 4], "labels" [M], optionally "crowd" [M],
-    "difficult" [M] and "area" [M]. Labels run from 1 to num_classes - 1.
-    A crowd is COCO's: it is not looked for, and what lies inside it is not counted as false. A
-    difficult object (VOC) is not looked for either, and its detection is not counted.
-    area: what decides small, medium or large; default width * height. (COCO's own figures use
-    the area of the mask, which is smaller: pass it to compare by size.)
-    Ties in score: earlier image first, then earlier detection (pycocotools' stable sort).
-    Raises ImportError where pycocotools is missing, ValueError on bad shapes, labels or scores.
+    At most 100 detections per image and class are used. Ties in score: earlier image, then
+    earlier detection. A crowd need not be found, and detections inside it are ignored. The same
+    holds for a difficult object (of VOC) and its one detection.
+
+    Args:
+        detections: boxes, scores and labels of each image; see `mdssd.metrics`.
+        ground_truth: boxes and labels of each image, and optional flags. "area" decides whether
+            an object is small, medium or large. COCO's own figures use the area of the mask,
+            which is smaller than that of the box.
+        num_classes: the number of classes including the background.
+
+    Returns:
+        The figures: 0 without detections, NaN without objects.
+
+    Raises:
+        ImportError: pycocotools is not installed.
+        ValueError: an argument is not as described.
+
+    Example:
+        >>> from mdssd.metrics import coco_ap
+        >>> detections = [{"boxes": [[0, 0, 20, 20]], "scores": [0.9], "labels": [1]}]
+        >>> ground_truth = [{"boxes": [[0, 0, 20, 20]], "labels": [1]}]
+        >>> round(coco_ap(detections, ground_truth, 2).figures["AP"], 4)
+        1.0
     """
     images = check_images("coco_ap", detections, ground_truth, num_classes)
+    evaluation = _evaluate(images, num_classes)
+    if not images:
+        nothing = np.full(num_classes - 1, np.nan)
+        return CocoResult(dict.fromkeys(FIGURES, float("nan")), nothing, nothing.copy())
+
+    # [IoU, recall, class, area, detections]: any area, 100 detections. -1 means "no objects".
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    precision = np.where(precision < 0, np.nan, precision)
+    figures = {
+        name: float("nan") if value < 0 else float(value)
+        for name, value in zip(FIGURES, evaluation.stats, strict=True)
+    }
+    return CocoResult(figures, precision.mean(axis=(0, 1)), precision[0].mean(axis=0))
+
+
+def _evaluate(images: Sequence[ImageBoxes], num_classes: int) -> Any:
+    """Run pycocotools silently and return its COCOeval."""
     try:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
@@ -70,7 +113,7 @@ def coco_ap(
 
     class Evaluation(COCOeval):
         def _prepare(self) -> None:
-            # pycocotools overwrites "ignore" with "iscrowd" here, which would lose difficult ones.
+            # pycocotools sets "ignore" to "iscrowd" here, which would count difficult objects.
             super()._prepare()
             for objects in self._gts.values():
                 for one in objects:
@@ -87,23 +130,12 @@ def coco_ap(
         return coco
 
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = Evaluation(index(_objects(images)), index(_found(images)), "bbox")
+        evaluation = Evaluation(index(_objects(images)), index(_detections(images)), "bbox")
         if images:
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
-    if not images:
-        nothing = np.full(num_classes - 1, np.nan)
-        return CocoResult(dict.fromkeys(FIGURES, float("nan")), nothing, nothing.copy())
-
-    # [IoU, recall, class, area, detections]: any area, 100 detections; -1 is "no object".
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]
-    precision = np.where(precision < 0, np.nan, precision)
-    figures = {
-        name: float("nan") if value < 0 else float(value)
-        for name, value in zip(FIGURES, evaluation.stats, strict=True)
-    }
-    return CocoResult(figures, precision.mean(axis=(0, 1)), precision[0].mean(axis=0))
+    return evaluation
 
 
 def _objects(images: Sequence[ImageBoxes]) -> list[dict[str, Any]]:
@@ -119,7 +151,7 @@ def _objects(images: Sequence[ImageBoxes]) -> list[dict[str, Any]]:
         ):
             annotations.append(
                 {
-                    "id": len(annotations) + 1,  # pycocotools takes id 0 for "no match"
+                    "id": len(annotations) + 1,  # id 0 means "no match" to pycocotools
                     "image_id": i,
                     "category_id": label,
                     "bbox": box,
@@ -131,7 +163,7 @@ def _objects(images: Sequence[ImageBoxes]) -> list[dict[str, Any]]:
     return annotations
 
 
-def _found(images: Sequence[ImageBoxes]) -> list[dict[str, Any]]:
+def _detections(images: Sequence[ImageBoxes]) -> list[dict[str, Any]]:
     annotations: list[dict[str, Any]] = []
     for i, image in enumerate(images, start=1):
         for box, label, score in zip(

@@ -1,4 +1,4 @@
-"""Which class is taken for which."""
+"""The confusion matrix of a detector: which classes it mistakes for which."""
 
 from __future__ import annotations
 
@@ -21,19 +21,36 @@ def confusion_matrix(
     iou_threshold: float = 0.5,
     plus_one: bool = True,
 ) -> NDArray[np.int64]:
-    """Count pairs of object and detection: [C, C], row the object's label, column the detection's.
+    """Count which classes the objects of each class are detected as.
 
-    Row 0: detections of no object. Column 0: objects without a detection. [0, 0] is 0. C is
-    num_classes, background included.
-    detections, ground_truth, plus_one: as for `voc_ap`. Only detections of score_threshold or
-    more take part.
-    In each image, by falling score (ties: in the order given), a detection takes the object of
-    its class that it overlaps most among those still free, if by iou_threshold or more (ties:
-    the first). What is then left over of both is paired in the same way whatever the class.
-    So a class mistaken for another counts once, there, and never hides a right detection.
-    A detection without an object that overlaps a difficult object or a crowd of its class by
-    iou_threshold is left out, and so are difficult objects and crowds.
-    Raises ValueError on wrong shapes, labels, scores or thresholds.
+    In each image, detections by falling score (ties: in the order given) are first paired with
+    the free object of their own class that they overlap most, if the IoU is at least
+    iou_threshold (ties: the first object). The remaining detections and objects are then paired
+    in the same way whatever their classes. A mistaken class thus counts once, and never hides a
+    right detection. Difficult objects and crowds are ignored, and so are unpaired detections
+    that overlap one of their own class by iou_threshold or more.
+
+    Args:
+        detections: boxes, scores and labels of each image; see `mdssd.metrics`.
+        ground_truth: boxes and labels of each image, and optional flags.
+        num_classes: the number of classes including the background, C.
+        score_threshold: detections with lower scores are ignored.
+        iou_threshold: the least IoU of a pair.
+        plus_one: widths are x2 - x1 + 1; see `voc_ap`.
+
+    Returns:
+        [C, C]: one row per label of the object, one column per label of the detection. Row 0
+        counts detections without an object, column 0 objects without a detection. [0, 0] is 0.
+
+    Raises:
+        ValueError: an argument is not as described.
+
+    Example:
+        >>> from mdssd.metrics import confusion_matrix
+        >>> detections = [{"boxes": [[0, 0, 9, 9]], "scores": [0.9], "labels": [2]}]
+        >>> ground_truth = [{"boxes": [[0, 0, 9, 9], [50, 0, 59, 9]], "labels": [1, 2]}]
+        >>> confusion_matrix(detections, ground_truth, 3).tolist()
+        [[0, 0, 0], [0, 0, 1], [1, 0, 0]]
     """
     check_iou_threshold("confusion_matrix", iou_threshold)
     if not np.isfinite(score_threshold):
@@ -56,7 +73,7 @@ def _count(
     iou_threshold: float,
     plus_one: bool,
 ) -> None:
-    """Add an image. order: its detections that take part."""
+    """Count the pairs of one image. order: its detections, by falling score."""
     labels = image.labels[order]
     iou = box_iou(image.boxes_xyxy[order], image.gt_xyxy, plus_one)  # [D, M]
     own_class = labels[:, None] == image.gt_labels[None, :]

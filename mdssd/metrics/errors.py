@@ -1,4 +1,4 @@
-"""What false detections are: badly placed, a similar class, another class, or nothing at all."""
+"""The kinds of false detections: localisation, similar class, other class, background."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mdssd.metrics.matching import FALSE, box_iou, cat, match
 
 KINDS = ("localisation", "similar", "other", "background")
 TRUE_KIND = -1
-# Hoiem et al., section 2: classes of VOC that are alike.
+# Classes of VOC that are alike: Hoiem et al., section 2.
 VOC_GROUPS = (
     ("bird", "cat", "cow", "dog", "horse", "person", "sheep"),
     ("aeroplane", "bicycle", "boat", "bus", "car", "motorbike", "train"),
@@ -30,21 +30,40 @@ _VOC_CLASSES = {name for group in VOC_GROUPS for name in group} | {
 
 @dataclass(frozen=True)
 class FalsePositives:
-    """The counted detections of each class (position k: label k + 1) by falling score.
+    """The kind of each detection. Position k of every attribute is the class with label k + 1.
 
-    rows[k]: their numbers, over all images in order. kinds[k]: TRUE_KIND, or the position in KINDS
-    of what is wrong. objects: how many each class has, difficult ones left out.
+    Attributes:
+        rows: for each class, its detections that are not ignored, by falling score, as numbers
+            that count the detections of all images.
+        kinds: for each of these, -1 if it is true, else 0 localisation, 1 similar, 2 other,
+            3 background.
+        objects: [num_classes - 1], the number of objects that are not difficult.
+
+    Example:
+        >>> from mdssd.metrics import false_positives
+        >>> result = false_positives(
+        ...     [{"boxes": [[0, 0, 9, 9], [50, 0, 59, 9]], "scores": [0.9, 0.8], "labels": [1, 1]}],
+        ...     [{"boxes": [[0, 0, 9, 9]], "labels": [1]}], 2)
+        >>> result.kinds[0].tolist(), result.counts().tolist()
+        ([-1, 3], [[1, 0, 0, 0, 0]])
     """
 
     rows: tuple[NDArray[np.int64], ...]
     kinds: tuple[NDArray[np.int64], ...]
-    objects: NDArray[np.int64]  # [num_classes - 1]
+    objects: NDArray[np.int64]
 
     def counts(self, top: int | None = None) -> NDArray[np.int64]:
-        """[num_classes - 1, 5]: true ones, then those of each of KINDS, among a class's first.
+        """Count the kinds of each class's highest-scoring detections.
 
-        top: how many are looked at; None: as many as the class has objects (Hoiem et al.), with
-        which a perfect detector would have found all. A class may have fewer.
+        Args:
+            top: the number of detections per class; a class may have fewer. None: as many as the
+                class has objects (Hoiem et al.), all of which a perfect detector would find.
+
+        Returns:
+            [num_classes - 1, 5]: true, localisation, similar, other, background.
+
+        Raises:
+            ValueError: `top` is negative.
         """
         if top is not None and top < 0:
             raise ValueError(f"FalsePositives.counts: top: expected 0 or more, got {top}")
@@ -66,20 +85,43 @@ def false_positives(
     background_iou: float = 0.1,
     plus_one: bool = True,
 ) -> FalsePositives:
-    """Say of every false detection what is wrong with it.
+    """Classify every false detection by its error.
 
-    detections, ground_truth, iou_threshold, plus_one: as for `voc_ap`, which also says what is
-    false. similar: groups of labels that are alike; a label may be in several, or in none.
+    The kind of a false detection is the first of these that applies:
 
-    The first of these that holds:
-    localisation: IoU with an object of its class is background_iou or more (below iou_threshold,
-        or a second detection of an object);
-    similar: the same with an object of a class in a group with its own;
-    other: the same with an object of any other class;
-    background: the rest.
-    Difficult objects and crowds count as objects here. Ignored detections are left out.
-    Raises ValueError on wrong shapes, labels, scores, thresholds or groups.
+    - localisation: its IoU with an object of its class is at least background_iou. It is below
+      iou_threshold, or another detection has found the object.
+    - similar: the same with an object of a class that is in a group with its own.
+    - other: the same with an object of any other class.
+    - background: everything else.
+
+    Difficult objects and crowds count as objects here. Detections that `voc_ap` ignores are left
+    out.
+
+    Args:
+        detections: boxes, scores and labels of each image; see `mdssd.metrics`.
+        ground_truth: boxes and labels of each image, and optional flags.
+        num_classes: the number of classes including the background.
+        similar: groups of labels that are alike; see `similar_labels`. Groups may overlap.
+        iou_threshold: the least IoU of a true detection; see `voc_ap`.
+        background_iou: the least IoU of a detection that is not background.
+        plus_one: widths are x2 - x1 + 1; see `voc_ap`.
+
+    Returns:
+        The kind of each detection, by class.
+
+    Raises:
+        ValueError: an argument is not as described.
+
     Source: Hoiem, Chodpathumwan, Dai, "Diagnosing error in object detectors", ECCV 2012, section 2.
+
+    Example:
+        >>> from mdssd.metrics import false_positives
+        >>> detections = [{"boxes": [[0, 0, 9, 9], [5, 0, 14, 9]], "scores": [0.9, 0.8],
+        ...                "labels": [1, 1]}]
+        >>> ground_truth = [{"boxes": [[0, 0, 9, 9]], "labels": [1]}]
+        >>> false_positives(detections, ground_truth, 2).counts(top=10).tolist()
+        [[1, 1, 0, 0, 0]]
     """
     check_iou_threshold("false_positives", iou_threshold)
     if not 0 < background_iou <= iou_threshold:
@@ -105,10 +147,23 @@ def false_positives(
 def similar_labels(
     classes: Sequence[str], groups: Sequence[Sequence[str]] | None = None
 ) -> list[list[int]]:
-    """Groups of names as labels (label k is classes[k - 1]), for `false_positives`.
+    """Convert groups of class names to groups of labels, for `false_positives`.
 
-    groups: None takes VOC_GROUPS where all the classes are VOC's, and otherwise no group.
-    Raises ValueError for a name in `groups` that is not among the classes.
+    Args:
+        classes: class names; label k is classes[k - 1].
+        groups: groups of names that are alike. None: those of Hoiem et al. if all classes are
+            VOC's, else no groups.
+
+    Returns:
+        The labels of each group, without groups of a single class.
+
+    Raises:
+        ValueError: a name in `groups` is not in `classes`.
+
+    Example:
+        >>> from mdssd.metrics import similar_labels
+        >>> similar_labels(["van", "car", "tree"], [["car", "van"]])
+        [[2, 1]]
     """
     if groups is None:
         groups = VOC_GROUPS if set(classes) <= _VOC_CLASSES else ()
@@ -123,7 +178,7 @@ def similar_labels(
 
 
 def _alike(groups: Sequence[Sequence[int]], num_classes: int) -> NDArray[np.bool_]:
-    """[num_classes, num_classes]: whether two different labels are in a group."""
+    """Return [num_classes, num_classes]: whether two different labels are in the same group."""
     alike = np.zeros((num_classes, num_classes), np.bool_)
     for group in groups:
         labels = np.asarray(group, np.int64).reshape(-1)
@@ -143,7 +198,7 @@ def _elsewhere(
     background_iou: float,
     plus_one: bool,
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """[D] each: whether a detection lies on an object of a similar class, or of another."""
+    """Return [D] each: whether a detection overlaps an object of a similar, of any other class."""
     on_similar, on_other = [], []
     for image in images:
         touches = box_iou(image.boxes_xyxy, image.gt_xyxy, plus_one) >= background_iou  # [D, M]

@@ -1,4 +1,4 @@
-"""Average precision by the size of the objects, after Hoiem et al."""
+"""Average precision by the size of objects, after Hoiem et al."""
 
 from __future__ import annotations
 
@@ -14,35 +14,49 @@ from mdssd.metrics.matching import FALSE, TRUE, Matches, cat, match
 from mdssd.metrics.voc import all_points
 
 SIZES = ("XS", "S", "M", "L", "XL")
-# Tenths of a class's objects that are of a smaller size or this one.
+# Tenths of a class's objects that are at most XS, S, M, L.
 _UP_TO_TENTHS = (1, 3, 7, 9)
-# Hoiem's tool takes this many objects per image in place of a class's own number of them.
+# The tool of Hoiem et al. assumes this many objects per image for every class and size.
 _OBJECTS_PER_IMAGE = 0.15
 
 
 @dataclass(frozen=True)
 class SizeResult:
-    """AP of each class (row k: label k + 1) and size (column: SIZES); NaN where no such object.
+    """The AP of each class (row k: label k + 1) and size (columns: XS, S, M, L, XL).
 
-    `normalized_ap` is what the paper's Fig. 6 and Table IV show. `overall` is the normalised AP
-    of all sizes together. `limits`: the greatest area of an XS, S, M and L, in square pixels.
+    Attributes:
+        ap: [num_classes - 1, 5]. NaN without objects of that class and size.
+        normalized_ap: [num_classes - 1, 5], as in Fig. 6 and Table IV of the MDSSD paper.
+        overall: [num_classes - 1], the normalised AP of all sizes together.
+        objects: [num_classes - 1, 5], the number of objects.
+        limits: [num_classes - 1, 4], the greatest area of an XS, S, M and L object, in square
+            pixels. NaN for a class without objects.
+        normal_objects: the number N that the AP is normalised to.
+
+    Example:
+        >>> from mdssd.metrics import size_ap
+        >>> boxes = [[0, 0, 9, 9], [50, 0, 89, 39]]
+        >>> detections = [{"boxes": boxes[1:], "scores": [0.9], "labels": [1]}]
+        >>> result = size_ap(detections, [{"boxes": boxes, "labels": [1, 1]}], 2)
+        >>> result.objects.tolist(), result.mean_ap.tolist()
+        ([[0, 1, 0, 1, 0]], [nan, 0.0, nan, 1.0, nan])
     """
 
-    ap: NDArray[np.float64]  # [num_classes - 1, 5]
-    normalized_ap: NDArray[np.float64]  # [num_classes - 1, 5]
-    overall: NDArray[np.float64]  # [num_classes - 1]
-    objects: NDArray[np.int64]  # [num_classes - 1, 5]
-    limits: NDArray[np.float64]  # [num_classes - 1, 4], NaN for a class without objects
+    ap: NDArray[np.float64]
+    normalized_ap: NDArray[np.float64]
+    overall: NDArray[np.float64]
+    objects: NDArray[np.int64]
+    limits: NDArray[np.float64]
     normal_objects: float
 
     @property
     def mean_ap(self) -> NDArray[np.float64]:
-        """[5]: mean AP over the classes that have objects of a size."""
+        """[5]: for each size, the mean AP of the classes that have objects of it."""
         return _mean_of_known(self.ap)
 
     @property
     def mean_normalized_ap(self) -> NDArray[np.float64]:
-        """[5]: the same of normalised AP."""
+        """[5]: for each size, the mean normalised AP of the classes that have objects of it."""
         return _mean_of_known(self.normalized_ap)
 
 
@@ -55,28 +69,44 @@ def size_ap(
     plus_one: bool = True,
     normal_objects: float | None = None,
 ) -> SizeResult:
-    """AP of a class's extra-small, small, medium, large and extra-large objects.
-
-    detections, ground_truth, plus_one: as for `voc_ap`; difficult objects and crowds are left out.
-    normal_objects: N below; None: 0.15 times the number of images, as Hoiem et al. take it.
+    """Compute the AP of each class's extra-small, small, medium, large and extra-large objects.
 
     The n objects of a class are ranked by the area of their boxes: XS are the bottom 10%, S the
     next 20%, M 40%, L 20%, XL the top 10%. The limits are the areas at ranks n/10, 3n/10, 7n/10
-    and 9n/10, rounded (halves up); an object is of the smallest size whose limit it does not
-    exceed, so equal areas are of one size, the smaller one. A limit at rank 0 lies below every
-    object: with fewer than 5 none is XS (1: M. 2: S, L. 3: S, M, L. 4: S, M, M, L).
+    and 9n/10, rounded (halves up). An object has the smallest size whose limit it does not
+    exceed, so objects of equal area have the same size. With fewer than 5 objects none is XS
+    (1: M. 2: S, L. 3: S, M, L. 4: S, M, M, L).
 
-    Detections are judged as in `voc_ap`. For the AP of a size, true detections of other sizes
-    are left out; false ones, which have no size, count against every size. AP is VOC's of 2012,
-    over every step of recall. It is low for a size with few objects, as they stand among the
-    false detections of all sizes. The normalised AP takes, at recall R,
-        precision = R N / (R N + false detections)
-    with the same N for every class and size in place of its own number of objects, so that sizes
-    and classes can be compared; where a size has N objects, both are the same.
-    No detections: AP 0. Raises ValueError on wrong shapes, labels, scores or thresholds.
+    Detections are judged as by `voc_ap`, and the AP is "voc12". For the AP of one size, true
+    detections of other sizes are ignored, while false ones, which have no size, count against
+    every size. The AP is therefore low for a size with few objects. The normalised AP computes
+    the precision at recall R as R N / (R N + false detections), with the same N for every class
+    and size instead of the number of objects, so that they can be compared.
+
+    Args:
+        detections: boxes, scores and labels of each image; see `mdssd.metrics`.
+        ground_truth: boxes and labels of each image. Difficult objects and crowds are ignored.
+        num_classes: the number of classes including the background.
+        iou_threshold: the least IoU of a true detection.
+        plus_one: widths are x2 - x1 + 1; see `voc_ap`.
+        normal_objects: N. None: 0.15 times the number of images, as Hoiem et al. use.
+
+    Returns:
+        The AP of each class and size: 0 without detections, NaN without objects.
+
+    Raises:
+        ValueError: an argument is not as described.
+
     Source: Hoiem, Chodpathumwan, Dai, "Diagnosing error in object detectors", ECCV 2012, section
-    3; MDSSD paper, section IV-A. Their tool lets a detection take the nearest object that is
-    free; this follows VOC, where one whose nearest object is taken is false.
+    3; MDSSD paper, section IV-A. Their tool matches a detection with the nearest free object;
+    here, as in VOC, a detection whose nearest object is taken is false.
+
+    Example:
+        >>> from mdssd.metrics import size_ap
+        >>> boxes = [[0, 0, 9, 9], [50, 0, 89, 39]]
+        >>> detections = [{"boxes": boxes, "scores": [0.9, 0.8], "labels": [1, 1]}]
+        >>> size_ap(detections, [{"boxes": boxes, "labels": [1, 1]}], 2).ap.tolist()
+        [[nan, 1.0, nan, 1.0, nan]]
     """
     check_iou_threshold("size_ap", iou_threshold)
     if normal_objects is not None and not 0 < normal_objects < np.inf:
@@ -114,7 +144,7 @@ def _areas(boxes_xyxy: NDArray[np.float64], plus_one: bool) -> NDArray[np.float6
 
 
 def _rank(areas: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The size of each object of a class, 0 to 4, and the four limits."""
+    """Return the size of each object of a class, 0 to 4, and the four limits."""
     ordered = np.sort(areas)
     ranks = [(tenths * len(areas) + 5) // 10 for tenths in _UP_TO_TENTHS]
     limits = np.array([ordered[rank - 1] if rank else -np.inf for rank in ranks])
@@ -122,23 +152,23 @@ def _rank(areas: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.flo
 
 
 def _measure(result: SizeResult, k: int, matches: Matches, size: NDArray[np.int64]) -> None:
-    """Fill in the APs of class k, which has objects."""
+    """Set the APs of class k, which has objects."""
     rows = matches.counted(k + 1)
     true = matches.verdict[rows] == TRUE
-    found = np.where(true, size[matches.nearest[rows]], -1)
+    size_found = np.where(true, size[matches.nearest[rows]], -1)
 
-    def areas(chosen: NDArray[np.bool_], objects: int) -> tuple[float, float]:
+    def aps(chosen: NDArray[np.bool_], objects: int) -> tuple[float, float]:
         kept = chosen | ~true
         tp = np.cumsum(chosen[kept])
         fp = np.cumsum(matches.verdict[rows[kept]] == FALSE)
         weight = result.normal_objects / objects
         return all_points(tp, fp, objects), all_points(tp, fp, objects, weight)
 
-    result.overall[k] = areas(true, int(result.objects[k].sum()))[1]
+    result.overall[k] = aps(true, int(result.objects[k].sum()))[1]
     for s in range(5):
         if result.objects[k, s]:
-            result.ap[k, s], result.normalized_ap[k, s] = areas(
-                found == s, int(result.objects[k, s])
+            result.ap[k, s], result.normalized_ap[k, s] = aps(
+                size_found == s, int(result.objects[k, s])
             )
 
 
