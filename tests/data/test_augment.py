@@ -81,9 +81,9 @@ def test_mirror_flips_image_and_boxes_half_of_the_time():
 
 
 def test_turns_by_each_quarter_with_its_boxes():
-    """The box is what is bright, whatever the turn; with the mirror, all eight ways are drawn."""
+    """The box encloses the bright pixels after any turn, and all eight orientations occur."""
     image = np.zeros((24, 24, 3), np.uint8)
-    image[3:12, 2:8] = 255  # what follows the turns: no two of the eight ways look the same
+    image[3:12, 2:8] = 255  # tells the eight orientations apart
     image[3:5, 2:4] = 128
     sample = make_sample(image, [[2, 3, 8, 12]])
     augment = Augmentation(24, (0.0, 0.0, 0.0), **{**PLAIN, "mirror": True, "turn": True})
@@ -116,11 +116,11 @@ def test_expansion_surrounds_with_the_mean_and_moves_the_boxes():
     for seed in range(40):
         tensor, boxes, _ = augment(sample, np.random.default_rng(seed))
         x1, y1, x2, y2 = (boxes[0] * 100).tolist()
-        # The ratio of canvas and image stays, so a square stays square to within a pixel.
+        # The canvas has the aspect ratio of the image, so a square stays square within a pixel.
         assert abs((x2 - x1) - (y2 - y1)) < 1e-3
         assert x2 - x1 >= 24.9
         outside = torch.ones(100, 100, dtype=torch.bool)
-        reach = 6  # of the widest interpolation, enlarged
+        reach = 6  # pixels, of the widest interpolation kernel when enlarging
         outside[
             max(0, int(y1) - reach) : int(y2) + reach + 1,
             max(0, int(x1) - reach) : int(x2) + reach + 1,
@@ -152,7 +152,7 @@ def test_cutting_first_gives_the_colours_of_changing_first():
     steps = [("brightness", 20.0), ("saturation", 1.4), ("hue", -12.0), ("contrast", 0.7)]
     cut = cut_window(image, np.array([5, 6, 25, 28]), steps, MEAN_RGB)
     whole = change_colours(image, steps)[6:28, 5:25]
-    # OpenCV's vector loop and its remainder round HSV to RGB differently, by one level.
+    # OpenCV's vectorised and scalar loops round HSV to RGB differently, by one level.
     assert np.abs(cut.astype(int) - whole).max() <= 1
 
 
@@ -194,7 +194,7 @@ def test_crops_meet_their_constraint_and_their_ranges():
             if isinstance(sampler, float):
                 assert crop_ious(window[None], boxes).max() >= sampler
     assert seen["whole"] == seen["any"] == 300
-    # A test that can never fail would find all samplers always, the 0.9 one included.
+    # The test is only meaningful if some samplers fail at times, as the one of 0.9 does.
     assert seen[0.1] == 300 and seen[0.5] > 250 and seen[0.9] < seen[0.7] <= seen[0.5]
 
 
@@ -227,7 +227,7 @@ def test_samplers_are_picked_uniformly():
     image = np.zeros((200, 200, 3), np.uint8)
     sample = make_sample(image, [[80, 80, 81, 81]])
     augment = Augmentation(32, **{**PLAIN, "crop": True})
-    # Only "whole" and "any" succeed; "whole" shows by the width of the box.
+    # Only "whole" and "any" succeed; the width of the box tells them apart.
     whole = sum(
         torch.allclose(boxes, torch.tensor([[0.4, 0.4, 0.405, 0.405]]))
         for boxes in (augment(sample, np.random.default_rng(s))[1] for s in range(200))
@@ -237,7 +237,7 @@ def test_samplers_are_picked_uniformly():
 
 
 def test_boxes_stay_in_place_on_the_image_whatever_is_drawn():
-    """A coloured rectangle on black: its box must enclose the coloured pixels, and tightly."""
+    """A coloured rectangle on black: its box must tightly enclose the coloured pixels."""
     image = np.zeros((120, 160, 3), np.uint8)
     image[40:90, 50:110] = 255
     sample = make_sample(image, [[50, 40, 110, 90]])

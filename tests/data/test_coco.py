@@ -1,4 +1,4 @@
-"""COCO files: ids, boxes, crowds, where the images are, and faults by name and reason."""
+"""COCO files: ids, boxes, crowds, image folders, and the messages about faults."""
 
 import json
 
@@ -77,7 +77,7 @@ def test_image_dir(tmp_path):
 
 
 def changed(**changes):
-    """CONTENT with one entry of one list changed: name of the list = (position, key, value)."""
+    """Return CONTENT with one change, given as name of the list = (position, key, value)."""
     content = json.loads(json.dumps(CONTENT))
     for name, (position, key, value) in changes.items():
         content[name][position][key] = value

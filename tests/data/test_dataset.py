@@ -1,4 +1,4 @@
-"""A data set of a user's own, which has only the members that one must have."""
+"""A user's own data set that defines only the required members."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def test_it_serves_training_inspection_and_writing(tmp_path):
     priors = torch.tensor([[0.25, 0.25, 0.25, 1 / 6]])
     result = check_data(data, priors, 300, progress=False)
     assert result.image_ids == data.image_ids and result.iou.tolist() == pytest.approx([1, 1])
-    # All have the same pixels, but no splits are known that they could leak between.
+    # All images have the same pixels. They are no leaks, because there are no splits.
     assert result.duplicates == ["a, b, c"] and not result.leaks
     read = VOCDataset(write_voc(data, tmp_path / "voc"), classes=data.classes)
     assert read.annotation(2).boxes_xyxy.tolist() == [[10, 10, 30, 20]]

@@ -1,4 +1,4 @@
-"""Reading images: every usual kind whole, every fault by name and reason."""
+"""Reading images of the usual formats, and the messages about files that cannot be read."""
 
 import os
 

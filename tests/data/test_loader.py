@@ -1,4 +1,4 @@
-"""Training samples: the same whatever the workers, other ones each epoch."""
+"""Training samples are the same for any number of workers, and different in each epoch."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from mdssd.data import Augmentation, Sample, SyntheticScenes, TrainingSet, colla
 
 
 def epochs(workers, seed=0):
-    """Two epochs of batches; workers, if any, live through both."""
+    """Two epochs of batches. Workers, if any, are kept for both."""
     data = TrainingSet(SyntheticScenes(6, image_size=96), Augmentation(64), seed=seed)
     loader = DataLoader(
         data,

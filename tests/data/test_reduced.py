@@ -1,4 +1,4 @@
-"""Decoding at a reduced size: the same draws, boxes that stay on their pixels, edges kept."""
+"""Decoding at a reduced size keeps the random draws, the boxes and the sharpness of edges."""
 
 import cv2
 import numpy as np
@@ -60,7 +60,7 @@ def test_a_reduced_pixel_covers_a_square_of_the_image(height, width):
         padding = (0, down * reduction - height, 0, across * reduction - width)
         padded = cv2.copyMakeBorder(image, *padding, cv2.BORDER_REPLICATE)
         want = padded.reshape(down, reduction, across, reduction, 3).mean((1, 3))
-        # Chroma of half the resolution is all that keeps them apart.
+        # They differ only because JPEG stores colour at half the resolution.
         assert np.abs(small - want).mean() < 6
     assert jpeg_size(b"\x89PNG") is None and jpeg_size(b"\xff\xd8\xff\xd9") is None
 
@@ -86,7 +86,7 @@ def test_the_same_is_drawn_and_the_window_moves_by_half_a_pixel():
         assert np.abs(moved).max() <= view.reduction // 2
         sides = view.window[2:] - view.window[:2]
         assert (sides >= 100).all() or view.reduction == 1
-        if view.reduction < 8:  # as far as it goes
+        if view.reduction < 8:  # the greatest reduction
             assert (whole.window[2:] - whole.window[:2]).min() < 200 * view.reduction
         if len(view.labels) == len(whole.labels):
             np.testing.assert_allclose(view.boxes_xyxy, whole.boxes_xyxy, rtol=0, atol=0.5 / 100)
@@ -94,13 +94,13 @@ def test_the_same_is_drawn_and_the_window_moves_by_half_a_pixel():
 
 
 def test_boxes_stay_on_the_pixels_of_a_reduced_image():
-    """A bright rectangle in a JPEG: its box encloses it, and tightly, at every reduction."""
+    """The box of a bright rectangle in a JPEG tightly encloses it at every reduction."""
     image = np.zeros((701, 997, 3), np.uint8)
     image[203:505, 301:702] = 255
     data = jpeg(image)
     truth = sample([[301, 203, 702, 505]])
     augment = Augmentation(100, (0.0, 0.0, 0.0), photometric=False)
-    checked = dict.fromkeys((1, 2, 4, 8), 0)  # the whole image is hardly ever needed
+    checked = dict.fromkeys((1, 2, 4, 8), 0)  # reduction 1 is rare
     for seed in range(150):
         view = augment.draw(truth, (997, 701), np.random.default_rng(seed), reduced=True)
         pixels, boxes, labels = augment.apply(view, decode_image(data, "a.jpg", view.reduction))
@@ -116,7 +116,7 @@ def test_boxes_stay_on_the_pixels_of_a_reduced_image():
 @pytest.mark.parametrize("interpolation", [cv2.INTER_LINEAR, cv2.INTER_AREA, cv2.INTER_NEAREST])
 @pytest.mark.parametrize("side", [600, 720, 840, 960, 1190])
 def test_edges_keep_seven_eighths_of_their_strength(side, interpolation):
-    """Against the whole image averaged down, which has no aliasing that looks like sharpness."""
+    """Compare with the averaged full image, which has no aliasing that looks like sharpness."""
     image = SyntheticScenes(1, seed=5, image_size=1200, objects=(20, 20))[0].image
     data = jpeg(cv2.GaussianBlur(image, (0, 0), 1))
     window = image.shape[0] - side, image.shape[0]

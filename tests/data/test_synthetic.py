@@ -1,4 +1,4 @@
-"""Generated scenes: the same every time, with boxes that fit what is drawn."""
+"""Generated scenes are reproducible, and their boxes fit the shapes."""
 
 import numpy as np
 import pytest
@@ -68,12 +68,12 @@ def test_boxes_are_tight_around_what_is_drawn():
             _draw(canvas, shape, np.random.default_rng(k))
             rows, columns = np.nonzero((canvas != 128).any(2))
             seen = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
-            # Corners of a turned shape are thin: what covers little of a pixel cannot be seen.
+            # Thin corners of rotated shapes cover too little of a pixel to be visible.
             assert np.abs(seen - shape.box_xyxy).max() < 1.6
 
 
 def test_every_object_can_be_seen():
-    """Inside each box some pixels differ clearly from the ring of ground around the shape."""
+    """The pixels inside a box differ clearly from the background around it."""
     scenes = SyntheticScenes(8)
     hidden = total = 0
     for k in range(8):

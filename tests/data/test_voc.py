@@ -1,4 +1,4 @@
-"""VOC folders: what is read, what is dropped, and what is refused with which words."""
+"""VOC folders: reading them, dropping boxes, and the messages about faults."""
 
 import os
 
@@ -18,7 +18,7 @@ def box_xml(name, box, extra=""):
 
 
 def make_folder(root, annotations, splits=None, size=(80, 60), suffix=".png"):
-    """annotations: image id -> XML of its objects."""
+    """Write a VOC folder. annotations: the XML of the objects of each image id."""
     for folder in ("Annotations", "JPEGImages"):
         (root / folder).mkdir(parents=True)
     for k, (image_id, objects) in enumerate(annotations.items()):
@@ -316,7 +316,7 @@ def test_a_devkit_is_the_union_of_its_years(tmp_path):
     assert len(data.dropped) == 1 and data.years[1][0].labels.tolist() == [2]
     given = ["dog", "cat", "ant"]
     assert open_dataset(kit, "all", classes=given).classes == given
-    # The split of one year alone is that folder's, for the figures and the server's files.
+    # If one year has the split, the result is that VOCDataset, which can be submitted.
     test = open_dataset(kit, train=False, classes=data.classes)
     assert isinstance(test, VOCDataset) and test.image_ids == ["2"] and test.classes == data.classes
     with pytest.raises(DataError, match="VOCdevkit: none of VOC2007, VOC2012 has a split x"):

@@ -1,4 +1,4 @@
-"""Checking data: figures by hand, every fault by name; and the sheet of samples."""
+"""Checking data: sizes and recall by hand, every kind of fault, and the contact sheet."""
 
 import json
 
@@ -22,7 +22,7 @@ XML = (
 
 
 def voc(root, boxes, splits=None, size=(300, 300)):
-    """A VOC folder: of each image its boxes (class, x1, y1, x2, y2)."""
+    """Write a VOC folder. boxes: the boxes (class, x1, y1, x2, y2) of each image."""
     for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / name).mkdir(parents=True)
     width, height = size
@@ -68,7 +68,7 @@ def test_sizes_are_those_of_the_warped_input(tmp_path):
 
 
 def test_best_prior_by_hand():
-    # One prior, 0.1 to 0.5 in both directions.
+    # One prior, from 0.1 to 0.5 in both directions.
     prior = torch.tensor([[0.3, 0.3, 0.4, 0.4]])
     boxes = np.array(
         [[0.1, 0.1, 0.5, 0.5], [0.1, 0.1, 0.5, 0.3], [0.3, 0.1, 0.7, 0.5], [0.6, 0.6, 1, 1]]
@@ -79,7 +79,7 @@ def test_best_prior_by_hand():
 
 
 def test_recall_agrees_with_the_matching_of_training():
-    """A box that no prior reaches is one that only the forced match gives a prior."""
+    """A box is unreached if only the forced match of training assigns a prior to it."""
     priors = make_priors(mdssd_prior_layers(300), 300)
     scenes = SyntheticScenes(3, seed=4)
     result = check_data(scenes, priors, 300, progress=False)
@@ -243,7 +243,7 @@ def test_sheet_is_what_training_sees(tmp_path, capsys):
     data = open_dataset(root, "all")
     sheet = contact_sheet(data, Augmentation(300), count=7, seed=3)
     assert sheet.shape == (3 * 600 + 16, 3 * 600 + 16, 3) and sheet.dtype == np.uint8
-    assert (sheet[1216:, 608:] == 255).all()  # seven of nine places
+    assert (sheet[1216:, 608:] == 255).all()  # seven of nine tiles are used
     np.testing.assert_array_equal(sheet, contact_sheet(data, Augmentation(300), 7, 3))
     assert not np.array_equal(sheet, contact_sheet(data, Augmentation(300), 7, 4))
     for name in ("one.png", "two.png"):
@@ -261,7 +261,7 @@ def test_sheet_adds_the_mean_back():
     sheet = contact_sheet(scenes, plain, 1)
     want = cv2.resize(scenes[0].image, (600, 600), interpolation=cv2.INTER_CUBIC)
     np.testing.assert_array_equal(sheet, want)
-    # Warped to the input as it is, whatever the interpolation.
+    # The scene has the size of the input, so no interpolation changes it.
     assert torch.equal(
         TrainingSet(scenes, plain)[0][0], plain(scenes[0], np.random.default_rng())[0]
     )
@@ -291,7 +291,7 @@ def test_each_model_is_compared_by_its_own_priors(tmp_path, capsys):
 
 
 def test_recall_with_the_other_scales_of_the_model(tmp_path, capsys):
-    """Squares of 10, 21 and 30 pixels: those of `small` reach each, of `coco` two, of `voc` one."""
+    """Of squares of 10, 21 and 30 px, `small` priors reach all, `coco` two and `voc` one."""
     sides = {"a": 10, "b": 21, "c": 30}
     root = voc(tmp_path / "v", {k: [("cat", 150, 150, 150 + s, 150 + s)] for k, s in sides.items()})
     for model, scales, line in [

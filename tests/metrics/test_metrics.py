@@ -1,4 +1,4 @@
-"""VOC and COCO average precision: hand-worked tables, edge cases, and each against the other."""
+"""VOC and COCO average precision: tables by hand, edge cases, and a comparison of the two."""
 
 import builtins
 import math
@@ -25,7 +25,7 @@ FAR = [500, 500, 509, 509]
 
 
 def one_class(hits, objects, **options):
-    """AP of detections that hit (True) or miss, in falling score, of `objects` objects."""
+    """The result for detections, by falling score, that hit (True) or miss `objects` objects."""
     number = iter(range(len(hits)))
     boxes = [square(next(number)) if hit else FAR for hit in hits]
     scores = np.linspace(0.9, 0.1, len(hits))
@@ -37,7 +37,7 @@ def one_class(hits, objects, **options):
 #   rank       1     2     3     4     5     6     7
 #   recall    1/5   1/5   2/5   3/5   3/5   3/5   4/5
 #   precision  1    1/2   2/3   3/4   3/5   1/2   4/7
-# Best precision at or beyond a recall: 1 up to 1/5, 3/4 up to 3/5, 4/7 up to 4/5, 0 beyond.
+# Best precision at a recall or more: 1 up to 1/5, 3/4 up to 3/5, 4/7 up to 4/5, then 0.
 # 11 points: recalls 0, .1, .2 -> 1; .3 .4 .5 .6 -> 3/4; .7 .8 -> 4/7; .9, 1 -> 0.
 # All points: 1/5 * 1 + 2/5 * 3/4 + 1/5 * 4/7.
 HITS = [True, False, True, True, False, False, True]
@@ -45,7 +45,7 @@ HITS = [True, False, True, True, False, False, True]
 
 @pytest.fixture
 def table():
-    """Detections and truth of the table above; a hit is on the object of its own rank."""
+    """The table above. A hit is on the object with its own rank."""
     boxes = [square(k) if hit else FAR for k, hit in enumerate(HITS)]
     truth = [square(k) for k in (0, 2, 3, 6, 9)]
     return [image(boxes, scores=np.linspace(0.9, 0.1, 7))], [image(truth)]
@@ -84,8 +84,8 @@ def test_curve_table(table):
 
 
 def test_recall_of_exactly_three_tenths_reaches_its_point():
-    # 3 of 10 found, no miss: precision 1 at recalls 0, .1, .2, .3. In floats 3 * 0.1 > 3 / 10,
-    # which would lose the fourth point.
+    # 3 of 10 found, no miss: precision 1 at recalls 0, .1, .2, .3. In floating point
+    # 3 * 0.1 > 3 / 10, which would lose the fourth point.
     assert one_class([True] * 3, 10).ap[0] == pytest.approx(4 / 11, abs=1e-12)
 
 
@@ -114,14 +114,14 @@ def test_second_detection_of_an_object_is_false():
 def test_the_better_scored_detection_of_an_object_is_the_true_one():
     found = image([square(0), square(0)], scores=[0.3, 0.9])
     assert voc_ap([found], [image([square(0)])], 2).true_positives[0].tolist() == [1, 1]
-    # The second in score order overlaps perfectly, the first only by 8/10: the first is true.
+    # The detection with the higher score is true, although its IoU is only 8/10.
     found = image([[0, 0, 9, 7], square(0)], scores=[0.9, 0.3])
     assert voc_ap([found], [image([square(0)])], 2).true_positives[0].tolist() == [1, 1]
 
 
 def test_an_object_that_is_taken_is_not_exchanged_for_another():
     # Both detections overlap object 0 most, although the second also overlaps object 1 by > 0.5:
-    # VOC looks at the best object only and calls the second false.
+    # VOC considers only the nearest object, so the second detection is false.
     truth = image([[0, 0, 99, 99], [0, 20, 99, 119]])
     found = image([[0, 0, 99, 99], [0, 5, 99, 104]], scores=[0.9, 0.8])
     assert voc_ap([found], [truth], 2).false_positives[0].tolist() == [0, 1]
@@ -167,7 +167,7 @@ def test_no_images_and_no_boxes():
 
 
 def test_widths_count_both_edges():
-    # Columns 0-9 against 0-4: with + 1 that is 5 of 10 columns, exactly 0.5; without, 4 of 9.
+    # Columns 0-9 and 0-4: with + 1 they share 5 of 10 columns, exactly 0.5; without, 4 of 9.
     found, truth = image([[0, 0, 4, 9]], scores=[0.9]), image([[0, 0, 9, 9]])
     assert voc_ap([found], [truth], 2).ap[0] == pytest.approx(1.0)
     assert voc_ap([found], [truth], 2, plus_one=False).ap[0] == 0.0
@@ -214,7 +214,7 @@ def plain_voc(detections, truths, label, threshold):
 
 
 def scenes(seed, images=12, num_classes=4, touching=True, spread=2.5):
-    """Objects of three classes, some difficult, and detections: shifted, doubled, invented."""
+    """Objects of three classes, some difficult; detections are shifted, doubled or invented."""
     rng = np.random.default_rng(seed)
     found, truth = [], []
     for _ in range(images):
@@ -235,7 +235,7 @@ def scenes(seed, images=12, num_classes=4, touching=True, spread=2.5):
                 np.hstack([extra, extra + rng.uniform(12, 50, (6, 2))]),
             ]
         )
-        # Scores of two decimals, so that ties within and between images occur.
+        # Scores have two decimals, so that there are ties within and between images.
         scores = np.round(rng.random(len(seen)), 2)
         kinds = np.concatenate([labels[copies], rng.integers(1, num_classes, 6)])
         found.append(image(seen, kinds, scores))
@@ -253,20 +253,20 @@ def test_same_verdicts_as_one_detection_at_a_time(seed):
 
 
 def interpolated(recall, precision):
-    """COCO's AP of a curve: mean of the best precision at or beyond recalls 0, 0.01 ... 1."""
+    """COCO's AP of a curve: the mean over recalls 0, 0.01 ... 1 of the best precision there."""
     points = np.linspace(0, 1, 101)
     return np.mean([precision[recall >= p].max(initial=0.0) for p in points])
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_agrees_with_pycocotools_at_iou_50(seed):
-    """AP50 of pycocotools from our recall and precision.
+    """Compute pycocotools' AP50 from the recall and precision of `voc_ap`.
 
-    VOC and COCO differ in four ways, and each is taken out: the interpolation (pycocotools' 101
-    recalls are applied to our curve), the + 1 (off), difficult objects (none), and the choice of
-    an object (VOC: the nearest, be it taken; COCO: the nearest that is free), which cannot show
-    where objects of an image lie apart, as here. Doubled detections, ties, misses and several
-    classes remain.
+    VOC and COCO differ in four ways, none of which applies here: the interpolation (pycocotools'
+    101 recalls are applied to VOC's curve), the + 1 (off), difficult objects (none), and the
+    object that a detection is matched with (VOC: the nearest; COCO: the nearest free one), which
+    is the same because the objects of an image are far apart. Doubled detections, ties, misses
+    and several classes remain.
     """
     found, truth = scenes(seed, images=20, touching=False)
     for one in truth:
@@ -280,8 +280,8 @@ def test_agrees_with_pycocotools_at_iou_50(seed):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_difficult_objects_mean_the_same_to_coco(seed):
-    # Detections of an object come at most once here: a second one on a difficult object is left
-    # out by VOC but false to COCO.
+    # No object is detected twice here: VOC ignores a second detection of a difficult object,
+    # COCO counts it as false.
     found, truth = scenes(seed, images=20, touching=False, spread=1.5)
     for seen, true in zip(found, truth, strict=True):
         count = len(true["boxes"])
@@ -314,7 +314,7 @@ def test_coco_figures_by_hand():
 
 
 def test_coco_crowds_are_not_counted():
-    # Two detections inside a crowd are ignored; as a plain object they would be two false ones.
+    # Two detections inside a crowd are ignored; inside a plain object both would be false.
     found = image([[2, 2, 12, 12], [30, 30, 40, 40], [200, 0, 220, 20]], scores=[0.9, 0.8, 0.7])
     boxes = [[0, 0, 100, 100], [200, 0, 220, 20]]
     assert coco_ap([found], [image(boxes, crowd=[True, False])], 2).figures["AP"] == pytest.approx(

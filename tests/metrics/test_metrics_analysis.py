@@ -1,4 +1,4 @@
-"""Size analysis, false-positive breakdown and confusion matrix against tables worked by hand."""
+"""AP by size, kinds of false positives and confusion matrix, against tables by hand."""
 
 import numpy as np
 import pytest
@@ -36,14 +36,14 @@ FAR = [0, 500, 9, 509]
 # Ten objects with sides of 10 to 19 pixels, so 0: XS; 1, 2: S; 3-6: M; 7, 8: L; 9: XL.
 #   detection       3(M)  far  0(XS)  9(XL)  9 again  1(S)  far  4(M)
 #   false so far     0     1     1      1       2      2     3    3
-# AP, over steps of recall, a hit of another size left out:
+# AP, over steps of recall, ignoring hits of other sizes:
 #   XS (1 object)   1/2           S (2)  1/2 * 1/3        M (4)  1/4 * 1 + 1/4 * 2/5
 #   L (2)           0             XL (1) 1/2
-# Normalised to N = 4 a hit counts for 4 / objects of the size in precision:
+# Normalised to N = 4, a hit has the weight 4 / (objects of the size) in the precision:
 #   XS   4 / (4 + 1)              S   1/2 * 2 / (2 + 2)   M   as above
 #   XL   4 / (4 + 1)
-# All ten: a hit counts 0.4; precision at hits 1, .8/1.8, 1.2/2.2, 1.6/3.6, 2/5, of which the
-# second is raised to the third.
+# All ten: a hit has the weight 0.4. The precision at hits is 1, .8/1.8, 1.2/2.2, 1.6/3.6, 2/5;
+# the envelope raises the second to the third.
 TEN = [square(k, 9 + k) for k in range(10)]
 HITS = [TEN[3], FAR, TEN[0], TEN[9], TEN[9], TEN[1], FAR, TEN[4]]
 
@@ -106,7 +106,7 @@ def test_equal_areas_are_of_one_size():
 
 
 def test_sizes_go_by_class_and_leave_difficult_ones_out():
-    # Class 2 has ten of the same boxes, all found; its mean with class 1, which finds nothing.
+    # The ten objects of class 2 are all found, those of class 1 not at all.
     truth = image(TEN + TEN, [1] * 10 + [2] * 10)
     result = size_ap([image(TEN, [2] * 10, falling(10))], [truth], 4)
     assert result.objects.tolist() == [[1, 2, 4, 2, 1]] * 2 + [[0] * 5]
@@ -128,7 +128,7 @@ def test_sizes_of_nothing():
 
 
 def plain_sizes(found, truth, label, normal):
-    """One detection at a time: (normalised AP, AP) of each size as Hoiem's tool computes them,
+    """(normalised AP, AP) of each size, one detection at a time, as Hoiem's tool computes them:
     the mean of the interpolated precisions at true detections times the final recall.
     """
     objects = [
@@ -215,7 +215,7 @@ def test_sizes_as_computed_one_detection_at_a_time(seed):
 #   5 on an object of class 3            other
 #   6 nowhere                            background
 #   7 moved by 9 from class 1: 1/19      background
-#   8 on a difficult object              left out
+#   8 on a difficult object              ignored
 #   9 moved by 8 from class 2: 2/18      similar (0.11)
 #  10 on objects of classes 2 and 3      similar
 def moved(k, by):
@@ -313,8 +313,8 @@ def test_confusion_table():
         [1, 1, 2, 2, 2, 1, 1, 2, 2],
         [0.9, 0.8, 0.7, 0.9, 0.9, 0.9, 0.9, 0.5, 0.49],
     )
-    # The second on 0, and the one of class 1 on the difficult object of class 2, are of nothing;
-    # 1 is taken for a 2; 3 is missed, as its detection is too weak.
+    # Two detections have no object: the second on 0, and class 1 on the difficult object of class
+    # 2. Object 1 is detected as class 2. Object 3 is missed: its detection has too low a score.
     expected = [[0, 2, 1], [0, 1, 1], [1, 0, 1]]
     assert confusion_matrix([found], [truth], 3).tolist() == expected
     twice = confusion_matrix([found] * 2, [truth] * 2, 3)
@@ -324,7 +324,7 @@ def test_confusion_table():
 
 
 def test_the_right_class_comes_before_a_better_score():
-    # A wrong class scores higher on the same object: the right one has it, the other is of nothing.
+    # The wrong class has the higher score, but the right class is paired with the object.
     found = image([square(0), square(0)], [2, 1], [0.9, 0.6])
     assert confusion_matrix([found], [image([square(0)])], 3).tolist() == [
         [0, 0, 1],
@@ -334,8 +334,8 @@ def test_the_right_class_comes_before_a_better_score():
 
 
 def test_confusion_takes_the_nearest_that_is_free():
-    # Objects 0-99 and 20-119 in y; the second detection lies between them, nearer to the first,
-    # which is taken.
+    # Objects 0-99 and 20-119 in y. The second detection is between them and nearer to the first,
+    # which is already paired.
     truth = image([[0, 0, 99, 99], [0, 20, 99, 119]])
     found = image([[0, 0, 99, 99], [0, 8, 99, 107]], scores=[0.9, 0.8])
     assert confusion_matrix([found], [truth], 2).tolist() == [[0, 0], [0, 2]]
