@@ -189,7 +189,7 @@ def test_run_by_a_recipe_and_its_resumption(capsys, tmp_path):
     threads = torch.get_num_threads()
     status, text, _ = run(capsys, *command)
     assert status == 0
-    assert "the recipe starts from VGG16 weights from ImageNet (--init), this run from n" in text
+    assert "the recipe starts from VGG16 weights from ImageNet (--init FILE), this run from random" in text
     facts = json.loads((tmp_path / "last.json").read_text())["training"]
     assert facts["arguments"]["recipe"] == "ssd300-voc"
     expected = {"lr": 1e-3 / 16, "batch_size": 2, "drops": [2 / 3, 5 / 6], "warmup": 0}
