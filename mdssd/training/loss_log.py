@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import os
 import sys
 import weakref
@@ -13,11 +12,12 @@ from typing import IO, Any
 
 from mdssd.system.files import atomic_write, remove_leftovers
 
-fcntl: Any
 try:
-    fcntl = importlib.import_module("fcntl")
+    import fcntl
 except ImportError:  # on Windows: a second run in the same folder goes unnoticed
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
+
+COLUMNS = ("step", "epoch", "lr", "loc", "conf", "total", "images_per_s", "waiting")
 
 # Loader workers are forked and inherit the lock. If the parent is killed, they live on for seconds,
 # and a lock of theirs would block a resume.
@@ -31,8 +31,6 @@ def _release_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_release_in_child)
-
-COLUMNS = ("step", "epoch", "lr", "loc", "conf", "total", "images_per_s", "waiting")
 
 
 class LossLog:

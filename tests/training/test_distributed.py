@@ -1,4 +1,4 @@
-"""Two processes do what one does: gradients, weights, evaluation, a whole run, and its end."""
+"""Two processes give the same gradients, weights, evaluation and run as one, and end together."""
 
 import contextlib
 import csv
@@ -34,7 +34,7 @@ def one_thread():
 
 @contextlib.contextmanager
 def pair(*command, **variables):
-    """Two processes with what torchrun would set; they are ended with the block."""
+    """Start two processes with torchrun's environment variables; kill them after the block."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -46,7 +46,7 @@ def pair(*command, **variables):
         "LOCAL_WORLD_SIZE": "2",
         **variables,
     }
-    # A shell lets the jobs that it puts into the background ignore Ctrl-C, and so their children.
+    # If the tests run as a background job of a shell, children inherit that they ignore Ctrl-C.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     started = [
         subprocess.Popen(
@@ -69,7 +69,7 @@ def pair(*command, **variables):
 
 
 def ends(processes, timeout=120):
-    """Their exit statuses, and what they have written to standard output and to standard error."""
+    """Wait for processes. Return their exit statuses, their standard outputs and their errors."""
     written = [process.communicate(timeout=timeout) for process in processes]
     return [p.returncode for p in processes], *(
         "".join(text) for text in zip(*written, strict=True)
@@ -85,7 +85,7 @@ def in_two(out_dir, count=0, timeout=300):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """What the cases of together.py give in each of two processes, and the folder of their run."""
+    """Return the results of together.py in each of two processes, and the folder of their run."""
     out_dir = tmp_path_factory.mktemp("two")
     return *in_two(out_dir), out_dir / "run"
 
@@ -102,7 +102,7 @@ def assert_same(ours, theirs):
 
 
 def assert_close(ours, theirs, tolerance):
-    """Tensors are equal within a tolerance relative to the largest number of each."""
+    """Compare tensors with a tolerance that is relative to the largest number of each."""
     assert ours.keys() == theirs.keys()
     for name, ours_ in ours.items():
         error = (ours_.double() - theirs[name].double()).abs().max()
@@ -118,8 +118,10 @@ def whole():
 
 
 def test_two_processes_give_the_weights_of_one(two, whole):
-    """Uneven batches, one that leaves a process without images, and images without boxes; the
-    largest difference seen is 5e-14."""
+    """Also with uneven batches, a process without images, and images without boxes.
+
+    The largest difference seen is 5e-14.
+    """
     assert_same(two[0]["global"], two[1]["global"])
     assert_close(two[0]["global"], whole, 1e-12)
     assert whole["losses"][0, 0] > 0 and whole["losses"][3, 0] == 0
@@ -137,7 +139,7 @@ def test_accumulation_gives_the_gradient_of_the_batch(whole):
 
 @pytest.fixture
 def mean_of_shares(monkeypatch):
-    """What a case gives for the shares of two processes, each alone; the mean of that."""
+    """Return a function that runs a case on each process's share, and averages the results."""
 
     def mean(*arguments, **options):
         parts = []
@@ -163,7 +165,7 @@ def test_local_normaliser_is_the_mean_over_the_processes(two, whole, mean_of_sha
     assert_same(two[0]["local"], two[1]["local"])
     assert_close(ours, {name: theirs[name] for name in ours}, 1e-12)
     assert two[0]["local"]["losses"][0, :2].tolist() == pytest.approx(theirs["losses"][0, :2])
-    with pytest.raises(AssertionError):  # the whole batch's is another one
+    with pytest.raises(AssertionError):  # the gradient of the whole batch differs
         assert_close(ours, {name: whole[name] for name in ours}, 1e-3)
 
 
@@ -184,14 +186,14 @@ def test_evaluation_in_two_processes(two):
 
 
 def test_run_in_two_processes(two, tmp_path):
-    """The same losses, each written once, and the same weights, which are those on the disk."""
+    """The losses are the same and written once; the weights are the same, also on the disk."""
     alone = together.run(tmp_path)
     weights = [
         {k: v for k, v in r.items() if isinstance(v, torch.Tensor)}
         for r in (alone, *(t["run"] for t in two[:2]))
     ]
     assert_same(weights[1], weights[2])
-    assert_close(weights[1], weights[0], 1e-3)  # float32; 2e-4 of a bias was seen
+    assert_close(weights[1], weights[0], 1e-3)  # in float32, 2e-4 was seen in a bias
     assert_same(load_checkpoint(two[2] / "last.json")[0].state_dict(), weights[1])
     rows = [rows_of(folder) for folder in (tmp_path, two[2])]
     assert [row["step"] for row in rows[1]] == ["1", "2", "3", "4"]
@@ -208,8 +210,11 @@ def test_run_in_two_processes(two, tmp_path):
 
 @pytest.mark.nightly("takes minutes")
 def test_twenty_steps_of_batch_sixteen(tmp_path):
-    """The largest differences seen: in float64 5e-14; in float32, where rounding now and then mines
-    other negatives, 1e-5 of the losses and 7e-5 of a weight."""
+    """The largest difference seen in float64 is 5e-14.
+
+    In float32, rounding sometimes changes which negatives are mined: 1e-5 in the losses and 7e-5 in
+    a weight were seen.
+    """
     two = in_two(tmp_path, 20, timeout=1800)
     alone = together.long_run(20)
     for dtype in alone:
@@ -232,8 +237,8 @@ def voc(tmp_path_factory):
     return root
 
 
-def test_fault_that_one_process_meets_ends_both_with_one_message(voc, tmp_path):
-    """Each checks half of the images: it is the second that finds the broken one."""
+def test_error_in_one_process_ends_both_with_one_message(voc, tmp_path):
+    """Each process checks half of the images. The second one finds the broken image."""
     broken = sorted((voc / "JPEGImages").iterdir())[3]
     whole, out = broken.read_bytes(), tmp_path / "run"
     broken.write_bytes(whole[:500])
@@ -262,7 +267,7 @@ def test_interrupt_ends_both_with_one_message(voc, tmp_path):
 
 
 def test_sigterm_to_one_process_saves_once_and_ends_both(voc, tmp_path):
-    """In the midst of an epoch; the run then goes on, with frozen parts, in a single process."""
+    """The signal comes within an epoch. One process then resumes the run, with frozen parts."""
     recipe = "--batch-norm --freeze base,batch-norm --batch-size 1 --no-check-images".split()
     options = ["--data", voc, "--out", tmp_path, *recipe, "--save-iterations", "1"]
     with pair("-m", "mdssd", "train", *TINY, *options) as processes:
@@ -280,7 +285,7 @@ def test_sigterm_to_one_process_saves_once_and_ends_both(voc, tmp_path):
 
 
 def test_faults_of_the_first_process_reach_the_other_and_each_keeps_its_images(two):
-    """A loss that is not finite, then a checkpoint that cannot be written at the end of a run."""
+    """The faults are a loss that is not finite, and a last checkpoint that cannot be written."""
     kept, unsaved = zip(*(result["faults"] for result in two[:2]), strict=True)
     assert kept[0] == kept[1] and "loss is not finite" in kept[0]
     images = []
@@ -306,8 +311,8 @@ def test_eval_in_two_processes_writes_and_prints_once(voc, tmp_path):
     assert {"evaluation.json", "report.html"} < {p.name for p in (tmp_path / "eval").iterdir()}
 
 
-def test_job_that_is_started_anew_goes_on(voc, tmp_path, monkeypatch, capsys):
-    """From its checkpoint, from the beginning where it has none, and from no other job's run."""
+def test_restarted_job_resumes(voc, tmp_path, monkeypatch, capsys):
+    """It resumes from its checkpoint, starts over without one, and leaves other runs alone."""
 
     def start(restarts, job="mine", *options):
         monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
@@ -348,7 +353,7 @@ def test_torchrun_restarts_a_killed_process(voc, tmp_path):
         started.terminate()  # it ends its processes
         started.communicate()
     assert started.returncode == 0, written
-    assert written.count("4 images") == 2, written  # reported once by each try
+    assert written.count("4 images") == 2, written  # each attempt reports the data once
     assert read_meta(out / "last.json")["training"]["epoch"] == 30
     steps = [int(row["step"]) for row in rows_of(out)]
     assert steps == sorted(set(steps)) and steps[-1] == 60
@@ -360,4 +365,4 @@ def wait_for(path, processes):
             return
         assert all(process.poll() is None for process in processes), ends(processes)
         time.sleep(0.1)
-    raise AssertionError(f"{path} has not come")
+    raise AssertionError(f"{path} was not written")

@@ -1,4 +1,4 @@
-"""Whatever ends a run, what it had reached is kept, and going on gives the same bits."""
+"""Whatever ends a run, its last checkpoint is whole and a resumed run gives the same bits."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ from mdssd.training.run import TrainingError
 from mdssd.weights.checkpoint import load_checkpoint, load_state
 from mdssd.weights.checkpoint_json import read_meta
 
-# Nine images in batches of two are epochs of four iterations.
+# With nine images in batches of two, an epoch has four iterations.
 RECIPE = dict(
     iterations=6,
     schedule="steps",
@@ -49,7 +49,7 @@ def one_thread():
 
 
 class Scenes(SyntheticScenes):
-    """Nine scenes; `hook` is called before each image, with how many were read before."""
+    """Nine scenes. Before each image, `hook` is called with the number of images read so far."""
 
     def __init__(self, hook=None):
         super().__init__(9, seed=1)
@@ -73,13 +73,13 @@ def run(out, hook=None, *, seed=0, **options):
 
 
 def rows_of(out):
-    """The loss CSV without its last columns, which are times."""
+    """Return the rows of loss.csv without the last two columns, which depend on the speed."""
     with open(out / "loss.csv", newline="") as file:
         return [row[:-2] for row in csv.reader(file)]
 
 
 def expect_same(ours, theirs):
-    """Same weights and same state for going on, to the bit."""
+    """Check that two checkpoints have the same weights and the same training state, bit for bit."""
     for load in (lambda path: load_checkpoint(path)[0].state_dict(), load_state):
         a, b = load(ours), load(theirs)
         assert a.keys() == b.keys()
@@ -89,7 +89,10 @@ def expect_same(ours, theirs):
 
 
 def expect_tidy(out, *more):
-    """Every checkpoint loads, and there is no file but those that one names, and the loss."""
+    """Check that every checkpoint loads, and that the folder has no file that belongs to none.
+
+    more: names of further files that are allowed.
+    """
     named = {"loss.csv", "loss.png", *more}
     for path in out.glob("*.json"):
         meta = read_meta(path)
@@ -100,7 +103,7 @@ def expect_tidy(out, *more):
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    """A run of six iterations that nothing interrupted."""
+    """Return the folder of an uninterrupted run of six iterations."""
     out = tmp_path_factory.mktemp("straight")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -116,7 +119,7 @@ def ctrl_c(read):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resumes_in_the_middle_of_an_epoch_with_the_same_bits(tmp_path, straight, workers):
-    """In other processes than before, and with other states of all global generators."""
+    """The resumed run has other loader processes and other states of all global generators."""
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, ctrl_c)
     facts = read_meta(tmp_path / "last.json")["training"]
@@ -153,7 +156,7 @@ def test_keeps_the_last_checkpoints_and_goes_back_to_one(tmp_path, straight):
         assert read_meta(tmp_path / f"step-{step:08}.json")["training"]["step"] == step
         load_state(tmp_path / f"step-{step:08}.json")
     shutil.copy(tmp_path / "step-00000005.json", tmp_path / "last.json")
-    (tmp_path / ".step-00000003.json.4242.tmp").write_text("half of it")  # of a killed process
+    (tmp_path / ".step-00000003.json.4242.tmp").write_text("half of it")  # left by a kill
     run(tmp_path, seed=7, resume=True, save_iterations=1, keep=2)
     expect_same(tmp_path / "last.json", straight / "last.json")
     run(tmp_path, resume=True, iterations=7)
@@ -181,12 +184,12 @@ def test_sigterm_saves_after_the_iteration_that_it_comes_in(tmp_path, straight):
     expect_tidy(tmp_path)
 
 
-def test_sigterm_ends_an_evaluation_at_once_and_resuming_makes_up_for_it(tmp_path, monkeypatch):
+def test_sigterm_ends_an_evaluation_at_once_and_a_resumed_run_repeats_it(tmp_path, monkeypatch):
     def evaluation(*arguments, **_):
         os.kill(os.getpid(), signal.SIGTERM)
-        for _ in range(1000):  # the signal may reach another thread first, then Python this one
+        for _ in range(1000):  # Python may handle the signal a little later
             time.sleep(0.01)
-        pytest.fail("went on")
+        pytest.fail("the evaluation was not interrupted")
 
     options = dict(eval_dataset=Scenes(), eval_every=1)
     real = run_module.evaluate
@@ -202,7 +205,7 @@ def test_sigterm_ends_an_evaluation_at_once_and_resuming_makes_up_for_it(tmp_pat
 
 
 def mdssd(*arguments):
-    """`mdssd` in a process group of its own."""
+    """Start the `mdssd` command in its own process group."""
     return subprocess.Popen(
         [sys.executable, "-m", "mdssd", *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -213,7 +216,7 @@ def mdssd(*arguments):
     )
 
 
-# Fifteen images in batches of two are epochs of seven iterations.
+# With fifteen images in batches of two, an epoch has seven iterations.
 COMMAND = (
     "train --model ssd300 --width 0.0625 --batch-norm --batch-size 2 --lr 0.01 --threads 1 "
     "--scenes 15 --log-every 1"
@@ -221,7 +224,7 @@ COMMAND = (
 
 
 def reach(process, out, step):
-    """Wait until the newest checkpoint is of that iteration or a later one."""
+    """Wait for a checkpoint of iteration `step` or later, and return its iteration."""
     for _ in range(30_000):
         if process.poll() is not None:
             pytest.fail(f"training ended early: {process.communicate()}")
@@ -240,7 +243,7 @@ def end(process):
 
 
 def test_sigterm_to_the_whole_group_ends_the_command_with_143(tmp_path):
-    """As a batch system sends it: the workers get it as well, and must not fail the iteration."""
+    """Batch systems do this. The loader workers must survive until the iteration is complete."""
     out = tmp_path / "run"
     process = mdssd(
         *COMMAND, "--iterations", 10_000, "--save-iterations", 1, "--workers", 1, "--out", out
@@ -254,7 +257,7 @@ def test_sigterm_to_the_whole_group_ends_the_command_with_143(tmp_path):
     assert process.returncode == 143
     assert f"mdssd: terminated after saving {out}/last.json; resume with: mdssd train --re" in err
     assert "Traceback" not in err
-    with pytest.raises(ProcessLookupError):  # no worker is left of the group
+    with pytest.raises(ProcessLookupError):  # no worker of the group is left
         os.killpg(process.pid, 0)
     assert len(rows_of(out)) - 1 == read_meta(out / "last.json")["training"]["step"]
     load_state(out)
@@ -266,7 +269,7 @@ def test_sigterm_to_the_whole_group_ends_the_command_with_143(tmp_path):
 
 @pytest.fixture
 def full_disk():
-    """Call with True: from then on no file of this process can grow beyond 20 kB."""
+    """Return a function that keeps this process from writing files above 20 kB (True) or not."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill(full):
@@ -292,7 +295,7 @@ def test_full_disk_costs_a_warning_and_the_next_checkpoint_is_written(
     expect_tidy(tmp_path)
 
 
-def test_full_disk_at_the_end_is_an_error_and_the_run_can_go_on(tmp_path, straight, full_disk):
+def test_full_disk_at_the_end_is_an_error_and_the_run_can_be_resumed(tmp_path, straight, full_disk):
     with pytest.raises(TrainingError, match="iteration 6 cannot be written .* predecessor is who"):
         run(tmp_path, lambda read: full_disk(read >= 7))
     full_disk(False)
@@ -315,7 +318,7 @@ def test_killed_at_random_moments_the_newest_checkpoint_always_loads(tmp_path, k
     for attempt in range(kills):
         process = mdssd(*COMMAND, *options, "--out", out, *(["--resume"] if attempt else []))
         try:
-            # From the second on, some die while they start.
+            # Some runs are killed while they start.
             if attempt and rng.random() < 0.2:
                 time.sleep(rng.uniform(0, 4))
             else:

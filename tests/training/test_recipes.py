@@ -1,4 +1,4 @@
-"""Recipes: the papers' numbers, a user's own file, and what the command makes of them."""
+"""Recipes have the numbers of the papers, can be a user's own, and work in the command."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ from mdssd.training.step import parameter_groups
 from mdssd.weights.checkpoint import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parents[2]
-# Iterations, those after which the learning rate drops, batch: papers and Caffe code.
+# Iterations, iterations where the learning rate drops, batch size; from papers and Caffe code.
 PAPERS = {
     "mdssd300-voc": (120_000, (60_000, 100_000), 32),
     "mdssd512-voc": (120_000, (60_000, 100_000), 16),
@@ -38,13 +38,13 @@ PAPERS = {
 
 
 def settings_of(name):
-    """Recipe and model options of a recipe of the package."""
+    """Return the `Recipe` and the model options of a recipe of the package."""
     settings = combine(read_recipe(name), {})
     model = {key: settings.pop(key) for key in MODEL_OPTIONS if key in settings}
     return Recipe(**settings), model
 
 
-def test_every_recipe_is_there():
+def test_every_recipe_exists():
     assert recipe_names() == sorted(PAPERS)
 
 
@@ -120,7 +120,7 @@ OWN = {"iterations": 1000, "schedule": "steps", "drops": [500, 800], "batch_size
         ({"schedule": "cosine"}, False, {"schedule": "cosine", "drops": None}),
     ],
 )
-def test_options_take_the_place_of_settings(options, scale_lr, changed):
+def test_options_override_settings(options, scale_lr, changed):
     before = json.dumps(OWN)
     got = combine({**OWN, "starts_from": "a star"}, options, scale_lr=scale_lr)
     expected = {key: value for key, value in {**OWN, **changed}.items() if value is not None}
@@ -173,7 +173,7 @@ def test_printed_recipe_is_a_recipe(capsys, tmp_path):
         (None, "no such recipe or file; expected a TOML file or one of dssd321-voc"),
     ],
 )
-def test_fault_in_a_recipe_is_named(capsys, tmp_path, text, message):
+def test_error_in_a_recipe_file_names_it(capsys, tmp_path, text, message):
     path = tmp_path / "own.toml"
     if text is not None:
         path.write_bytes(text.encode("utf-8", "surrogateescape"))
@@ -203,7 +203,7 @@ def test_run_by_a_recipe_and_its_resumption(capsys, tmp_path):
 
 
 def test_mdssd_starts_from_a_trained_ssd(tmp_path):
-    """All that both have comes from it: trunk, extra layers, and the heads on their maps."""
+    """Trunk, extra layers and heads that both models have come from the checkpoint."""
     torch.manual_seed(0)
     source = ssd300(3, width=0.0625)
     path = tmp_path / "best.json"

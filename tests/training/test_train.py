@@ -1,4 +1,4 @@
-"""Training: the recipe's numbers, resuming, faults, and that it learns."""
+"""Training learns, writes its files, resumes, and reports faults."""
 
 import csv
 import json
@@ -108,7 +108,7 @@ def rows_of(out):
 
 
 def test_overfits_four_images(tmp_path):
-    """The loss falls by 20x and every object is found, with nothing else beside them."""
+    """The loss falls by 20x, and the model finds every object and nothing else."""
     dataset = Shapes(4)
     torch.manual_seed(0)
     model = mdssd300(3, width=0.0625, batch_norm=True)
@@ -167,7 +167,10 @@ def test_run_writes_checkpoints_csv_and_png(tmp_path):
 
 
 def test_the_best_of_a_coco_file_is_that_of_coco_ap(tmp_path, monkeypatch):
-    """A run that is resumed with data of another layout counts anew: the figures do not compare."""
+    """The best checkpoint follows COCO AP if the evaluation data is in COCO format.
+
+    A run that is resumed with another format starts a new list: the metrics do not compare.
+    """
     result = SimpleNamespace(
         voc07=SimpleNamespace(mean_ap=0.9), coco=SimpleNamespace(figures={"AP": 0.3})
     )
@@ -224,7 +227,7 @@ def test_images_without_boxes_and_crowds_are_no_obstacle(tmp_path):
 
 
 def test_worker_processes_change_nothing(tmp_path):
-    """Same batches, same bits, whether images are loaded here or in two workers."""
+    """The losses have the same bits with the images loaded in this process and in two workers."""
     runs = []
     for workers in (0, 2):
         out = tmp_path / str(workers)
@@ -237,7 +240,7 @@ def test_worker_processes_change_nothing(tmp_path):
 
 
 class Interrupted(Shapes):
-    """Raises KeyboardInterrupt, as Ctrl-C does, when its n-th image is asked for."""
+    """Raises KeyboardInterrupt, as Ctrl-C does, after `after` images."""
 
     def __init__(self, count, after):
         super().__init__(count)
@@ -271,9 +274,12 @@ def test_resumed_run_gives_the_same_bits(tmp_path, options):
 
 
 @pytest.mark.parametrize(("amp", "iterations", "scale"), [("bf16", 2, None), ("fp16", 1, 2.0**14)])
-def test_mixed_precision_is_near(tmp_path, amp, iterations, scale):
-    """With fp16 the first gradients are left out: they do not fit at the scale that torch begins
-    with, 2**16, which halves each time; the resumed run has it from the checkpoint."""
+def test_mixed_precision_is_close_to_float32(tmp_path, amp, iterations, scale):
+    """The losses are close to those of float32, and a resumed run restores the gradient scale.
+
+    With fp16, the first gradients overflow at torch's initial scale, 2**16. Such updates are
+    skipped, and each halves the scale.
+    """
     losses = []
     for name in (None, amp):
         out = tmp_path / str(name)
@@ -289,8 +295,8 @@ def test_mixed_precision_is_near(tmp_path, amp, iterations, scale):
     assert scale is None or load_state(out)["scaler.scale"].item() <= scale
 
 
-def test_gradient_that_is_too_large_for_fp16_is_left_out(tmp_path):
-    """Its scale halves until the gradient fits; the weights stay finite."""
+def test_gradient_that_is_too_large_for_fp16_is_skipped(tmp_path):
+    """The update is skipped, and the scale is halved."""
     model = small()
     recipe = Recipe(epochs=1, amp="fp16")
     optimizer = torch.optim.SGD(parameter_groups(model, recipe))
@@ -305,7 +311,7 @@ def test_gradient_that_is_too_large_for_fp16_is_left_out(tmp_path):
 
 
 @pytest.mark.nightly("compiles for a minute")
-def test_compiled_network_trains_alike(tmp_path):
+def test_compiled_network_gives_the_same_losses(tmp_path):
     losses = []
     for compiled in (False, True):
         out = tmp_path / str(compiled)
@@ -323,7 +329,7 @@ def test_older_table_of_losses_gets_its_new_column(tmp_path):
     assert [row["waiting"] for row in rows_of(tmp_path)] == ["", "0.5"]
 
 
-def test_resuming_a_finished_run_does_nothing_and_more_epochs_go_on(tmp_path):
+def test_resuming_a_finished_run_does_nothing_and_more_epochs_continue_it(tmp_path):
     train(small(), Shapes(2), tmp_path, epochs=1, **QUICK)
     before = (tmp_path / "last.json").read_bytes()
     model = small(seed=1)
@@ -459,7 +465,7 @@ class Broken(Shapes):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_fault_of_an_image_during_training_is_told_as_it_is(tmp_path, workers):
+def test_error_of_an_image_during_training_is_raised_unchanged(tmp_path, workers):
     with pytest.raises(DataError) as caught:
         train(small(), Broken(2), tmp_path, epochs=1, **{**QUICK, "workers": workers})
     assert str(caught.value) == "cat.jpg: cut short"
@@ -595,7 +601,7 @@ def test_forked_workers_do_not_hold_the_lock_of_the_loss_log(tmp_path):
         worker.join()
 
 
-def test_loss_log_goes_on_after_the_checkpoint(tmp_path):
+def test_loss_log_continues_after_the_checkpoint(tmp_path):
     path = tmp_path / "loss.csv"
     with LossLog(path) as log:
         for step in (1, 2, 3):

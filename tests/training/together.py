@@ -24,13 +24,16 @@ from mdssd.training.run import TrainingError
 from mdssd.training.settings import Recipe
 from mdssd.training.step import TrainingStep, parameter_groups
 
-# Images of each batch: some go evenly into two processes, one leaves a process without any.
+# Images of each batch. The batch of one leaves a process without images.
 SIZES = (3, 2, 1, 3)
 
 
 def batch(number, size):
-    """Images [size, 3, 300, 300], boxes and labels. Every third image has no box, nor has any of
-    each fourth batch; the others have from one to twelve, so that the shares differ."""
+    """Return images [size, 3, 300, 300], boxes and labels.
+
+    Every third image and every image of each fourth batch has no box. The others have one to
+    twelve, so that the processes have different numbers of positive priors.
+    """
     rng = np.random.default_rng([number, size])
     images = torch.from_numpy(rng.normal(0, 40, (size, 3, 300, 300)))
     boxes, labels = [], []
@@ -43,10 +46,10 @@ def batch(number, size):
 
 
 def steps(sizes=SIZES, *, dtype=torch.float64, device="cpu", batch_norm=False, **settings):
-    """Train on batches of these sizes, of which each process takes its share.
+    """Train on batches of these sizes, each process on its share.
 
-    Gives the gradients of the first batch, the weights and their average in the end, and the
-    losses of each batch. In float64 what is not the same in two processes shows.
+    Returns the gradients of the first batch, the final weights and their average, and the losses of
+    each batch. In float64, any difference between one process and two shows.
     """
     recipe = Recipe(**{"epochs": 1, "clip_gradient": 200.0, "ema": 0.9, **settings})
     torch.manual_seed(0)
@@ -73,7 +76,7 @@ def steps(sizes=SIZES, *, dtype=torch.float64, device="cpu", batch_norm=False, *
 
 
 class Guesser:
-    """Stands in for a detector: the boxes of the scenes it knows, moved, and some of its own."""
+    """Imitates a detector: returns the true boxes of the scenes, moved, and each of them twice."""
 
     def __init__(self, scenes):
         self.classes = scenes.classes
@@ -98,7 +101,7 @@ class Guesser:
 
 
 def evaluation():
-    """The figures for seven scenes in batches of two, and which of them this process looked at."""
+    """Evaluate seven scenes in batches of two; return the figures and the scenes seen here."""
     scenes = SyntheticScenes(7, seed=3)
     guesser = Guesser(scenes)
     result = evaluate(guesser, scenes, batch_size=2, progress=False).to_dict()
@@ -107,7 +110,7 @@ def evaluation():
 
 
 def run(out_dir):
-    """A whole training run of two epochs of two batches of three images, evaluated."""
+    """Train for two epochs of two batches of three images, and evaluate."""
     torch.manual_seed(1)
     model = ssd300(6, width=0.0625)
     scenes = SyntheticScenes(6, seed=1)
@@ -127,7 +130,7 @@ def run(out_dir):
 
 
 def faults(out_dir):
-    """What is said of a loss that is not finite, and of a last checkpoint that has no room."""
+    """Return the errors of a loss that is not finite and of a last checkpoint on a full disk."""
 
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -150,7 +153,7 @@ def faults(out_dir):
 
 
 def long_run(count):
-    """As many batches of 16 images, but that every fifth is uneven or a single image."""
+    """Train on batches of 16 images; every fifth batch has 13 images or one."""
     sizes = [16 if k % 5 else (13, 1)[k // 5 % 2] for k in range(1, count + 1)]
     return {str(dtype): steps(sizes, dtype=dtype) for dtype in (torch.float64, torch.float32)}
 
@@ -163,7 +166,7 @@ def everything(out_dir):
         "norm": steps((4,), batch_norm=True),
         "evaluation": evaluation(),
         "run": run(out_dir / "run"),
-        "faults": faults(out_dir),  # the last: no checkpoint can be written from there on
+        "faults": faults(out_dir),  # the last case, because it replaces save_checkpoint
     }
 
 
