@@ -1,4 +1,4 @@
-"""The command line: whole flows, one-line errors, and interruption by signals."""
+"""The command: whole runs, one-line errors, and interruption by signals."""
 
 import contextlib
 import json
@@ -46,7 +46,7 @@ def voc(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """Untrained weights for the classes of the generated scenes."""
+    """A checkpoint of untrained weights with the classes of the generated scenes."""
     path = tmp_path_factory.mktemp("checkpoint") / "best.json"
     torch.manual_seed(0)
     model = ssd300(6, width=0.0625, batch_norm=True)
@@ -62,7 +62,7 @@ def run(capsys, *arguments):
 
 
 def expect_error(capsys, *arguments):
-    """The single line that the command ends with, its progress bars taken off."""
+    """Run a command that must fail; return its one line of error without progress bars."""
     status, out, err = run(capsys, *arguments)
     assert status == 2, (out, err)
     lines = [line.rpartition("\r")[2] for line in err.splitlines() if "mdssd: error:" in line]
@@ -72,7 +72,7 @@ def expect_error(capsys, *arguments):
     return lines[0].removeprefix("mdssd: error: ")
 
 
-# --- flows ---------------------------------------------------------------------------------------
+# --- runs ----------------------------------------------------------------------------------------
 
 
 def test_train_eval_detect_on_a_voc_folder(capsys, tmp_path, voc):
@@ -144,7 +144,7 @@ def test_resume_remembers_the_options(capsys, tmp_path, voc):
 
 
 def test_photographs_to_evaluate_on_have_a_folder_of_their_own(tmp_path, monkeypatch):
-    """Neither set's photographs lie where they would be looked for."""
+    """Each COCO file lies in another folder than its images."""
     for name in ("train", "test"):
         folder = write_voc(SyntheticScenes(1), tmp_path / name)
         (image,) = (folder / "JPEGImages").iterdir()
@@ -187,11 +187,11 @@ def test_help_states_the_real_defaults(capsys, monkeypatch):
         assert float(stated) == fields[name].default, name
 
 
-# --- faults --------------------------------------------------------------------------------------
+# --- errors --------------------------------------------------------------------------------------
 
 
 def broken_voc(root, fault):
-    """A VOC folder of two scenes with one fault; gives what the message must hold."""
+    """Write a VOC folder of two scenes with one fault; return a name that the error must have."""
     write_voc(SyntheticScenes(2, seed=1), root, split="trainval")
     photo = sorted((root / "JPEGImages").iterdir())[1]
     annotation = root / "Annotations" / f"{photo.stem}.xml"
@@ -299,7 +299,7 @@ def test_one_line_for_every_wrong_input(capsys, tmp_path, voc, checkpoint):
     assert sorted(path.name for path in checkpoint.parent.iterdir()) == before
 
 
-def test_eval_into_what_is_no_folder_ends_before_the_long_part(
+def test_eval_rejects_an_output_that_is_no_folder_before_it_detects(
     capsys, tmp_path, monkeypatch, checkpoint
 ):
     monkeypatch.setattr("mdssd.cli.commands.evaluate.find_all", None)
@@ -331,7 +331,7 @@ def test_traceback_on_request(tmp_path):
         main(["eval", str(tmp_path / "no.json"), "--traceback"])
 
 
-def test_detect_tells_of_unreadable_images(capsys, tmp_path, checkpoint):
+def test_detect_reports_unreadable_images(capsys, tmp_path, checkpoint):
     cv2.imwrite(str(tmp_path / "good.png"), np.full((40, 60, 3), 90, np.uint8))
     (tmp_path / "bad.png").write_bytes(b"not an image")
     status, out, err = run(
@@ -347,10 +347,10 @@ def test_detect_tells_of_unreadable_images(capsys, tmp_path, checkpoint):
 
 @contextlib.contextmanager
 def running(*arguments):
-    """`mdssd` in a process group of its own, killed at the end."""
+    """Start `mdssd` in a process group of its own, and kill the group at the end."""
     command = [sys.executable, "-m", "mdssd", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    # A shell lets the jobs that it puts into the background ignore Ctrl-C, and so their children.
+    # If a shell started the tests in the background, they and their children ignore SIGINT.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -375,7 +375,7 @@ def wait_for_checkpoint(process, out):
     pytest.fail("no checkpoint appeared")
 
 
-def test_ctrl_c_leaves_the_last_checkpoint_and_says_how_to_go_on(tmp_path):
+def test_ctrl_c_leaves_the_last_checkpoint_and_says_how_to_resume(tmp_path):
     out = tmp_path / "run"
     options = [*TINY, "--scenes", 4, "--epochs", 1000, "--workers", 1]
     with running("train", *options, "--out", out) as process:
@@ -390,33 +390,61 @@ def test_ctrl_c_leaves_the_last_checkpoint_and_says_how_to_go_on(tmp_path):
     assert not list(out.glob(".*"))
 
 
-def test_ctrl_c_in_code_from_a_string_has_its_exit_status_too(tmp_path):
-    """A module, as with `python -m mdssd`: of a script CPython does not end so."""
-    (tmp_path / "interrupted.py").write_text(
-        "import signal, sys\n"
-        "from mdssd.cli import main\n"
-        "from mdssd.cli.commands import train\n"
-        "def run(arguments):\n"
-        "    try:\n"
-        "        exec('signal.raise_signal(signal.SIGINT)')\n"
-        "    except KeyboardInterrupt:\n"
-        "        raise KeyboardInterrupt(7) from None\n"
-        "train.run = run\n"
-        "sys.exit(main(['train', '--out', 'run']))\n"
-    )
+def ending(tmp_path, program):
+    """Run a program as a module, like `python -m mdssd`; return its exit status and its errors."""
+    (tmp_path / "program.py").write_text(program)
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-m", "interrupted"],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stderr) == (130, "mdssd: interrupted; 7\n")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "program"],
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return done.returncode, done.stderr
+
+
+def test_ctrl_c_in_code_from_a_string_has_its_exit_status_too(tmp_path):
+    """Without a measure against it, CPython would end the process by the signal."""
+    program = """
+import signal, sys
+from mdssd.cli import main
+from mdssd.cli.commands import train
+
+def run(arguments):
+    try:
+        exec("signal.raise_signal(signal.SIGINT)")
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(7) from None
+
+train.run = run
+sys.exit(main(["train", "--out", "run"]))
+"""
+    assert ending(tmp_path, program) == (130, "mdssd: interrupted; 7\n")
+
+
+def test_ctrl_c_while_a_command_is_imported(tmp_path):
+    program = """
+import signal, sys
+from mdssd.cli import main
+
+class Interrupting:
+    def find_spec(self, name, *rest):
+        if name == "torch":
+            exec("signal.raise_signal(signal.SIGINT)")
+
+sys.meta_path.insert(0, Interrupting())
+sys.exit(main(["train", "--out", "run"]))
+"""
+    assert ending(tmp_path, program) == (130, "mdssd: interrupted\n")
 
 
 @contextlib.contextmanager
 def detecting(tmp_path, checkpoint, *more):
-    """`mdssd detect` in 2,000 photographs, the third of them cut; some pictures are written."""
+    """Run `mdssd detect` on 2,000 photographs, the third truncated, until some are drawn."""
     photos, out = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()
     encoded = cv2.imencode(".jpg", SyntheticScenes(1, seed=1)[0].image)[1].tobytes()
@@ -437,10 +465,10 @@ def test_ctrl_c_leaves_the_detections_so_far(tmp_path, checkpoint):
         os.killpg(process.pid, signal.SIGINT)
         text, err = process.communicate(timeout=120)
         assert process.returncode == 130
-        with pytest.raises(ProcessLookupError):  # no worker is left of the group
+        with pytest.raises(ProcessLookupError):  # all workers have ended
             os.killpg(process.pid, 0)
     images = json.loads((out / "detections.json").read_text())
-    assert 19 <= len(images) < 1999  # the picture of an image comes before its entry
+    assert 19 <= len(images) < 1999  # an image is drawn before its entry is written
     assert f"mdssd: interrupted; {len(images)} of 2000 images done; boxes in {out}" in err
     assert "Traceback" not in err and text.count("0002.jpg: the image is truncated") == 1
     assert [os.path.basename(image["file"]) for image in images[:3]] == [
@@ -453,7 +481,7 @@ def test_ctrl_c_leaves_the_detections_so_far(tmp_path, checkpoint):
     assert not [name for name in written if name.startswith(".")]
 
 
-def test_workers_end_with_the_process_they_read_for(tmp_path, checkpoint):
+def test_workers_end_when_the_main_process_is_killed(tmp_path, checkpoint):
     with detecting(tmp_path, checkpoint) as (process, _):
         os.kill(process.pid, signal.SIGKILL)
-        process.communicate(timeout=120)  # ends when no worker holds the output any longer
+        process.communicate(timeout=120)  # returns once every worker has ended

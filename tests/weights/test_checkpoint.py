@@ -9,7 +9,6 @@ import torch
 
 from mdssd import ssd300, ssd512
 from mdssd.system import files
-from mdssd.system.files import atomic_write
 from mdssd.weights import checkpoint
 from mdssd.weights.checkpoint import load_checkpoint, load_state, save_checkpoint
 from mdssd.weights.checkpoint_json import CheckpointError, read_meta
@@ -400,20 +399,3 @@ def test_weights_that_are_not_finite_are_not_saved(saved, value, half):
         save_checkpoint(saved, broken, classes=NAMES, mean=MEAN, extra={}, half=half)
     assert saved.read_bytes() == before
     load_checkpoint(saved)
-
-
-def test_atomic_write(tmp_path):
-    path = tmp_path / "a.txt"
-    with atomic_write(path) as file:
-        file.write("één\n")
-        assert not path.exists()
-    assert path.read_bytes() == "één\n".encode()
-    with pytest.raises(KeyboardInterrupt), atomic_write(path, "wb") as file:
-        file.write(b"half")
-        raise KeyboardInterrupt
-    assert path.read_bytes() == "één\n".encode()
-    with pytest.raises(ValueError, match="expected 'w' or 'wb', got 'a'"), atomic_write(path, "a"):
-        pass
-    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "no" / "a"):
-        pass
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]

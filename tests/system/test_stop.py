@@ -1,0 +1,65 @@
+"""Ctrl-C and SIGTERM within this process."""
+
+import signal
+import threading
+
+import pytest
+
+from mdssd.system.stop import StopRequest, Terminated, interruptible
+
+
+@pytest.fixture
+def sigint():
+    """Python's own handler of SIGINT, whatever started the tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_interruptible_raises_a_subclass_and_restores_the_handler(sigint):
+    with pytest.raises(KeyboardInterrupt) as caught, interruptible():
+        signal.raise_signal(signal.SIGINT)
+    assert caught.type is not KeyboardInterrupt
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *_: None])
+def test_interruptible_leaves_other_handlers_alone(sigint, handler):
+    signal.signal(signal.SIGINT, handler)
+    with interruptible():
+        assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+@pytest.mark.parametrize("context", [interruptible, StopRequest])
+def test_no_handler_is_set_outside_the_main_thread(context):
+    errors = []
+
+    def run():
+        try:
+            with context():
+                pass
+        except ValueError as error:  # signal.signal raises it in another thread
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert not errors
+
+
+def test_stop_request_raises_when_asked_for(sigint):
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest() as stop:
+        stop.check()
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.asked
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # a second one kills
+        with pytest.raises(Terminated):
+            stop.check()
+    assert signal.getsignal(signal.SIGTERM) is before
+    with StopRequest(patient=True) as stop:
+        with pytest.raises(Terminated), stop.at_once():
+            signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    assert signal.getsignal(signal.SIGTERM) is before
