@@ -11,6 +11,7 @@ import numpy as np
 
 from mdssd.data.sample import DataError
 
+# The suffixes, in lower case, of the files that count as images when a folder is searched.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 # A JPEG, whose blocks are 8 x 8, can be decoded at these fractions of its size at less cost.

@@ -19,13 +19,13 @@ class Matches:
     """All D detections and M objects of a data set, numbered consecutively over its images.
 
     Attributes:
-        scores, labels, images: of each detection: its score, label and image.
+        scores, labels, images: the score, label and image of each detection.
         nearest: the object of the same class and image that the detection overlaps most (ties:
             the first), or -1 if there is none.
         iou: the IoU with that object, or 0 if there is none.
         verdict: TRUE, FALSE or IGNORED; see `voc_ap`.
         order: the detections by falling score (ties: in the order given).
-        gt_labels, gt_images: of each object: its label and image.
+        gt_labels, gt_images: the label and image of each object.
         gt_ignored: whether the object is difficult or a crowd.
     """
 

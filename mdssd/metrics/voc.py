@@ -25,7 +25,7 @@ class VocResult:
         detections: [num_classes - 1], the number of detections.
         true_positives: for each class, the running number of true detections after each of its
             detections that is not ignored, by falling score.
-        false_positives: the same of false detections.
+        false_positives: the running number of false detections, likewise.
 
     Example:
         >>> from mdssd.metrics import voc_ap

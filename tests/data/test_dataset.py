@@ -1,10 +1,22 @@
-"""A user's own data set that defines only the required members."""
+"""A user's own data set with the required members only, and a reader of a new format."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
-from mdssd.data import Augmentation, DetectionDataset, Sample, TrainingSet, VOCDataset, write_voc
+from mdssd.data import (
+    Augmentation,
+    DataError,
+    DetectionDataset,
+    Sample,
+    TrainingSet,
+    VOCDataset,
+    write_voc,
+)
+from mdssd.data.dataset import SplitLists
+from mdssd.data.photos import CollectFaults, PhotoDataset
+from mdssd.data.sample import BoxRow
 from mdssd.evaluation.submission import write_submission
 from mdssd.inspection.check import check_data
 
@@ -47,6 +59,47 @@ def test_it_serves_training_inspection_and_writing(tmp_path):
     assert read.annotation(2).boxes_xyxy.tolist() == [[10, 10, 30, 20]]
     with pytest.raises(ValueError, match="blocks"):
         write_submission(tmp_path, data, [{}] * 3, data.classes)
+
+
+class Listed(PhotoDataset):
+    """A format of one text file per split: image file, label, x1, y1, x2, y2 in each line."""
+
+    def __init__(self, folder, split, faults=None):
+        super().__init__(f"listed {split}")
+        self.folder, self.split, self.classes = folder, split, ["cat", "dog"]
+        for line in (folder / f"{split}.txt").read_text().splitlines():
+            with CollectFaults(faults):
+                name, label, *box = line.split()
+                if not (folder / name).is_file():
+                    raise DataError(f"{folder / name}: no such image")
+                row = BoxRow(tuple(map(float, box)), int(label))
+                self.add_image(name, folder / name, [row], None, f"{split}.txt ({name})")
+
+    def split_lists(self, faults):
+        texts = {split: (self.folder / f"{split}.txt").read_text() for split in ("train", "test")}
+        listed = {k: [line.split()[0] for line in text.splitlines()] for k, text in texts.items()}
+        return [SplitLists(self.folder, listed, self.image_ids)]
+
+
+def test_a_format_of_image_files_is_one_class(tmp_path):
+    for name in "abc":
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.full((60, 80, 3), ord(name), np.uint8))
+    (tmp_path / "train.txt").write_text(
+        "a.png 1 10 10 30 20\nb.png 2 5 5 5 9\nx.png 1 1 1 9 9\nc.png 1 10 10 30 20\n"
+    )
+    (tmp_path / "test.txt").write_text("c.png 1 10 10 30 20\n")
+    faults = []
+    data = Listed(tmp_path, "train", faults)
+    assert data.image_ids == ["a.png", "b.png", "c.png"]
+    assert data.dropped == ["train.txt (b.png): box (5, 5, 5, 9) has no area"]
+    assert faults == [f"{tmp_path / 'x.png'}: no such image"]
+    assert "1 images have no box" in data.report() and "cat: 2" in data.report()
+    assert len(TrainingSet(data, Augmentation(64))[0]) == 3
+    result = check_data(data, torch.rand(4, 4), 300, faults=faults, progress=False)
+    assert result.faults == faults
+    assert result.leaks == [f"{tmp_path}: c.png is in train and test"]
+    with pytest.raises(DataError, match=r"x\.png: no such image"):
+        Listed(tmp_path, "train")
 
 
 def test_an_incomplete_class_is_named():
