@@ -40,7 +40,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from mdssd import ops  # noqa: E402
-from mdssd.ops import _dispatch  # noqa: E402
+from mdssd.ops import _modules  # noqa: E402
 from mdssd.testing import CASES  # noqa: E402
 
 DEVICES = ["cpu"] + [name for name in ("cuda", "xpu") if getattr(torch, name).is_available()]
@@ -141,8 +141,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def _simt_order(request: pytest.FixtureRequest) -> None:
     # Before each test, so that a test alone repeats what it did among others.
-    if _dispatch.simt is not None:
-        _dispatch.simt.set_shuffle(request.config.getoption("simt_shuffle"))
+    if _modules.simt is not None:
+        _modules.simt.set_shuffle(request.config.getoption("simt_shuffle"))
 
 
 def pytest_configure(config: pytest.Config) -> None:

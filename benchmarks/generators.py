@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mdssd import ops
 from mdssd.models.build import INPUT_SIZES
-from mdssd.ops.matching import to_xyxy
+from mdssd.ops.reference.boxes import to_xyxy
 from mdssd.priors import make_priors, mdssd_prior_layers, ssd_prior_layers
 
 

@@ -1,6 +1,11 @@
-// The Python module mdssd._C: the entry points of ops.h, taking addresses as integers. Compiled with
-// MDSSD_SIMT it is the tests' module mdssd._simt, whose CUDA entry points run on the CPU.
+// The Python module mdssd._C: the entry points of ops.h. Compiled with MDSSD_SIMT it is the tests'
+// module mdssd._simt, whose CUDA entry points run on the CPU.
+//
+// The module does not link against PyTorch. For an array, Python passes an address, None, or any
+// object with a method data_ptr(), such as a tensor; for settings, an object with attributes of the
+// fields' names.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstdint>
 #include <type_traits>
@@ -18,31 +23,144 @@ void bind_faults(py::module_& module);
 void bind_build_info(py::module_& module);
 #endif
 
-namespace {
+namespace mdssd {
 
-// Python passes an address for a pointer and a number for a DType.
-template <class T>
-using FromPython =
-    std::conditional_t<std::is_pointer_v<T>, uintptr_t,
-                       std::conditional_t<std::is_same_v<T, mdssd::DType>, int, T>>;
+// The fields of each settings struct. visit(name, field) is called for one after the other; `name`
+// is an interned Python string.
+#define FIELD(name)                                                      \
+  do {                                                                   \
+    static PyObject* const interned = PyUnicode_InternFromString(#name); \
+    visit(py::handle(interned), settings.name);                          \
+  } while (false)
 
-template <class T>
-T to_native(FromPython<T> value) {
-  if constexpr (std::is_pointer_v<T>) {
-    return reinterpret_cast<T>(value);
-  } else {
-    return static_cast<T>(value);
-  }
+template <class Visit>
+void visit_fields(BoxCodingSettings& settings, const Visit& visit) {
+  FIELD(v0);
+  FIELD(v1);
 }
 
-template <class Result, class... Arguments>
-void bind(py::module_& module, const char* name, Result (*function)(Arguments...)) {
+template <class Visit>
+void visit_fields(MatchPriorsSettings& settings, const Visit& visit) {
+  FIELD(iou_threshold);
+  FIELD(iou_eps);
+  FIELD(corners);
+}
+
+template <class Visit>
+void visit_fields(EncodeTargetsSettings& settings, const Visit& visit) {
+  FIELD(iou_threshold);
+  FIELD(v0);
+  FIELD(v1);
+  FIELD(iou_eps);
+}
+
+template <class Visit>
+void visit_fields(NmsSettings& settings, const Visit& visit) {
+  FIELD(iou_threshold);
+  FIELD(iou_eps);
+}
+
+template <class Visit>
+void visit_fields(MultiboxLossSettings& settings, const Visit& visit) {
+  FIELD(neg_pos_ratio);
+  FIELD(per_image);
+}
+
+template <class Visit>
+void visit_fields(DetectionOutputSettings& settings, const Visit& visit) {
+  FIELD(score_threshold);
+  FIELD(nms_threshold);
+  FIELD(top_k);
+  FIELD(max_detections);
+  FIELD(v0);
+  FIELD(v1);
+  FIELD(softmax);
+  FIELD(per_class);
+  FIELD(keep_empty);
+  FIELD(iou_eps);
+  FIELD(max_log_scale);
+  FIELD(clip_width);
+  FIELD(clip_height);
+}
+
+#undef FIELD
+
+}  // namespace mdssd
+
+namespace {
+
+// What Python passes for a parameter of type T.
+template <class T>
+struct FromPython {
+  T value{};
+  void read(py::handle from) { value = from.cast<T>(); }
+};
+
+template <>
+struct FromPython<mdssd::DType> {
+  mdssd::DType value{};
+  void read(py::handle from) { value = static_cast<mdssd::DType>(from.cast<int>()); }
+};
+
+template <class T>
+struct FromPython<T*> {
+  T* value = nullptr;
+  void read(py::handle from) {
+    static PyObject* const data_ptr = PyUnicode_InternFromString("data_ptr");
+    if (from.is_none()) return;
+    py::object address = py::reinterpret_borrow<py::object>(from);
+    if (!PyLong_Check(from.ptr())) {
+      address = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(from.ptr(), data_ptr));
+      if (!address) throw py::error_already_set();
+    }
+    value = static_cast<T*>(PyLong_AsVoidPtr(address.ptr()));
+    if (PyErr_Occurred()) throw py::error_already_set();
+  }
+};
+
+template <class T>
+struct FromPython<const T&> {  // settings
+  T value{};
+  void read(py::handle from) {
+    visit_fields(value, [&](py::handle name, auto& field) {
+      field = from.attr(name).template cast<std::decay_t<decltype(field)>>();
+    });
+  }
+};
+
+}  // namespace
+
+// One conversion for all parameters: that of FromPython, when the call's arguments are loaded.
+namespace pybind11::detail {
+template <class T>
+struct type_caster<FromPython<T>> {
+  PYBIND11_TYPE_CASTER(FromPython<T>, const_name("object"));
+  bool load(handle from, bool) {
+    value.read(from);
+    return true;
+  }
+};
+}  // namespace pybind11::detail
+
+namespace {
+
+template <class Result, class... Parameters>
+void bind(py::module_& module, const char* name, Result (*function)(Parameters...)) {
   module.def(
       name,
-      [function](FromPython<Arguments>... arguments) {
-        return function(to_native<Arguments>(arguments)...);
+      [function](const FromPython<Parameters>&... arguments) {
+        return function(arguments.value...);
       },
       py::call_guard<py::gil_scoped_release>());
+}
+
+// The names of a settings struct's fields, for the test that compares them with Python's.
+template <class Settings>
+py::list field_names() {
+  py::list names;
+  Settings settings{};
+  visit_fields(settings, [&](py::handle name, auto&) { names.append(name); });
+  return names;
 }
 
 #define MDSSD_BIND(name) bind(module, #name, mdssd::name)
@@ -99,10 +217,24 @@ void bind_cuda(py::module_& module) {
 
 #undef MDSSD_BIND
 
+void bind_settings_fields(py::module_& module) {
+  py::dict fields;
+#define MDSSD_FIELDS(name) fields[#name] = field_names<mdssd::name>()
+  MDSSD_FIELDS(BoxCodingSettings);
+  MDSSD_FIELDS(MatchPriorsSettings);
+  MDSSD_FIELDS(EncodeTargetsSettings);
+  MDSSD_FIELDS(NmsSettings);
+  MDSSD_FIELDS(MultiboxLossSettings);
+  MDSSD_FIELDS(DetectionOutputSettings);
+#undef MDSSD_FIELDS
+  module.attr("settings_fields") = fields;
+}
+
 }  // namespace
 
 #ifdef MDSSD_SIMT
 PYBIND11_MODULE(_simt, module) {
+  bind_settings_fields(module);
   module.def("set_shuffle", &simt::set_shuffle);
   bind_faults(module);
   bind_cuda(module);
@@ -110,6 +242,7 @@ PYBIND11_MODULE(_simt, module) {
 #else
 PYBIND11_MODULE(_C, module) {
   bind_build_info(module);
+  bind_settings_fields(module);
   bind_cpu(module);
 #ifdef MDSSD_WITH_CUDA
   bind_cuda(module);

@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "inline.h"
+#include "ops.h"
 
 namespace mdssd {
 
@@ -115,18 +116,22 @@ MDSSD_INLINE Box<T> decode(Offsets<T> o, CentreBox<T> p, T v0, T v1, Exp exp) {
   return {cx - half_w, cy - half_h, cx + half_w, cy + half_h};
 }
 
-// Limits on a decoded box: log_scale caps the logarithm of its size relative to the prior, and the
-// others clip its corners. An infinite limit changes nothing, and a NaN stays a NaN.
+// How detection_output decodes: the variances, the limit of log(size / prior's size), and the limits
+// of the corners. A limit that is not set is infinite and changes nothing. A NaN stays.
 template <class T>
-struct Limits {
-  T log_scale, low, width, height;
+struct Decoding {
+  T v0, v1, max_log_scale, low, width, height;
 };
 
 template <class T>
-Limits<T> make_limits(double max_log_scale, double clip_width, double clip_height) {
-  const bool clips = clip_width < std::numeric_limits<double>::infinity();
-  return {T(max_log_scale), clips ? T(0) : -std::numeric_limits<T>::infinity(), T(clip_width),
-          T(clip_height)};
+Decoding<T> make_decoding(const DetectionOutputSettings& settings) {
+  constexpr double infinity = std::numeric_limits<double>::infinity();
+  return {T(settings.v0),
+          T(settings.v1),
+          T(settings.max_log_scale.value_or(infinity)),
+          T(settings.clip_width ? 0 : -infinity),
+          T(settings.clip_width.value_or(infinity)),
+          T(settings.clip_height.value_or(infinity))};
 }
 
 template <class T>
@@ -135,9 +140,9 @@ MDSSD_INLINE T clamp(T x, T low, T high) {
 }
 
 template <class T, class Exp>
-MDSSD_INLINE Box<T> decode(Offsets<T> o, CentreBox<T> p, T v0, T v1, Exp exp, Limits<T> to) {
-  const auto limited_exp = [=](T x) { return exp(x > to.log_scale ? to.log_scale : x); };
-  const Box<T> b = decode(o, p, v0, v1, limited_exp);
+MDSSD_INLINE Box<T> decode(Offsets<T> o, CentreBox<T> p, Exp exp, Decoding<T> to) {
+  const auto limited_exp = [=](T x) { return exp(x > to.max_log_scale ? to.max_log_scale : x); };
+  const Box<T> b = decode(o, p, to.v0, to.v1, limited_exp);
   return {clamp(b.x1, to.low, to.width), clamp(b.y1, to.low, to.height),
           clamp(b.x2, to.low, to.width), clamp(b.y2, to.low, to.height)};
 }

@@ -1,19 +1,72 @@
-// Every native entry point, declared once: raw pointers, int64_t sizes, for the GPU a stream.
+// The interface of the native backends: every settings struct and every entry point, declared once.
 //
-// All arrays are dense and row-major unless a parameter says otherwise; S is the storage type named
-// by `dtype`, W the type of the computation (float, or double where S is double). Pointers may be
-// null where the array is empty. Results do not depend on `threads`.
+// Parameters come in one order: the input arrays, their sizes, the settings, the result arrays and,
+// last, the dtype and where to run. Arrays are dense and row-major unless a comment says otherwise.
+// S is the storage type that `dtype` names; W is the type of the computation: double if S is double,
+// float otherwise. The pointer to an empty array may be null. `images`, `classes`, `channels` and
+// `pixels` are numbers; `num_priors` and `num_boxes` are so called because `priors` and `boxes` are
+// arrays. `count` is a number of detections. Results do not depend on `threads`.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 namespace mdssd {
 
 // A cudaStream_t.
 using Stream = void*;
 
-// The order is that of FLOATS in mdssd/ops/_dispatch.py.
+// The order is that of FLOATS in mdssd/ops/_tensors.py.
 enum class DType : int { kFloat32, kFloat16, kBFloat16, kFloat64 };
+
+// The settings of the operators. Each struct has the name and the fields of a class in
+// mdssd/ops/_settings.py, from which csrc/bind.cpp fills it. An empty optional means "no limit".
+
+struct BoxCodingSettings {
+  double v0;  // variance of the centre
+  double v1;  // variance of the size
+};
+
+struct MatchPriorsSettings {
+  double iou_threshold;  // least IoU of a match
+  double iou_eps;        // added to the area of the union
+  bool corners;          // the priors are x1, y1, x2, y2 instead of centre and size
+};
+
+struct EncodeTargetsSettings {
+  double iou_threshold;  // least IoU of a match
+  double v0;             // variance of the centre
+  double v1;             // variance of the size
+  double iou_eps;        // added to the area of the union
+};
+
+struct NmsSettings {
+  double iou_threshold;  // a box is kept if its IoU with every kept box is at most this
+  double iou_eps;        // added to the area of the union
+};
+
+struct MultiboxLossSettings {
+  double neg_pos_ratio;  // mined negatives per positive
+  bool per_image;        // one loss per image instead of one per batch
+};
+
+struct DetectionOutputSettings {
+  double score_threshold;               // a score must be above this
+  double nms_threshold;                 // NMS keeps an IoU of at most this
+  int64_t top_k;                        // candidates of a class that enter NMS
+  int64_t max_detections;               // rows of the result
+  double v0;                            // variance of the centre
+  double v1;                            // variance of the size
+  bool softmax;                         // if false, the logits are scores
+  bool per_class;                       // each class has rows of its own
+  bool keep_empty;                      // if false, boxes of zero area suppress one another
+  double iou_eps;                       // added to the area of the union
+  std::optional<double> max_log_scale;  // largest log(size / prior's size) of a decoded box
+  std::optional<double> clip_width;     // decoded boxes are clipped to this width ...
+  std::optional<double> clip_height;    // ... and this height; both are set or neither
+};
+
+// --- CPU -----------------------------------------------------------------------------------------
 
 // a [n, 4], b [m, 4] -> iou [n, m], all S.
 void box_iou_cpu(const void* a, int64_t n, const void* b, int64_t m, void* iou, DType dtype,
@@ -22,61 +75,69 @@ void box_iou_cpu(const void* a, int64_t n, const void* b, int64_t m, void* iou, 
 void box_iou_backward_cpu(const void* grad, const void* a, int64_t n, const void* b, int64_t m,
                           void* grad_a, void* grad_b, DType dtype, int threads);
 
-// boxes or loc [rows, 4] S, priors [period, 4] W: row i belongs to prior i % period.
-void encode_boxes_cpu(const void* boxes, const void* priors, int64_t rows, int64_t period,
-                      double v0, double v1, void* loc, DType dtype, int threads);
+// boxes and loc [rows, 4] S, priors [num_priors, 4] W. Row i belongs to prior i % num_priors.
+void encode_boxes_cpu(const void* boxes, const void* priors, int64_t rows, int64_t num_priors,
+                      const BoxCodingSettings& settings, void* loc, DType dtype, int threads);
 void encode_boxes_backward_cpu(const void* grad, const void* boxes, const void* priors,
-                               int64_t rows, int64_t period, double v0, double v1,
+                               int64_t rows, int64_t num_priors, const BoxCodingSettings& settings,
                                void* grad_boxes, DType dtype, int threads);
-void decode_boxes_cpu(const void* loc, const void* priors, int64_t rows, int64_t period, double v0,
-                      double v1, void* boxes, DType dtype, int threads);
+void decode_boxes_cpu(const void* loc, const void* priors, int64_t rows, int64_t num_priors,
+                      const BoxCodingSettings& settings, void* boxes, DType dtype, int threads);
 void decode_boxes_backward_cpu(const void* grad, const void* loc, const void* priors, int64_t rows,
-                               int64_t period, double v0, double v1, void* grad_loc, DType dtype,
-                               int threads);
+                               int64_t num_priors, const BoxCodingSettings& settings,
+                               void* grad_loc, DType dtype, int threads);
 
-// gt [offsets[images], 4], priors [count, 4], both float32 or float64 by `dtype`; `corners`: the
-// priors are xyxy; offsets [images + 1]; index [images, count], iou [images, count] float32.
+// gt [offsets[images], 4] W, offsets [images + 1], priors [num_priors, 4] W ->
+// index [images, num_priors], iou [images, num_priors].
 void match_priors_cpu(const void* gt, const int64_t* offsets, int64_t images, const void* priors,
-                      bool corners, int64_t count, double iou_threshold, double iou_eps,
-                      int64_t* index, float* iou, DType dtype, int threads);
-// The same match, then loc [images, count, 4] as `gt` and labels [images, count].
+                      int64_t num_priors, const MatchPriorsSettings& settings, int64_t* index,
+                      float* iou, DType dtype, int threads);
+// Also gt_labels [offsets[images]] -> loc [images, num_priors, 4] W, labels [images, num_priors].
 void encode_targets_cpu(const void* gt, const int64_t* gt_labels, const int64_t* offsets,
-                        int64_t images, const void* priors, int64_t count, double iou_threshold,
-                        double iou_eps, double v0, double v1, void* loc, int64_t* labels,
+                        int64_t images, const void* priors, int64_t num_priors,
+                        const EncodeTargetsSettings& settings, void* loc, int64_t* labels,
                         DType dtype, int threads);
 
-// images [count, height, width, channels] -> out [count, out_height, out_width, channels].
-void resize_cpu(const uint8_t* images, int64_t count, int64_t height, int64_t width,
-                int64_t channels, int64_t out_height, int64_t out_width, uint8_t* out, int threads);
+// boxes [num_boxes, 4] W, scores [num_boxes] W, idxs [num_boxes] or null -> keep [num_boxes].
+// Returns how many entries of keep are set; the others are left as they are.
+int64_t nms_cpu(const void* boxes, const void* scores, const int64_t* idxs, int64_t num_boxes,
+                const NmsSettings& settings, int64_t* keep, DType dtype, int threads);
 
-// boxes [count, 4], scores [count], float32 or float64; idxs [count] or null; keep [count].
-// Returns how many entries of keep are set.
-int64_t nms_cpu(const void* boxes, const void* scores, const int64_t* idxs, int64_t count,
-                double iou_threshold, double iou_eps, int64_t* keep, DType dtype, int threads);
-
-// loc [images, count, 4] S, logits [images, count, classes] S, priors [count, 4] W ->
-// boxes [images, max_detections, 4] W, scores W, labels, found [images]. The results hold zeros.
-// Without `softmax` the logits are scores; `per_class`: each image has results for every class but
-// the background; without `keep_empty` boxes of zero area suppress one another; an infinite
-// max_log_scale is no limit, nor are infinite clip_width and clip_height.
+// loc [images, num_priors, 4] S, logits [images, num_priors, classes] S, priors [num_priors, 4] W ->
+// boxes [lists, max_detections, 4] W, scores [lists, max_detections] W, labels, count [lists].
+// `lists` is images or, with per_class, images * (classes - 1). The results must hold zeros.
 void detection_output_cpu(const void* loc, const void* logits, const void* priors, int64_t images,
-                          int64_t count, int64_t classes, double score_threshold,
-                          double nms_threshold, int64_t top_k, int64_t max_detections, double v0,
-                          double v1, bool softmax, bool per_class, bool keep_empty, double iou_eps,
-                          double max_log_scale, double clip_width, double clip_height, void* boxes,
-                          void* scores, int64_t* labels, int64_t* found, DType dtype, int threads);
+                          int64_t num_priors, int64_t classes,
+                          const DetectionOutputSettings& settings, void* boxes, void* scores,
+                          int64_t* labels, int64_t* count, DType dtype, int threads);
+
+// loc [images, num_priors, 4] S, logits [images, num_priors, classes] S, loc_targets like loc but W,
+// labels [images, num_priors] -> losses [2, groups] W (localisation, confidence),
+// selected [images, num_priors], normaliser [groups], which is max(1, positives). A group is an
+// image with per_image, else the batch. Returns false if a label is outside [0, classes); the
+// results are then meaningless.
+bool multibox_loss_cpu(const void* loc, const void* logits, const void* loc_targets,
+                       const int64_t* labels, int64_t images, int64_t num_priors, int64_t classes,
+                       const MultiboxLossSettings& settings, void* losses, bool* selected,
+                       int64_t* normaliser, DType dtype, int threads);
+// The gradients of the two losses, divided by the normaliser, are [groups] W, and a group has
+// group_rows rows -> grad_loc, grad_logits S.
+void multibox_loss_backward_cpu(const void* grad_loc_loss, const void* grad_conf_loss,
+                                const void* loc, const void* logits, const void* loc_targets,
+                                const int64_t* labels, const bool* selected, int64_t rows,
+                                int64_t group_rows, int64_t classes, void* grad_loc,
+                                void* grad_logits, DType dtype, int threads);
 
 // x, y [images, channels, pixels] S, or [images, pixels, channels] if channels_last;
 // scale [channels] W; rnorm [images, pixels] W, the reciprocal of each pixel's norm.
-void l2norm_cpu(const void* x, const void* scale, double eps, int64_t images, int64_t channels,
-                int64_t pixels, bool channels_last, void* y, void* rnorm, DType dtype,
-                int threads);
+void l2norm_cpu(const void* x, const void* scale, int64_t images, int64_t channels, int64_t pixels,
+                bool channels_last, double eps, void* y, void* rnorm, DType dtype, int threads);
 void l2norm_backward_cpu(const void* grad, const void* x, const void* scale, const void* rnorm,
                          int64_t images, int64_t channels, int64_t pixels, bool channels_last,
                          void* grad_x, void* grad_scale, DType dtype, int threads);
 void l2norm_add_relu_cpu(const void* a, const void* b, const void* scale_a, const void* scale_b,
-                         double eps, int64_t images, int64_t channels, int64_t pixels,
-                         bool channels_last, void* y, void* rnorm_a, void* rnorm_b, DType dtype,
+                         int64_t images, int64_t channels, int64_t pixels, bool channels_last,
+                         double eps, void* y, void* rnorm_a, void* rnorm_b, DType dtype,
                          int threads);
 void l2norm_add_relu_backward_cpu(const void* grad, const void* y, const void* a, const void* b,
                                   const void* scale_a, const void* scale_b, const void* rnorm_a,
@@ -85,80 +146,71 @@ void l2norm_add_relu_backward_cpu(const void* grad, const void* y, const void* a
                                   void* grad_scale_a, void* grad_scale_b, DType dtype,
                                   int threads);
 
-// loc [images, count, 4] S, logits [images, count, classes] S, loc_targets as loc in W,
-// labels [images, count] -> losses [2, groups] W (localisation, confidence), selected [images,
-// count], normaliser [groups] (max(1, positives)). A group is an image if per_image, else the batch.
-// Returns false, with results of no meaning, if a label is not in [0, classes).
-bool multibox_loss_cpu(const void* loc, const void* logits, const void* loc_targets,
-                       const int64_t* labels, int64_t images, int64_t count, int64_t classes,
-                       double neg_pos_ratio, bool per_image, void* losses, bool* selected,
-                       int64_t* normaliser, DType dtype, int threads);
-// Gradients of the two losses, already over the normaliser, [groups] of group_rows rows each, W ->
-// grad_loc, grad_logits S.
-void multibox_loss_backward_cpu(const void* grad_loc_loss, const void* grad_conf_loss,
-                                const void* loc, const void* logits, const void* loc_targets,
-                                const int64_t* labels, const bool* selected, int64_t rows,
-                                int64_t group_rows, int64_t classes, void* grad_loc,
-                                void* grad_logits, DType dtype, int threads);
+// images [num_images, height, width, channels] -> out [num_images, out_height, out_width, channels].
+void resize_cpu(const uint8_t* images, int64_t num_images, int64_t height, int64_t width,
+                int64_t channels, int64_t out_height, int64_t out_width, uint8_t* out, int threads);
 
-// The CUDA side. Arrays are on the device unless said otherwise and start at a multiple of 16 bytes;
-// nothing waits for the device. A `workspace` has the bytes that the function named *_workspace says.
+// --- CUDA ----------------------------------------------------------------------------------------
+//
+// The shapes are those of the CPU functions unless a comment says otherwise. Arrays are on the device
+// and start at a multiple of 16 bytes. No function waits for the device. A `workspace` has the
+// number of bytes that the function named *_workspace returns.
 
 void box_iou_cuda(const void* a, int64_t n, const void* b, int64_t m, void* iou, DType dtype,
                   Stream stream);
 void box_iou_backward_cuda(const void* grad, const void* a, int64_t n, const void* b, int64_t m,
                            void* grad_a, void* grad_b, DType dtype, Stream stream);
-void encode_boxes_cuda(const void* boxes, const void* priors, int64_t rows, int64_t period,
-                       double v0, double v1, void* loc, DType dtype, Stream stream);
+
+void encode_boxes_cuda(const void* boxes, const void* priors, int64_t rows, int64_t num_priors,
+                       const BoxCodingSettings& settings, void* loc, DType dtype, Stream stream);
 void encode_boxes_backward_cuda(const void* grad, const void* boxes, const void* priors,
-                                int64_t rows, int64_t period, double v0, double v1,
+                                int64_t rows, int64_t num_priors, const BoxCodingSettings& settings,
                                 void* grad_boxes, DType dtype, Stream stream);
-void decode_boxes_cuda(const void* loc, const void* priors, int64_t rows, int64_t period, double v0,
-                       double v1, void* boxes, DType dtype, Stream stream);
+void decode_boxes_cuda(const void* loc, const void* priors, int64_t rows, int64_t num_priors,
+                       const BoxCodingSettings& settings, void* boxes, DType dtype, Stream stream);
 void decode_boxes_backward_cuda(const void* grad, const void* loc, const void* priors, int64_t rows,
-                                int64_t period, double v0, double v1, void* grad_loc, DType dtype,
-                                Stream stream);
+                                int64_t num_priors, const BoxCodingSettings& settings,
+                                void* grad_loc, DType dtype, Stream stream);
 
-// gt [offsets[images], 4] S (not double), priors [count, 4] float32; offsets [images + 1] on the
-// host, read before the call returns. The workspace's `boxes` are offsets[images].
-int64_t match_priors_workspace(int64_t boxes);
+// gt S, but not double; priors float; offsets on the host, read before the call returns.
 void match_priors_cuda(const void* gt, const int64_t* offsets, int64_t images, const void* priors,
-                       bool corners, int64_t count, double iou_threshold, double iou_eps,
-                       void* workspace, int64_t* index, float* iou, DType dtype, Stream stream);
-// loc [images, count, 4] S, labels [images, count]; workspace of match_priors.
+                       int64_t num_priors, const MatchPriorsSettings& settings, int64_t* index,
+                       float* iou, void* workspace, DType dtype, Stream stream);
+// gt and loc S, but not double.
 void encode_targets_cuda(const void* gt, const int64_t* gt_labels, const int64_t* offsets,
-                         int64_t images, const void* priors, int64_t count, double iou_threshold,
-                         double iou_eps, double v0, double v1, void* workspace, void* loc,
-                         int64_t* labels, DType dtype, Stream stream);
+                         int64_t images, const void* priors, int64_t num_priors,
+                         const EncodeTargetsSettings& settings, void* loc, int64_t* labels,
+                         void* workspace, DType dtype, Stream stream);
+// For both; num_truths is offsets[images].
+int64_t match_priors_workspace(int64_t num_truths);
 
-// boxes [count, 4] S; order [count], the boxes by falling score; idxs [count] or null ->
-// keep [count]: the kept ones in this order, then zeros; kept [1].
-int64_t nms_workspace(int64_t count, DType dtype);
-void nms_cuda(const void* boxes, const int64_t* order, const int64_t* idxs, int64_t count,
-              double iou_threshold, double iou_eps, void* workspace, int64_t* keep, int64_t* kept,
+// boxes [num_boxes, 4] S; order [num_boxes], the indices of the boxes by falling score ->
+// keep [num_boxes]: the kept ones in this order, then zeros; kept [1]: how many they are.
+void nms_cuda(const void* boxes, const int64_t* order, const int64_t* idxs, int64_t num_boxes,
+              const NmsSettings& settings, int64_t* keep, int64_t* kept, void* workspace,
               DType dtype, Stream stream);
+int64_t nms_workspace(int64_t num_boxes, DType dtype);
 
-// score_threshold below 1, top_k and max_detections up to 1024, count * classes up to 2^32.
+// S is not double. The score threshold is below 1, max_detections at most 1024, top_k at most 1024
+// or not below num_priors <= 1024, and num_priors * classes is at most 2^32.
 void detection_output_cuda(const void* loc, const void* logits, const void* priors, int64_t images,
-                           int64_t count, int64_t classes, double score_threshold,
-                           double nms_threshold, int64_t top_k, int64_t max_detections, double v0,
-                           double v1, bool softmax, bool per_class, bool keep_empty,
-                           double iou_eps, double max_log_scale, double clip_width,
-                           double clip_height, void* boxes, void* scores, int64_t* labels,
-                           int64_t* found, void* workspace, DType dtype, Stream stream);
-int64_t detection_output_workspace(int64_t images, int64_t count, int64_t classes, int64_t top_k,
-                                   int64_t max_detections);
+                           int64_t num_priors, int64_t classes,
+                           const DetectionOutputSettings& settings, void* boxes, void* scores,
+                           int64_t* labels, int64_t* count, void* workspace, DType dtype,
+                           Stream stream);
+int64_t detection_output_workspace(int64_t images, int64_t num_priors, int64_t classes,
+                                   const DetectionOutputSettings& settings);
 
-// loc_loss, conf_loss [groups] W; more than 2^31 - 1 priors or classes throw std::length_error. A label that
-// is not in [0, classes) gives a confidence loss of NaN.
+// loc_loss, conf_loss [groups] W. Throws std::length_error for more than 2^31 - 1 priors or classes.
+// A label outside [0, classes) makes the confidence loss NaN.
 void multibox_loss_cuda(const void* loc, const void* logits, const void* loc_targets,
-                        const int64_t* labels, int64_t images, int64_t count, int64_t classes,
-                        double neg_pos_ratio, bool per_image, void* loc_loss, void* conf_loss,
+                        const int64_t* labels, int64_t images, int64_t num_priors, int64_t classes,
+                        const MultiboxLossSettings& settings, void* loc_loss, void* conf_loss,
                         bool* selected, int64_t* normaliser, void* workspace, DType dtype,
                         Stream stream);
-int64_t multibox_loss_workspace(int64_t images, int64_t count, int64_t classes, bool per_image,
-                                DType dtype);
-// The gradients of the losses, W, and the normaliser, all [groups], are on the device.
+int64_t multibox_loss_workspace(int64_t images, int64_t num_priors, int64_t classes,
+                                const MultiboxLossSettings& settings, DType dtype);
+// The gradients of the losses, not yet divided by the normaliser, are [groups] W.
 void multibox_loss_backward_cuda(const void* grad_loc_loss, const void* grad_conf_loss,
                                  const void* loc, const void* logits, const void* loc_targets,
                                  const int64_t* labels, const bool* selected,
@@ -166,16 +218,15 @@ void multibox_loss_backward_cuda(const void* grad_loc_loss, const void* grad_con
                                  int64_t classes, void* grad_loc, void* grad_logits, DType dtype,
                                  Stream stream);
 
-void l2norm_cuda(const void* x, const void* scale, double eps, int64_t images, int64_t channels,
-                 int64_t pixels, bool channels_last, void* y, void* rnorm, DType dtype,
-                 Stream stream);
+void l2norm_cuda(const void* x, const void* scale, int64_t images, int64_t channels, int64_t pixels,
+                 bool channels_last, double eps, void* y, void* rnorm, DType dtype, Stream stream);
 void l2norm_backward_cuda(const void* grad, const void* x, const void* scale, const void* rnorm,
                           int64_t images, int64_t channels, int64_t pixels, bool channels_last,
                           void* grad_x, void* grad_scale, void* workspace, DType dtype,
                           Stream stream);
 void l2norm_add_relu_cuda(const void* a, const void* b, const void* scale_a, const void* scale_b,
-                          double eps, int64_t images, int64_t channels, int64_t pixels,
-                          bool channels_last, void* y, void* rnorm_a, void* rnorm_b, DType dtype,
+                          int64_t images, int64_t channels, int64_t pixels, bool channels_last,
+                          double eps, void* y, void* rnorm_a, void* rnorm_b, DType dtype,
                           Stream stream);
 void l2norm_add_relu_backward_cuda(const void* grad, const void* y, const void* a, const void* b,
                                    const void* scale_a, const void* scale_b, const void* rnorm_a,
@@ -183,10 +234,10 @@ void l2norm_add_relu_backward_cuda(const void* grad, const void* y, const void* 
                                    int64_t pixels, bool channels_last, void* grad_a, void* grad_b,
                                    void* grad_scale_a, void* grad_scale_b, void* workspace,
                                    DType dtype, Stream stream);
-// Of either backward op: maps is 1, or 2 with add and ReLU.
+// For the two backward functions; maps is 1, or 2 with add and ReLU.
 int64_t l2norm_workspace(int64_t maps, int64_t channels, DType dtype);
 
-void resize_cuda(const uint8_t* images, int64_t count, int64_t height, int64_t width,
+void resize_cuda(const uint8_t* images, int64_t num_images, int64_t height, int64_t width,
                  int64_t channels, int64_t out_height, int64_t out_width, uint8_t* out,
                  Stream stream);
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mdssd import ops
-from mdssd.ops import _dispatch
+from mdssd.ops import _modules
 from mdssd.version import __version__
 
 
@@ -50,9 +50,9 @@ def info() -> str:
 
 
 def _native_lines() -> list[str]:
-    native = _dispatch.native
+    native = _modules.native
     if native is None:
-        return [f"cpp       not available: {_dispatch.native_error}"]
+        return [f"cpp       not available: {_modules.native_error}"]
     build = native.build_info()
     lines = [f"cpp       built by {build['compiler']}, {build['build_type']}"]
     if build["cuda"]:
@@ -76,7 +76,7 @@ def _triton_line() -> str:
 
 
 def _device_lines() -> list[str]:
-    native = _dispatch.native
+    native = _modules.native
     lines = [f"device    cpu: {_cpu_name()}"]
     for index in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(index)

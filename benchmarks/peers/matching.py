@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.generators import Truth
 from mdssd import ops
-from mdssd.ops.matching import to_xyxy
+from mdssd.ops.reference.boxes import to_xyxy
 
 THRESHOLD = 0.5
 Pair = tuple[Tensor, Tensor]

@@ -111,12 +111,12 @@ MDSSD_SIMD void decode_gradients(const S* grad, const S* loc, const T* priors, i
 
 // Calls body(first row, rows, first prior) on pieces that do not cross the end of the priors.
 template <class Body>
-void for_coded_rows(int64_t rows, int64_t period, int threads, const Body& body) {
+void for_coded_rows(int64_t rows, int64_t num_priors, int threads, const Body& body) {
   if (rows == 0) return;
-  const int64_t pieces = (period + kRows - 1) / kRows;
-  parallel_for(threads, rows / period * pieces, [&](int64_t task) {
+  const int64_t pieces = (num_priors + kRows - 1) / kRows;
+  parallel_for(threads, rows / num_priors * pieces, [&](int64_t task) {
     const int64_t prior = task % pieces * kRows;
-    body(task / pieces * period + prior, std::min(kRows, period - prior), prior);
+    body(task / pieces * num_priors + prior, std::min(kRows, num_priors - prior), prior);
   });
 }
 
@@ -149,58 +149,58 @@ void box_iou_backward_cpu(const void* grad, const void* a, int64_t n, const void
   });
 }
 
-void encode_boxes_cpu(const void* boxes, const void* priors, int64_t rows, int64_t period,
-                      double v0, double v1, void* loc, DType dtype, int threads) {
+void encode_boxes_cpu(const void* boxes, const void* priors, int64_t rows, int64_t num_priors,
+                      const BoxCodingSettings& settings, void* loc, DType dtype, int threads) {
   with_storage(dtype, [&](auto storage) {
     using S = typename decltype(storage)::type;
     using T = Wide<S>;
-    for_coded_rows(rows, period, threads, [&](int64_t row, int64_t n, int64_t prior) {
+    for_coded_rows(rows, num_priors, threads, [&](int64_t row, int64_t n, int64_t prior) {
       encode_rows<S, T>(static_cast<const S*>(boxes) + 4 * row,
-                        static_cast<const T*>(priors) + 4 * prior, n, T(v0), T(v1),
-                        static_cast<S*>(loc) + 4 * row);
+                        static_cast<const T*>(priors) + 4 * prior, n, T(settings.v0),
+                        T(settings.v1), static_cast<S*>(loc) + 4 * row);
     });
   });
 }
 
 void encode_boxes_backward_cpu(const void* grad, const void* boxes, const void* priors,
-                               int64_t rows, int64_t period, double v0, double v1,
+                               int64_t rows, int64_t num_priors, const BoxCodingSettings& settings,
                                void* grad_boxes, DType dtype, int threads) {
   with_storage(dtype, [&](auto storage) {
     using S = typename decltype(storage)::type;
     using T = Wide<S>;
-    for_coded_rows(rows, period, threads, [&](int64_t row, int64_t n, int64_t prior) {
+    for_coded_rows(rows, num_priors, threads, [&](int64_t row, int64_t n, int64_t prior) {
       encode_gradients<S, T>(static_cast<const S*>(grad) + 4 * row,
                              static_cast<const S*>(boxes) + 4 * row,
-                             static_cast<const T*>(priors) + 4 * prior, n, T(v0), T(v1),
-                             static_cast<S*>(grad_boxes) + 4 * row);
+                             static_cast<const T*>(priors) + 4 * prior, n, T(settings.v0),
+                             T(settings.v1), static_cast<S*>(grad_boxes) + 4 * row);
     });
   });
 }
 
-void decode_boxes_cpu(const void* loc, const void* priors, int64_t rows, int64_t period, double v0,
-                      double v1, void* boxes, DType dtype, int threads) {
+void decode_boxes_cpu(const void* loc, const void* priors, int64_t rows, int64_t num_priors,
+                      const BoxCodingSettings& settings, void* boxes, DType dtype, int threads) {
   with_storage(dtype, [&](auto storage) {
     using S = typename decltype(storage)::type;
     using T = Wide<S>;
-    for_coded_rows(rows, period, threads, [&](int64_t row, int64_t n, int64_t prior) {
+    for_coded_rows(rows, num_priors, threads, [&](int64_t row, int64_t n, int64_t prior) {
       decode_rows<S, T>(static_cast<const S*>(loc) + 4 * row,
-                        static_cast<const T*>(priors) + 4 * prior, n, T(v0), T(v1),
-                        static_cast<S*>(boxes) + 4 * row);
+                        static_cast<const T*>(priors) + 4 * prior, n, T(settings.v0),
+                        T(settings.v1), static_cast<S*>(boxes) + 4 * row);
     });
   });
 }
 
 void decode_boxes_backward_cpu(const void* grad, const void* loc, const void* priors, int64_t rows,
-                               int64_t period, double v0, double v1, void* grad_loc, DType dtype,
-                               int threads) {
+                               int64_t num_priors, const BoxCodingSettings& settings,
+                               void* grad_loc, DType dtype, int threads) {
   with_storage(dtype, [&](auto storage) {
     using S = typename decltype(storage)::type;
     using T = Wide<S>;
-    for_coded_rows(rows, period, threads, [&](int64_t row, int64_t n, int64_t prior) {
+    for_coded_rows(rows, num_priors, threads, [&](int64_t row, int64_t n, int64_t prior) {
       decode_gradients<S, T>(static_cast<const S*>(grad) + 4 * row,
                              static_cast<const S*>(loc) + 4 * row,
-                             static_cast<const T*>(priors) + 4 * prior, n, T(v0), T(v1),
-                             static_cast<S*>(grad_loc) + 4 * row);
+                             static_cast<const T*>(priors) + 4 * prior, n, T(settings.v0),
+                             T(settings.v1), static_cast<S*>(grad_loc) + 4 * row);
     });
   });
 }

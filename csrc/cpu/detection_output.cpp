@@ -162,42 +162,37 @@ class Collector {
   int32_t priors_[kRows];
 };
 
-template <class T>
-struct Settings {
-  int64_t count, classes;
-  T score_threshold, nms_threshold;
-  int64_t top_k, max_detections;
-  T v0, v1;
-  bool softmax, per_class, keep_empty;
-  T iou_eps;
-  Limits<T> limits;
+struct Call {
+  int64_t images, num_priors, classes;
+  DetectionOutputSettings settings;
 };
 
 // Adds the rows of one image from `begin` to `end`, or with a stride above 1 some of them.
 template <class S>
 void collect(Collector<Wide<S>>& collector, const S* logits, int64_t begin, int64_t end,
-             int64_t stride, const Settings<Wide<S>>& at) {
+             int64_t stride, const Call& call) {
   using T = Wide<S>;
+  const T score_threshold = T(call.settings.score_threshold);
   // The margin covers the rounding of softmax; rows let through in error fail the exact test.
-  const T log_threshold = std::log(at.score_threshold) - T(1e-3);
+  const T log_threshold = std::log(score_threshold) - T(1e-3);
   constexpr bool same = std::is_same<S, T>::value;
   // Half floats are widened some rows at a time, to stay in the first cache.
-  const int64_t most = stride > 1 ? 1 : same ? end - begin : 4096 / at.classes + 1;
-  std::vector<T> wide(same ? 0 : most * at.classes);
+  const int64_t most = stride > 1 ? 1 : same ? end - begin : 4096 / call.classes + 1;
+  std::vector<T> wide(same ? 0 : most * call.classes);
   for (int64_t first = begin, rows; first < end; first += rows * stride) {
     rows = std::min(most, end - first);
-    const S* stored = logits + first * at.classes;
+    const S* stored = logits + first * call.classes;
     const T* x = wide.data();
     if constexpr (same)
       x = stored;
     else
-      widen_all(stored, rows * at.classes, wide.data());
+      widen_all(stored, rows * call.classes, wide.data());
     const auto next = [&](int64_t row) {
-      return at.softmax ? next_row(x, row, rows, at.classes, log_threshold)
-                        : next_scored_row(x, row, rows, at.classes, at.score_threshold);
+      return call.settings.softmax ? next_row(x, row, rows, call.classes, log_threshold)
+                                   : next_scored_row(x, row, rows, call.classes, score_threshold);
     };
     for (int64_t row = 0; (row = next(row)) < rows; ++row)
-      collector.add(x + row * at.classes, int32_t(first + row));
+      collector.add(x + row * call.classes, int32_t(first + row));
   }
   collector.finish();
 }
@@ -205,16 +200,16 @@ void collect(Collector<Wide<S>>& collector, const S* logits, int64_t begin, int6
 // For each class a score above which, by a sample of the priors, at least top_k are certain to lie
 // but for an input made to mislead.
 template <class S>
-std::vector<Wide<S>> sample_limits(const S* logits, const Settings<Wide<S>>& at) {
+std::vector<Wide<S>> sample_limits(const S* logits, const Call& call) {
   using T = Wide<S>;
-  std::vector<T> limits(at.classes, at.score_threshold);
-  if (at.count < 8 * at.top_k) return limits;
+  std::vector<T> limits(call.classes, T(call.settings.score_threshold));
+  if (call.num_priors < 8 * call.settings.top_k) return limits;
   // The sample's share of the best top_k, and five standard deviations of it.
-  const double share = double(at.top_k) / kStride;
+  const double share = double(call.settings.top_k) / kStride;
   const int64_t rank = int64_t(share + 5 * std::sqrt(share)) + 10;
-  Collector<T> collector(limits, rank, at.softmax);
-  collect(collector, logits, 0, at.count, kStride, at);
-  for (int64_t c = 1; c < at.classes; ++c) {
+  Collector<T> collector(limits, rank, call.settings.softmax);
+  collect(collector, logits, 0, call.num_priors, kStride, call);
+  for (int64_t c = 1; c < call.classes; ++c) {
     auto& list = collector.list(c);
     if (int64_t(list.size()) < rank) continue;
     keep_best(list, rank);
@@ -278,15 +273,16 @@ MDSSD_SIMD bool suppressed(Box<T> box, const BoxBlock<T, kSize>* blocks, size_t 
 // Writes the detections of one image from its candidates, and how many there are.
 template <class S>
 void detect(std::vector<Scored<Wide<S>>>& scored, const S* loc, const Wide<S>* priors,
-               const Settings<Wide<S>>& at, Wide<S>* boxes, Wide<S>* scores, int64_t* labels,
-               int64_t* counts) {
+            const Call& call, Wide<S>* boxes, Wide<S>* scores, int64_t* labels, int64_t* count) {
   using T = Wide<S>;
+  const DetectionOutputSettings& settings = call.settings;
+  const Decoding<T> decoding = make_decoding<T>(settings);
   const int64_t all = int64_t(scored.size());
-  std::vector<Kept<T>> kept(at.classes);
+  std::vector<Kept<T>> kept(call.classes);
   int64_t found = 0;
-  const int64_t most = at.per_class ? all : at.max_detections;
+  const int64_t most = settings.per_class ? all : settings.max_detections;
   // Most images end within the first chunk, and few candidates are sorted that are not needed.
-  const int64_t chunk = std::max<int64_t>(4096, 4 * std::min(at.max_detections, all));
+  const int64_t chunk = std::max<int64_t>(4096, 4 * std::min(settings.max_detections, all));
   for (int64_t begin = 0; begin < all && found < most; begin += chunk) {
     const int64_t end = std::min(all, begin + chunk);
     if (end < all)
@@ -296,21 +292,21 @@ void detect(std::vector<Scored<Wide<S>>>& scored, const S* loc, const Wide<S>* p
     for (int64_t i = begin; i < end && found < most; ++i) {
       const Scored<T>& s = scored[i];
       Kept<T>& own = kept[s.label];
-      if (own.seen++ >= at.top_k || own.count >= at.max_detections) continue;
+      if (own.seen++ >= settings.top_k || own.count >= settings.max_detections) continue;
       const int64_t prior = s.candidate.index;
       const S* o = loc + prior * 4;
       const T* p = priors + 4 * prior;
-      const Box<T> box =
-          decode(Offsets<T>{widen(o[0]), widen(o[1]), widen(o[2]), widen(o[3])},
-                 CentreBox<T>{p[0], p[1], p[2], p[3]}, at.v0, at.v1, VectorExp{}, at.limits);
-      if (!at.keep_empty && own.empty && area(box) == 0) continue;
+      const Box<T> box = decode(Offsets<T>{widen(o[0]), widen(o[1]), widen(o[2]), widen(o[3])},
+                                CentreBox<T>{p[0], p[1], p[2], p[3]}, VectorExp{}, decoding);
+      if (!settings.keep_empty && own.empty && area(box) == 0) continue;
       bool gone = false;
-      with_eps<T>(at.iou_eps, [&](auto eps) {
-        gone = suppressed(box, own.blocks.data(), own.blocks.size(), at.nms_threshold, eps);
+      with_eps<T>(settings.iou_eps, [&](auto eps) {
+        gone =
+            suppressed(box, own.blocks.data(), own.blocks.size(), T(settings.nms_threshold), eps);
       });
       if (gone) continue;
       const int64_t row =
-          at.per_class ? (s.label - 1) * at.max_detections + own.count : found;
+          settings.per_class ? (s.label - 1) * settings.max_detections + own.count : found;
       own.add(box);
       store4<T>(boxes + 4 * row, box.x1, box.y1, box.x2, box.y2);
       scores[row] = s.candidate.score;
@@ -318,21 +314,24 @@ void detect(std::vector<Scored<Wide<S>>>& scored, const S* loc, const Wide<S>* p
       ++found;
     }
   }
-  counts[0] = found;
-  if (at.per_class)
-    for (int64_t c = 1; c < at.classes; ++c) counts[c - 1] = kept[c].count;
+  count[0] = found;
+  if (settings.per_class)
+    for (int64_t c = 1; c < call.classes; ++c) count[c - 1] = kept[c].count;
 }
 
 template <class S>
-void detection_output(const S* loc, const S* logits, const Wide<S>* priors, int64_t images,
-                      Settings<Wide<S>> at, Wide<S>* boxes, Wide<S>* scores, int64_t* labels,
-                      int64_t* found, int threads) {
+void detection_output(const S* loc, const S* logits, const Wide<S>* priors, Call call,
+                      Wide<S>* boxes, Wide<S>* scores, int64_t* labels, int64_t* count,
+                      int threads) {
   using T = Wide<S>;
-  check_index("detection_output", at.count);
-  if (images == 0 || at.count == 0) return;
-  at.top_k = std::min(at.top_k, at.count);  // so that 2 * top_k does not overflow
+  const int64_t images = call.images, num_priors = call.num_priors, classes = call.classes;
+  DetectionOutputSettings& settings = call.settings;
+  const T score_threshold = T(settings.score_threshold);
+  check_index("detection_output", num_priors);
+  if (images == 0 || num_priors == 0) return;
+  settings.top_k = std::min(settings.top_k, num_priors);  // so that 2 * top_k does not overflow
 
-  const int64_t splits = std::min((2 * threads + images - 1) / images, (at.count + 1023) / 1024);
+  const int64_t splits = std::min((2 * threads + images - 1) / images, (num_priors + 1023) / 1024);
   std::vector<std::vector<T>> limits(images);
   std::vector<std::vector<Collector<T>>> collectors(images);
   const auto total = [&](int64_t image, int64_t c) {
@@ -343,24 +342,25 @@ void detection_output(const S* loc, const S* logits, const Wide<S>* priors, int6
   std::vector<int64_t> pending(images);
   for (int64_t image = 0; image < images; ++image) pending[image] = image;
   parallel_for(threads, images, [&](int64_t image) {
-    limits[image] = sample_limits(logits + image * at.count * at.classes, at);
+    limits[image] = sample_limits(logits + image * num_priors * classes, call);
   });
   while (!pending.empty()) {
     for (int64_t image : pending)
-      collectors[image].assign(splits, Collector<T>(limits[image], at.top_k, at.softmax));
+      collectors[image].assign(splits,
+                               Collector<T>(limits[image], settings.top_k, settings.softmax));
     parallel_for(threads, int64_t(pending.size()) * splits, [&](int64_t task) {
       const int64_t image = pending[task / splits], split = task % splits;
-      collect(collectors[image][split], logits + image * at.count * at.classes,
-              split * at.count / splits, (split + 1) * at.count / splits, 1, at);
+      collect(collectors[image][split], logits + image * num_priors * classes,
+              split * num_priors / splits, (split + 1) * num_priors / splits, 1, call);
     });
     // A sample that misled has left some class too few: once more without its limits.
     std::vector<int64_t> again;
     for (int64_t image : pending) {
       bool enough = true;
-      for (int64_t c = 1; c < at.classes; ++c)
-        enough &= limits[image][c] == at.score_threshold || total(image, c) >= at.top_k;
+      for (int64_t c = 1; c < classes; ++c)
+        enough &= limits[image][c] == score_threshold || total(image, c) >= settings.top_k;
       if (enough) continue;
-      limits[image].assign(at.classes, at.score_threshold);
+      limits[image].assign(classes, score_threshold);
       again.push_back(image);
     }
     pending.swap(again);
@@ -369,35 +369,31 @@ void detection_output(const S* loc, const S* logits, const Wide<S>* priors, int6
   parallel_for(threads, images, [&](int64_t image) {
     std::vector<Scored<T>> scored;
     int64_t candidates = 0;
-    for (int64_t c = 1; c < at.classes; ++c) candidates += total(image, c);
+    for (int64_t c = 1; c < classes; ++c) candidates += total(image, c);
     scored.reserve(candidates);
     for (auto& collector : collectors[image])
-      for (int64_t c = 1; c < at.classes; ++c)
+      for (int64_t c = 1; c < classes; ++c)
         for (const auto& candidate : collector.list(c)) scored.push_back({candidate, int32_t(c)});
-    const int64_t first = image * (at.per_class ? at.classes - 1 : 1);
-    const int64_t row = first * at.max_detections;
-    detect(scored, loc + image * at.count * 4, priors, at, boxes + 4 * row, scores + row,
-           labels + row, found + first);
+    const int64_t first = image * (settings.per_class ? classes - 1 : 1);
+    const int64_t row = first * settings.max_detections;
+    detect(scored, loc + image * num_priors * 4, priors, call, boxes + 4 * row, scores + row,
+           labels + row, count + first);
   });
 }
 
 }  // namespace
 
 void detection_output_cpu(const void* loc, const void* logits, const void* priors, int64_t images,
-                          int64_t count, int64_t classes, double score_threshold,
-                          double nms_threshold, int64_t top_k, int64_t max_detections, double v0,
-                          double v1, bool softmax, bool per_class, bool keep_empty, double iou_eps,
-                          double max_log_scale, double clip_width, double clip_height, void* boxes,
-                          void* scores, int64_t* labels, int64_t* found, DType dtype, int threads) {
+                          int64_t num_priors, int64_t classes,
+                          const DetectionOutputSettings& settings, void* boxes, void* scores,
+                          int64_t* labels, int64_t* count, DType dtype, int threads) {
+  const Call call = {images, num_priors, classes, settings};
   with_storage(dtype, [&](auto storage) {
     using S = typename decltype(storage)::type;
     using T = Wide<S>;
-    const Settings<T> at{count, classes, T(score_threshold), T(nms_threshold),
-                         top_k, max_detections, T(v0), T(v1), softmax, per_class, keep_empty,
-                         T(iou_eps), make_limits<T>(max_log_scale, clip_width, clip_height)};
     detection_output(static_cast<const S*>(loc), static_cast<const S*>(logits),
-                     static_cast<const T*>(priors), images, at, static_cast<T*>(boxes),
-                     static_cast<T*>(scores), labels, found, threads);
+                     static_cast<const T*>(priors), call, static_cast<T*>(boxes),
+                     static_cast<T*>(scores), labels, count, threads);
   });
 }
 

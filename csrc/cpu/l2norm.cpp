@@ -315,9 +315,8 @@ void backward(const Backward<S, kMaps>& p, const Shape& shape, int threads) {
 
 }  // namespace
 
-void l2norm_cpu(const void* x, const void* scale, double eps, int64_t images, int64_t channels,
-                int64_t pixels, bool channels_last, void* y, void* rnorm, DType dtype,
-                int threads) {
+void l2norm_cpu(const void* x, const void* scale, int64_t images, int64_t channels, int64_t pixels,
+                bool channels_last, double eps, void* y, void* rnorm, DType dtype, int threads) {
   with_storage(dtype, [&](auto storage) {
     using S = typename decltype(storage)::type;
     using T = Wide<S>;
@@ -347,8 +346,8 @@ void l2norm_backward_cpu(const void* grad, const void* x, const void* scale, con
 }
 
 void l2norm_add_relu_cpu(const void* a, const void* b, const void* scale_a, const void* scale_b,
-                         double eps, int64_t images, int64_t channels, int64_t pixels,
-                         bool channels_last, void* y, void* rnorm_a, void* rnorm_b, DType dtype,
+                         int64_t images, int64_t channels, int64_t pixels, bool channels_last,
+                         double eps, void* y, void* rnorm_a, void* rnorm_b, DType dtype,
                          int threads) {
   with_storage(dtype, [&](auto storage) {
     using S = typename decltype(storage)::type;

@@ -225,16 +225,18 @@ MDSSD_SIMD int best_lane(const PriorBlock<T>& block, int first, Box<T> truth, Ep
 template <class T>
 class Priors {
  public:
-  Priors(const T* rows, bool corners, int64_t count, int threads)
-      : count_(count), blocks_(new PriorBlock<T>[blocks()]) {
+  Priors(const T* rows, bool corners, int64_t num_priors, int threads)
+      : num_priors_(num_priors), blocks_(new PriorBlock<T>[blocks()]) {
     parallel_ranges(threads, blocks(), 16, [&](int64_t begin, int64_t end) {
       for (int64_t block = begin; block < end; ++block)
         load_block<T>(rows + 4 * block * kBlock, corners, size(block), blocks_[block]);
     });
   }
 
-  int64_t blocks() const { return (count_ + kBlock - 1) / kBlock; }
-  int size(int64_t block) const { return int(std::min<int64_t>(kBlock, count_ - block * kBlock)); }
+  int64_t blocks() const { return (num_priors_ + kBlock - 1) / kBlock; }
+  int size(int64_t block) const {
+    return int(std::min<int64_t>(kBlock, num_priors_ - block * kBlock));
+  }
   const PriorBlock<T>& operator[](int64_t block) const { return blocks_[block]; }
 
   template <class Eps>
@@ -245,21 +247,21 @@ class Priors {
   }
 
  private:
-  int64_t count_;
+  int64_t num_priors_;
   std::unique_ptr<PriorBlock<T>[]> blocks_;
 };
 
-// Matches the whole batch. Calls block_done(image, first prior, n, any, best) for each block, with
+// Matches the whole batch. `all` as for match_block. Calls block_done(image, first prior, n, any, best) for each block, with
 // what match_block gives, then force(image, best prior of each of its ground truths).
 template <class T, class Eps, class BlockDone, class Force>
 void match_batch(const T* truths, const int64_t* offsets, int64_t images, const T* prior_rows,
-                 bool corners, int64_t count, T iou_threshold, Eps eps, bool all, int threads,
+                 bool corners, int64_t num_priors, T iou_threshold, Eps eps, bool all, int threads,
                  const BlockDone& block_done, const Force& force) {
-  if (images == 0 || count == 0) return;
+  if (images == 0 || num_priors == 0) return;
   const int64_t truth_count = offsets[images];
   if (truth_count > std::numeric_limits<int32_t>::max())
     throw std::length_error("match_priors: more than 2^31 - 1 boxes");
-  const Priors<T> priors(prior_rows, corners, count, threads);
+  const Priors<T> priors(prior_rows, corners, num_priors, threads);
   // Splitting an image costs another row of best groups, so it is split only to occupy all threads.
   const int64_t splits = std::min<int64_t>(priors.blocks(), (2 * threads + images - 1) / images);
   std::vector<BestGroup<T>> best_groups(splits * truth_count);
@@ -339,14 +341,14 @@ MDSSD_SIMD void encode_pairs(Pairs<T>& pairs, T v0, T v1, T* loc) {
 }  // namespace
 
 void match_priors_cpu(const void* gt, const int64_t* offsets, int64_t images, const void* priors,
-                      bool corners, int64_t count, double iou_threshold, double iou_eps,
-                      int64_t* index, float* iou, DType dtype, int threads) {
+                      int64_t num_priors, const MatchPriorsSettings& settings, int64_t* index,
+                      float* iou, DType dtype, int threads) {
   with_wide(dtype, [&](auto storage) {
     using T = typename decltype(storage)::type;
-    const int64_t rows = images * count;
+    const int64_t rows = images * num_priors;
     const auto block_done = [&](int64_t image, int64_t first, int n, bool any,
                                 const BestTruth<T>& best) {
-      const int64_t row = image * count + first;
+      const int64_t row = image * num_priors + first;
       if (!any) {
         stream_fill(index + row, 0xff, n * sizeof(int64_t), rows * sizeof(int64_t));
         stream_fill(iou + row, 0, n * sizeof(float), rows * sizeof(float));
@@ -354,24 +356,25 @@ void match_priors_cpu(const void* gt, const int64_t* offsets, int64_t images, co
       }
       int64_t chosen[kBlock];
       float ious[kBlock];
-      choose(best, T(iou_threshold), chosen, ious);
+      choose(best, T(settings.iou_threshold), chosen, ious);
       stream_copy(index + row, chosen, n * sizeof(int64_t), rows * sizeof(int64_t));
       stream_copy(iou + row, ious, n * sizeof(float), rows * sizeof(float));
     };
     const auto force = [&](int64_t image, const std::vector<int64_t>& best_priors) {
       for (size_t k = 0; k < best_priors.size(); ++k)
-        index[image * count + best_priors[k]] = int64_t(k);
+        index[image * num_priors + best_priors[k]] = int64_t(k);
     };
-    with_eps<T>(iou_eps, [&](auto eps) {
+    with_eps<T>(settings.iou_eps, [&](auto eps) {
       match_batch(static_cast<const T*>(gt), offsets, images, static_cast<const T*>(priors),
-                  corners, count, T(iou_threshold), eps, true, threads, block_done, force);
+                  settings.corners, num_priors, T(settings.iou_threshold), eps, true, threads,
+                  block_done, force);
     });
   });
 }
 
 void encode_targets_cpu(const void* gt, const int64_t* gt_labels, const int64_t* offsets,
-                        int64_t images, const void* priors, int64_t count, double iou_threshold,
-                        double iou_eps, double v0, double v1, void* loc, int64_t* labels,
+                        int64_t images, const void* priors, int64_t num_priors,
+                        const EncodeTargetsSettings& settings, void* loc, int64_t* labels,
                         DType dtype, int threads) {
   with_wide(dtype, [&](auto storage) {
     using T = typename decltype(storage)::type;
@@ -379,16 +382,16 @@ void encode_targets_cpu(const void* gt, const int64_t* gt_labels, const int64_t*
     const auto* prior_rows = static_cast<const T*>(priors);
     auto* offsets_out = static_cast<T*>(loc);
     const int64_t label_size = sizeof(int64_t), loc_size = 4 * sizeof(T);
-    const int64_t rows = images * count;
+    const int64_t rows = images * num_priors;
     const auto block_done = [&](int64_t image, int64_t first, int n, bool any,
                                 const BestTruth<T>& best) {
-      const int64_t row = image * count + first;
+      const int64_t row = image * num_priors + first;
       Pairs<T> pairs;
       int matched[kBlock];
       int matches = 0;
       for (int i = 0; any && i < n; ++i) {
         matched[matches] = i;
-        matches += best.iou[i] >= T(iou_threshold);
+        matches += best.iou[i] >= T(settings.iou_threshold);
       }
       if (matches == 0) {
         stream_fill(offsets_out + 4 * row, 0, n * loc_size, rows * loc_size);
@@ -403,24 +406,24 @@ void encode_targets_cpu(const void* gt, const int64_t* gt_labels, const int64_t*
         pairs.add(i, load_box(truths, truth), prior_rows + 4 * (first + i));
         block_labels[i] = gt_labels[truth];
       }
-      encode_pairs(pairs, T(v0), T(v1), block_loc);
+      encode_pairs(pairs, T(settings.v0), T(settings.v1), block_loc);
       stream_copy(offsets_out + 4 * row, block_loc, n * loc_size, rows * loc_size);
       stream_copy(labels + row, block_labels, n * label_size, rows * label_size);
     };
     const auto force = [&](int64_t image, const std::vector<int64_t>& best_priors) {
       Pairs<T> pairs;
-      T* const image_loc = offsets_out + 4 * image * count;
+      T* const image_loc = offsets_out + 4 * image * num_priors;
       for (int64_t k = offsets[image]; k < offsets[image + 1]; ++k) {
         const int64_t prior = best_priors[k - offsets[image]];
         pairs.add(prior, load_box(truths, k), prior_rows + 4 * prior);
-        labels[image * count + prior] = gt_labels[k];
-        if (pairs.count == kBlock) encode_pairs(pairs, T(v0), T(v1), image_loc);
+        labels[image * num_priors + prior] = gt_labels[k];
+        if (pairs.count == kBlock) encode_pairs(pairs, T(settings.v0), T(settings.v1), image_loc);
       }
-      encode_pairs(pairs, T(v0), T(v1), image_loc);
+      encode_pairs(pairs, T(settings.v0), T(settings.v1), image_loc);
     };
-    with_eps<T>(iou_eps, [&](auto eps) {
-      match_batch(truths, offsets, images, prior_rows, false, count, T(iou_threshold), eps, false,
-                  threads, block_done, force);
+    with_eps<T>(settings.iou_eps, [&](auto eps) {
+      match_batch(truths, offsets, images, prior_rows, false, num_priors, T(settings.iou_threshold),
+                  eps, false, threads, block_done, force);
     });
   });
 }

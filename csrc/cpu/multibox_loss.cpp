@@ -155,22 +155,22 @@ double mine(const T* losses, const int64_t* labels, int64_t count, int64_t negat
 }
 
 template <class S>
-bool multibox_loss(const S* loc, const S* logits, const Wide<S>* loc_targets,
-                   const int64_t* labels, int64_t images, int64_t count, int64_t classes,
-                   double neg_pos_ratio, bool per_image, Wide<S>* losses, bool* selected,
+bool multibox_loss(const S* loc, const S* logits, const Wide<S>* loc_targets, const int64_t* labels,
+                   int64_t images, int64_t num_priors, int64_t classes,
+                   const MultiboxLossSettings& settings, Wide<S>* losses, bool* selected,
                    int64_t* normaliser, int threads) {
   using T = Wide<S>;
-  check_index("multibox_loss", count);
+  check_index("multibox_loss", num_priors);
 
   // Partial sums by image and piece, added up in that order below.
-  const int64_t pieces = (count + kRows - 1) / kRows;
+  const int64_t pieces = (num_priors + kRows - 1) / kRows;
   std::vector<Sums> piece_sums(images * pieces);
-  const std::unique_ptr<T[]> cross_entropy(new T[images * count]);
+  const std::unique_ptr<T[]> cross_entropy(new T[images * num_priors]);
   std::atomic<bool> labels_fit{true};
   parallel_for(threads, images * pieces, [&](int64_t task) {
     const int64_t first = task % pieces * kRows;
-    const int64_t begin = task / pieces * count + first;
-    const int64_t end = begin + std::min(kRows, count - first);
+    const int64_t begin = task / pieces * num_priors + first;
+    const int64_t end = begin + std::min(kRows, num_priors - first);
     uint64_t signs = 0;  // the first bit tells whether a label is below 0 or above the last class
     for (int64_t row = begin; row < end; ++row)
       signs |= uint64_t(labels[row]) | (uint64_t(classes - 1) - uint64_t(labels[row]));
@@ -202,16 +202,17 @@ bool multibox_loss(const S* loc, const S* logits, const Wide<S>* loc_targets,
       sums.confidence += part.confidence;
       sums.positives += part.positives;
     }
-    const double ratio_count = std::floor(neg_pos_ratio * double(sums.positives));
-    const int64_t background = count - sums.positives;
+    const double ratio_count = std::floor(settings.neg_pos_ratio * double(sums.positives));
+    const int64_t background = num_priors - sums.positives;
     const int64_t negatives =
         ratio_count < double(background) ? int64_t(ratio_count) : sums.positives ? background : 0;
     if (negatives == 0) return;
-    sums.confidence += mine(cross_entropy.get() + image * count, labels + image * count, count,
-                            negatives, selected + image * count);
+    sums.confidence += mine(cross_entropy.get() + image * num_priors, labels + image * num_priors,
+                            num_priors, negatives, selected + image * num_priors);
   });
 
-  const int64_t groups = per_image ? images : 1, group_images = per_image ? 1 : images;
+  const int64_t groups = settings.per_image ? images : 1;
+  const int64_t group_images = settings.per_image ? 1 : images;
   for (int64_t group = 0; group < groups; ++group) {
     Sums total;
     for (int64_t image = group * group_images; image < (group + 1) * group_images; ++image) {
@@ -257,17 +258,17 @@ void multibox_loss_backward(const Wide<S>* grad_loc_loss, const Wide<S>* grad_co
 }  // namespace
 
 bool multibox_loss_cpu(const void* loc, const void* logits, const void* loc_targets,
-                       const int64_t* labels, int64_t images, int64_t count, int64_t classes,
-                       double neg_pos_ratio, bool per_image, void* losses, bool* selected,
+                       const int64_t* labels, int64_t images, int64_t num_priors, int64_t classes,
+                       const MultiboxLossSettings& settings, void* losses, bool* selected,
                        int64_t* normaliser, DType dtype, int threads) {
   bool labels_fit = false;
   with_storage(dtype, [&](auto storage) {
     using S = typename decltype(storage)::type;
     using T = Wide<S>;
-    labels_fit = multibox_loss(static_cast<const S*>(loc), static_cast<const S*>(logits),
-                               static_cast<const T*>(loc_targets), labels, images, count, classes,
-                               neg_pos_ratio, per_image, static_cast<T*>(losses), selected,
-                               normaliser, threads);
+    labels_fit =
+        multibox_loss(static_cast<const S*>(loc), static_cast<const S*>(logits),
+                      static_cast<const T*>(loc_targets), labels, images, num_priors, classes,
+                      settings, static_cast<T*>(losses), selected, normaliser, threads);
   });
   return labels_fit;
 }

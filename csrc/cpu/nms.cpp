@@ -154,34 +154,34 @@ MDSSD_SIMD void suppress(const std::vector<Box<T>>& boxes, T threshold, Eps eps,
 
 // Indices by falling score.
 template <class T>
-std::vector<int32_t> sorted(const T* scores, int64_t count) {
-  std::vector<Keyed<decltype(falling_key(T()))>> items(count);
-  for (int64_t i = 0; i < count; ++i) items[i] = {falling_key(scores[i]), int32_t(i)};
+std::vector<int32_t> sorted(const T* scores, int64_t num_boxes) {
+  std::vector<Keyed<decltype(falling_key(T()))>> items(num_boxes);
+  for (int64_t i = 0; i < num_boxes; ++i) items[i] = {falling_key(scores[i]), int32_t(i)};
   radix_sort(items);
-  std::vector<int32_t> order(count);
-  for (int64_t i = 0; i < count; ++i) order[i] = items[i].index;
+  std::vector<int32_t> order(num_boxes);
+  for (int64_t i = 0; i < num_boxes; ++i) order[i] = items[i].index;
   return order;
 }
 
 template <class T, class Eps>
-int64_t nms(const T* boxes, const T* scores, const int64_t* idxs, int64_t count, T threshold,
+int64_t nms(const T* boxes, const T* scores, const int64_t* idxs, int64_t num_boxes, T threshold,
             Eps eps, int64_t* keep, int threads) {
-  check_index("nms", count);
-  if (count == 0) return 0;
-  const std::vector<int32_t> order = sorted(scores, count);
+  check_index("nms", num_boxes);
+  if (num_boxes == 0) return 0;
+  const std::vector<int32_t> order = sorted(scores, num_boxes);
 
   // Ranks in `order` by category, each category's by falling score.
-  std::vector<Keyed<uint64_t>> ranks(count);
-  const int64_t lowest = idxs ? *std::min_element(idxs, idxs + count) : 0;
-  for (int64_t rank = 0; rank < count; ++rank)
+  std::vector<Keyed<uint64_t>> ranks(num_boxes);
+  const int64_t lowest = idxs ? *std::min_element(idxs, idxs + num_boxes) : 0;
+  for (int64_t rank = 0; rank < num_boxes; ++rank)
     ranks[rank] = {idxs ? uint64_t(idxs[order[rank]]) - uint64_t(lowest) : 0, int32_t(rank)};
   if (idxs) radix_sort(ranks);
   std::vector<int64_t> starts;  // of each category in `ranks`, and the end
-  for (int64_t i = 0; i < count; ++i)
+  for (int64_t i = 0; i < num_boxes; ++i)
     if (i == 0 || ranks[i].key != ranks[i - 1].key) starts.push_back(i);
-  starts.push_back(count);
+  starts.push_back(num_boxes);
 
-  std::vector<char> kept(count);  // by rank
+  std::vector<char> kept(num_boxes);  // by rank
   parallel_for(threads, int64_t(starts.size()) - 1, [&](int64_t category) {
     const int64_t begin = starts[category], end = starts[category + 1];
     std::vector<Box<T>> own(end - begin);
@@ -191,21 +191,21 @@ int64_t nms(const T* boxes, const T* scores, const int64_t* idxs, int64_t count,
   });
 
   int64_t found = 0;
-  for (int64_t rank = 0; rank < count; ++rank)
+  for (int64_t rank = 0; rank < num_boxes; ++rank)
     if (kept[rank]) keep[found++] = order[rank];
   return found;
 }
 
 }  // namespace
 
-int64_t nms_cpu(const void* boxes, const void* scores, const int64_t* idxs, int64_t count,
-                double iou_threshold, double iou_eps, int64_t* keep, DType dtype, int threads) {
+int64_t nms_cpu(const void* boxes, const void* scores, const int64_t* idxs, int64_t num_boxes,
+                const NmsSettings& settings, int64_t* keep, DType dtype, int threads) {
   int64_t kept = 0;
   with_wide(dtype, [&](auto storage) {
     using T = typename decltype(storage)::type;
-    with_eps<T>(iou_eps, [&](auto eps) {
-      kept = nms(static_cast<const T*>(boxes), static_cast<const T*>(scores), idxs, count,
-                 T(iou_threshold), eps, keep, threads);
+    with_eps<T>(settings.iou_eps, [&](auto eps) {
+      kept = nms(static_cast<const T*>(boxes), static_cast<const T*>(scores), idxs, num_boxes,
+                 T(settings.iou_threshold), eps, keep, threads);
     });
   });
   return kept;

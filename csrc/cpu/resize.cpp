@@ -8,12 +8,12 @@
 
 namespace mdssd {
 
-void resize_cpu(const uint8_t* images, int64_t count, int64_t height, int64_t width,
+void resize_cpu(const uint8_t* images, int64_t num_images, int64_t height, int64_t width,
                 int64_t channels, int64_t out_height, int64_t out_width, uint8_t* out,
                 int threads) {
   std::vector<Tap> columns(out_width);
   for (int64_t x = 0; x < out_width; ++x) columns[x] = tap(x, width, out_width);
-  parallel_for(threads, count * out_height, [&](int64_t task) {
+  parallel_for(threads, num_images * out_height, [&](int64_t task) {
     const int64_t image = task / out_height;
     const Tap row = tap(task % out_height, height, out_height);
     const uint8_t* top = images + (image * height + row.index) * width * channels;

@@ -141,15 +141,15 @@ struct DecodeGradient {
 template <class S, class Row>
 __global__ void __launch_bounds__(kThreads)
     coding_kernel(const S* __restrict__ rows, const S* __restrict__ grad,
-                  const Wide<S>* __restrict__ priors, int64_t repeats, int64_t period, Wide<S> v0,
-                  Wide<S> v1, S* __restrict__ out) {
+                  const Wide<S>* __restrict__ priors, int64_t repeats, int64_t num_priors,
+                  Wide<S> v0, Wide<S> v1, S* __restrict__ out) {
   using T = Wide<S>;
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= period) return;
+  if (i >= num_priors) return;
   const Box<T> p = load_box(priors, i);
   const CentreBox<T> prior = {p.x1, p.y1, p.x2, p.y2};
   for (int64_t repeat = blockIdx.y; repeat < repeats; repeat += gridDim.y) {
-    const int64_t row = repeat * period + i;
+    const int64_t row = repeat * num_priors + i;
     const Box<T> incoming = grad ? load_box(grad, row) : Box<T>{0, 0, 0, 0};
     const Box<T> result = Row{}(load_box(rows, row), incoming, prior, v0, v1);
     store_four(out, row, result.x1, result.y1, result.x2, result.y2);
@@ -157,16 +157,17 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class Row>
-void code(const char* op, const void* rows, const void* grad, const void* priors, int64_t count,
-          int64_t period, double v0, double v1, void* out, DType dtype, Stream stream) {
-  if (count == 0) return;
+void code(const char* op, const void* rows, const void* grad, const void* priors, int64_t row_count,
+          int64_t num_priors, const BoxCodingSettings& settings, void* out, DType dtype,
+          Stream stream) {
+  if (row_count == 0) return;
   with_storage(dtype, [&](auto storage) {
     using S = typename decltype(storage)::type;
-    const int64_t repeats = count / period;
-    const dim3 grid(grid_size(period, kThreads), grid_size(repeats, 1, 65535));
+    const int64_t repeats = row_count / num_priors;
+    const dim3 grid(grid_size(num_priors, kThreads), grid_size(repeats, 1, 65535));
     launch(op, coding_kernel<S, Row>, grid, kThreads, stream, static_cast<const S*>(rows),
-           static_cast<const S*>(grad), static_cast<const Wide<S>*>(priors), repeats, period, v0,
-           v1, static_cast<S*>(out));
+           static_cast<const S*>(grad), static_cast<const Wide<S>*>(priors), repeats, num_priors,
+           settings.v0, settings.v1, static_cast<S*>(out));
   });
 }
 
@@ -197,28 +198,30 @@ void box_iou_backward_cuda(const void* grad, const void* a, int64_t n, const voi
   });
 }
 
-void encode_boxes_cuda(const void* boxes, const void* priors, int64_t rows, int64_t period,
-                       double v0, double v1, void* loc, DType dtype, Stream stream) {
-  code<Encode>("encode_boxes", boxes, nullptr, priors, rows, period, v0, v1, loc, dtype, stream);
+void encode_boxes_cuda(const void* boxes, const void* priors, int64_t rows, int64_t num_priors,
+                       const BoxCodingSettings& settings, void* loc, DType dtype, Stream stream) {
+  code<Encode>("encode_boxes", boxes, nullptr, priors, rows, num_priors, settings, loc, dtype,
+               stream);
 }
 
 void encode_boxes_backward_cuda(const void* grad, const void* boxes, const void* priors,
-                                int64_t rows, int64_t period, double v0, double v1,
+                                int64_t rows, int64_t num_priors, const BoxCodingSettings& settings,
                                 void* grad_boxes, DType dtype, Stream stream) {
-  code<EncodeGradient>("encode_boxes_backward", boxes, grad, priors, rows, period, v0, v1,
+  code<EncodeGradient>("encode_boxes_backward", boxes, grad, priors, rows, num_priors, settings,
                        grad_boxes, dtype, stream);
 }
 
-void decode_boxes_cuda(const void* loc, const void* priors, int64_t rows, int64_t period, double v0,
-                       double v1, void* boxes, DType dtype, Stream stream) {
-  code<Decode>("decode_boxes", loc, nullptr, priors, rows, period, v0, v1, boxes, dtype, stream);
+void decode_boxes_cuda(const void* loc, const void* priors, int64_t rows, int64_t num_priors,
+                       const BoxCodingSettings& settings, void* boxes, DType dtype, Stream stream) {
+  code<Decode>("decode_boxes", loc, nullptr, priors, rows, num_priors, settings, boxes, dtype,
+               stream);
 }
 
 void decode_boxes_backward_cuda(const void* grad, const void* loc, const void* priors, int64_t rows,
-                                int64_t period, double v0, double v1, void* grad_loc, DType dtype,
-                                Stream stream) {
-  code<DecodeGradient>("decode_boxes_backward", loc, grad, priors, rows, period, v0, v1, grad_loc,
-                       dtype, stream);
+                                int64_t num_priors, const BoxCodingSettings& settings,
+                                void* grad_loc, DType dtype, Stream stream) {
+  code<DecodeGradient>("decode_boxes_backward", loc, grad, priors, rows, num_priors, settings,
+                       grad_loc, dtype, stream);
 }
 
 }  // namespace mdssd

@@ -63,7 +63,7 @@ struct Packing {
 };
 
 struct Sizes {
-  int64_t images, count, classes;
+  int64_t images, num_priors, classes;
   int top_k, max_detections;
   int sample;  // priors of an image in the sample; 0: none, since every list has room for all
   int rank;    // in the sample, of the candidate that is the bound
@@ -103,8 +103,8 @@ __device__ void for_each_candidate(const Row<S, kLanes>& row, const Sizes& sizes
     below = log_sum - fabs(log_sum) * 3e-7f;  // whatever the rounding
   }
   // Python refuses 2^32 rows: a division of 64 bits takes ten times as long as one of 32.
-  const unsigned image = unsigned(row.index()) / unsigned(sizes.count);
-  const unsigned prior = unsigned(row.index()) - image * unsigned(sizes.count);
+  const unsigned image = unsigned(row.index()) / unsigned(sizes.num_priors);
+  const unsigned prior = unsigned(row.index()) - image * unsigned(sizes.num_priors);
   const int64_t first_list = int64_t(image) * (classes - 1) - 1;  // of class 0, which has none
   // Where all classes pass the threshold, a few per cent of them reach their limit: a bit each, so
   // that a lane has as many turns with an exponential and a division as it has bits.
@@ -148,8 +148,8 @@ __device__ __forceinline__ void append(unsigned lanes, int64_t list, Key key, co
 // The prior of an image that is number i of the sample: any one of the i-th part of all, as the
 // neighbours of a cell differ in shape by a fixed cycle, which equal steps could fall in with.
 __device__ __forceinline__ unsigned sampled_prior(unsigned i, const Sizes& sizes) {
-  const unsigned first = unsigned(i * sizes.count / sizes.sample);
-  const unsigned end = unsigned((i + 1) * sizes.count / sizes.sample);
+  const unsigned first = unsigned(i * sizes.num_priors / sizes.sample);
+  const unsigned end = unsigned((i + 1) * sizes.num_priors / sizes.sample);
   return first + (i * 2654435761u >> 8) % (end - first);  // 2^32 over the golden ratio
 }
 
@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks)
   const bool in_range = i < samples;
   const unsigned image = in_range ? unsigned(i / sizes.sample) : 0;
   const unsigned number = in_range ? unsigned(i % sizes.sample) : 0;
-  const int64_t index = image * sizes.count + sampled_prior(number, sizes);
+  const int64_t index = image * sizes.num_priors + sampled_prior(number, sizes);
   const Row<S, kLanes> row{logits + index * sizes.classes, int(sizes.classes), index, in_range};
   for_each_candidate(
       row, sizes, packing, [&](int64_t) { return packing.log_threshold; },
@@ -197,16 +197,16 @@ __global__ void __launch_bounds__(kBoundThreads, 4)
 template <class S, int kLanes>
 __global__ void __launch_bounds__(kRowThreads, kRowBlocks)
     append_kernel(const S* __restrict__ logits, Sizes sizes, Packing packing, Lists lists) {
-  for_each_row<S, kLanes>(logits, sizes.images * sizes.count, int(sizes.classes),
-                          [&](const auto& row) {
-    for_each_candidate(
-        row, sizes, packing, [&](int64_t list) { return lists.log_limits[list]; },
-        [&](unsigned lanes, int64_t list, Key key) {
-          const bool wanted = key >= lists.bounds[list];
-          const unsigned all = __ballot_sync(lanes, wanted);
-          if (wanted) append(all, list, key, lists);
-        });
-  });
+  for_each_row<S, kLanes>(
+      logits, sizes.images * sizes.num_priors, int(sizes.classes), [&](const auto& row) {
+        for_each_candidate(
+            row, sizes, packing, [&](int64_t list) { return lists.log_limits[list]; },
+            [&](unsigned lanes, int64_t list, Key key) {
+              const bool wanted = key >= lists.bounds[list];
+              const unsigned all = __ballot_sync(lanes, wanted);
+              if (wanted) append(all, list, key, lists);
+            });
+      });
 }
 
 // A block per list. The rare list that has to be filled by this kernel costs several times what
@@ -225,9 +225,9 @@ __global__ void __launch_bounds__(kSelectThreads, 4)
   const auto for_each_key = [&](auto visit) {
     constexpr int kRows = kSelectThreads / kLanes;
     const int mine = int(threadIdx.x) / kLanes;
-    for (int64_t first = 0; first < sizes.count; first += kRows) {
-      const bool in_range = first + mine < sizes.count;
-      const int64_t index = image * sizes.count + (in_range ? first + mine : 0);
+    for (int64_t first = 0; first < sizes.num_priors; first += kRows) {
+      const bool in_range = first + mine < sizes.num_priors;
+      const int64_t index = image * sizes.num_priors + (in_range ? first + mine : 0);
       const Row<S, kLanes> row{logits + index * sizes.classes, int(sizes.classes), index, in_range};
       for_each_candidate(
           row, sizes, packing,
@@ -278,17 +278,12 @@ __device__ void sort_falling(Key* keys, int n) {
   __syncthreads();
 }
 
-struct Decoding {
-  float v0, v1;
-  Limits<float> limits;
-};
-
 template <class S>
 __device__ Box<float> decode_prior(const S* loc, const float* priors, int64_t row, int64_t prior,
-                                   const Decoding& by) {
+                                   const Decoding<float>& by) {
   const Box<float> o = load_box(loc, row), p = load_box(priors, prior);
   return decode(Offsets<float>{o.x1, o.y1, o.x2, o.y2}, CentreBox<float>{p.x1, p.y1, p.x2, p.y2},
-                by.v0, by.v1, Exp{}, by.limits);
+                Exp{}, by);
 }
 
 // A detection as one integer, for the order over all classes: score, lower prior, lower class.
@@ -317,9 +312,10 @@ struct Suppression {
 
 // Calls body(Suppression).
 template <class Body>
-void with_suppression(float threshold, double iou_eps, bool keep_empty, Body body) {
-  with_eps<float>(iou_eps, [&](auto eps) {
-    if (keep_empty)
+void with_suppression(const DetectionOutputSettings& settings, Body body) {
+  const float threshold = float(settings.nms_threshold);
+  with_eps<float>(settings.iou_eps, [&](auto eps) {
+    if (settings.keep_empty)
       body(Suppression<decltype(eps), true>{threshold, eps});
     else
       body(Suppression<decltype(eps), false>{threshold, eps});
@@ -348,7 +344,7 @@ constexpr int kNmsThreads = 256;
 template <class S, class Suppresses>
 __global__ void __launch_bounds__(kNmsThreads, 4)
     nms_kernel(const S* __restrict__ loc, const float* __restrict__ priors, Sizes sizes,
-               Packing packing, Suppresses suppresses, Decoding decoding, Lists lists,
+               Packing packing, Suppresses suppresses, Decoding<float> decoding, Lists lists,
                Kept kept) {
   __shared__ Key keys[kCapacity];
   __shared__ Box<float> boxes[kMostKept];
@@ -367,7 +363,7 @@ __global__ void __launch_bounds__(kNmsThreads, 4)
   const int n = found < sizes.top_k ? found : sizes.top_k;
   for (int i = thread; i < n; i += kNmsThreads) {
     const int64_t prior = packing.prior(keys[i]);
-    boxes[i] = decode_prior(loc, priors, image * sizes.count + prior, prior, decoding);
+    boxes[i] = decode_prior(loc, priors, image * sizes.num_priors + prior, prior, decoding);
   }
   if (thread < kMostKept / kWarpSize) removed[thread] = 0;
   __syncthreads();
@@ -417,9 +413,9 @@ constexpr int kBestThreads = 512;
 template <class S>
 __global__ void __launch_bounds__(kBestThreads, 2)
     best_kernel(const S* __restrict__ loc, const float* __restrict__ priors, Sizes sizes,
-                bool per_class, Decoding decoding, Kept kept, float* __restrict__ boxes,
+                bool per_class, Decoding<float> decoding, Kept kept, float* __restrict__ boxes,
                 float* __restrict__ scores, int64_t* __restrict__ labels,
-                int64_t* __restrict__ found) {
+                int64_t* __restrict__ count) {
   __shared__ Key keys[kCapacity];
   __shared__ unsigned histogram[kBins];
   __shared__ CellSearch<kBestThreads> search;
@@ -461,7 +457,7 @@ __global__ void __launch_bounds__(kBestThreads, 2)
     if (i < n) {
       const unsigned low = 0xffffffffu - unsigned(keys[i]);
       const int64_t prior = low / unsigned(sizes.classes);
-      box = decode_prior(loc, priors, image * sizes.count + prior, prior, decoding);
+      box = decode_prior(loc, priors, image * sizes.num_priors + prior, prior, decoding);
       score = __uint_as_float(unsigned(keys[i] >> 32));
       label = low - prior * sizes.classes;
     }
@@ -469,7 +465,7 @@ __global__ void __launch_bounds__(kBestThreads, 2)
     scores[row] = score;
     labels[row] = label;
   }
-  if (thread == 0) found[blockIdx.x] = n;
+  if (thread == 0) count[blockIdx.x] = n;
 }
 
 int bit_length(uint64_t x) {
@@ -478,21 +474,23 @@ int bit_length(uint64_t x) {
   return bits;
 }
 
-Packing make_packing(bool softmax, float threshold, int64_t count) {
+Packing make_packing(const DetectionOutputSettings& settings, int64_t num_priors) {
+  const float threshold = float(settings.score_threshold);
   const unsigned one = bit_cast<unsigned>(1.0f), at = bit_cast<unsigned>(threshold);
-  const int score_bits = bit_length(one - at), index_bits = bit_length(uint64_t(count - 1));
-  Packing packing = {softmax, threshold, 0, at + 1, index_bits, score_bits + index_bits};
+  const int score_bits = bit_length(one - at), index_bits = bit_length(uint64_t(num_priors - 1));
+  Packing packing = {settings.softmax, threshold, 0, at + 1, index_bits, score_bits + index_bits};
   packing.log_threshold = packing.limit(threshold);
   return packing;
 }
 
-Sizes make_sizes(int64_t images, int64_t count, int64_t classes, int64_t top_k,
-                 int64_t max_detections) {
-  Sizes sizes{images, count, classes, int(top_k), int(max_detections), 0, 0};
-  if (count > kCapacity) {
-    sizes.sample = int(std::min<int64_t>((count + kSampled - 1) / kSampled, kMostSampled));
+Sizes make_sizes(int64_t images, int64_t num_priors, int64_t classes,
+                 const DetectionOutputSettings& settings) {
+  const int top_k = int(std::min(settings.top_k, num_priors));
+  Sizes sizes{images, num_priors, classes, top_k, int(settings.max_detections), 0, 0};
+  if (num_priors > kCapacity) {
+    sizes.sample = int(std::min<int64_t>((num_priors + kSampled - 1) / kSampled, kMostSampled));
     const double wanted = std::sqrt(double(top_k) * kCapacity);
-    sizes.rank = int(std::ceil(wanted * sizes.sample / double(count)));
+    sizes.rank = int(std::ceil(wanted * sizes.sample / double(num_priors)));
   }
   return sizes;
 }
@@ -525,30 +523,27 @@ void find_candidates(const S* logits, const Sizes& sizes, const Packing& packing
   launch(op, sample_kernel<S, kLanes>, grid_size(sizes.images * sizes.sample, kRowThreads / kLanes),
          kRowThreads, stream, logits, sizes, packing, lists);
   launch(op, bound_kernel, each, kBoundThreads, stream, sizes, packing, lists);
-  launch(op, append_kernel<S, kLanes>, row_blocks<kLanes>(sizes.images * sizes.count), kRowThreads,
-         stream, logits, sizes, packing, lists);
+  launch(op, append_kernel<S, kLanes>, row_blocks<kLanes>(sizes.images * sizes.num_priors),
+         kRowThreads, stream, logits, sizes, packing, lists);
   launch(op, select_kernel<S, kLanes>, each, kSelectThreads, stream, logits, sizes, packing, lists);
 }
 
 }  // namespace
 
-int64_t detection_output_workspace(int64_t images, int64_t count, int64_t classes, int64_t top_k,
-                                   int64_t max_detections) {
-  return Memory(nullptr, make_sizes(images, count, classes, top_k, max_detections)).bytes;
+int64_t detection_output_workspace(int64_t images, int64_t num_priors, int64_t classes,
+                                   const DetectionOutputSettings& settings) {
+  return Memory(nullptr, make_sizes(images, num_priors, classes, settings)).bytes;
 }
 
 void detection_output_cuda(const void* loc, const void* logits, const void* priors, int64_t images,
-                           int64_t count, int64_t classes, double score_threshold,
-                           double nms_threshold, int64_t top_k, int64_t max_detections, double v0,
-                           double v1, bool softmax, bool per_class, bool keep_empty,
-                           double iou_eps, double max_log_scale, double clip_width,
-                           double clip_height, void* boxes, void* scores, int64_t* labels,
-                           int64_t* found, void* workspace, DType dtype, Stream stream) {
+                           int64_t num_priors, int64_t classes,
+                           const DetectionOutputSettings& settings, void* boxes, void* scores,
+                           int64_t* labels, int64_t* count, void* workspace, DType dtype,
+                           Stream stream) {
   const char* op = "detection_output";
-  const Packing packing = make_packing(softmax, float(score_threshold), count);
-  const Decoding decoding = {float(v0), float(v1),
-                             make_limits<float>(max_log_scale, clip_width, clip_height)};
-  const Sizes sizes = make_sizes(images, count, classes, top_k, max_detections);
+  const Packing packing = make_packing(settings, num_priors);
+  const Decoding<float> decoding = make_decoding<float>(settings);
+  const Sizes sizes = make_sizes(images, num_priors, classes, settings);
   const Memory memory(workspace, sizes);
   zero(op, workspace, memory.zeros, stream);
   with_storage(dtype, [&](auto storage) {
@@ -560,14 +555,15 @@ void detection_output_cuda(const void* loc, const void* logits, const void* prio
       with_row_lanes(classes, [&](auto lanes) {
         find_candidates<S, lanes>(rows, sizes, packing, memory.lists, stream);
       });
-      with_suppression(float(nms_threshold), iou_eps, keep_empty, [&](auto suppresses) {
+      with_suppression(settings, [&](auto suppresses) {
         launch(op, nms_kernel<S, decltype(suppresses)>, grid_size(sizes.lists(), 1), kNmsThreads,
                stream, offsets, prior_rows, sizes, packing, suppresses, decoding, memory.lists,
                memory.kept);
       });
-      launch(op, best_kernel<S>, grid_size(per_class ? sizes.lists() : images, 1), kBestThreads,
-             stream, offsets, prior_rows, sizes, per_class, decoding, memory.kept,
-             static_cast<float*>(boxes), static_cast<float*>(scores), labels, found);
+      const int64_t results = settings.per_class ? sizes.lists() : images;
+      launch(op, best_kernel<S>, grid_size(results, 1), kBestThreads, stream, offsets, prior_rows,
+             sizes, settings.per_class, decoding, memory.kept, static_cast<float*>(boxes),
+             static_cast<float*>(scores), labels, count);
     }
   });
 }

@@ -373,9 +373,8 @@ int64_t l2norm_workspace(int64_t maps, int64_t channels, DType dtype) {
   return measure.bytes();
 }
 
-void l2norm_cuda(const void* x, const void* scale, double eps, int64_t images, int64_t channels,
-                 int64_t pixels, bool channels_last, void* y, void* rnorm, DType dtype,
-                 Stream stream) {
+void l2norm_cuda(const void* x, const void* scale, int64_t images, int64_t channels, int64_t pixels,
+                 bool channels_last, double eps, void* y, void* rnorm, DType dtype, Stream stream) {
   with_storage(dtype, [&](auto storage) {
     using S = typename decltype(storage)::type;
     using T = Wide<S>;
@@ -408,8 +407,8 @@ void l2norm_backward_cuda(const void* grad, const void* x, const void* scale, co
 }
 
 void l2norm_add_relu_cuda(const void* a, const void* b, const void* scale_a, const void* scale_b,
-                          double eps, int64_t images, int64_t channels, int64_t pixels,
-                          bool channels_last, void* y, void* rnorm_a, void* rnorm_b, DType dtype,
+                          int64_t images, int64_t channels, int64_t pixels, bool channels_last,
+                          double eps, void* y, void* rnorm_a, void* rnorm_b, DType dtype,
                           Stream stream) {
   with_storage(dtype, [&](auto storage) {
     using S = typename decltype(storage)::type;

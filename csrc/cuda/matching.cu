@@ -109,7 +109,7 @@ struct WriteTargets {
 template <class S, class Write, class Eps>
 __global__ void __launch_bounds__(kThreads)
     match_kernel(const Images images, const S* __restrict__ gt, const float* __restrict__ priors,
-                 bool corners, unsigned count, float threshold, Eps eps, Packed* best_priors,
+                 bool corners, unsigned num_priors, float threshold, Eps eps, Packed* best_priors,
                  const Write write) {
   __shared__ Four<float> truths[kTile];
   __shared__ float areas[kTile];
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kThreads)
   const unsigned prior = blockIdx.x * kThreads + thread;
 
   Box<float> mine = nowhere();
-  if (prior < count)
+  if (prior < num_priors)
     mine = corners ? load_box(priors, prior) : to_corners(load_prior(priors, prior));
   const float own_area = area(mine);
   if (own_area != own_area) mine = nowhere();  // a NaN would spoil the bounds; its IoUs are 0
@@ -171,9 +171,9 @@ __global__ void __launch_bounds__(kThreads)
       if (top > best_priors[first + thread]) atomicMax(&best_priors[first + thread], top);
     }
   }
-  if (prior >= count) return;
+  if (prior >= num_priors) return;
   const int truth = begin < end && best >= threshold ? best_truth : -1;
-  write.best((images.first + blockIdx.y) * int64_t(count) + prior, prior, truth, begin, best);
+  write.best((images.first + blockIdx.y) * int64_t(num_priors) + prior, prior, truth, begin, best);
 }
 
 // One block takes an image, and gives each box its best prior. Of several boxes with one prior the
@@ -181,7 +181,7 @@ __global__ void __launch_bounds__(kThreads)
 // overwrite one another in their order.
 template <class Write>
 __global__ void __launch_bounds__(kThreads)
-    force_kernel(const Images images, const Packed* __restrict__ best_priors, int64_t count,
+    force_kernel(const Images images, const Packed* __restrict__ best_priors, int64_t num_priors,
                  const Write write) {
   __shared__ unsigned priors[kThreads];
   const int thread = threadIdx.x;
@@ -195,39 +195,38 @@ __global__ void __launch_bounds__(kThreads)
     for (int k = 0; k < n; ++k)
       if (k > thread && priors[k] == prior) last = false;
     if (last)
-      write.forced((images.first + blockIdx.x) * count + prior, prior, first + thread, begin);
+      write.forced((images.first + blockIdx.x) * num_priors + prior, prior, first + thread, begin);
     __syncthreads();
   }
 }
 
-Packed* best_priors_of(Workspace& workspace, int64_t boxes) {
-  return workspace.take<Packed>(boxes);
+Packed* best_priors_of(Workspace& workspace, int64_t num_truths) {
+  return workspace.take<Packed>(num_truths);
 }
 
 template <class S, class Write>
 void match(const char* op, const void* gt, const int64_t* offsets, int64_t images,
-           const void* priors, bool corners, int64_t count, double iou_threshold, double iou_eps,
+           const void* priors, int64_t num_priors, const MatchPriorsSettings& settings,
            void* workspace, const Write& write, Stream stream) {
-  if (images == 0 || count == 0) return;
-  const int64_t boxes = offsets[images];
+  if (images == 0 || num_priors == 0) return;
+  const int64_t num_truths = offsets[images];
   constexpr int64_t kMost = std::numeric_limits<int>::max() - kThreads;
-  if (boxes > kMost || count > kMost)
+  if (num_truths > kMost || num_priors > kMost)
     throw std::length_error(std::string(op) + ": more than 2^31 - 257 boxes or priors");
   Workspace memory(workspace);
-  Packed* const best_priors = best_priors_of(memory, boxes);
-  zero(op, best_priors, boxes * int64_t(sizeof(Packed)), stream);
+  Packed* const best_priors = best_priors_of(memory, num_truths);
+  zero(op, best_priors, num_truths * int64_t(sizeof(Packed)), stream);
   for (int64_t first = 0; first < images; first += kImages) {
     Images group = {};
     group.first = first;
     const auto size = unsigned(images - first < kImages ? images - first : kImages);
     for (unsigned i = 0; i <= size; ++i) group.begin[i] = int(offsets[first + i]);
-    with_eps<float>(iou_eps, [&](auto eps) {
-      launch(op, match_kernel<S, Write, decltype(eps)>, dim3(grid_size(count, kThreads), size),
-             kThreads, stream, group, static_cast<const S*>(gt),
-             static_cast<const float*>(priors), corners, count, iou_threshold, eps, best_priors,
-             write);
+    with_eps<float>(settings.iou_eps, [&](auto eps) {
+      launch(op, match_kernel<S, Write, decltype(eps)>, dim3(grid_size(num_priors, kThreads), size),
+             kThreads, stream, group, static_cast<const S*>(gt), static_cast<const float*>(priors),
+             settings.corners, num_priors, settings.iou_threshold, eps, best_priors, write);
     });
-    launch(op, force_kernel<Write>, size, kThreads, stream, group, best_priors, count, write);
+    launch(op, force_kernel<Write>, size, kThreads, stream, group, best_priors, num_priors, write);
   }
 }
 
@@ -241,33 +240,38 @@ void with_float_storage(DType dtype, Body body) {
 
 }  // namespace
 
-int64_t match_priors_workspace(int64_t boxes) {
+int64_t match_priors_workspace(int64_t num_truths) {
   Workspace measure(nullptr);
-  best_priors_of(measure, boxes);
+  best_priors_of(measure, num_truths);
   return measure.bytes();
 }
 
 void match_priors_cuda(const void* gt, const int64_t* offsets, int64_t images, const void* priors,
-                       bool corners, int64_t count, double iou_threshold, double iou_eps,
-                       void* workspace, int64_t* index, float* iou, DType dtype, Stream stream) {
+                       int64_t num_priors, const MatchPriorsSettings& settings, int64_t* index,
+                       float* iou, void* workspace, DType dtype, Stream stream) {
   with_float_storage(dtype, [&](auto storage) {
     using S = typename decltype(storage)::type;
-    match<S>("match_priors", gt, offsets, images, priors, corners, count, iou_threshold, iou_eps,
-             workspace, WriteMatch{index, iou}, stream);
+    match<S>("match_priors", gt, offsets, images, priors, num_priors, settings, workspace,
+             WriteMatch{index, iou}, stream);
   });
 }
 
 void encode_targets_cuda(const void* gt, const int64_t* gt_labels, const int64_t* offsets,
-                         int64_t images, const void* priors, int64_t count, double iou_threshold,
-                         double iou_eps, double v0, double v1, void* workspace, void* loc,
-                         int64_t* labels, DType dtype, Stream stream) {
+                         int64_t images, const void* priors, int64_t num_priors,
+                         const EncodeTargetsSettings& settings, void* loc, int64_t* labels,
+                         void* workspace, DType dtype, Stream stream) {
   with_float_storage(dtype, [&](auto storage) {
     using S = typename decltype(storage)::type;
-    const WriteTargets<S> write = {static_cast<const S*>(gt), gt_labels,
-                                   static_cast<const float*>(priors), float(v0), float(v1),
-                                   static_cast<S*>(loc), labels};
-    match<S>("encode_targets", gt, offsets, images, priors, false, count, iou_threshold, iou_eps,
-             workspace, write, stream);
+    const WriteTargets<S> write = {static_cast<const S*>(gt),
+                                   gt_labels,
+                                   static_cast<const float*>(priors),
+                                   float(settings.v0),
+                                   float(settings.v1),
+                                   static_cast<S*>(loc),
+                                   labels};
+    const MatchPriorsSettings by = {settings.iou_threshold, settings.iou_eps, false};
+    match<S>("encode_targets", gt, offsets, images, priors, num_priors, by, workspace, write,
+             stream);
   });
 }
 

@@ -106,7 +106,7 @@ constexpr int kSelectThreads = 1024;
 constexpr int kLoads = 8;  // of a thread in flight: 32 KB in all hide the latency of L2
 template <class T>
 __global__ void __launch_bounds__(kSelectThreads)
-    select_kernel(const Bits<T>* __restrict__ ordered, unsigned count, double neg_pos_ratio,
+    select_kernel(const Bits<T>* __restrict__ ordered, unsigned num_priors, double neg_pos_ratio,
                   const PositiveLosses<T>* __restrict__ positive_losses,
                   bool* __restrict__ selected, ImageSums* __restrict__ sums) {
   using Key = std::conditional_t<sizeof(T) == 8, unsigned __int128, unsigned long long>;
@@ -115,25 +115,25 @@ __global__ void __launch_bounds__(kSelectThreads)
   __shared__ unsigned counts[kSelectThreads / kWarpSize];
   __shared__ double losses[kSelectThreads / kWarpSize];
   const unsigned thread = threadIdx.x;
-  ordered += int64_t(blockIdx.x) * count;
-  selected += int64_t(blockIdx.x) * count;
+  ordered += int64_t(blockIdx.x) * num_priors;
+  selected += int64_t(blockIdx.x) * num_priors;
 
-  const int index_bits = kWarpSize - __clz(int(count - 1));
+  const int index_bits = kWarpSize - __clz(int(num_priors - 1));
   const auto pack = [&](Bits<T> bits, unsigned i) {
-    return Key(bits) << index_bits | (count - 1 - i);
+    return Key(bits) << index_bits | (num_priors - 1 - i);
   };
   const auto for_each_prior = [&](auto visit) {
-    for (unsigned first = thread; first < count; first += kLoads * kSelectThreads) {
+    for (unsigned first = thread; first < num_priors; first += kLoads * kSelectThreads) {
       Bits<T> bits[kLoads];
 #pragma unroll
       for (int k = 0; k < kLoads; ++k) {
         const unsigned i = first + k * kSelectThreads;
-        bits[k] = i < count ? ordered[i] : kPositive<T>;
+        bits[k] = i < num_priors ? ordered[i] : kPositive<T>;
       }
 #pragma unroll
       for (int k = 0; k < kLoads; ++k) {
         const unsigned i = first + k * kSelectThreads;
-        if (i < count) visit(i, bits[k]);
+        if (i < num_priors) visit(i, bits[k]);
       }
     }
   };
@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(kSelectThreads)
   for (int i = int(thread); i < kBins; i += kSelectThreads) background += histogram[i];
   background = block_sum(background, counts);
 
-  const unsigned positives = count - background;
+  const unsigned positives = num_priors - background;
   const double most = floor(neg_pos_ratio * double(positives));
   const unsigned wanted =
       positives == 0 ? 0 : most < double(background) ? unsigned(most) : background;
@@ -182,8 +182,8 @@ __global__ void __launch_bounds__(kSelectThreads)
     if (negative) loss += from_ordered<T>(bits);
   });
   if (positive_losses) {  // in the loop above these would take registers that are not there
-    positive_losses += int64_t(blockIdx.x) * count;
-    for (unsigned i = thread; i < count; i += kSelectThreads) {
+    positive_losses += int64_t(blockIdx.x) * num_priors;
+    for (unsigned i = thread; i < num_priors; i += kSelectThreads) {
       if (ordered[i] != kPositive<T>) continue;
       loss += positive_losses[i].confidence;
       localisation += positive_losses[i].localisation;
@@ -296,51 +296,54 @@ struct Memory {
   ImageSums* images;
   int64_t bytes;
 
-  Memory(void* workspace, int64_t image_count, int64_t count, int64_t classes, bool per_image) {
+  Memory(void* workspace, int64_t image_count, int64_t num_priors, int64_t classes,
+         bool per_image) {
     constexpr int64_t kMost = 0x7fffffff;
-    if (count > kMost || classes > kMost)
+    if (num_priors > kMost || classes > kMost)
       throw std::length_error("multibox_loss: more than 2^31 - 1 priors or classes");
     with_row_lanes(classes,
-                   [&](auto lanes) { block_count = row_blocks<lanes>(image_count * count); });
+                   [&](auto lanes) { block_count = row_blocks<lanes>(image_count * num_priors); });
     Workspace memory(workspace);
-    ordered = memory.take<Bits<T>>(image_count * count);
+    ordered = memory.take<Bits<T>>(image_count * num_priors);
     blocks = memory.take<PositiveSums>(block_count);
     images = memory.take<ImageSums>(image_count);
-    if (per_image) positive_losses = memory.take<PositiveLosses<T>>(image_count * count);
+    if (per_image) positive_losses = memory.take<PositiveLosses<T>>(image_count * num_priors);
     bytes = memory.bytes();
   }
 };
 
 }  // namespace
 
-int64_t multibox_loss_workspace(int64_t images, int64_t count, int64_t classes, bool per_image,
-                                DType dtype) {
+int64_t multibox_loss_workspace(int64_t images, int64_t num_priors, int64_t classes,
+                                const MultiboxLossSettings& settings, DType dtype) {
   int64_t bytes = 0;
   with_wide(dtype, [&](auto wide) {
     using T = typename decltype(wide)::type;
-    bytes = Memory<T>(nullptr, images, count, classes, per_image).bytes;
+    bytes = Memory<T>(nullptr, images, num_priors, classes, settings.per_image).bytes;
   });
   return bytes;
 }
 
 void multibox_loss_cuda(const void* loc, const void* logits, const void* loc_targets,
-                        const int64_t* labels, int64_t images, int64_t count, int64_t classes,
-                        double neg_pos_ratio, bool per_image, void* loc_loss, void* conf_loss,
+                        const int64_t* labels, int64_t images, int64_t num_priors, int64_t classes,
+                        const MultiboxLossSettings& settings, void* loc_loss, void* conf_loss,
                         bool* selected, int64_t* normaliser, void* workspace, DType dtype,
                         Stream stream) {
   const char* op = "multibox_loss";
   with_storage(dtype, [&](auto storage) {
     using S = typename decltype(storage)::type;
     using T = Wide<S>;
-    const Memory<T> memory(workspace, images, count, classes, per_image);
+    const bool per_image = settings.per_image;
+    const Memory<T> memory(workspace, images, num_priors, classes, per_image);
     with_row_lanes(classes, [&](auto lanes) {
       launch(op, row_kernel<S, lanes>, unsigned(memory.block_count), kRowThreads, stream,
              static_cast<const S*>(loc), static_cast<const S*>(logits),
-             static_cast<const T*>(loc_targets), labels, images * count, int(classes),
+             static_cast<const T*>(loc_targets), labels, images * num_priors, int(classes),
              memory.ordered, memory.blocks, memory.positive_losses);
     });
     launch(op, select_kernel<T>, unsigned(images), kSelectThreads, stream, memory.ordered,
-           unsigned(count), neg_pos_ratio, memory.positive_losses, selected, memory.images);
+           unsigned(num_priors), settings.neg_pos_ratio, memory.positive_losses, selected,
+           memory.images);
     launch(op, finish_kernel<T>, per_image ? unsigned(images) : 1u, kFinishThreads, stream,
            memory.blocks, per_image ? 0 : memory.block_count, memory.images,
            per_image ? 1 : images, static_cast<T*>(loc_loss), static_cast<T*>(conf_loss),

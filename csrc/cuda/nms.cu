@@ -21,8 +21,8 @@ constexpr int kGroup = 64;                // boxes of a word
 constexpr int kGroups = kWarpSize;        // words of a row: each lane of the scan has one
 constexpr int kChunk = kGroup * kGroups;  // 2048
 
-MDSSD_INLINE int64_t padded_to_groups(int64_t count) {
-  return (count + kGroup - 1) / kGroup * kGroup;
+MDSSD_INLINE int64_t padded_to_groups(int64_t num_boxes) {
+  return (num_boxes + kGroup - 1) / kGroup * kGroup;
 }
 
 // The boxes in their order, all of them, and what a chunk needs.
@@ -34,10 +34,10 @@ struct Arrays {
   Word* mask;         // [kChunk][kGroups]
   Word* kept;         // [kGroups]
 
-  Arrays(Workspace& workspace, int64_t count) {
-    const int64_t padded = padded_to_groups(count);
-    boxes = workspace.take<T>(4 * count);
-    categories = workspace.take<int64_t>(count);
+  Arrays(Workspace& workspace, int64_t num_boxes) {
+    const int64_t padded = padded_to_groups(num_boxes);
+    boxes = workspace.take<T>(4 * num_boxes);
+    categories = workspace.take<int64_t>(num_boxes);
     removed = workspace.take<unsigned>(padded / kWarpSize);
     mask = workspace.take<Word>((padded < kChunk ? padded : kChunk) * kGroups);
     kept = workspace.take<Word>(kGroups);
@@ -61,15 +61,15 @@ struct Suppression {
 template <class S>
 __global__ void __launch_bounds__(kThreads)
     gather_kernel(const S* __restrict__ boxes, const int64_t* __restrict__ order,
-                  const int64_t* __restrict__ idxs, int64_t count, Wide<S>* sorted,
+                  const int64_t* __restrict__ idxs, int64_t num_boxes, Wide<S>* sorted,
                   int64_t* categories, unsigned* removed, int64_t* keep, int64_t* kept) {
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (i == 0) *kept = 0;
-  if (i % kWarpSize == 0 && i < padded_to_groups(count))
-    removed[i / kWarpSize] = i + kWarpSize <= count ? 0u
-                             : i < count            ? kAllLanes << (count - i)
-                                                    : kAllLanes;
-  if (i >= count) return;
+  if (i % kWarpSize == 0 && i < padded_to_groups(num_boxes))
+    removed[i / kWarpSize] = i + kWarpSize <= num_boxes ? 0u
+                             : i < num_boxes            ? kAllLanes << (num_boxes - i)
+                                                        : kAllLanes;
+  if (i >= num_boxes) return;
   const int64_t from = order[i];
   const Box<Wide<S>> b = load_box(boxes, from);
   store_four(sorted, i, b.x1, b.y1, b.x2, b.y2);
@@ -85,9 +85,8 @@ __device__ __forceinline__ Word before(int bit) { return (Word(1) << bit) - 1; }
 constexpr int kParts = kThreads / kGroup;
 template <class T, class Eps>
 __global__ void __launch_bounds__(kThreads)
-    mask_kernel(const T* __restrict__ boxes, const int64_t* __restrict__ categories,
-                int64_t first, int64_t count, const Suppression<T, Eps> suppresses,
-                Word* mask) {
+    mask_kernel(const T* __restrict__ boxes, const int64_t* __restrict__ categories, int64_t first,
+                int64_t num_boxes, const Suppression<T, Eps> suppresses, Word* mask) {
   const int row_group = blockIdx.y, column_group = blockIdx.x;
   if (column_group > row_group) return;
   __shared__ Four<T> columns[kGroup];
@@ -96,17 +95,17 @@ __global__ void __launch_bounds__(kThreads)
   const int thread = threadIdx.x;
   if (thread < kGroup) {
     const int64_t i = first + column_group * kGroup + thread;
-    const Box<T> b = i < count ? load_box(boxes, i) : Box<T>{0, 0, 0, 0};
+    const Box<T> b = i < num_boxes ? load_box(boxes, i) : Box<T>{0, 0, 0, 0};
     store_four(&columns[0].x, thread, b.x1, b.y1, b.x2, b.y2);
     areas[thread] = area(b);
-    if (suppresses.by_category) column_categories[thread] = i < count ? categories[i] : 0;
+    if (suppresses.by_category) column_categories[thread] = i < num_boxes ? categories[i] : 0;
   }
   __syncthreads();
   const int row = row_group * kGroup + thread / kParts, part = thread % kParts;
   const int64_t i = first + row;
-  const Box<T> mine = i < count ? load_box(boxes, i) : Box<T>{0, 0, 0, 0};
+  const Box<T> mine = i < num_boxes ? load_box(boxes, i) : Box<T>{0, 0, 0, 0};
   const T own_area = area(mine);
-  const int64_t category = suppresses.by_category && i < count ? categories[i] : 0;
+  const int64_t category = suppresses.by_category && i < num_boxes ? categories[i] : 0;
   Word word = 0;
 #pragma unroll 4
   for (int k = part; k < kGroup; k += kParts) {
@@ -208,8 +207,8 @@ __global__ void __launch_bounds__(kThreads)
 // One block lets the kept boxes of one group of the chunk pass over kThreads later boxes.
 template <class T, class Eps>
 __global__ void __launch_bounds__(kThreads)
-    apply_kernel(const T* __restrict__ boxes, const int64_t* __restrict__ categories,
-                 int64_t first, int64_t count, const Suppression<T, Eps> suppresses,
+    apply_kernel(const T* __restrict__ boxes, const int64_t* __restrict__ categories, int64_t first,
+                 int64_t num_boxes, const Suppression<T, Eps> suppresses,
                  const Word* __restrict__ kept_words, unsigned* removed) {
   __shared__ Four<T> kept[kGroup];
   __shared__ T areas[kGroup];
@@ -226,9 +225,9 @@ __global__ void __launch_bounds__(kThreads)
   }
   __syncthreads();
   const int64_t i = first + kChunk + int64_t(blockIdx.x) * kThreads + thread;
-  const Box<T> mine = i < count ? load_box(boxes, i) : Box<T>{0, 0, 0, 0};
+  const Box<T> mine = i < num_boxes ? load_box(boxes, i) : Box<T>{0, 0, 0, 0};
   const T own_area = area(mine);
-  const int64_t category = suppresses.by_category && i < count ? categories[i] : 0;
+  const int64_t category = suppresses.by_category && i < num_boxes ? categories[i] : 0;
   const int n = __popcll(word);
   bool hit = false;
   for (int k = 0; k < n; ++k) {
@@ -242,49 +241,50 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class S, class Eps>
 void nms(const char* op, const void* boxes, const int64_t* order, const int64_t* idxs,
-         int64_t count, double iou_threshold, Eps eps, void* workspace, int64_t* keep,
-         int64_t* kept, Stream stream) {
+         int64_t num_boxes, double iou_threshold, Eps eps, int64_t* keep, int64_t* kept,
+         void* workspace, Stream stream) {
   using T = Wide<S>;
-  if (count > std::numeric_limits<int>::max())
+  if (num_boxes > std::numeric_limits<int>::max())
     throw std::length_error(std::string(op) + ": more than 2^31 - 1 boxes");
   Workspace memory(workspace);
-  const Arrays<T> arrays(memory, count);
+  const Arrays<T> arrays(memory, num_boxes);
   const Suppression<T, Eps> suppresses = {T(iou_threshold), eps, idxs != nullptr};
   // One block at least: it sets the count of an empty input.
-  launch(op, gather_kernel<S>, grid_size(padded_to_groups(count) + 1, kThreads), kThreads,
-         stream, static_cast<const S*>(boxes), order, idxs, count, arrays.boxes, arrays.categories,
-         arrays.removed, keep, kept);
-  for (int64_t first = 0; first < count; first += kChunk) {
-    const unsigned groups = grid_size(count - first, kGroup, kGroups);
+  launch(op, gather_kernel<S>, grid_size(padded_to_groups(num_boxes) + 1, kThreads), kThreads,
+         stream, static_cast<const S*>(boxes), order, idxs, num_boxes, arrays.boxes,
+         arrays.categories, arrays.removed, keep, kept);
+  for (int64_t first = 0; first < num_boxes; first += kChunk) {
+    const unsigned groups = grid_size(num_boxes - first, kGroup, kGroups);
     launch(op, mask_kernel<T, Eps>, dim3(groups, groups), kThreads, stream, arrays.boxes,
-           arrays.categories, first, count, suppresses, arrays.mask);
+           arrays.categories, first, num_boxes, suppresses, arrays.mask);
     launch(op, scan_kernel, 1, kThreads, stream, arrays.mask, arrays.removed + first / kWarpSize,
            int(groups), order + first, arrays.kept, keep, kept);
-    const int64_t later = count - first - kChunk;
+    const int64_t later = num_boxes - first - kChunk;
     if (later > 0)
       launch(op, apply_kernel<T, Eps>, dim3(grid_size(later, kThreads), kGroups), kThreads, stream,
-             arrays.boxes, arrays.categories, first, count, suppresses, arrays.kept,
+             arrays.boxes, arrays.categories, first, num_boxes, suppresses, arrays.kept,
              arrays.removed);
   }
 }
 
 }  // namespace
 
-int64_t nms_workspace(int64_t count, DType dtype) {
+int64_t nms_workspace(int64_t num_boxes, DType dtype) {
   Workspace measure(nullptr);
   with_wide(dtype, [&](auto storage) {
-    const Arrays<typename decltype(storage)::type> arrays(measure, count);
+    const Arrays<typename decltype(storage)::type> arrays(measure, num_boxes);
   });
   return measure.bytes();
 }
 
-void nms_cuda(const void* boxes, const int64_t* order, const int64_t* idxs, int64_t count,
-              double iou_threshold, double iou_eps, void* workspace, int64_t* keep, int64_t* kept,
+void nms_cuda(const void* boxes, const int64_t* order, const int64_t* idxs, int64_t num_boxes,
+              const NmsSettings& settings, int64_t* keep, int64_t* kept, void* workspace,
               DType dtype, Stream stream) {
   with_storage(dtype, [&](auto storage) {
     using S = typename decltype(storage)::type;
-    with_eps<Wide<S>>(iou_eps, [&](auto eps) {
-      nms<S>("nms", boxes, order, idxs, count, iou_threshold, eps, workspace, keep, kept, stream);
+    with_eps<Wide<S>>(settings.iou_eps, [&](auto eps) {
+      nms<S>("nms", boxes, order, idxs, num_boxes, settings.iou_threshold, eps, keep, kept,
+             workspace, stream);
     });
   });
 }

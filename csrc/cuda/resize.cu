@@ -33,10 +33,10 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-void resize_cuda(const uint8_t* images, int64_t count, int64_t height, int64_t width,
+void resize_cuda(const uint8_t* images, int64_t num_images, int64_t height, int64_t width,
                  int64_t channels, int64_t out_height, int64_t out_width, uint8_t* out,
                  Stream stream) {
-  const int64_t pixels = count * out_height * out_width;
+  const int64_t pixels = num_images * out_height * out_width;
   launch("resize", resize_kernel, grid_size(pixels, kThreads), kThreads, stream, images, pixels,
          height, width, channels, out_height, out_width, out);
 }

@@ -24,7 +24,7 @@ from mdssd import ops
 from mdssd.models.vgg import MEAN_RGB
 from mdssd.names import EXPORTS
 from mdssd.ops._dispatch import plain_ops
-from mdssd.ops.boxes import VARIANCES
+from mdssd.ops._settings import VARIANCES
 from mdssd.system.files import atomic_write
 from mdssd.weights.checkpoint import check_classes
 

@@ -20,7 +20,7 @@ from mdssd.data.images import read_bytes
 from mdssd.data.sample import NO_IMAGE
 from mdssd.inspection.leaks import find_leaks, same_files
 from mdssd.inspection.result import IOU, DataCheck, share_reached
-from mdssd.ops.matching import to_xyxy
+from mdssd.ops.reference.boxes import to_xyxy
 
 _CHUNK = 64  # boxes at a time: with mdssd512's 90,100 priors, their IoU takes 23 MB
 _MARGIN = 1.0  # pixels: VOC counts from 1, so a box may end one pixel beyond the image

@@ -39,7 +39,7 @@ from mdssd.integrations._patch import (
     taken_labels,
     to_cxcywh,
 )
-from mdssd.ops._dispatch import accumulation_dtype
+from mdssd.ops._tensors import accumulation_dtype
 
 SCORE_THRESHOLD, TOP_K = 0.05, 200
 

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from mdssd import ops
 from mdssd.integrations._patch import Patch, Replacement, patch_each, submodule
-from mdssd.ops.boxes import area
+from mdssd.ops.reference.boxes import area
 
 
 def patch(*targets: Any) -> Patch:

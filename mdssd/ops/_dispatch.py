@@ -1,12 +1,13 @@
-"""Definition of the torch ops and choice of the backend: the only file that talks to torch.library.
+"""The torch ops and the choice of the backend: the only file that talks to torch.library.
 
-A public function checks its arguments and calls one torch op. The dispatcher keys on the device
-alone, so the op itself picks the backend (`_choose`): the forced one, else the first of
-`_PREFERENCE` that the op has and that this machine can run. Where the dispatcher would do nothing
-else (`_plain`), the backend is called without it, which saves 20 us a call.
+A public function checks its arguments and calls the function that `define` returned, with the
+tensors and, last, the settings. An ordinary call (`_plain`) goes straight to the backend, which
+saves 20 us. Any other call goes through PyTorch's dispatcher, as the torch op `mdssd::<name>`. A
+torch op takes plain values only, so the settings are flattened for the dispatcher and rebuilt
+behind it. Both happen in `define` and nowhere else.
 
-A gradient is registered with the torch op, and is a torch.autograd.Function besides, for the
-transforms of `torch.func`, which do not go through the former.
+The dispatcher selects by the device alone. The backend is chosen behind it, by `_choose`: the one
+that is forced, else the first of `_PREFERENCE` that the op has and that can run here.
 """
 
 from __future__ import annotations
@@ -18,19 +19,20 @@ import operator
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from mdssd.names import BACKENDS
+from mdssd.ops._modules import native, native_error, simt
+from mdssd.ops._transforms import autograd_function, vmap_refused, vmap_rule
 
 ALL_BACKENDS = (*BACKENDS, "simt")
-FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
-# "simt" runs the CUDA source on the CPU, and Triton's interpreter its kernels: for the tests, and
-# only when forced.
+# "simt" runs the CUDA source on the CPU, and Triton's interpreter runs its kernels there. Both are
+# for the tests and are used only if they are forced.
 _INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 _PREFERENCE = {
     "cpu": ("cpp", "reference", "simt", *(("triton",) if _INTERPRET else ())),
@@ -38,12 +40,11 @@ _PREFERENCE = {
     "xpu": ("triton", "reference"),
 }
 _KEYS = ("CPU", "CUDA", "XPU")
-# The order is that of `enum class DType` in csrc/ops.h.
-_DTYPE_CODES = {dtype: code for code, dtype in enumerate(FLOATS)}
+_SCHEMA_TYPES = {float: "float", int: "int", bool: "bool", float | None: "float?"}
 
-# The dispatch keys of an ordinary tensor, and of a thread in which nothing traces, records,
-# transforms or fakes the calls: anything else is the dispatcher's. All is, where a version of
-# PyTorch lacks one of these private functions.
+# `_OTHER_KEYS` are all dispatch keys except those of an ordinary tensor and of a thread in which
+# nothing traces, records, transforms or fakes calls. A call that meets one of them goes through
+# the dispatcher, and so does every call if this version of PyTorch lacks one of these functions.
 try:
     _any_requires_grad = torch._C._any_requires_grad
     _has_torch_function = torch._C._has_torch_function
@@ -65,23 +66,9 @@ except AttributeError:
 
 _library = torch.library.Library("mdssd", "DEF")
 _implementations: dict[str, dict[str, Callable[..., Any]]] = {}
+_flat_references: dict[str, Callable[..., Any]] = {}  # as the dispatcher calls them
 # A module global rather than a thread-local: backward runs on autograd's own threads.
 _forced: str | None = None
-
-try:
-    native: Any = importlib.import_module("mdssd._C")
-    native_error = ""
-except ImportError as error:  # an install without the native module still has the reference
-    native = None
-    native_error = str(error)
-try:
-    simt: Any = importlib.import_module("mdssd._simt")
-except ImportError:  # only an editable install has it
-    simt = None
-
-
-def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    pass
 
 
 def define(
@@ -91,154 +78,122 @@ def define(
     fake: Callable[..., Any],
     cpp: Callable[..., Any] | None = None,
     cuda: Callable[..., Any] | None = None,
-    triton: str | None = None,
+    triton: str = "",
+    settings: Any = None,
     backward: Callable[..., Any] | None = None,
-    setup_context: Callable[..., Any] = _save_nothing,
+    setup_context: Callable[..., Any] = lambda ctx, inputs, output: None,
     batched: tuple[int, ...] = (),
     leading: bool = False,
     no_vmap: str = "",
 ) -> Callable[..., Any]:
-    """Define the torch op `mdssd::<schema>` with its backends, fake, gradient and vmap.
+    """Define the torch op `mdssd::<schema>`; return the function that calls it.
 
-    Returns what calls it. The first argument of every op is a tensor.
-
-    `cuda` is called with the module that holds the entry points and a stream before the op's own
-    arguments: the kernels of `mdssd._C` on the tensors' device, or those of `mdssd._simt`.
-    `triton` names a function of `mdssd.ops.triton` as "file.function".
-
-    `torch.func.vmap` over none but the tensors at `batched` is one call of the op: the rows join
-    the batch that is the first dimension of these tensors and of all results, or, with `leading`,
-    are one more of any number of leading dimensions. Over others it is a call for each row, or,
-    with `no_vmap`, an error of this text.
+    Args:
+        schema: what torch.library takes. The first argument is a tensor. "{settings}", after the
+            tensors, stands for the fields of `settings`.
+        reference, cpp, cuda: the backends' forms. Like `fake` and `setup_context` they take the
+            tensors and then, if there are any, the settings as a whole. `cuda` takes the module of
+            the kernels and a stream before them.
+        triton: file of mdssd/ops/triton that has a function of the op's name.
+        settings: class of the settings, one of mdssd/ops/_settings.py.
+        backward: returns the gradients of the tensors, or of the first of them.
+        batched, leading: which calls of `torch.func.vmap` are one call, see `vmap_rule`.
+        no_vmap: why `torch.func.vmap` is refused.
     """
     name = schema.split("(", 1)[0]
+    _library.define(schema.format(settings=_fields_of_schema(settings)))
+    overload = getattr(torch.ops.mdssd, name).default
+    arguments = len(overload._schema.arguments)
+    tensors = arguments - len(settings._fields if settings else ())
+
+    def rebuilt(args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (*args[:tensors], settings(*args[tensors:])) if settings else args
+
+    table = _implementations[name] = _backends_of(name, reference, cpp, cuda, triton)
+    _flat_references[name] = lambda *args: table["reference"](*rebuilt(args))
+
+    def run(*args: Any) -> Any:
+        return table[_choose(name, args[0].device.type)](*args)
+
+    def run_flat(*args: Any) -> Any:
+        return run(*rebuilt(args))
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        setup_context(ctx, rebuilt(inputs), output)
+
+    def gradients(ctx: Any, *grads: Any) -> Any:
+        if backward is None:
+            raise _no_gradient(name)
+        result = backward(ctx, *grads)
+        result = result if isinstance(result, tuple) else (result,)
+        return (*result, *[None] * (arguments - len(result)))
+
+    for key in _KEYS:
+        _library.impl(name, run_flat, key)
+    torch_name = f"mdssd::{name}"
+    torch.library.register_fake(torch_name, lambda *args: fake(*rebuilt(args)), lib=_library)
+    torch.library.register_autograd(torch_name, gradients, setup_context=save, lib=_library)
+    rule = vmap_refused(name, no_vmap) if no_vmap else vmap_rule(overload, batched, leading)
+    torch.library.register_vmap(torch_name, rule, lib=_library)
+    function = autograd_function(name, overload, save, gradients)
+
+    def call(*args: Any) -> Any:
+        if _plain(args):
+            return run(*args)
+        flat = (*args[:-1], *args[-1]) if settings else args
+        return function.apply(*flat) if _transformed() else overload(*flat)
+
+    for inner in (run, run_flat, call):
+        _rename(inner, name)
+    return call
+
+
+def _fields_of_schema(settings: Any) -> str:
+    """Write the fields of a settings class as arguments of a schema, with their defaults."""
+    if settings is None:
+        return ""
+    types, defaults = get_type_hints(settings), settings._field_defaults
+    return ", ".join(
+        f"{_SCHEMA_TYPES[types[field]]} {field}"
+        + (f"={defaults[field]}" if field in defaults else "")
+        for field in settings._fields
+    )
+
+
+def _backends_of(
+    name: str,
+    reference: Callable[..., Any],
+    cpp: Callable[..., Any] | None,
+    cuda: Callable[..., Any] | None,
+    triton: str,
+) -> dict[str, Callable[..., Any]]:
+    """Return the backends of an op that this installation has."""
     table = {"reference": reference}
     if cpp is not None and native is not None:
         table["cpp"] = cpp
     if cuda is not None:
         for backend, kernels in (("cuda", native), ("simt", simt)):
             if hasattr(kernels, "launch_count"):
-                table[backend] = _with_stream(cuda, kernels)
-    if triton is not None and importlib.util.find_spec("triton") is not None:
-        table["triton"] = _imported_later(triton, reference)
-    _implementations[name] = table
-
-    def run(*args: Any) -> Any:
-        return table[_choose(name, args[0].device.type)](*args)
-
-    _library.define(schema)
-    for key in _KEYS:
-        _library.impl(name, run, key)
-    torch.library.register_fake(f"mdssd::{name}", fake, lib=_library)
-    backward = backward or _no_gradient(name)
-    torch.library.register_autograd(
-        f"mdssd::{name}", backward, setup_context=setup_context, lib=_library
-    )
-    overload = getattr(torch.ops.mdssd, name).default
-    rule = _vmap_refused(name, no_vmap) if no_vmap else _vmap(overload, batched, leading)
-    torch.library.register_vmap(f"mdssd::{name}", rule, lib=_library)
-
-    function = _function(name, overload, setup_context, backward)
-
-    def call(*args: Any) -> Any:
-        if _plain(args):
-            return run(*args)
-        return function.apply(*args) if _transformed() else overload(*args)
-
-    return call
+                table[backend] = _with_stream(name, cuda, kernels)
+    if triton and importlib.util.find_spec("triton") is not None:
+        table["triton"] = _triton_form(name, triton, reference)
+    return table
 
 
-def _no_gradient(name: str) -> Callable[..., Any]:
-    """The backward of an op without one, where PyTorch would warn and go on with zeros."""
+def _rename(function: Any, name: str) -> None:
+    """Let the frames of a function carry this name in tracebacks and profiles."""
+    names = {"co_name": name}
+    if hasattr(function.__code__, "co_qualname"):  # from Python 3.11 on
+        names["co_qualname"] = name
+    function.__code__ = function.__code__.replace(**names)
+    function.__name__ = function.__qualname__ = name
+
+
+def _no_gradient(name: str) -> NotImplementedError:
+    """Return the error of an op without a gradient. PyTorch would warn and continue with zeros."""
     op = name.removesuffix("_backward")
     what = "gradient" if op == name else "second derivative"
-
-    def backward(ctx: Any, *grads: Any) -> Any:
-        raise NotImplementedError(f"{op}: no {what}")
-
-    return backward
-
-
-def _function(
-    name: str,
-    forward: Callable[..., Any],
-    setup_context: Callable[..., Any],
-    backward: Callable[..., Any],
-) -> Any:
-    """The op for `torch.func`, to which the gradients of torch.library are closed."""
-
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise NotImplementedError(
-            f"{name}: no forward-mode differentiation; use torch.func.vjp in place of jvp, "
-            "jacrev of jacfwd"
-        )
-
-    members = {
-        "forward": staticmethod(forward),
-        "setup_context": staticmethod(setup_context),
-        "backward": staticmethod(backward),
-        "jvp": staticmethod(jvp),
-        "generate_vmap_rule": True,
-    }
-    return type(name, (torch.autograd.Function,), members)
-
-
-def _vmap_refused(name: str, why: str) -> Callable[..., Any]:
-    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
-        raise NotImplementedError(f"{name}: torch.func.vmap: {why}")
-
-    return rule
-
-
-def _vmap(overload: Any, batched: tuple[int, ...], leading: bool) -> Callable[..., Any]:
-    """What `torch.func.vmap` does with an op; the bits are those of a loop over the rows."""
-
-    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
-        size = info.batch_size
-        mapped = {i for i, dim in enumerate(in_dims) if dim is not None}
-        rows = list(args)
-        for i in mapped:
-            rows[i] = args[i].movedim(in_dims[i], 0)
-        if not mapped <= set(batched):
-            return _each(overload, rows, mapped, size), 0
-        for i in set(batched) - mapped:
-            rows[i] = args[i].expand(size, *args[i].shape)
-        if leading:
-            return overload(*rows), 0
-        lengths = rows[batched[0]].shape[:2]
-        for i in batched:
-            rows[i] = _joined(rows[i])
-        results = overload(*rows)
-        if isinstance(results, Tensor):
-            return results.unflatten(0, lengths), 0
-        return tuple(result.unflatten(0, lengths) for result in results), 0
-
-    return rule
-
-
-def _joined(tensor: Tensor) -> Tensor:
-    """The first two dimensions as one; channels-last where each row is, as kernels go by that."""
-    flat = tensor.flatten(0, 1)
-    if tensor.dim() == 5 and len(tensor):
-        row = tensor[0]
-        if not row.is_contiguous() and row.is_contiguous(memory_format=torch.channels_last):
-            return flat.contiguous(memory_format=torch.channels_last)
-    return flat.contiguous()
-
-
-def _each(overload: Any, rows: list[Any], mapped: set[int], size: int) -> Any:
-    """The op for one row after the other; for no row, what it gives for zeros, without them."""
-
-    def call(k: int) -> Any:
-        one = list(rows)
-        for i in mapped:
-            one[i] = rows[i][k] if size else rows[i].new_zeros(rows[i].shape[1:])
-        return overload(*one)
-
-    results = [call(k) for k in range(max(1, size))]
-    if isinstance(results[0], Tensor):
-        return torch.stack(results)[:size]
-    return tuple(torch.stack(parts)[:size] for parts in zip(*results, strict=True))
+    return NotImplementedError(f"{op}: no {what}")
 
 
 def _plain(args: tuple[Any, ...]) -> bool:
@@ -260,7 +215,7 @@ def _plain(args: tuple[Any, ...]) -> bool:
 
 
 def _transformed() -> bool:
-    """Whether a transform of `torch.func`, or forward-mode differentiation, is under way."""
+    """Whether a transform of `torch.func`, or forward-mode differentiation, is active."""
     if torch.compiler.is_compiling() or not _CAN_LOOK:
         return False
     return _transforms_active() or forward_ad._current_level >= 0
@@ -270,8 +225,8 @@ def _device(args: tuple[Any, ...]) -> torch.device:
     return next(arg.device for arg in args if isinstance(arg, Tensor))
 
 
-def _with_stream(function: Callable[..., Any], kernels: Any) -> Callable[..., Any]:
-    """Call a `cuda` backend on the tensors' device and its current stream."""
+def _with_stream(name: str, function: Callable[..., Any], kernels: Any) -> Callable[..., Any]:
+    """Call a `cuda` form on the tensors' device and its current stream."""
 
     def call(*args: Any) -> Any:
         device = _device(args)
@@ -280,29 +235,40 @@ def _with_stream(function: Callable[..., Any], kernels: Any) -> Callable[..., An
         with torch.cuda.device(device):
             return function(kernels, torch.cuda.current_stream().cuda_stream, *args)
 
+    _rename(call, name)
     return call
 
 
-def _imported_later(path: str, reference: Callable[..., Any]) -> Callable[..., Any]:
-    """Call a Triton backend on the tensors' device; Triton is imported by the first call."""
-    module, name = path.split(".")
+def _triton_form(name: str, file: str, reference: Callable[..., Any]) -> Callable[..., Any]:
+    """Call a Triton form on the tensors' device.
+
+    Its file is imported by the first call, since Triton is an optional package and slow to import.
+    Float64 tensors go to the reference.
+    """
+
+    @functools.cache
+    def load() -> Callable[..., Any]:
+        form: Callable[..., Any] = getattr(
+            importlib.import_module(f"mdssd.ops.triton.{file}"), name
+        )
+        return form
 
     def call(*args: Any) -> Any:
         if any(isinstance(arg, Tensor) and arg.dtype == torch.float64 for arg in args):
             return reference(*args)
-        function = getattr(importlib.import_module(f"mdssd.ops.triton.{module}"), name)
         device = _device(args)
         guard: AbstractContextManager[Any] = nullcontext()
         if device.type != "cpu":
             guard = getattr(torch, device.type).device(device)
         with guard:
-            return function(*args)
+            return load()(*args)
 
+    _rename(call, name)
     return call
 
 
 def _runnable(name: str, device_type: str) -> list[str]:
-    """The op's backends for tensors on this device, the default first."""
+    """Return the op's backends for tensors on this device, the default first."""
     return [b for b in _PREFERENCE.get(device_type, ("reference",)) if b in _implementations[name]]
 
 
@@ -323,9 +289,16 @@ def _choose(name: str, device_type: str) -> str:
 
 
 def backends() -> dict[str, list[str]]:
-    """The backends of each op that can run on this machine, the default for its devices first.
+    """List the backends of each op that can run on this machine.
 
-    Backward ops are listed under their own names (`l2norm_backward`).
+    Returns:
+        Names of backends by name of the op, the default first. Backward ops are listed under their
+        own names, such as `l2norm_backward`.
+
+    Example:
+        >>> from mdssd import ops
+        >>> "reference" in ops.backends()["nms"]
+        True
     """
     devices = ["cpu"] + [d for d in ("cuda", "xpu") if getattr(torch, d).is_available()]
     return {
@@ -335,29 +308,37 @@ def backends() -> dict[str, list[str]]:
 
 
 def plain_ops() -> dict[Any, Callable[..., Any]]:
-    """Each op's reference, by which `ExportedProgram.run_decompositions` replaces the op.
+    """Return each op's reference, for `ExportedProgram.run_decompositions`.
 
-    What is exported then holds PyTorch's own ops only, which other programs understand.
+    The exported program then consists of PyTorch's own ops, which other programs understand.
     """
     return {
-        getattr(torch.ops.mdssd, name).default: table["reference"]
-        for name, table in _implementations.items()
+        getattr(torch.ops.mdssd, name).default: reference
+        for name, reference in _flat_references.items()
     }
 
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Force every op onto one backend: "reference", "cpp", "cuda" or "triton".
+    """Force every op onto one backend, within a `with` statement.
 
-    A development install also has "simt", which runs the CUDA kernels on CPU tensors, slowly.
+    This holds for the whole process, other threads included, since autograd runs backward on its
+    own threads. The statements can be nested; the previous choice is restored at the end.
 
-    Holds for the whole process, other threads included, since autograd runs backward on threads
-    of its own. Can be nested; the previous choice returns at the end.
+    Args:
+        name: "reference", "cpp", "cuda" or "triton". A development install also has "simt", which
+            runs the CUDA kernels on CPU tensors, slowly.
 
     Raises:
-        ValueError: no such backend.
-        RuntimeError: the backend cannot run on this machine; the message lists those that can.
-            Raised here if no op has it, else by the first op that lacks it.
+        ValueError: there is no backend of this name.
+        RuntimeError: the backend cannot run on this machine; the message lists those that can. If
+            only some ops have the backend, the first op without it raises the error.
+
+    Example:
+        >>> from mdssd import ops
+        >>> with ops.backend("reference"):
+        ...     ops.box_iou(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[0.0, 0, 1, 2]]))
+        tensor([[0.5000]])
     """
     global _forced
     if name not in ALL_BACKENDS:
@@ -373,105 +354,3 @@ def backend(name: str) -> Iterator[None]:
         yield
     finally:
         _forced = previous
-
-
-def dtype_code(tensor: Tensor) -> int:
-    """The number by which the native module knows the tensor's dtype."""
-    return _DTYPE_CODES[tensor.dtype]
-
-
-def aligned(tensor: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
-    """The tensor, or a copy, dense and at an address that is a multiple of 16, as kernels need."""
-    tensor = tensor.contiguous(memory_format=memory_format)
-    if tensor.data_ptr() % 16 == 0:
-        return tensor
-    return tensor.clone(memory_format=torch.preserve_format)
-
-
-def widened(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor, or a copy, contiguous and of this dtype."""
-    if tensor.dtype != dtype:  # `to` takes ten times as long to see that there is nothing to do
-        tensor = tensor.to(dtype)
-    return tensor.contiguous()
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which every backend computes: float64 for float64, float32 for the rest."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def check_tensor(
-    op: str,
-    argument: str,
-    tensor: object,
-    shape: tuple[int | str | None, ...],
-    *,
-    dtypes: tuple[torch.dtype, ...] = FLOATS,
-    like: Tensor | None = None,
-) -> None:
-    """Check one argument's type, shape, dtype and, against `like`, its device.
-
-    A number in `shape` must match, a string names a free size, a leading None stands for any
-    number of leading sizes.
-    """
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{op}: {argument}: expected a Tensor, got {type(tensor).__name__}")
-    got = tensor.shape
-    if got != shape and not _fits(got, shape):
-        names = ", ".join("..." if size is None else str(size) for size in shape)
-        raise ValueError(f"{op}: {argument}: expected shape [{names}], got {list(got)}")
-    if tensor.dtype not in dtypes:
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        raise TypeError(f"{op}: {argument}: expected dtype {names}; got {tensor.dtype}")
-    if like is not None and tensor.device != like.device:
-        raise ValueError(
-            f"{op}: {argument}: expected device {like.device} as of the first argument, "
-            f"got {tensor.device}"
-        )
-
-
-def _fits(got: torch.Size, shape: tuple[int | str | None, ...]) -> bool:
-    if shape and shape[0] is None:
-        shape = shape[1:]
-        if len(got) < len(shape):
-            return False
-        got = got[len(got) - len(shape) :]
-    if len(got) != len(shape):
-        return False
-    for want, have in zip(shape, got, strict=True):  # a loop takes a third of any()'s time
-        if isinstance(want, int) and want != have:
-            return False
-    return True
-
-
-def check_same_dtype(op: str, argument: str, tensor: Tensor, like: Tensor) -> None:
-    """Check that two arguments have one dtype."""
-    if tensor.dtype != like.dtype:
-        raise TypeError(
-            f"{op}: {argument}: expected dtype {like.dtype} as of the first argument, "
-            f"got {tensor.dtype}"
-        )
-
-
-def check_number(op: str, argument: str, value: object, low: float, high: float) -> float:
-    """Check that an argument is a number in [low, high]; return it as a float."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{op}: {argument}: expected a number, got {type(value).__name__}")
-    if not low <= value <= high:
-        raise ValueError(f"{op}: {argument}: expected {low} to {high}, got {value}")
-    return float(value)
-
-
-def check_eps(op: str, iou_eps: object) -> float:
-    """Check what is added to the union's area in an IoU; return it as a float."""
-    return check_number(op, "iou_eps", iou_eps, 0.0, 1.0)
-
-
-def check_variances(op: str, variances: object) -> tuple[float, float]:
-    """Check the pair of variances of centre and size; return it as floats."""
-    if not isinstance(variances, tuple | list) or len(variances) != 2:
-        raise ValueError(f"{op}: variances: expected a pair of numbers, got {variances!r}")
-    for value in variances:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise ValueError(f"{op}: variances: expected two numbers above 0, got {variances!r}")
-    return float(variances[0]), float(variances[1])

@@ -1,32 +1,40 @@
-"""Resizing of images on the device, so that a camera's frame goes up as bytes."""
+"""Resizing of images on the device, so that a camera's frame is uploaded as bytes."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from mdssd.ops._dispatch import check_tensor, define, native
-
-_FRACTION_BITS = 11  # of a pixel: kFractionBits of csrc/resize_math.h
+from mdssd.ops._checks import check_tensor
+from mdssd.ops._dispatch import define
+from mdssd.ops._results import new_images
+from mdssd.ops.native import resize as native
+from mdssd.ops.reference import resize as reference
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize images linearly, as OpenCV's `resize` with INTER_LINEAR does, to within one level.
+    """Resize images linearly, like OpenCV's `resize` with INTER_LINEAR, to within one level.
+
+    Pixel centres lie at halves, the border pixels extend outwards, and halves round up. The image
+    is not smoothed when it shrinks. The result is the same on every backend. It has no gradient.
 
     Args:
-        images: [..., H, W, C] uint8, channels last, H and W at least 1.
+        images: [..., H, W, C] uint8, channels last, H and W at least 1. Any leading size, and C,
+            may be 0.
         size: (height, width) of the result, at least 1.
 
     Returns:
-        [..., height, width, C] uint8. Pixel centres lie at halves, the border pixels extend
-        outwards, nothing is smoothed when the image shrinks, halves round up: the same bytes on
-        every backend. Any leading size, and C, may be 0. No gradient.
+        [..., height, width, C] uint8.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype or shape, an image has no
-            pixel, a size is below 1.
+            pixel, or a size is below 1.
+
+    Example:
+        >>> from mdssd import ops
+        >>> row = torch.tensor([0, 100], dtype=torch.uint8).reshape(1, 2, 1)
+        >>> ops.resize(row, (1, 4)).flatten()
+        tensor([  0,  25,  75, 100], dtype=torch.uint8)
     """
     check_tensor("resize", "images", images, (None, "H", "W", "C"), dtypes=(torch.uint8,))
     if 0 in images.shape[-3:-1]:
@@ -41,67 +49,13 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     return _resize(images, size[0], size[1])
 
 
-# --- reference ---------------------------------------------------------------------------------
-
-
-def _taps(source: int, target: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each of `target` places: two of `source` places and the second's share, of 2048."""
-    i = torch.arange(target, device=device)
-    numerator = (((2 * i + 1) * source - target) << _FRACTION_BITS) + target
-    position = (numerator.clamp(min=0) // (2 * target)).clamp(max=(source - 1) << _FRACTION_BITS)
-    first = position >> _FRACTION_BITS
-    return first, (first + 1).clamp(max=source - 1), position & ((1 << _FRACTION_BITS) - 1)
-
-
-def _resize_reference(images: Tensor, height: int, width: int) -> Tensor:
-    top, bottom, down = _taps(images.shape[-3], height, images.device)
-    left, right, along = _taps(images.shape[-2], width, images.device)
-    one = 1 << _FRACTION_BITS
-
-    def line(rows: Tensor) -> Tensor:
-        pixels = images.index_select(-3, rows).int()
-        a, b = pixels.index_select(-2, left), pixels.index_select(-2, right)
-        return a * (one - along)[:, None] + b * along[:, None]
-
-    down = down[:, None, None]
-    total = line(top) * (one - down) + line(bottom) * down
-    return ((total + one * one // 2) >> (2 * _FRACTION_BITS)).to(torch.uint8)
-
-
-# --- cpp, cuda -----------------------------------------------------------------------------------
-
-
-def resized(images: Tensor, height: int, width: int) -> Tensor:
-    """The result before it is written, dense."""
-    return images.new_empty(*images.shape[:-3], height, width, images.shape[-1])
-
-
-def _arguments(images: Tensor, out: Tensor) -> tuple[int, ...]:
-    count = images.shape[:-3].numel()
-    return (images.data_ptr(), count, *images.shape[-3:], *out.shape[-3:-1], out.data_ptr())
-
-
-def _resize_cpp(images: Tensor, height: int, width: int) -> Tensor:
-    images, out = images.contiguous(), resized(images, height, width)
-    native.resize_cpu(*_arguments(images, out), torch.get_num_threads())
-    return out
-
-
-def _resize_cuda(kernels: Any, stream: int, images: Tensor, height: int, width: int) -> Tensor:
-    images, out = images.contiguous(), resized(images, height, width)
-    kernels.resize_cuda(*_arguments(images, out), stream)
-    return out
-
-
-# --- definition ----------------------------------------------------------------------------------
-
 _resize = define(
     "resize(Tensor images, SymInt height, SymInt width) -> Tensor",
-    reference=_resize_reference,
-    cpp=_resize_cpp,
-    cuda=_resize_cuda,
-    triton="resize.resize",
+    reference=reference.resize,
+    cpp=native.resize_cpp,
+    cuda=native.resize_cuda,
+    triton="resize",
     batched=(0,),
     leading=True,
-    fake=resized,
+    fake=new_images,
 )

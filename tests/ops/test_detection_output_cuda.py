@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from mdssd import ops
-from mdssd.ops import _dispatch
+from mdssd.ops import _modules
 from mdssd.testing import detection_inputs
 
-simt = _dispatch.simt
+simt = _modules.simt
 pytestmark = pytest.mark.skipif(simt is None, reason="mdssd._simt is only in an editable install")
 
 

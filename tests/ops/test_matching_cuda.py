@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mdssd import ops
-from mdssd.ops import _dispatch
+from mdssd.ops import _modules
+from mdssd.ops._settings import EncodeTargetsSettings, MatchPriorsSettings
 from mdssd.testing import random_boxes, random_priors
 
 MOST_IMAGES = 512  # of one launch: kImages of matching.cu
@@ -17,10 +18,10 @@ MOST_IMAGES = 512  # of one launch: kImages of matching.cu
 
 @pytest.fixture
 def simt() -> Any:
-    if _dispatch.simt is None:
+    if _modules.simt is None:
         pytest.skip("mdssd._simt is not built: only a development install has it")
     with ops.backend("simt"):
-        yield _dispatch.simt
+        yield _modules.simt
 
 
 def batch(images: int, boxes: int, kind: str = "random") -> list[Tensor]:
@@ -112,10 +113,9 @@ def test_no_order_of_blocks_and_threads_shows(simt: Any, seed: int) -> None:
 
 def test_too_many_boxes_or_priors_are_refused_by_name(simt: Any) -> None:
     offsets = torch.tensor([0, 2**31])
+    match, targets = MatchPriorsSettings(0.5, 0.0, False), EncodeTargetsSettings(0.5, 0.1, 0.2, 0.0)
     with pytest.raises(ValueError, match=r"match_priors: more than 2\^31 - 257 boxes or priors"):
-        simt.match_priors_cuda(0, offsets.data_ptr(), 1, 0, False, 1, 0.5, 0.0, 0, 0, 0, 0, 0)
+        simt.match_priors_cuda(0, offsets, 1, 0, 1, match, 0, 0, 0, 0, 0)
     offsets[1] = 0
     with pytest.raises(ValueError, match=r"encode_targets: more than 2\^31 - 257 boxes"):
-        simt.encode_targets_cuda(
-            *(0, 0, offsets.data_ptr(), 1, 0, 2**31), *(0.5, 0.0, 0.1, 0.2, 0, 0, 0, 0, 0)
-        )
+        simt.encode_targets_cuda(0, 0, offsets, 1, 0, 2**31, targets, 0, 0, 0, 0, 0)

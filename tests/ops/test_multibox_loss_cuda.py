@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mdssd import ops
+from mdssd.ops._settings import MultiboxLossSettings
 from mdssd.testing import CASES
 
 simt = pytest.importorskip("mdssd._simt", reason="an editable install has it")
@@ -68,4 +69,4 @@ def test_mines_the_priors_of_the_reference(kind: str, ratio: float, dtype: torch
 def test_refuses_by_name_what_has_no_32_bit_index() -> None:
     for size in ((1, 2**31, 2), (1, 1, 2**31)):
         with pytest.raises(ValueError, match="multibox_loss: more than 2.31 - 1 priors or classes"):
-            simt.multibox_loss_workspace(*size, False, 0)
+            simt.multibox_loss_workspace(*size, MultiboxLossSettings(3.0, False), 0)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from mdssd import ops
-from mdssd.ops import _dispatch
+from mdssd.ops import _modules
+from mdssd.ops._settings import NmsSettings
 from mdssd.testing import random_boxes
 
 BOXES = torch.tensor(
@@ -27,10 +28,10 @@ def backend(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture
 def simt() -> Any:
-    if _dispatch.simt is None:
+    if _modules.simt is None:
         pytest.skip("mdssd._simt is not built: only a development install has it")
     with ops.backend("simt"):
-        yield _dispatch.simt
+        yield _modules.simt
 
 
 def assert_kept(got: Any, keep: list[int], count: int) -> None:
@@ -120,4 +121,4 @@ def test_workspace_grows_with_the_boxes(simt: Any) -> None:
 
 def test_too_many_boxes_are_refused_by_name(simt: Any) -> None:
     with pytest.raises(ValueError, match=r"nms: more than 2\^31 - 1 boxes"):
-        simt.nms_cuda(0, 0, 0, 2**31, 0.5, 0.0, 0, 0, 0, 0, 0)
+        simt.nms_cuda(0, 0, 0, 2**31, NmsSettings(0.5, 0.0), 0, 0, 0, 0, 0)

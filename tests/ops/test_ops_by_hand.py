@@ -22,7 +22,7 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mdssd import ops
-from mdssd.ops import _dispatch
+from mdssd.ops import _dispatch, _modules
 
 BACKENDS = ops.backends()["box_iou"]
 
@@ -440,7 +440,7 @@ def test_label_out_of_range(backend: str, label: int) -> None:
 
 
 def test_native_module_is_there() -> None:
-    assert _dispatch.native is not None, _dispatch.native_error
+    assert _modules.native is not None, _modules.native_error
     assert all("cpp" in row and "reference" in row for row in ops.backends().values())
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mdssd.ops import _dispatch
+from mdssd.ops import _modules
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = (ROOT / "csrc" / "simt" / "faults.cu").read_text().splitlines()
@@ -17,7 +17,7 @@ RIGHT = [(i + 1) % 64 for i in range(64)]
 UNSET = -1  # what shared memory holds in the plain order, as an int
 
 pytestmark = pytest.mark.skipif(
-    _dispatch.simt is None, reason="no mdssd._simt: it comes with pip install -e ."
+    _modules.simt is None, reason="no mdssd._simt: it comes with pip install -e ."
 )
 sanitized = pytest.mark.skipif(
     "libasan" not in os.environ.get("LD_PRELOAD", ""),
@@ -27,8 +27,8 @@ sanitized = pytest.mark.skipif(
 
 def launch(name: str, seed: int = 0) -> list[int]:
     out = torch.zeros(64, dtype=torch.int32)
-    _dispatch.simt.set_shuffle(seed)
-    _dispatch.simt.faults[name](out.data_ptr())
+    _modules.simt.set_shuffle(seed)
+    _modules.simt.faults[name](out.data_ptr())
     return out.tolist()
 
 
@@ -92,7 +92,7 @@ def test_the_sanitized_module_finds(name, ints, report):
     script = (
         "import torch, conftest\n"
         f"out = torch.full(({ints},), 64, dtype=torch.int32)\n"
-        f"conftest._dispatch.simt.faults['{name}'](out.data_ptr())\n"
+        f"conftest._modules.simt.faults['{name}'](out.data_ptr())\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300

@@ -13,7 +13,7 @@ import torch
 
 from mdssd import ops
 from mdssd.info import info
-from mdssd.ops import _dispatch
+from mdssd.ops import _modules
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -184,8 +184,8 @@ def test_missing_python_headers_name_the_package(setup_script, monkeypatch, tmp_
 
 
 def test_the_module_knows_how_it_was_built():
-    assert _dispatch.native is not None, _dispatch.native_error
-    build = _dispatch.native.build_info()
+    assert _modules.native is not None, _modules.native_error
+    build = _modules.native.build_info()
     assert re.search(r"\d+\.\d+", build["compiler"]) and build["build_type"] == "Release"
     if build["cuda"]:
         assert build["nvcc"] and build["cuda_archs"] and build["cuda_runtime"] >= 11080
@@ -196,10 +196,10 @@ def test_the_module_knows_how_it_was_built():
 
 
 def test_cuda_side_answers_without_a_gpu():
-    assert _dispatch.native is not None, _dispatch.native_error
-    count = _dispatch.native.cuda_device_count()
+    assert _modules.native is not None, _modules.native_error
+    count = _modules.native.cuda_device_count()
     assert count >= 0
-    assert _dispatch.native.cuda_device_fault(count) != ""
+    assert _modules.native.cuda_device_fault(count) != ""
 
 
 def test_no_kernel_spills_and_the_report_is_fresh(resources):
@@ -292,8 +292,8 @@ def test_info_names_versions_devices_threads_and_backends(monkeypatch):
 
 
 def test_info_without_the_native_module_says_why(monkeypatch):
-    monkeypatch.setattr(_dispatch, "native", None)
-    monkeypatch.setattr(_dispatch, "native_error", "No module named 'mdssd._C'")
+    monkeypatch.setattr(_modules, "native", None)
+    monkeypatch.setattr(_modules, "native_error", "No module named 'mdssd._C'")
     assert re.search(r"^cpp +not available: No module named", info(), re.MULTILINE)
 
 

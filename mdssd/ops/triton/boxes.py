@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mdssd.ops._settings import BoxCodingSettings
 from mdssd.ops.triton.common import (
     OPTIONS,
     area,
@@ -107,50 +108,52 @@ def box_iou_backward_kernel(
 
 
 @triton.jit
-def encode_boxes_kernel(boxes, priors, out, rows, period, v0, v1, BLOCK: tl.constexpr):
-    """Row i of `boxes` against prior i % period; a program has BLOCK rows."""
+def encode_boxes_kernel(boxes, priors, out, rows, num_priors, v0, v1, BLOCK: tl.constexpr):
+    """Row i of `boxes` against prior i % num_priors; a program has BLOCK rows."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = row < rows
     x1, y1, x2, y2 = load_four(boxes, row, mask)
-    cx, cy, w, h = load_four(priors, row % period, mask)
+    cx, cy, w, h = load_four(priors, row % num_priors, mask)
     ox, oy, ow, oh = encode(x1, y1, x2, y2, cx, cy, w, h, v0, v1)
     store_four(out, row, ox, oy, ow, oh, mask)
 
 
 @triton.jit
-def decode_boxes_kernel(loc, priors, out, rows, period, v0, v1, BLOCK: tl.constexpr):
-    """Row i of `loc` against prior i % period; a program has BLOCK rows."""
+def decode_boxes_kernel(loc, priors, out, rows, num_priors, v0, v1, BLOCK: tl.constexpr):
+    """Row i of `loc` against prior i % num_priors; a program has BLOCK rows."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = row < rows
     ox, oy, ow, oh = load_four(loc, row, mask)
-    cx, cy, w, h = load_four(priors, row % period, mask)
+    cx, cy, w, h = load_four(priors, row % num_priors, mask)
     x1, y1, x2, y2 = decode(ox, oy, ow, oh, cx, cy, w, h, v0, v1, float("inf"))
     store_four(out, row, x1, y1, x2, y2, mask)
 
 
 @triton.jit
 def encode_boxes_backward_kernel(
-    grad, boxes, priors, out, rows, period, v0, v1, BLOCK: tl.constexpr
+    grad, boxes, priors, out, rows, num_priors, v0, v1, BLOCK: tl.constexpr
 ):
     """Gradient of `encode` in the boxes; a program has BLOCK rows."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = row < rows
     g_x, g_y, g_w, g_h = load_four(grad, row, mask)
     x1, y1, x2, y2 = load_four(boxes, row, mask)
-    _, _, w, h = load_four(priors, row % period, mask)
+    _, _, w, h = load_four(priors, row % num_priors, mask)
     d_cx, d_cy = tl.div_rn(g_x, w * v0) * 0.5, tl.div_rn(g_y, h * v0) * 0.5
     d_w, d_h = tl.div_rn(g_w, (x2 - x1) * v1), tl.div_rn(g_h, (y2 - y1) * v1)
     store_four(out, row, d_cx - d_w, d_cy - d_h, d_cx + d_w, d_cy + d_h, mask)
 
 
 @triton.jit
-def decode_boxes_backward_kernel(grad, loc, priors, out, rows, period, v0, v1, BLOCK: tl.constexpr):
+def decode_boxes_backward_kernel(
+    grad, loc, priors, out, rows, num_priors, v0, v1, BLOCK: tl.constexpr
+):
     """Gradient of `decode` in the offsets; a program has BLOCK rows."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = row < rows
     g_x1, g_y1, g_x2, g_y2 = load_four(grad, row, mask)
     _, _, ow, oh = load_four(loc, row, mask)
-    _, _, w, h = load_four(priors, row % period, mask)
+    _, _, w, h = load_four(priors, row % num_priors, mask)
     half_w, half_h = w * tl.exp(ow * v1) * 0.5, h * tl.exp(oh * v1) * 0.5
     store_four(
         out, row, (g_x1 + g_x2) * v0 * w, (g_y1 + g_y2) * v0 * h,
@@ -177,50 +180,50 @@ def box_iou_backward(grad: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor
     n, m = grad.shape
     grad_a, grad_b = torch.zeros_like(a), torch.zeros_like(b)
     for mine, other, out, row_step, column_step in ((a, b, grad_a, m, 1), (b, a, grad_b, 1, m)):
-        count, others = mine.shape[0], other.shape[0]
-        if count and others:
+        boxes, others = mine.shape[0], other.shape[0]
+        if boxes and others:
             # Neighbouring threads read along the run of memory: over `other`, or over `mine`.
             n_block, m_block = (8, power_of_2(others, 128)) if column_step == 1 else (32, 32)
-            box_iou_backward_kernel[(blocks(count, n_block),)](
-                grad, mine, other, out, count, others, row_step, column_step,
+            box_iou_backward_kernel[(blocks(boxes, n_block),)](
+                grad, mine, other, out, boxes, others, row_step, column_step,
                 N_BLOCK=n_block, M_BLOCK=m_block, **OPTIONS,
             )  # fmt: skip
     return grad_a, grad_b
 
 
-def _code(kernel: Any, *args: Any) -> Tensor:
-    """Launch one of the four coding kernels: tensors [..., N, 4], priors [N, 4], v0, v1."""
-    *tensors, priors, v0, v1 = args
-    tensors = [tensor.contiguous() for tensor in tensors]
+def _code(kernel: Any, rows: list[Tensor], priors: Tensor, settings: BoxCodingSettings) -> Tensor:
+    """Launch one of the four coding kernels: rows [..., N, 4], priors [N, 4]."""
+    rows = [tensor.contiguous() for tensor in rows]
     priors = priors.float().contiguous()
-    out = torch.empty_like(tensors[0])
-    rows = out.numel() // 4
-    if rows:
-        kernel[(blocks(rows, ROWS),)](
-            *tensors, priors, out, rows, priors.shape[0], v0, v1, BLOCK=ROWS, **OPTIONS
-        )
+    out = torch.empty_like(rows[0])
+    num_rows = out.numel() // 4
+    if num_rows:
+        kernel[(blocks(num_rows, ROWS),)](
+            *rows, priors, out, num_rows, priors.shape[0], settings.v0, settings.v1,
+            BLOCK=ROWS, **OPTIONS,
+        )  # fmt: skip
     return out
 
 
-def encode_boxes(boxes: Tensor, priors: Tensor, v0: float, v1: float) -> Tensor:
+def encode_boxes(boxes: Tensor, priors: Tensor, settings: BoxCodingSettings) -> Tensor:
     """As `mdssd.ops.encode_boxes`."""
-    return _code(encode_boxes_kernel, boxes, priors, v0, v1)
+    return _code(encode_boxes_kernel, [boxes], priors, settings)
 
 
 def encode_boxes_backward(
-    grad: Tensor, boxes: Tensor, priors: Tensor, v0: float, v1: float
+    grad: Tensor, boxes: Tensor, priors: Tensor, settings: BoxCodingSettings
 ) -> Tensor:
     """Gradient of `encode_boxes` in the boxes."""
-    return _code(encode_boxes_backward_kernel, grad, boxes, priors, v0, v1)
+    return _code(encode_boxes_backward_kernel, [grad, boxes], priors, settings)
 
 
-def decode_boxes(loc: Tensor, priors: Tensor, v0: float, v1: float) -> Tensor:
+def decode_boxes(loc: Tensor, priors: Tensor, settings: BoxCodingSettings) -> Tensor:
     """As `mdssd.ops.decode_boxes`."""
-    return _code(decode_boxes_kernel, loc, priors, v0, v1)
+    return _code(decode_boxes_kernel, [loc], priors, settings)
 
 
 def decode_boxes_backward(
-    grad: Tensor, loc: Tensor, priors: Tensor, v0: float, v1: float
+    grad: Tensor, loc: Tensor, priors: Tensor, settings: BoxCodingSettings
 ) -> Tensor:
     """Gradient of `decode_boxes` in the offsets."""
-    return _code(decode_boxes_backward_kernel, grad, loc, priors, v0, v1)
+    return _code(decode_boxes_backward_kernel, [grad, loc], priors, settings)

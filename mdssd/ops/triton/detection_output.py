@@ -29,7 +29,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra import libdevice
 
-from mdssd.ops.detection_output import check_limits, empty_detections, limits
+from mdssd.ops._checks import check_gpu_limits
+from mdssd.ops._results import new_detections
+from mdssd.ops._settings import DetectionOutputSettings
 from mdssd.ops.triton.common import (
     _INTERPRETED,
     OPTIONS,
@@ -87,12 +89,12 @@ def append(wanted, key, c, candidates, size, flags, WAYS: tl.constexpr, CAPACITY
 
 @triton.jit(do_not_specialize=["level", "levels", "shift"])
 def scan_kernel(
-    logits, candidates, size, histogram, need, bound, flags, images, count, classes,
+    logits, candidates, size, histogram, need, bound, flags, images, num_priors, classes,
     threshold, log_threshold, index_bits, level, levels, shift,
     ROWS: tl.constexpr, BLOCK_C: tl.constexpr, WAYS: tl.constexpr, CAPACITY: tl.constexpr,
     SOFTMAX: tl.constexpr,
 ):  # fmt: skip
-    """score = exp(x - max x) / sum exp(x - max x) of the rows of logits [images, count, classes].
+    """score = exp(x - max x) / sum exp(x - max x) of the rows x of [images, num_priors, classes].
 
     Without SOFTMAX the rows are scores, and `log_threshold` is that of the scores.
 
@@ -102,7 +104,7 @@ def scan_kernel(
     Level `levels`: those up to the lists' bounds are appended. It is one kernel, since two could
     add up a row in different orders, and then disagree about a last bit.
     """
-    per_image = (count + ROWS - 1) // ROWS
+    per_image = (num_priors + ROWS - 1) // ROWS
     busy = (level == 0) | (tl.load(flags + level % levels) != 0)
     stop = tl.where(busy, images * per_image, 0)
     r = tl.arange(0, ROWS)
@@ -110,8 +112,8 @@ def scan_kernel(
     for block in range(tl.program_id(0), stop, tl.num_programs(0)):
         image = (block // per_image).to(tl.int64)
         first_row = (block % per_image).to(tl.int64) * ROWS
-        inside = (r < count - first_row)[:, None] & (c < classes)[None, :]
-        tile = logits + (image * count + first_row) * classes
+        inside = (r < num_priors - first_row)[:, None] & (c < classes)[None, :]
+        tile = logits + (image * num_priors + first_row) * classes
         x = tl.load(tile + (r[:, None] * classes + c[None, :]), mask=inside, other=0)
         x = tl.where((c < classes)[None, :], x.to(tl.float32), -float("inf"))
         # A score is at most exp(its logit - the background's), which needs no exponential to be
@@ -121,7 +123,7 @@ def scan_kernel(
         if not SOFTMAX:
             background = background * 0
             foreground = tl.max(tl.where((c > 0)[None, :] & (x <= 1), x, 0.0), 1)
-        hopeful = (foreground - background >= log_threshold) & (r < count - first_row)
+        hopeful = (foreground - background >= log_threshold) & (r < num_priors - first_row)
         if tl.max(hopeful.to(tl.int32), 0) > 0:
             score = x
             if SOFTMAX:
@@ -177,7 +179,7 @@ def select_kernel(size, histogram, need, bound, flags, top_k, level, shift, CAPA
 
 @triton.jit
 def rank_kernel(
-    loc, priors, candidates, size, keys, boxes, count, classes, index_bits, top_k, v0, v1,
+    loc, priors, candidates, size, keys, boxes, num_priors, classes, index_bits, top_k, v0, v1,
     max_log_scale, clip_low, clip_width, clip_height, parts, CAPACITY: tl.constexpr,
     RANKED: tl.constexpr, OTHERS: tl.constexpr,
 ):  # fmt: skip
@@ -202,7 +204,7 @@ def rank_kernel(
         rank = tl.sum(smaller, 1)
         best = (mine < found) & (rank < top_k)
         prior = key & ((tl.full((), 1, tl.int64) << index_bits) - 1)
-        ox, oy, ow, oh = load_four(loc, image * count + prior, best)
+        ox, oy, ow, oh = load_four(loc, image * num_priors + prior, best)
         cx, cy, w, h = load_four(priors, prior, best)
         x1, y1, x2, y2 = decode(ox, oy, ow, oh, cx, cy, w, h, v0, v1, max_log_scale)
         x1, x2 = clamp(x1, clip_low, clip_width), clamp(x2, clip_low, clip_width)
@@ -294,7 +296,7 @@ def suppress_kernel(
 
 @triton.jit
 def place_kernel(
-    kept_keys, kept_boxes, kept_size, boxes, scores, labels, found, foreground, joined, most,
+    kept_keys, kept_boxes, kept_size, boxes, scores, labels, count, foreground, joined, most,
     PLACED: tl.constexpr, LISTS: tl.constexpr, STEPS: tl.constexpr, MOST: tl.constexpr,
     FOREGROUND: tl.constexpr,
 ):  # fmt: skip
@@ -318,7 +320,7 @@ def place_kernel(
         store_four(boxes, image * most + row, zero, zero, zero, zero, unused)
         tl.store(scores + image * most + row, zero, mask=unused)
         tl.store(labels + image * most + row, zero.to(tl.int64), mask=unused)
-        tl.store(found + image, total)
+        tl.store(count + image, total)
     n = tl.load(kept_size + i)
     first = n * 0
     while first < n:
@@ -354,32 +356,20 @@ def _bits(x: float) -> int:
 
 
 def detection_output(
-    loc: Tensor,
-    logits: Tensor,
-    priors: Tensor,
-    score_threshold: float,
-    nms_threshold: float,
-    top_k: int,
-    max_detections: int,
-    v0: float,
-    v1: float,
-    softmax: bool,
-    per_class: bool,
-    keep_empty: bool,
-    iou_eps: float,
-    *given: float | None,
+    loc: Tensor, logits: Tensor, priors: Tensor, settings: DetectionOutputSettings
 ) -> tuple[Tensor, ...]:
     """As `mdssd.ops.detection_output`."""
-    max_log_scale, clip_width, clip_height = limits(*given)
-    top_k = check_limits(logits, top_k, max_detections)
-    images, count, classes = logits.shape
-    boxes, scores, labels, found = result = empty_detections(loc, logits, max_detections, per_class)
-    if images == 0 or count == 0 or score_threshold == 1:
+    check_gpu_limits(logits, settings)
+    images, num_priors, classes = logits.shape
+    top_k, max_detections = min(settings.top_k, num_priors), settings.max_detections
+    score_threshold = settings.score_threshold
+    boxes, scores, labels, count = result = new_detections(loc, logits, settings)
+    if images == 0 or num_priors == 0 or score_threshold == 1:
         return result
     loc, logits, priors = loc.contiguous(), logits.contiguous(), priors.float().contiguous()
     lists = images * (classes - 1)
 
-    index_bits = (count - 1).bit_length()
+    index_bits = (num_priors - 1).bit_length()
     bits = (_bits(1.0) - _bits(score_threshold)).bit_length() + index_bits
     # Room for top_k, and for a cell of half as many keys: what the last digit leaves undecided.
     capacity = 2 * max(512, power_of_2(top_k, 1024))
@@ -398,18 +388,18 @@ def detection_output(
     warps = min(16, 8 * blocks(block_c, TILE))
     # The margin covers the rounding of softmax.
     log_threshold = math.log(score_threshold) - 1e-3 if score_threshold > 0 else -math.inf
-    if not softmax:
+    if not settings.softmax:
         log_threshold = score_threshold
-    programs = min(SCAN_PROGRAMS, images * blocks(count, rows))
+    programs = min(SCAN_PROGRAMS, images * blocks(num_priors, rows))
     for level in range(levels + 1):
         shift = shifts[level] if level < levels else 0
         scan_kernel[(programs,)](
-            logits, candidates, size, histogram, need, bound, flags, images, count, classes,
+            logits, candidates, size, histogram, need, bound, flags, images, num_priors, classes,
             score_threshold, log_threshold, index_bits, level, levels, shift, ROWS=rows,
             BLOCK_C=block_c, WAYS=max(1, 64 * warps // block_c), CAPACITY=capacity,
-            SOFTMAX=softmax, num_warps=warps, **OPTIONS,
+            SOFTMAX=settings.softmax, num_warps=warps, **OPTIONS,
         )  # fmt: skip
-        if level == levels or count <= capacity:  # no list can overflow
+        if level == levels or num_priors <= capacity:  # no list can overflow
             break
         select_kernel[(lists,)](
             size, histogram, need, bound, flags, top_k, level, shift, CAPACITY=capacity,
@@ -419,23 +409,30 @@ def detection_output(
     keys = loc.new_empty(lists, top_k, dtype=torch.int64)
     sorted_boxes = loc.new_empty(lists, top_k, 4, dtype=torch.float32)
     parts = max(1, min(capacity // RANKED, RANK_PROGRAMS // lists))
+    clipped = settings.clip_width is not None
+    limits = (
+        math.inf if settings.max_log_scale is None else settings.max_log_scale,
+        0.0 if clipped else -math.inf,
+        settings.clip_width if clipped else math.inf,
+        settings.clip_height if clipped else math.inf,
+    )
     rank_kernel[(lists * parts,)](
-        loc, priors, candidates, size, keys, sorted_boxes, count, classes, index_bits, top_k,
-        v0, v1, max_log_scale, 0.0 if clip_width < math.inf else -math.inf, clip_width, clip_height,
-        parts, CAPACITY=capacity, RANKED=RANKED, OTHERS=OTHERS, num_warps=8, **OPTIONS,
+        loc, priors, candidates, size, keys, sorted_boxes, num_priors, classes, index_bits, top_k,
+        settings.v0, settings.v1, *limits, parts, CAPACITY=capacity, RANKED=RANKED,
+        OTHERS=OTHERS, num_warps=8, **OPTIONS,
     )  # fmt: skip
     kept_keys = loc.new_empty(lists, max_detections, dtype=torch.int64)
     kept_boxes = loc.new_empty(lists, max_detections, 4, dtype=torch.float32)
     kept_size = torch.empty_like(size)
     suppress_kernel[(lists,)](
         keys, sorted_boxes, size, kept_keys, kept_boxes, kept_size, top_k, max_detections,
-        nms_threshold, iou_eps or None, TILE=SUPPRESSED, KEEP_EMPTY=keep_empty, num_warps=16,
-        **OPTIONS,
+        settings.nms_threshold, settings.iou_eps or None, TILE=SUPPRESSED,
+        KEEP_EMPTY=settings.keep_empty, num_warps=16, **OPTIONS,
     )  # fmt: skip
     most_kept = min(top_k, max_detections)
-    joined = 1 if per_class else classes - 1
+    joined = 1 if settings.per_class else classes - 1
     place_kernel[(lists,)](
-        kept_keys, kept_boxes, kept_size, boxes, scores, labels, found, classes - 1, joined,
+        kept_keys, kept_boxes, kept_size, boxes, scores, labels, count, classes - 1, joined,
         max_detections, PLACED=PLACED, LISTS=power_of_2(joined, LISTS),
         STEPS=most_kept.bit_length(), MOST=power_of_2(max_detections, 1024),
         FOREGROUND=power_of_2(joined, 1 << 20), num_warps=8, **OPTIONS,

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mdssd.ops.l2norm import _memory_format
+from mdssd.ops._tensors import map_format
 from mdssd.ops.triton.common import OPTIONS, blocks, narrow, power_of_2
 
 TILE = 4096  # numbers of a map that a program keeps: of 8 warps, 16 each
@@ -242,7 +242,7 @@ class _Tiles:
 
 
 def _forward(maps: list[Tensor], scales: list[Tensor], eps: float) -> tuple[Tensor, ...]:
-    layout = _memory_format(maps[0])
+    layout = map_format(maps[0])
     maps = [x.contiguous(memory_format=layout) for x in maps]
     scales = [scale.contiguous() for scale in scales]
     a = maps[0]
@@ -265,7 +265,7 @@ def _forward(maps: list[Tensor], scales: list[Tensor], eps: float) -> tuple[Tens
 def _backward(
     grad: Tensor, y: Tensor | None, maps: list[Tensor], scales: list[Tensor], norms: list[Tensor]
 ) -> tuple[Tensor, ...]:
-    layout = _memory_format(maps[0])
+    layout = map_format(maps[0])
     grad = grad.contiguous(memory_format=layout)
     if y is not None:
         y = y.contiguous(memory_format=layout)

@@ -20,6 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mdssd.ops._results import new_matches, new_targets
+from mdssd.ops._settings import EncodeTargetsSettings, MatchPriorsSettings
 from mdssd.ops.triton.common import (
     OPTIONS,
     area,
@@ -66,14 +68,14 @@ def write(
 
 @triton.jit
 def match_kernel(
-    gt, gt_labels, begins, priors, best_priors, first_out, second_out, count, programs,
+    gt, gt_labels, begins, priors, best_priors, first_out, second_out, num_priors, programs,
     threshold, eps, v0, v1,
     PRIORS: tl.constexpr, LIST: tl.constexpr, TILE: tl.constexpr, ENCODE: tl.constexpr,
     CORNERS: tl.constexpr,
 ):  # fmt: skip
     """For each prior of an image the box of the highest iou(box, prior), if at least `threshold`.
 
-    `programs` programs share an image, each has PRIORS of its `count` priors. best_priors[box]
+    `programs` programs share an image, each has PRIORS of its `num_priors` priors. best_priors[box]
     becomes the maximum over all programs of the IoU's bits (which order as the IoU does, since it
     is not negative) above, and below them the complement of the prior, so that of equal IoUs the
     lower prior is the maximum; 0 where the box overlaps none. Source: SSD, section 2.2.
@@ -81,7 +83,7 @@ def match_kernel(
     image = tl.program_id(0) // programs
     first_prior = (tl.program_id(0) % programs) * PRIORS
     prior = first_prior + tl.arange(0, PRIORS)
-    inside = prior < count
+    inside = prior < num_priors
     begin = tl.load(begins + image) - image
     boxes = (tl.load(begins + image + 1) - (image + 1) - begin).to(tl.int32)
 
@@ -126,7 +128,7 @@ def match_kernel(
                 packed = (highest.to(tl.int32, bitcast=True).to(tl.int64) << 32) | low
                 tl.atomic_max(best_priors + begin + box, packed, mask=highest > 0, sem="relaxed")
 
-    row = image.to(tl.int64) * count + prior
+    row = image.to(tl.int64) * num_priors + prior
     matched = (boxes > 0) & (best >= threshold)
     box = begin + tl.where(matched, best_box, -1)
     write(
@@ -139,8 +141,8 @@ def match_kernel(
 
 @triton.jit
 def force_kernel(
-    gt, gt_labels, begins, priors, best_priors, first_out, second_out, count, images, total, v0, v1,
-    FORCED: tl.constexpr, ENCODE: tl.constexpr,
+    gt, gt_labels, begins, priors, best_priors, first_out, second_out, num_priors, images, total,
+    v0, v1, FORCED: tl.constexpr, ENCODE: tl.constexpr,
 ):  # fmt: skip
     """Each box gets its best prior; of several boxes of an image with one prior, the last.
 
@@ -168,7 +170,7 @@ def force_kernel(
         taken = later & (other_prior[:, None] == prior[None, :])
         last = last & (tl.max(taken.to(tl.int32), 0) == 0)
     write(
-        first_out, second_out, gt, gt_labels, priors, image * count + prior, prior,
+        first_out, second_out, gt, gt_labels, priors, image * num_priors + prior, prior,
         k.to(tl.int64), begin, v0, v1, last, ENCODE,
     )  # fmt: skip
 
@@ -180,7 +182,7 @@ def _begins(offsets: Tensor, device: torch.device) -> Tensor:
     kept for as long as a CUDA graph may replay it. `i` is added as no piece may be empty.
     """
     counts = offsets.diff().tolist()
-    pieces = [size for count in counts for size in (1, count)] + [1]
+    pieces = [size for boxes in counts for size in (1, boxes)] + [1]
     numbers = torch.arange(sum(pieces), device=device)
     return torch.cat(numbers.split(pieces)[::2])
 
@@ -190,46 +192,40 @@ def _match(
     gt_labels: Tensor | None,
     offsets: Tensor,
     priors: Tensor,
-    threshold: float,
-    iou_eps: float,
-    corners: bool,
-    v0: float,
-    v1: float,
+    settings: MatchPriorsSettings,
+    variances: tuple[float, float],
     outputs: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Both operators: `encode_targets` is the one with labels."""
-    images, count = offsets.shape[0] - 1, priors.shape[0]
-    if images == 0 or count == 0:
+    images, num_priors = offsets.shape[0] - 1, priors.shape[0]
+    if images == 0 or num_priors == 0:
         return outputs
     gt, priors = gt.contiguous(), priors.float().contiguous()
     gt_labels = None if gt_labels is None else gt_labels.contiguous()
     begins = _begins(offsets, gt.device)
     best_priors = torch.zeros(gt.shape[0], dtype=torch.int64, device=gt.device)
     encoded: dict[str, Any] = {"ENCODE": gt_labels is not None, **OPTIONS}
-    programs = blocks(count, PRIORS)
+    programs = blocks(num_priors, PRIORS)
     match_kernel[(programs * images,)](
-        gt, gt_labels, begins, priors, best_priors, *outputs, count, programs, threshold,
-        iou_eps or None, v0, v1, PRIORS=PRIORS, LIST=LIST, TILE=TILE, CORNERS=corners, num_warps=4,
-        **encoded,
+        gt, gt_labels, begins, priors, best_priors, *outputs, num_priors, programs,
+        settings.iou_threshold, settings.iou_eps or None, *variances, PRIORS=PRIORS, LIST=LIST,
+        TILE=TILE, CORNERS=settings.corners, num_warps=4, **encoded,
     )  # fmt: skip
     total = gt.shape[0]
     if total:
         force_kernel[(blocks(total, FORCED),)](
-            gt, gt_labels, begins, priors, best_priors, *outputs, count, images, total, v0, v1,
-            FORCED=FORCED, num_warps=8, **encoded,
+            gt, gt_labels, begins, priors, best_priors, *outputs, num_priors, images, total,
+            *variances, FORCED=FORCED, num_warps=8, **encoded,
         )  # fmt: skip
     return outputs
 
 
 def match_priors(
-    gt: Tensor, offsets: Tensor, priors: Tensor, threshold: float, iou_eps: float, corners: bool
+    gt: Tensor, offsets: Tensor, priors: Tensor, settings: MatchPriorsSettings
 ) -> tuple[Tensor, Tensor]:
     """As `mdssd.ops.match_priors`, of all boxes [sum of M_i, 4] and the CPU's offsets [B + 1]."""
-    shape = (offsets.shape[0] - 1, priors.shape[0])
-    index = gt.new_empty(shape, dtype=torch.int64)
-    best_iou = gt.new_empty(shape, dtype=torch.float32)
-    outputs = (index, best_iou)
-    return _match(gt, None, offsets, priors, threshold, iou_eps, corners, 1.0, 1.0, outputs)
+    outputs = new_matches(gt, offsets, priors)
+    return _match(gt, None, offsets, priors, settings, (1.0, 1.0), outputs)
 
 
 def encode_targets(
@@ -237,14 +233,10 @@ def encode_targets(
     gt_labels: Tensor,
     offsets: Tensor,
     priors: Tensor,
-    threshold: float,
-    v0: float,
-    v1: float,
-    iou_eps: float,
+    settings: EncodeTargetsSettings,
 ) -> tuple[Tensor, Tensor]:
     """As `mdssd.ops.encode_targets`, of all boxes and labels and the CPU's offsets [B + 1]."""
-    shape = (offsets.shape[0] - 1, priors.shape[0])
-    loc = gt.new_empty(*shape, 4)
-    labels = gt.new_empty(shape, dtype=torch.int64)
-    outputs = (loc, labels)
-    return _match(gt, gt_labels, offsets, priors, threshold, iou_eps, False, v0, v1, outputs)
+    match = MatchPriorsSettings(settings.iou_threshold, settings.iou_eps, corners=False)
+    outputs = new_targets(gt, offsets, priors)
+    variances = (settings.v0, settings.v1)
+    return _match(gt, gt_labels, offsets, priors, match, variances, outputs)

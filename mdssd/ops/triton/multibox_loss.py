@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mdssd.ops._results import new_losses
+from mdssd.ops._settings import MultiboxLossSettings
 from mdssd.ops.triton.common import OPTIONS, blocks, narrow, power_of_2
 
 LANES = tl.constexpr(8)  # neighbouring threads that share a row of logits
@@ -152,40 +154,40 @@ def row_kernel(
 
 
 @triton.jit
-def load_ordered(ordered, index, count):
+def load_ordered(ordered, index, num_priors):
     """Losses of an image's priors; what is beyond the last is no candidate."""
-    return tl.load(ordered + index, mask=index < count, other=POSITIVE)
+    return tl.load(ordered + index, mask=index < num_priors, other=POSITIVE)
 
 
 @triton.jit
 def count_above(
-    ordered, held, count, bound, BLOCK: tl.constexpr, STEP: tl.constexpr, ONE: tl.constexpr
+    ordered, held, num_priors, bound, BLOCK: tl.constexpr, STEP: tl.constexpr, ONE: tl.constexpr
 ):
     """Priors whose loss is above the bound. `held` is the image's first block: all of it if ONE."""
     total = tl.sum((held > bound).to(tl.int32), 0)
     if not ONE:
         later = tl.zeros((STEP,), tl.int32)
-        for first in range(BLOCK, count, STEP):
-            value = load_ordered(ordered, first + tl.arange(0, STEP), count)
+        for first in range(BLOCK, num_priors, STEP):
+            value = load_ordered(ordered, first + tl.arange(0, STEP), num_priors)
             later += (value > bound).to(tl.int32)
         total += tl.sum(later, 0)
     return total
 
 
 @triton.jit
-def count_ties(ordered, count, bound, last, STEP: tl.constexpr):
+def count_ties(ordered, num_priors, bound, last, STEP: tl.constexpr):
     """Priors up to `last` whose loss is the bound. Ties are rare: none are kept in registers."""
     total = tl.zeros((STEP,), tl.int32)
     for first in range(0, last + 1, STEP):
         index = first + tl.arange(0, STEP)
-        value = load_ordered(ordered, index, count)
+        value = load_ordered(ordered, index, num_priors)
         total += ((value == bound) & (index <= last)).to(tl.int32)
     return tl.sum(total, 0)
 
 
 @triton.jit
 def select_kernel(
-    ordered, selected, sums, positives, parts, count, ratio_bits,
+    ordered, selected, sums, positives, parts, num_priors, ratio_bits,
     BLOCK: tl.constexpr, STEP: tl.constexpr, ONE: tl.constexpr,
 ):  # fmt: skip
     """Mark an image's positives and mine its negatives: SSD, section 2.2, "hard negative mining".
@@ -198,18 +200,18 @@ def select_kernel(
     reads the rest from the cache. A dozen or so steps do for distinct losses.
     """
     image = tl.program_id(0).to(tl.int64)
-    ordered += image * count
-    selected += image * count
-    held = load_ordered(ordered, tl.arange(0, BLOCK), count)
+    ordered += image * num_priors
+    selected += image * num_priors
+    held = load_ordered(ordered, tl.arange(0, BLOCK), num_priors)
     largest = tl.max(held, 0)
     smallest = tl.min(tl.where(held == POSITIVE, NAN, held), 0)
     if not ONE:
-        for first in range(BLOCK, count, STEP):
-            value = load_ordered(ordered, first + tl.arange(0, STEP), count)
+        for first in range(BLOCK, num_priors, STEP):
+            value = load_ordered(ordered, first + tl.arange(0, STEP), num_priors)
             largest = tl.maximum(largest, tl.max(value, 0))
             smallest = tl.minimum(smallest, tl.min(tl.where(value == POSITIVE, NAN, value), 0))
-    background = count_above(ordered, held, count, POSITIVE, BLOCK, STEP, ONE)
-    positive_count = count - background
+    background = count_above(ordered, held, num_priors, POSITIVE, BLOCK, STEP, ONE)
+    positive_count = num_priors - background
     # In float64, as on every backend: 0.7 * 10 must be 7.
     ratio = tl.cast(ratio_bits, tl.int64).to(tl.float64, bitcast=True)
     most = ratio * positive_count.to(tl.float64)
@@ -223,7 +225,7 @@ def select_kernel(
     above = 0
     while low < high:
         middle = (low & high) + ((low ^ high) >> 1)  # no overflow
-        n = count_above(ordered, held, count, middle, BLOCK, STEP, ONE)
+        n = count_above(ordered, held, num_priors, middle, BLOCK, STEP, ONE)
         fits = n <= wanted
         above = tl.where(fits, n, above)
         high = tl.where(fits, middle, high)
@@ -232,27 +234,27 @@ def select_kernel(
 
     # Ties: those up to `last`.
     missing = wanted - above
-    last = tl.where(missing > 0, count - 1, -1)
+    last = tl.where(missing > 0, num_priors - 1, -1)
     begin = tl.where(missing > 0, 0, -1)
     while begin < last:
         middle = (begin + last) >> 1
-        enough = count_ties(ordered, count, bound, middle, STEP) >= missing
+        enough = count_ties(ordered, num_priors, bound, middle, STEP) >= missing
         last = tl.where(enough, middle, last)
         begin = tl.where(enough, begin, middle + 1)
 
     loss = tl.zeros((STEP,), tl.float32)
     localisation = tl.zeros((STEP,), tl.float32)
-    for first in range(0, count, STEP):
+    for first in range(0, num_priors, STEP):
         prior = first + tl.arange(0, STEP)
-        value = load_ordered(ordered, prior, count)
+        value = load_ordered(ordered, prior, num_priors)
         negative = (value > bound) | ((value == bound) & (prior <= last))
         loss += tl.where(negative, from_ordered(value), 0.0)
         if parts is not None:
-            own = parts + image * count + prior
-            rows = tl.num_programs(0).to(tl.int64) * count
-            localisation += tl.load(own, mask=prior < count, other=0)
-            loss += tl.load(own + rows, mask=prior < count, other=0)
-        tl.store(selected + prior, negative | (value == POSITIVE), mask=prior < count)
+            own = parts + image * num_priors + prior
+            rows = tl.num_programs(0).to(tl.int64) * num_priors
+            localisation += tl.load(own, mask=prior < num_priors, other=0)
+            loss += tl.load(own + rows, mask=prior < num_priors, other=0)
+        tl.store(selected + prior, negative | (value == POSITIVE), mask=prior < num_priors)
     tl.store(sums + 2 * image, tl.sum(localisation, 0))
     tl.store(sums + 2 * image + 1, tl.sum(loss, 0))
     tl.store(positives + image, positive_count)
@@ -269,7 +271,7 @@ def finish_kernel(
     positives += tl.program_id(0) * images
     localisation = tl.zeros((TERMS,), tl.float32)
     confidence = tl.zeros((TERMS,), tl.float32)
-    count = tl.zeros((TERMS,), tl.int64)
+    image_positives = tl.zeros((TERMS,), tl.int64)
     for first in range(0, programs, TERMS):
         mask = first + index < programs
         localisation += tl.load(shares + 2 * (first + index), mask=mask, other=0)
@@ -278,8 +280,8 @@ def finish_kernel(
         mask = first + index < images
         localisation += tl.load(sums + 2 * (first + index), mask=mask, other=0)
         confidence += tl.load(sums + 2 * (first + index) + 1, mask=mask, other=0)
-        count += tl.load(positives + first + index, mask=mask, other=0)
-    total = tl.sum(count, 0)
+        image_positives += tl.load(positives + first + index, mask=mask, other=0)
+    total = tl.sum(image_positives, 0)
     total = tl.where(total < 1, 1, total)
     tl.store(loc_loss + tl.program_id(0), tl.div_rn(tl.sum(localisation, 0), total.to(tl.float32)))
     tl.store(conf_loss + tl.program_id(0), tl.div_rn(tl.sum(confidence, 0), total.to(tl.float32)))
@@ -304,10 +306,10 @@ def multibox_loss_backward_kernel(
     wanted = tl.load(selected + row, mask=valid, other=0) != 0
     label = tl.load(labels + row, mask=wanted, other=0)
     group = tl.where(wanted, row // group_rows, 0)
-    count = tl.load(normaliser + group).to(tl.float32)
+    divisor = tl.load(normaliser + group).to(tl.float32)
 
     positive = label != 0
-    loc_scale = tl.div_rn(tl.load(grad_loc_loss + group).to(tl.float32), count)
+    loc_scale = tl.div_rn(tl.load(grad_loc_loss + group).to(tl.float32), divisor)
     slope = load_difference(loc, loc_targets, row, positive)
     slope = tl.where(slope > 1, 1.0, tl.where(slope < -1, -1.0, slope))  # a NaN stays
     value = tl.where(positive[:, None], slope * loc_scale[:, None], 0.0)
@@ -316,7 +318,7 @@ def multibox_loss_backward_kernel(
     tl.store(grad_loc + offsets, narrow(value, dtype), mask=valid[:, None])
 
     if tl.sum(wanted.to(tl.int32), 0) > 0:
-        scale = tl.div_rn(tl.load(grad_conf_loss + group).to(tl.float32), count)
+        scale = tl.div_rn(tl.load(grad_conf_loss + group).to(tl.float32), divisor)
         scale = tl.where((label >= 0) & (label < classes), scale, float("nan"))
         top, total = softmax_parts(logits, row, wanted, classes, ROWS, CHUNKS, KEPT)
         for first in range(0, classes, CHUNKS * LANES):
@@ -351,19 +353,18 @@ def _tile(classes: int, numbers: int) -> dict[str, Any]:
 
 
 def multibox_loss(
-    loc: Tensor, logits: Tensor, loc_targets: Tensor, labels: Tensor, neg_pos_ratio: float,
-    per_image: bool,
+    loc: Tensor, logits: Tensor, loc_targets: Tensor, labels: Tensor,
+    settings: MultiboxLossSettings,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """As `mdssd.ops.multibox_loss`; also the priors selected, and max(1, positives)."""
     loc, logits, loc_targets, labels = (t.contiguous() for t in (loc, logits, loc_targets, labels))
-    images, count, classes = logits.shape
-    groups = (images,) if per_image else ()
-    losses = [loc.new_empty(groups, dtype=torch.float32) for _ in range(2)]
-    selected = loc.new_empty(labels.shape, dtype=torch.bool)
-    normaliser = loc.new_empty(groups, dtype=torch.int64)
-    rows = images * count
+    images, num_priors, classes = logits.shape
+    per_image = settings.per_image
+    loc_loss, conf_loss, selected, normaliser = result = new_losses(loc, labels, per_image)
+    rows = images * num_priors
     if not rows:
-        return losses[0].zero_(), losses[1].zero_(), selected, normaliser.fill_(1)
+        loc_loss.zero_(), conf_loss.zero_(), normaliser.fill_(1)
+        return result
 
     tile = _tile(classes, TILE)
     tiles = blocks(rows, tile["ROWS"])
@@ -376,11 +377,11 @@ def multibox_loss(
     row_kernel[(programs,)](
         loc, logits, loc_targets, labels, ordered, shares, parts, rows, classes, tiles, **tile
     )
-    block = power_of_2(count, HELD)
-    (ratio_bits,) = struct.unpack("<q", struct.pack("<d", neg_pos_ratio))
+    block = power_of_2(num_priors, HELD)
+    (ratio_bits,) = struct.unpack("<q", struct.pack("<d", settings.neg_pos_ratio))
     select_kernel[(images,)](
-        ordered, selected, sums, positives, parts, count, ratio_bits,
-        BLOCK=block, STEP=min(block, STEP), ONE=count <= block,
+        ordered, selected, sums, positives, parts, num_priors, ratio_bits,
+        BLOCK=block, STEP=min(block, STEP), ONE=num_priors <= block,
         num_warps=16 if block > 4096 else 4, **OPTIONS,
     )  # fmt: skip
     if per_image:  # the sums have all
@@ -388,10 +389,10 @@ def multibox_loss(
     else:
         added = images
     finish_kernel[(images // added,)](
-        shares, programs, sums, positives, added, *losses, normaliser,
+        shares, programs, sums, positives, added, loc_loss, conf_loss, normaliser,
         TERMS=power_of_2(max(programs, added), TERMS), **OPTIONS,
     )  # fmt: skip
-    return losses[0], losses[1], selected, normaliser
+    return result
 
 
 def multibox_loss_backward(

@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mdssd.ops._settings import NmsSettings
 from mdssd.ops.triton.common import OPTIONS, area, blocks, iou, load_four
 
 GROUP = 64  # boxes of a word
@@ -51,7 +52,7 @@ def suppresses(
 
 @triton.jit
 def mask_kernel(
-    boxes, idxs, order, mask, first, count, lines, threshold, eps,
+    boxes, idxs, order, mask, first, num_boxes, lines, threshold, eps,
     GROUP: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """mask[g, i]: the boxes of group g, as bits, that overlap box i of the chunk; g not after i's.
@@ -65,10 +66,10 @@ def mask_kernel(
     group = tl.where(x < own_length, x, x - own_length)
     column = first + group * GROUP + tl.arange(0, GROUP)
     row = line * ROWS + tl.arange(0, ROWS)
-    inside = first + row < count
-    column_box = tl.load(order + column, mask=column < count, other=0)
+    inside = first + row < num_boxes
+    column_box = tl.load(order + column, mask=column < num_boxes, other=0)
     row_box = tl.load(order + first + row, mask=inside, other=0)
-    hit = suppresses(boxes, idxs, column_box, column < count, row_box, inside, threshold, eps)
+    hit = suppresses(boxes, idxs, column_box, column < num_boxes, row_box, inside, threshold, eps)
     bit = tl.full((GROUP,), 1, tl.int64) << tl.arange(0, GROUP)
     word = tl.sum(tl.where(hit, bit[:, None], 0), 0)
     tl.store(mask + group * CHUNK + row, word)
@@ -76,7 +77,7 @@ def mask_kernel(
 
 @triton.jit
 def scan_kernel(
-    mask, removed, order, keep, counts, first, count, groups,
+    mask, removed, order, keep, counts, first, num_boxes, groups,
     GROUP: tl.constexpr, GROUPS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Greedy suppression of a chunk: keep[counts[0]:counts[1]] become its kept boxes.
@@ -98,7 +99,7 @@ def scan_kernel(
         wanted = groups_before <= following
         next_tile = tl.load(words + following * GROUP, mask=wanted[:, None], other=0)
         i = first + group * GROUP + lane
-        gone = tl.load(removed + i, mask=i < count, other=1).to(tl.int32)
+        gone = tl.load(removed + i, mask=i < num_boxes, other=1).to(tl.int32)
         gone |= tl.max(((tile & kept[:, None]) != 0).to(tl.int32), 0)
         own = tl.sum(tl.where((groups_before == group)[:, None], tile, 0), 0)
         before = own & (bit - 1)
@@ -122,7 +123,7 @@ def scan_kernel(
 
 @triton.jit
 def apply_kernel(
-    boxes, idxs, order, keep, counts, removed, first, count, threshold, eps,
+    boxes, idxs, order, keep, counts, removed, first, num_boxes, threshold, eps,
     LATER: tl.constexpr, KEPT: tl.constexpr, SHARES: tl.constexpr,
 ):  # fmt: skip
     """removed[i] = 1 for the boxes from `first` on that keep[counts[0]:counts[1]] suppress.
@@ -130,56 +131,55 @@ def apply_kernel(
     A program has LATER of them, and one of SHARES shares of the kept boxes.
     """
     i = first + tl.program_id(0) * LATER + tl.arange(0, LATER)
-    box = tl.load(order + i, mask=i < count, other=0)
+    box = tl.load(order + i, mask=i < num_boxes, other=0)
     start, end = tl.load(counts), tl.load(counts + 1)
     hit = tl.full((KEPT, LATER), 0, tl.int32)
     for k in range(start + tl.program_id(1) * KEPT, end, KEPT * SHARES):
         slot = k + tl.arange(0, KEPT)
         kept = tl.load(keep + slot, mask=slot < end, other=0)
-        hits = suppresses(boxes, idxs, kept, slot < end, box, i < count, threshold, eps)
+        hits = suppresses(boxes, idxs, kept, slot < end, box, i < num_boxes, threshold, eps)
         hit |= hits.to(tl.int32)
     one = tl.full((LATER,), 1, tl.uint8)
     tl.store(removed + i, one, mask=tl.max(hit, 0) != 0)  # all shares write the same
 
 
 def nms_padded(
-    boxes: Tensor, scores: Tensor, idxs: Tensor | None, threshold: float, iou_eps: float
+    boxes: Tensor, scores: Tensor, idxs: Tensor | None, settings: NmsSettings
 ) -> tuple[Tensor, Tensor]:
     """As `mdssd.ops.nms_padded`."""
-    n = boxes.shape[0]
+    num_boxes = boxes.shape[0]
+    threshold, eps = settings.iou_threshold, settings.iou_eps or None
     order = scores.argsort(descending=True, stable=True)
     boxes = boxes.contiguous()
     idxs = None if idxs is None else idxs.contiguous()
     keep = torch.zeros_like(order)
-    chunks = blocks(n, CHUNK)
+    chunks = blocks(num_boxes, CHUNK)
     counts = order.new_zeros(chunks + 1)  # kept by the chunks before
-    removed = torch.zeros(n, dtype=torch.uint8, device=boxes.device)
+    removed = torch.zeros(num_boxes, dtype=torch.uint8, device=boxes.device)
     # As many groups as the first chunk's lines have: the last may lie behind the boxes.
-    mask = order.new_empty(min(CHUNK, blocks(n, ROWS) * ROWS) // GROUP, CHUNK)
+    mask = order.new_empty(min(CHUNK, blocks(num_boxes, ROWS) * ROWS) // GROUP, CHUNK)
     for chunk in range(chunks):
         first = chunk * CHUNK
-        groups = min(GROUPS, blocks(n - first, GROUP))
+        groups = min(GROUPS, blocks(num_boxes - first, GROUP))
         lines = blocks(groups * GROUP, ROWS)
         mask_kernel[((lines + 1) * (ROWS // GROUP), blocks(lines, 2))](
-            boxes, idxs, order, mask, first, n, lines, threshold, iou_eps or None,
+            boxes, idxs, order, mask, first, num_boxes, lines, threshold, eps,
             GROUP=GROUP, ROWS=ROWS, CHUNK=CHUNK, num_warps=8, **OPTIONS,
         )  # fmt: skip
         scan_kernel[(1,)](
-            mask, removed, order, keep, counts[chunk:], first, n, groups,
+            mask, removed, order, keep, counts[chunk:], first, num_boxes, groups,
             GROUP=GROUP, GROUPS=GROUPS, CHUNK=CHUNK, num_warps=4, **OPTIONS,
         )  # fmt: skip
-        later = n - first - CHUNK
+        later = num_boxes - first - CHUNK
         if later > 0:
             apply_kernel[(blocks(later, LATER), SHARES)](
-                boxes, idxs, order, keep, counts[chunk:], removed, first + CHUNK, n, threshold,
-                iou_eps or None, LATER=LATER, KEPT=KEPT, SHARES=SHARES, num_warps=4, **OPTIONS,
+                boxes, idxs, order, keep, counts[chunk:], removed, first + CHUNK, num_boxes,
+                threshold, eps, LATER=LATER, KEPT=KEPT, SHARES=SHARES, num_warps=4, **OPTIONS,
             )  # fmt: skip
     return keep, counts[chunks].clone()  # a result with a storage of its own
 
 
-def nms(
-    boxes: Tensor, scores: Tensor, idxs: Tensor | None, threshold: float, iou_eps: float
-) -> Tensor:
+def nms(boxes: Tensor, scores: Tensor, idxs: Tensor | None, settings: NmsSettings) -> Tensor:
     """As `mdssd.ops.nms` and, with `idxs`, `mdssd.ops.batched_nms`."""
-    keep, count = nms_padded(boxes, scores, idxs, threshold, iou_eps)
-    return keep[: int(count)].clone()  # int() waits for the device; not a view of N rows
+    keep, kept = nms_padded(boxes, scores, idxs, settings)
+    return keep[: int(kept)].clone()  # int() waits for the device; not a view of N rows

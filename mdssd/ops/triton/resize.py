@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mdssd.ops.resize import resized
+from mdssd.ops._results import new_images
 from mdssd.ops.triton.common import OPTIONS, blocks
 
 PIXELS = 512  # of a program of four warps, by reasoning: four to a thread
@@ -48,7 +48,7 @@ def resize_kernel(
 
 def resize(images: Tensor, height: int, width: int) -> Tensor:
     """As `ops.resize`."""
-    images, out = images.contiguous(), resized(images, height, width)
+    images, out = images.contiguous(), new_images(images, height, width)
     pixels = images.shape[:-3].numel() * height * width
     if out.numel():
         resize_kernel[(blocks(pixels, PIXELS),)](

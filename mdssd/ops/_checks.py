@@ -1,0 +1,136 @@
+"""Checks of the operators' arguments.
+
+Each check raises a TypeError or a ValueError of the form "op: argument: expected X, got Y".
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mdssd.ops._settings import DetectionOutputSettings
+from mdssd.ops._tensors import FLOATS
+
+_MOST_ON_GPU = 1024  # kMostKept of csrc/cuda/detection_output.cu
+
+
+def check_tensor(
+    op: str,
+    argument: str,
+    tensor: object,
+    shape: tuple[int | str | None, ...],
+    *,
+    dtypes: tuple[torch.dtype, ...] = FLOATS,
+    like: Tensor | None = None,
+) -> None:
+    """Check one argument's type, shape, dtype and, if `like` is given, its device.
+
+    In `shape`, a number must match, a string names a free size, and a leading None stands for any
+    number of leading sizes.
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{op}: {argument}: expected a Tensor, got {type(tensor).__name__}")
+    got = tensor.shape
+    if got != shape and not _fits(got, shape):
+        names = ", ".join("..." if size is None else str(size) for size in shape)
+        raise ValueError(f"{op}: {argument}: expected shape [{names}], got {list(got)}")
+    if tensor.dtype not in dtypes:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(f"{op}: {argument}: expected dtype {names}; got {tensor.dtype}")
+    if like is not None and tensor.device != like.device:
+        raise ValueError(
+            f"{op}: {argument}: expected device {like.device} as of the first argument, "
+            f"got {tensor.device}"
+        )
+
+
+def _fits(got: torch.Size, shape: tuple[int | str | None, ...]) -> bool:
+    if shape and shape[0] is None:
+        shape = shape[1:]
+        if len(got) < len(shape):
+            return False
+        got = got[len(got) - len(shape) :]
+    if len(got) != len(shape):
+        return False
+    for want, have in zip(shape, got, strict=True):  # a loop takes a third of any()'s time
+        if isinstance(want, int) and want != have:
+            return False
+    return True
+
+
+def check_same_dtype(op: str, argument: str, tensor: Tensor, like: Tensor) -> None:
+    """Check that two arguments have the same dtype."""
+    if tensor.dtype != like.dtype:
+        raise TypeError(
+            f"{op}: {argument}: expected dtype {like.dtype} as of the first argument, "
+            f"got {tensor.dtype}"
+        )
+
+
+def check_number(op: str, argument: str, value: object, low: float, high: float) -> float:
+    """Check that an argument is a number in [low, high]; return it as a float."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{op}: {argument}: expected a number, got {type(value).__name__}")
+    if not low <= value <= high:
+        raise ValueError(f"{op}: {argument}: expected {low} to {high}, got {value}")
+    return float(value)
+
+
+def check_positive_int(op: str, argument: str, value: object) -> int:
+    """Check that an argument is an int of at least 1; return it."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{op}: {argument}: expected an int, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{op}: {argument}: expected 1 or more, got {value}")
+    return value
+
+
+def check_flag(op: str, argument: str, value: object) -> bool:
+    """Check that an argument is True or False; return it."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: {argument}: expected True or False, got {type(value).__name__}")
+    return value
+
+
+def check_eps(op: str, iou_eps: object) -> float:
+    """Check the number that an IoU adds to the area of the union; return it as a float."""
+    return check_number(op, "iou_eps", iou_eps, 0.0, 1.0)
+
+
+def check_variances(op: str, variances: object) -> tuple[float, float]:
+    """Check the pair of variances of the centre and the size; return it as floats."""
+    if not isinstance(variances, tuple | list) or len(variances) != 2:
+        raise ValueError(f"{op}: variances: expected a pair of numbers, got {variances!r}")
+    for value in variances:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise ValueError(f"{op}: variances: expected two numbers above 0, got {variances!r}")
+    return float(variances[0]), float(variances[1])
+
+
+def bad_label(classes: int) -> ValueError:
+    """Return the error of a label that `multibox_loss` found out of range."""
+    return ValueError(f"multibox_loss: labels: expected 0 to {classes - 1}, got another value")
+
+
+def check_gpu_limits(logits: Tensor, settings: DetectionOutputSettings) -> None:
+    """Check that the kernels of `detection_output` for GPUs have room for the call."""
+    images, num_priors, classes = logits.shape
+    wanted = (
+        ("top_k", min(settings.top_k, num_priors)),
+        ("max_detections", settings.max_detections),
+    )
+    for argument, value in wanted:
+        if value > _MOST_ON_GPU:
+            raise ValueError(
+                f"detection_output: {argument}: expected at most {_MOST_ON_GPU} on a GPU "
+                f'(or ops.backend("reference")), got {value}'
+            )
+    sizes = (
+        ("priors in a batch", images * num_priors),
+        ("logits per image", num_priors * classes),
+    )
+    for what, value in sizes:
+        if value >= 2**32:
+            raise ValueError(
+                f"detection_output: logits: expected fewer than 2^32 {what} on a GPU, got {value}"
+            )

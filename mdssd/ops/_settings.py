@@ -1,0 +1,74 @@
+"""The settings of the operators: what a public function takes besides tensors, checked.
+
+The settings of a call travel whole, as the last argument of every backend's form. Each class has a
+twin of the same name and fields in csrc/ops.h, which csrc/bind.cpp fills. The fields are also the
+last arguments of the torch op, in this order: exported programs hold them, so a new field goes to
+the end.
+
+They are named tuples rather than dataclasses, since a frozen dataclass of 13 fields takes 2 us to
+make and a named tuple 0.4 us.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+VARIANCES = (0.1, 0.2)  # of the centre and the size: the default of every operator
+
+
+class BoxCodingSettings(NamedTuple):
+    """Settings of `encode_boxes` and `decode_boxes`."""
+
+    v0: float  # variance of the centre
+    v1: float  # variance of the size
+
+
+class MatchPriorsSettings(NamedTuple):
+    """Settings of `match_priors`."""
+
+    iou_threshold: float  # least IoU of a match
+    iou_eps: float  # added to the area of the union
+    corners: bool  # the priors are x1, y1, x2, y2 instead of centre and size
+
+
+class EncodeTargetsSettings(NamedTuple):
+    """Settings of `encode_targets`."""
+
+    iou_threshold: float  # least IoU of a match
+    v0: float  # variance of the centre
+    v1: float  # variance of the size
+    iou_eps: float  # added to the area of the union
+
+
+class NmsSettings(NamedTuple):
+    """Settings of `nms`, `batched_nms` and `nms_padded`."""
+
+    iou_threshold: float  # a box is kept if its IoU with every kept box is at most this
+    iou_eps: float  # added to the area of the union
+
+
+class MultiboxLossSettings(NamedTuple):
+    """Settings of `multibox_loss`."""
+
+    neg_pos_ratio: float  # mined negatives per positive
+    per_image: bool  # one loss per image instead of one per batch
+
+
+class DetectionOutputSettings(NamedTuple):
+    """Settings of `detection_output`. A limit is None rather than infinity if there is none, since
+    AOTInductor cannot load infinity.
+    """
+
+    score_threshold: float  # a score must be above this
+    nms_threshold: float  # NMS keeps an IoU of at most this
+    top_k: int  # candidates of a class that enter NMS
+    max_detections: int  # rows of the result
+    v0: float  # variance of the centre
+    v1: float  # variance of the size
+    softmax: bool  # if False, the logits are scores
+    per_class: bool  # each class has rows of its own
+    keep_empty: bool  # if False, boxes of zero area suppress one another
+    iou_eps: float  # added to the area of the union
+    max_log_scale: float | None  # largest log(size / prior's size) of a decoded box
+    clip_width: float | None  # decoded boxes are clipped to this width ...
+    clip_height: float | None  # ... and this height; both are set or neither

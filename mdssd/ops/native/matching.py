@@ -1,0 +1,128 @@
+"""match_priors and encode_targets on the native backends.
+
+`gt` and `gt_labels` hold the boxes of the whole batch. `offsets` [B + 1], on the CPU, says where
+those of each image begin.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mdssd.ops._modules import native
+from mdssd.ops._results import new_matches, new_targets
+from mdssd.ops._settings import EncodeTargetsSettings, MatchPriorsSettings
+from mdssd.ops._tensors import accumulation_dtype, aligned, dtype_code
+from mdssd.ops.reference import matching as reference
+
+
+def match_priors_cpp(
+    gt: Tensor, offsets: Tensor, priors: Tensor, settings: MatchPriorsSettings
+) -> tuple[Tensor, Tensor]:
+    images, num_priors = offsets.shape[0] - 1, priors.shape[0]
+    gt = gt.to(accumulation_dtype(gt.dtype)).contiguous()
+    priors = priors.to(gt.dtype).contiguous()
+    result = new_matches(gt, offsets, priors)
+    native.match_priors_cpu(
+        gt,
+        offsets,
+        images,
+        priors,
+        num_priors,
+        settings,
+        *result,
+        dtype_code(gt),
+        torch.get_num_threads(),
+    )
+    return result
+
+
+def encode_targets_cpp(
+    gt: Tensor,
+    gt_labels: Tensor,
+    offsets: Tensor,
+    priors: Tensor,
+    settings: EncodeTargetsSettings,
+) -> tuple[Tensor, Tensor]:
+    images, num_priors = offsets.shape[0] - 1, priors.shape[0]
+    dtype = gt.dtype
+    gt = gt.to(accumulation_dtype(dtype)).contiguous()
+    gt_labels = gt_labels.contiguous()
+    priors = priors.to(gt.dtype).contiguous()
+    loc, labels = new_targets(gt, offsets, priors)
+    native.encode_targets_cpu(
+        gt,
+        gt_labels,
+        offsets,
+        images,
+        priors,
+        num_priors,
+        settings,
+        loc,
+        labels,
+        dtype_code(gt),
+        torch.get_num_threads(),
+    )
+    return loc.to(dtype), labels
+
+
+def match_priors_cuda(
+    kernels: Any,
+    stream: int,
+    gt: Tensor,
+    offsets: Tensor,
+    priors: Tensor,
+    settings: MatchPriorsSettings,
+) -> tuple[Tensor, Tensor]:
+    if gt.dtype == torch.float64:
+        return reference.match_priors(gt, offsets, priors, settings)
+    images, num_priors = offsets.shape[0] - 1, priors.shape[0]
+    gt, priors = aligned(gt), aligned(priors.float())
+    result = new_matches(gt, offsets, priors)
+    workspace = gt.new_empty(kernels.match_priors_workspace(gt.shape[0]), dtype=torch.uint8)
+    kernels.match_priors_cuda(
+        gt,
+        offsets,
+        images,
+        priors,
+        num_priors,
+        settings,
+        *result,
+        workspace,
+        dtype_code(gt),
+        stream,
+    )
+    return result
+
+
+def encode_targets_cuda(
+    kernels: Any,
+    stream: int,
+    gt: Tensor,
+    gt_labels: Tensor,
+    offsets: Tensor,
+    priors: Tensor,
+    settings: EncodeTargetsSettings,
+) -> tuple[Tensor, Tensor]:
+    if gt.dtype == torch.float64:
+        return reference.encode_targets(gt, gt_labels, offsets, priors, settings)
+    images, num_priors = offsets.shape[0] - 1, priors.shape[0]
+    gt, gt_labels, priors = aligned(gt), gt_labels.contiguous(), aligned(priors.float())
+    result = new_targets(gt, offsets, priors)
+    workspace = gt.new_empty(kernels.match_priors_workspace(gt.shape[0]), dtype=torch.uint8)
+    kernels.encode_targets_cuda(
+        gt,
+        gt_labels,
+        offsets,
+        images,
+        priors,
+        num_priors,
+        settings,
+        *result,
+        workspace,
+        dtype_code(gt),
+        stream,
+    )
+    return result
