@@ -32,11 +32,11 @@ def keep_batch(
     Each process saves its share; all must call this, and all get the same message.
 
     Args:
-        out_dir: The folder of the run.
-        batch: This process's share, as the network saw it.
-        image_ids: The image of each row of the batch.
-        classes: The names of labels 1, 2, ...
-        facts: Further entries of batch.json. "iteration" is in the name of the folder.
+        out_dir: the folder of the run.
+        batch: this process's share, as the network saw it.
+        image_ids: the image of each row of the batch.
+        classes: the names of labels 1, 2, ...
+        facts: further entries of batch.json. "iteration" is in the name of the folder.
     """
     rank = distributed.rank()
     name = f"not-finite-{facts['iteration']:08}" + (f"-rank{rank}" if rank else "")
@@ -66,7 +66,7 @@ def save_batch(
     objects. The picture KK.png shows the image with its boxes.
 
     Raises:
-        OSError: The folder cannot be written to.
+        OSError: the folder cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {"images": batch.images.detach().cpu().contiguous()}

@@ -37,8 +37,8 @@ def check_run(
     decode: Also decode every image, to find broken ones. Each process decodes its share.
 
     Raises:
-        ValueError: They do not.
-        DataError: An image cannot be read.
+        ValueError: they do not.
+        DataError: an image cannot be read.
     """
     if not len(dataset):
         raise ValueError(f"train: dataset: expected at least one image, {dataset.name} has none")

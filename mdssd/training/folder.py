@@ -43,10 +43,10 @@ class RunFolder:
     """Reads and writes the checkpoints of a run.
 
     Args:
-        path: The folder.
-        dataset: The training data. Checkpoints contain its classes, name and number of images.
-        settings: The settings of the run.
-        arguments: Further facts for the checkpoints' "training" entry.
+        path: the folder.
+        dataset: the training data. Checkpoints contain its classes, name and number of images.
+        settings: the settings of the run.
+        arguments: further facts for the checkpoints' "training" entry.
     """
 
     def __init__(
@@ -98,8 +98,8 @@ class RunFolder:
         """Write a checkpoint. Only last.json contains what a resumed run needs.
 
         Raises:
-            ValueError: A weight is NaN or infinite.
-            OSError: The checkpoint cannot be written.
+            ValueError: a weight is NaN or infinite.
+            OSError: the checkpoint cannot be written.
         """
         save_checkpoint(
             self.path / name,
@@ -158,10 +158,10 @@ def check_folder(path: Path, resume: bool) -> None:
     """Check that a run can be written to a folder, or resumed from it; write nothing.
 
     Raises:
-        CheckpointError: There is no run to resume.
-        FileExistsError: The folder contains a run and `resume` is not set.
-        NotADirectoryError: The path, or one above it, is a file.
-        PermissionError: The folder cannot be written to.
+        CheckpointError: there is no run to resume.
+        FileExistsError: the folder contains a run and `resume` is not set.
+        NotADirectoryError: the path, or one above it, is a file.
+        PermissionError: the folder cannot be written to.
     """
     existing = [name for name in RUN_FILES if (path / name).exists()]
     if resume and LAST not in existing:

@@ -123,7 +123,7 @@ class EpochLoader:
         """Yield the batches of an epoch after its first `done`.
 
         Raises:
-            DataError: An image cannot be read.
+            DataError: an image cannot be read.
         """
         self._batches.epoch = epoch
         self._shares.done = done

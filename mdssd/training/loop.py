@@ -52,28 +52,28 @@ def train(
     call this with the same arguments and train one model; only the first writes.
 
     Args:
-        model: The model, trained in place on `device`.
-        dataset: The images to learn from.
-        out_dir: The folder of the run, created if necessary; the same for all processes.
-        resume: Continue the run in `out_dir`. The weights of `model` are replaced.
-        eval_dataset: The images to evaluate on, by the metric of this data set.
-        eval_every: Epochs between evaluations; one is always made at the end.
+        model: the model, trained in place on `device`.
+        dataset: the images to learn from.
+        out_dir: the folder of the run, created if necessary; the same for all processes.
+        resume: continue the run in `out_dir`. The weights of `model` are replaced.
+        eval_dataset: the images to evaluate on, by the metric of this data set.
+        eval_every: epochs between evaluations; one is always made at the end.
         device: "cpu", "cuda", "cuda:1", ...
-        workers: Processes that load images, by default one fewer than the cores, at most 2.
-        check_images: Decode every image first, to find broken ones.
-        arguments: Facts to keep in the checkpoints' "training" entry.
-        progress: Show progress bars.
-        **recipe: The fields of `Recipe`: epochs, iterations or minutes, batch_size, lr, ...
+        workers: processes that load images, by default one fewer than the cores, at most 2.
+        check_images: decode every image first, to find broken ones.
+        arguments: facts to keep in the checkpoints' "training" entry.
+        progress: show progress bars.
+        **recipe: the fields of `Recipe`: epochs, iterations or minutes, batch_size, lr, ...
 
     Returns:
         How far the run has come.
 
     Raises:
-        ValueError: The arguments do not go together, or not with the run to resume.
-        DataError: An image cannot be read.
-        CheckpointError: The run to resume cannot be read.
+        ValueError: the arguments do not go together, or not with the run to resume.
+        DataError: an image cannot be read.
+        CheckpointError: the run to resume cannot be read.
         FileExistsError: `out_dir` contains a run and `resume` is not set.
-        TrainingError: The loss is not finite, or the last checkpoint cannot be written.
+        TrainingError: the loss is not finite, or the last checkpoint cannot be written.
         Terminated: SIGTERM came, and the checkpoint is saved.
 
     Example:
@@ -81,8 +81,9 @@ def train(
         >>> import mdssd
         >>> from mdssd.data import SyntheticScenes
         >>> model, scenes = mdssd.ssd300(6, width=0.0625), SyntheticScenes(2)
+        >>> options = dict(iterations=1, batch_size=2, workers=0, progress=False)
         >>> with tempfile.TemporaryDirectory() as out_dir:
-        ...     state = train(model, scenes, out_dir, iterations=1, batch_size=2, progress=False)
+        ...     state = train(model, scenes, out_dir, **options)
         >>> state.step, state.finished
         (1, True)
     """

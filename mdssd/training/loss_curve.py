@@ -12,11 +12,11 @@ def plot_losses(csv_path: str | os.PathLike[str], png_path: str | os.PathLike[st
     """Plot the losses of a run over its iterations, on a logarithmic axis.
 
     Args:
-        csv_path: The loss.csv of a run; see `LossLog`. Without rows, the plot is empty.
-        png_path: The PNG to write, 800 x 450 pixels. It is replaced at once or not at all.
+        csv_path: the loss.csv of a run; see `LossLog`. Without rows, the plot is empty.
+        png_path: the PNG to write, 800 x 450 pixels. It is replaced at once or not at all.
 
     Raises:
-        OSError: A file cannot be read or written.
+        OSError: a file cannot be read or written.
 
     Example:
         >>> import tempfile

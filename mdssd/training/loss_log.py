@@ -41,13 +41,13 @@ class LossLog:
     costs one warning; the rows are written when there is room again.
 
     Args:
-        path: The file. A new run (`last_step` of 0) overwrites it.
-        last_step: The iteration of the checkpoint that the run resumes from. Later rows are
+        path: the file. A new run (`last_step` of 0) overwrites it.
+        last_step: the iteration of the checkpoint that the run resumes from. Later rows are
             removed, because these iterations are repeated.
 
     Raises:
-        RuntimeError: Another process is writing the file.
-        ValueError: The file to continue is not such a CSV.
+        RuntimeError: another process is writing the file.
+        ValueError: the file to continue is not such a CSV.
 
     Example:
         >>> import tempfile

@@ -36,7 +36,7 @@ class Clock:
 class Means(NamedTuple):
     """Mean losses of some iterations, and how fast they were.
 
-    waiting: The fraction of the time (0 to 1) that was spent waiting for images.
+    waiting: the fraction of the time (0 to 1) that was spent waiting for images.
     """
 
     loc: float

@@ -41,14 +41,14 @@ def read_recipe(name: str) -> dict[str, Any]:
     """Read a recipe of the package, or a TOML file.
 
     Args:
-        name: The name of the recipe, or the path of the file.
+        name: the name of the recipe, or the path of the file.
 
     Returns:
         The settings: options of the model, fields of `Recipe`, and possibly "starts_from". `Recipe`
         and the model check their values.
 
     Raises:
-        ValueError: There is no such recipe or file, it is not TOML, or one of its settings does not
+        ValueError: there is no such recipe or file, it is not TOML, or one of its settings does not
             exist.
 
     Example:
@@ -91,9 +91,9 @@ def combine(
     sets the schedule to "steps"; any other schedule removes the recipe's drops.
 
     Args:
-        recipe: The settings of `read_recipe`; may be empty.
-        options: The settings that override them.
-        scale_lr: Apply the linear scaling rule (Goyal et al. 2017): k times the batch size gets k
+        recipe: the settings of `read_recipe`; may be empty.
+        options: the settings that override them.
+        scale_lr: apply the linear scaling rule (Goyal et al. 2017): k times the batch size gets k
             times the learning rate, and a k-th of the recipe's iterations, so that the run sees
             the same number of images. Without a recipe, the reference is a batch of 32.
 
@@ -130,8 +130,8 @@ def format_recipe(model: Mapping[str, Any], recipe: Recipe) -> str:
     """Return all settings of a run, defaults included, as TOML that `read_recipe` can read.
 
     Args:
-        model: Options of the model, of which "model" (its name) is required.
-        recipe: The settings of the run.
+        model: options of the model, of which "model" (its name) is required.
+        recipe: the settings of the run.
 
     Example:
         >>> print(format_recipe({"model": "ssd300"}, Recipe(epochs=10)))  # doctest: +ELLIPSIS

@@ -114,7 +114,7 @@ class Run:
         """Train on one batch, report its losses, and save if it is time to.
 
         Raises:
-            TrainingError: The loss is NaN or infinite, or the last checkpoint cannot be written.
+            TrainingError: the loss is NaN or infinite, or the last checkpoint cannot be written.
             Terminated: SIGTERM came during the iteration; the checkpoint is saved.
         """
         state, settings = self.state, self.settings
@@ -159,7 +159,7 @@ class Run:
         """Save and evaluate, each if it is due, and draw the curve of the losses.
 
         Raises:
-            TrainingError: The last checkpoint of the run cannot be written.
+            TrainingError: the last checkpoint of the run cannot be written.
             Terminated: SIGTERM came; the checkpoint is saved.
         """
         state, settings = self.state, self.settings
@@ -188,7 +188,7 @@ class Run:
         """Evaluate the model if that is due. The best model so far is saved as best.json.
 
         Raises:
-            TrainingError: The last checkpoint of the run cannot be written.
+            TrainingError: the last checkpoint of the run cannot be written.
             Terminated: SIGTERM came. A resumed run repeats the evaluation.
         """
         state, dataset = self.state, self.evaluation.dataset
@@ -213,7 +213,7 @@ class Run:
         A full disk costs only a warning, unless the run is about to end.
 
         Raises:
-            TrainingError: The checkpoint cannot be written and no later one will be.
+            TrainingError: the checkpoint cannot be written and no later one will be.
         """
         failure = self._write(name) if distributed.is_main() else None
         if failure := distributed.from_main(failure):

@@ -22,49 +22,49 @@ class Recipe:
     about its length, its reports and checkpoints, `accumulate` and `compile`.
 
     Attributes:
-        epochs: Length of the run in passes over the data.
-        iterations: Length of the run in batches.
-        minutes: Length of the run in minutes of wall-clock time, including evaluations and
+        epochs: length of the run in passes over the data.
+        iterations: length of the run in batches.
+        minutes: length of the run in minutes of wall-clock time, including evaluations and
             checkpoints. The schedule then follows the clock.
-        batch_size: Images per iteration, in all processes together.
-        lr: The initial learning rate.
+        batch_size: images per iteration, in all processes together.
+        lr: the initial learning rate.
         schedule: "mdssd" (lr x 0.1 after 1/2 and again after 5/6 of the run), "ssd" (2/3 and 5/6),
             "steps" (after each of `drops`) or "cosine".
-        drops: When the learning rate drops, only for "steps": iterations as whole numbers, or
+        drops: when the learning rate drops, only for "steps": iterations as whole numbers, or
             fractions of the run between 0 and 1.
-        warmup: Iterations over which the learning rate rises linearly from a tenth.
-        momentum: Momentum of SGD.
-        weight_decay: Weight decay, also of the scales of L2Norm as in Caffe; the weights of batch
+        warmup: iterations over which the learning rate rises linearly from a tenth.
+        momentum: momentum of SGD.
+        weight_decay: weight decay, also of the scales of L2Norm as in Caffe; the weights of batch
             normalisation have none.
-        bias_lr_factor: The learning rate of biases, as a multiple of `lr`.
-        bias_weight_decay: The weight decay of biases.
-        clip_gradient: The largest norm of the gradient; None sets no limit.
-        ema: Decay per iteration of an exponential moving average of the weights, which checkpoints
+        bias_lr_factor: the learning rate of biases, as a multiple of `lr`.
+        bias_weight_decay: the weight decay of biases.
+        clip_gradient: the largest norm of the gradient; None sets no limit.
+        ema: decay per iteration of an exponential moving average of the weights, which checkpoints
             contain and evaluations use; None keeps no average. In iteration t the decay is at most
             (1 + t) / (10 + t), so that the average soon forgets the initial weights.
-        accumulate: Parts in which a process puts its share of a batch through the network, one
+        accumulate: parts in which a process puts its share of a batch through the network, one
             after another: the same gradient in less memory.
-        normalizer: What divides the losses: the positive priors of the whole batch ("global"), or
+        normalizer: what divides the losses: the positive priors of the whole batch ("global"), or
             those of each process's share, averaged over the processes ("local", as Caffe does).
-        amp: The type that the network computes in: "bf16", "fp16" (with scaled gradients) or None
+        amp: the type that the network computes in: "bf16", "fp16" (with scaled gradients) or None
             for float32. The weights, the loss and the update are float32 in any case.
-        sync_batch_norm: Normalise over the images of all processes; on GPUs only.
-        compile: Compile the network with torch.compile; the first iterations take minutes.
-        seed: Seed of the order of the images and of their augmentation.
-        expand: See `mdssd.data.Augmentation`, also for the next five.
-        crop: Whether to crop.
-        crop_min_scale: The smallest scale of a crop.
-        photometric: Whether to distort the colours.
-        mirror: Whether to mirror.
-        turn: Whether to turn by quarters.
-        freeze: Parts of the model that do not learn, see `SingleShotDetector.freeze`.
-        log_every: Iterations per row of loss.csv.
-        save_every: Epochs between checkpoints.
-        save_iterations: Iterations between further checkpoints within an epoch; None saves none.
-        keep: How many of the newest checkpoints stay.
+        sync_batch_norm: normalise over the images of all processes; on GPUs only.
+        compile: compile the network with torch.compile; the first iterations take minutes.
+        seed: seed of the order of the images and of their augmentation.
+        expand: see `mdssd.data.Augmentation`, also for the next five.
+        crop: whether to crop.
+        crop_min_scale: the smallest scale of a crop.
+        photometric: whether to distort the colours.
+        mirror: whether to mirror.
+        turn: whether to turn by quarters.
+        freeze: parts of the model that do not learn, see `SingleShotDetector.freeze`.
+        log_every: iterations per row of loss.csv.
+        save_every: epochs between checkpoints.
+        save_iterations: iterations between further checkpoints within an epoch; None saves none.
+        keep: how many of the newest checkpoints stay.
 
     Raises:
-        ValueError: A setting is out of range.
+        ValueError: a setting is out of range.
 
     Example:
         >>> recipe = Recipe(epochs=10, lr=0.01, schedule="steps", drops=[0.5, 0.75])
@@ -154,8 +154,8 @@ class Recipe:
         """Return the learning rate of an iteration.
 
         Args:
-            step: The iteration, from 0.
-            progress: The completed fraction of the run.
+            step: the iteration, from 0.
+            progress: the completed fraction of the run.
         """
         warm = min(1.0, 0.1 + 0.9 * step / self.warmup) if self.warmup else 1.0
         if self.schedule == "cosine":

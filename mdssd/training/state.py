@@ -12,15 +12,15 @@ class TrainState:
     """How far a run has come. Its checkpoints contain every field.
 
     Attributes:
-        epoch: Completed epochs.
-        step: Completed iterations.
-        batch: Completed iterations of the current epoch.
-        seconds: Time spent training, over all sessions of the run.
-        loss: The mean loss in the last row of loss.csv.
-        metric: The metric of the evaluations: "VOC07 mAP" or "COCO AP".
-        evaluations: A row [epoch, metric] for each evaluation.
-        to_evaluate: Whether the evaluation after the last epoch is still to be made.
-        finished: Whether the run has reached its length.
+        epoch: completed epochs.
+        step: completed iterations.
+        batch: completed iterations of the current epoch.
+        seconds: time spent training, over all sessions of the run.
+        loss: the mean loss in the last row of loss.csv.
+        metric: the metric of the evaluations: "VOC07 mAP" or "COCO AP".
+        evaluations: a row [epoch, metric] for each evaluation.
+        to_evaluate: whether the evaluation after the last epoch is still to be made.
+        finished: whether the run has reached its length.
     """
 
     epoch: int = 0

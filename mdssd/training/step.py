@@ -47,10 +47,10 @@ class TrainingStep:
     `update`, every process has the same model, bit for bit.
 
     Args:
-        model: The model, on its device and in training mode.
+        model: the model, on its device and in training mode.
         optimizer: SGD over `parameter_groups(model, settings)`.
-        settings: The settings of the run.
-        average: A copy of the model that follows its weights, if `settings.ema` is set.
+        settings: the settings of the run.
+        average: a copy of the model that follows its weights, if `settings.ema` is set.
     """
 
     def __init__(
