@@ -16,7 +16,8 @@ from mdssd.models.dssd import DSSD, ResNetSSD
 from mdssd.models.mdssd import MDSSD
 from mdssd.models.options import ModelOptions, OptionKeywords
 from mdssd.models.ssd import SSD
-from mdssd.weights.pretrained import Weights, load_pretrained
+from mdssd.weights.imagenet import Weights
+from mdssd.weights.pretrained import load_pretrained
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

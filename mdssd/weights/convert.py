@@ -1,4 +1,4 @@
-"""Published SSDs into this project's checkpoints."""
+"""Convert published SSDs to this project's checkpoints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _VOC = (
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike "
     "person pottedplant sheep sofa train tvmonitor"
 ).split()
-# COCO's by their number, from 1; "-" where it has none.
+# COCO's categories by their number, from 1; "-" is a number that COCO skips.
 _COCO = (
     "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,-,"
     "stop sign,parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,-,"
@@ -35,25 +35,44 @@ def convert(
     classes: Sequence[str] | None = None,
     prior_scales: str | None = None,
 ) -> Published:
-    """Write the checkpoint of a published SSD: the JSON `out` and the weights beside it.
+    """Convert the weights of a published SSD to a checkpoint that detects the same boxes.
 
-    source: a file as of `load_pretrained`, of a whole SSD300 or SSD512.
-    out: the .json to write; the suffix may be left out.
-    classes: names of labels 1, 2 ...; None names those of VOC (21 classes with background) or COCO
-        (81; 91 with the numbers it skips; the 201 of ssd.pytorch, which uses 81), and else
-        "class 1", "class 2" ...
-    prior_scales: "voc" or "coco", which the network was trained with, and the file does not say.
-        None is what its codebase takes: "coco" for 81 classes, for any number in torchvision's and
-        for any but 21 in ssd.pytorch's, otherwise "voc".
+    The checkpoint has the priors and the mean of the source.
 
-    The checkpoint's priors and mean are those of the source, so that its boxes are too. Raises
-    ValueError (see `load_pretrained`), also for a file that holds a trunk alone.
+    Args:
+        source: a file of a whole SSD300 or SSD512, as `load_pretrained` takes it.
+        out: the .json to write, with or without its suffix; the weights go to the same folder.
+        classes: names of labels 1, 2, ... By default the names of VOC (21 classes with the
+            background) or COCO (81; 91 with the numbers it skips; the 201 of ssd.pytorch, which
+            uses 81), otherwise "class 1", "class 2", ...
+        prior_scales: the scales that the network was trained with, "voc" or "coco", which the file
+            does not tell. None takes the codebase's own: "coco" for 81 classes, for any number in
+            torchvision and for any except 21 in ssd.pytorch; otherwise "voc".
+
+    Returns:
+        The source's tensors under this project's names.
+
+    Raises:
+        OSError: the source cannot be read, or the checkpoint cannot be written.
+        ValueError: the file is of no published SSD (see `load_pretrained`), or of a trunk only.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from mdssd.weights.published import LAYOUTS
+        >>> pytorch = next(layout for layout in LAYOUTS if layout.name == "ssd.pytorch")
+        >>> model = build({"model": "ssd300", "num_classes": 3, "width": 0.0625})
+        >>> theirs = {pytorch.names(6)[name]: x for name, x in model.state_dict().items()}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save(theirs, f"{folder}/ssd300.pth")
+        ...     found = convert(f"{folder}/ssd300.pth", f"{folder}/ssd300", classes=["cat", "dog"])
+        >>> found.layout, found.config["prior_scales"]
+        ('ssd.pytorch', 'coco')
     """
     name = os.fspath(source)
     found = read_published("convert", name, read_tensors("convert", name), prior_scales)
     if found.config is None:
         raise ValueError(
-            f"convert: {name}: is a VGG16 alone, not a detector; train starts from it with --init"
+            f"convert: {name}: is a VGG16 only, not a detector; `train --init` can start from it"
         )
     model = build(found.config)
     model.load_state_dict(found.tensors)
@@ -70,7 +89,7 @@ def convert(
 
 
 def json_path(out: str | os.PathLike[str]) -> Path:
-    """`out` with .json behind it, where that is not its suffix yet."""
+    """Append .json to `out` if that is not its suffix."""
     path = Path(out)
     return path if path.suffix == ".json" else path.with_name(f"{path.name}.json")
 

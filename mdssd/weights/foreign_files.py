@@ -1,4 +1,4 @@
-"""Tensors of a file that somebody else wrote: safetensors, PyTorch or Caffe, and never any code."""
+"""Read the tensors of safetensors, PyTorch and Caffe files from others, without running code."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-# How a Caffe model begins: its name (field 1), or a layer (field 100, of old ones 2).
+# The first bytes of a Caffe model: its name (field 1) or a layer (field 100; 2 in old models).
 _CAFFE_STARTS = (b"\x0a", b"\xa2\x06", b"\x12")
-# More is beyond protobuf, and would only fill the memory before that refuses it.
+# The limit of protobuf; a larger file would fill the memory before protobuf refuses it.
 _CAFFE_BYTES = 2**31
-# What a pickle of tensors names. PyTorch allows more, such as bytearray(10**12), which takes as
-# much memory as the pickle says, and not as the file has.
+# The only names that a pickle of tensors needs. PyTorch allows more, such as bytearray(10**12),
+# which would allocate as much memory as the pickle asks for, whatever the size of the file.
 _PICKLED = re.compile(
     r"collections\.(OrderedDict|Counter)|torch\.nn\.parameter\.Parameter|torch\.serialization\._get_layout"
     r"|torch\.(cuda\.)?\w+Storage|torch\.(Size|[a-z]\w*)|(__builtin__|builtins)\.(set|complex)"
     r"|torch\._utils\._rebuild_(tensor|parameter|sparse|meta|qtensor)\w*"
     r"|torch\._tensor\._rebuild_from_type_v2"
 )
-# What of caffe.proto holds weights: message -> (field, number, type, repeated). The floats of a
-# blob are packed, which on the wire is the same as bytes, so that they need not be unpacked.
+# The part of caffe.proto that contains weights: message -> (field, number, type, repeated). Packed
+# floats have the same encoding as bytes, so blobs are declared as bytes and need no unpacking.
 _CAFFE_SCHEMA = {
     "Shape": [("dim", 1, "INT64", True)],
     "Blob": [
@@ -49,15 +49,24 @@ _CAFFE_SCHEMA = {
 
 
 def read_tensors(function: str, source: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, a PyTorch file or a Caffe model, on the CPU.
+    """Read the tensors of a safetensors file, a PyTorch file or a Caffe model, on the CPU.
 
-    The content decides which it is, not the name; nothing in it is ever executed. A PyTorch file
-    holds a dictionary of tensors, or under "model" or "state_dict" has one; "module." ahead of all
-    names is taken off. A Caffe model gives the blobs of each layer as `<layer>.weight` and
-    `<layer>.bias`; it takes the package protobuf. The tensors may be views of the file.
+    The content decides the format, not the name, and no code in a file is executed.
 
-    Raises OSError where it cannot be opened, ImportError without protobuf, else a ValueError that
-    begins with `function` and names the file and what is wrong with it.
+    Args:
+        function: the caller's name, for error messages.
+        source: the file. A PyTorch file must contain a dictionary of tensors, or such a dictionary
+            under "model" or "state_dict"; if all names begin with "module.", the prefix is
+            removed. A Caffe model needs the package protobuf.
+
+    Returns:
+        The tensors by name, which may be views of the file. A Caffe layer has the names
+        `<layer>.weight` and `<layer>.bias`.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ImportError: the file is a Caffe model and protobuf is not installed.
+        ValueError: the file cannot be used; the message begins with `function`.
     """
     path = Path(source)
     with path.open("rb") as file:
@@ -78,14 +87,14 @@ def read_tensors(function: str, source: str | os.PathLike[str]) -> dict[str, Ten
         return tensors
     except (ImportError, OSError):
         raise
-    except Exception as error:  # a damaged pickle makes torch.load raise anything
+    except Exception as error:  # torch.load raises any type of error for a damaged pickle
         raise ValueError(f"{function}: cannot read {path}: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
     called = re.search(r"GLOBAL (\S+)", str(error))
     if called and isinstance(error, pickle.UnpicklingError):
-        return f"its pickle would call {called[1]}, which makes no tensor; nothing of it was run"
+        return f"its pickle would call {called[1]}, which makes no tensor; nothing was run"
     return str(error).partition("\n")[0] or "it is cut short"
 
 
@@ -93,11 +102,11 @@ def _check_plain(name: str, tensor: Tensor) -> None:
     plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device.type == "cpu"
     if not plain or tensor.layout != torch.strided or tensor.is_quantized:
         raise ValueError(f"{name!r}: expected an ordinary tensor, got {type(tensor).__name__}")
-    # A few numbers, repeated by strides of 0, can pose as any number of them.
+    # With strides of 0, a few stored numbers can claim to be a tensor of any size.
     stored = tensor.untyped_storage().nbytes()
     if tensor.numel() * tensor.element_size() > stored:
         raise ValueError(
-            f"{name!r}: its shape {list(tensor.shape)} takes more than the {stored} bytes stored"
+            f"{name!r}: its shape {list(tensor.shape)} needs more than the {stored} bytes stored"
         )
 
 
@@ -106,8 +115,8 @@ def _check_plain(name: str, tensor: Tensor) -> None:
 
 def _read_torch(path: Path, zipped: bool) -> Any:
     if not zipped:
-        with path.open("rb") as file:  # an open file, because torch.load goes by the name too
-            _check_pickles(file, 5)  # its magic number, version, machine, content, keys
+        with path.open("rb") as file:  # not the path: torch.load also looks at the name
+            _check_pickles(file, 5)  # the magic number, version, machine, content and keys
             file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
     with zipfile.ZipFile(path) as archive:
@@ -120,7 +129,7 @@ def _read_torch(path: Path, zipped: bool) -> Any:
                         _check_pickles(file, 1)
                 except OSError:
                     raise ValueError(f"{entry.filename!r} is not where it should be") from None
-    # Mapped, because a storage then ends where the file does, whatever size the pickle claims.
+    # With mmap no storage can extend beyond the end of the file, whatever size the pickle claims.
     if path.suffix != ".safetensors":
         return torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -163,7 +172,7 @@ def _read_caffe(content: bytes) -> dict[str, Tensor]:
         for part, blob in zip(("weight", "bias"), layer.blobs, strict=False):
             name = f"{layer.name}.{part}"
             if name in tensors:
-                raise ValueError(f"{name!r} is there twice")
+                raise ValueError(f"{name!r} occurs twice")
             tensors[name] = _blob(name, blob)
     if not tensors:
         raise ValueError(f"a Caffe model without weights ({len(content)} bytes)")
@@ -174,21 +183,21 @@ def _blob(name: str, blob: Any) -> Tensor:
     shape = list(blob.shape.dim)
     if not blob.HasField("shape"):
         shape = [blob.num, blob.channels, blob.height, blob.width]
-        while len(shape) > 1 and shape[0] == 1:  # a vector is 1 x 1 x 1 x its length there
+        while len(shape) > 1 and shape[0] == 1:  # old models store a vector as 1 x 1 x 1 x length
             del shape[0]
     if len(shape) > 4:
         raise ValueError(f"{name!r}: expected at most 4 dimensions, got {len(shape)}")
     data = b"".join(blob.data)
     if any(size < 0 for size in shape) or 4 * math.prod(shape) != len(data):
         raise ValueError(
-            f"{name!r}: its shape {shape} takes {4 * math.prod(shape)} bytes of 32-bit numbers, "
+            f"{name!r}: its shape {shape} needs {4 * math.prod(shape)} bytes of 32-bit numbers, "
             f"the file has {len(data)}"
         )
     return torch.from_numpy(np.frombuffer(data, "<f4").astype(np.float32)).reshape(shape)
 
 
 def _caffe_parser() -> Callable[[bytes], Any]:
-    """What makes a "Net" of `_CAFFE_SCHEMA` of bytes, or raises ValueError."""
+    """Make a function that parses bytes as the "Net" of `_CAFFE_SCHEMA`, or raises ValueError."""
     try:
         from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
     except ImportError:
@@ -218,7 +227,7 @@ def _caffe_parser() -> Callable[[bytes], Any]:
 
 
 def _first_fault(content: bytes, parse: Callable[[bytes], object]) -> str:
-    """Where a Caffe model that protobuf refuses goes wrong; protobuf does not say."""
+    """Find the first fault in a Caffe model; protobuf refuses one without naming the place."""
     start = 0
     while start < len(content):
         tag, position = _varint(content, start)
@@ -232,7 +241,7 @@ def _first_fault(content: bytes, parse: Callable[[bytes], object]) -> str:
         end = position + size
         if end > len(content):
             return (
-                f"a Caffe model cut short: what begins at byte {start} ends at byte {end}, "
+                f"a Caffe model cut short: the field at byte {start} ends at byte {end}, "
                 f"the file at byte {len(content)}"
             )
         try:
@@ -240,11 +249,11 @@ def _first_fault(content: bytes, parse: Callable[[bytes], object]) -> str:
         except ValueError:
             break
         start = end
-    return f"no Caffe model, or a damaged one: byte {start} begins nothing that can be read"
+    return f"not a Caffe model, or a damaged one: byte {start} does not begin a valid field"
 
 
 def _varint(content: bytes, position: int) -> tuple[int, int]:
-    """The number that begins there, and the position behind it."""
+    """The number that begins at `position`, and the position after it."""
     value = shift = 0
     while position < len(content) and shift < 70:
         byte = content[position]

@@ -1,8 +1,8 @@
-"""How the published SSDs on VGG16 name their weights, and those weights under this project's names.
+"""The weights of published SSDs on VGG16, renamed to this project's names.
 
-All of them predict in the same order (row, column, prior of the cell) and number their channels
-prior * 4 + coordinate and prior * classes + class, background first, as the models here do. Only
-Caffe's takes BGR.
+All of them predict in the same order as the models here (row, column, prior of the cell) and number
+their channels in the same way: prior * 4 + coordinate and prior * classes + class, background
+first. Only Caffe's expects BGR.
 """
 
 from __future__ import annotations
@@ -24,17 +24,25 @@ _TRUNK = tuple(
 ) + ("trunk.fc6.conv", "trunk.fc7.conv")
 _EXTRAS = tuple(f"extras.conv{n}.conv{n}_{k}.conv" for n in range(8, 13) for k in (1, 2))
 _HEADS = ("conv4_3", "conv7", "conv8_2", "conv9_2", "conv10_2", "conv11_2", "conv12_2")
-_VGG = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28, 31, 33)  # of SSD's trunk as one list
-# 255 times the means that torchvision's SSD takes from pixels of 0-1; its deviations are 1 / 255.
+# Index of each convolution where a codebase has the trunk as one list of layers.
+_VGG = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28, 31, 33)
+# torchvision's SSD subtracts these means, over 255, from pixels in 0-1 and divides by 1 / 255.
 _TORCHVISION_MEAN = tuple(255 * value for value in (0.48235, 0.45882, 0.40784))
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A codebase's names: each of `_TRUNK`, `_EXTRAS` and `_HEADS`, and of the L2Norm's scale.
+    """How one codebase names the weights of its SSD, and what else its SSD does differently.
 
-    clip: its priors, as in `make_priors`. whole_sizes: those of its 512 are cut to whole pixels.
-    scales: of its priors, for another number of classes than VOC's and COCO's.
+    Attributes:
+        name: the codebase.
+        trunk, extras, loc, conf: its names of `_TRUNK`, `_EXTRAS`, and of both outputs of `_HEADS`.
+        scale: its name of the L2Norm's scale.
+        mean: RGB, 0-255, subtracted from the pixels.
+        clip: how it clips its priors, as in `make_priors`.
+        whole_sizes: whether its SSD512 truncates the sizes of the priors to whole pixels.
+        scales: its prior scales for a number of classes that is neither VOC's nor COCO's.
+        bgr: whether it expects BGR.
     """
 
     name: str
@@ -50,7 +58,7 @@ class Layout:
     bgr: bool = False
 
     def names(self, levels: int) -> dict[str, str]:
-        """Our key -> its key, for an SSD that predicts from so many maps; 0 for a trunk alone."""
+        """Our keys -> its keys, for an SSD with this many feature maps; 0 for the trunk alone."""
         modules = dict(zip(_TRUNK, self.trunk, strict=True))
         if levels:
             modules |= zip(_EXTRAS[: 2 * levels - 4], self.extras, strict=False)
@@ -118,8 +126,12 @@ LAYOUTS = (
 class Published:
     """A published SSD, or its trunk, under this project's names.
 
-    Attributes: `layout` (whose names it had), `tensors` (float32, named as in our `state_dict`),
-    `names` (ours -> theirs), `mean` (RGB, 0-255), `config` (for `build`; None for a trunk).
+    Attributes:
+        layout: whose names the weights had, such as "ssd.pytorch".
+        tensors: float32, named as in our `state_dict`.
+        names: our names -> theirs.
+        mean: RGB, 0-255; to subtract from the pixels.
+        config: the model, for `build`; None for a trunk.
     """
 
     layout: str
@@ -132,52 +144,36 @@ class Published:
 def read_published(
     function: str, source: str, weights: Mapping[str, Tensor], prior_scales: str | None = None
 ) -> Published:
-    """Find out whose names these are, and check every tensor.
+    """Recognise the codebase by the names of the weights, and check every tensor.
 
-    prior_scales: which priors the network was trained with, "voc" or "coco"; the file does not
-        say. None is what its codebase takes for so many classes: COCO's for 81, torchvision's for
-        any number, ssd.pytorch's for any but 21, and else VOC's.
+    Args:
+        function: the caller's name, for error messages.
+        source: the name of the file, for error messages.
+        weights: the tensors by their names.
+        prior_scales: the scales that the network was trained with, "voc" or "coco", which the
+            weights do not tell. None takes the codebase's own: "coco" for 81 classes, for any
+            number in torchvision and for any except 21 in ssd.pytorch; otherwise "voc".
 
-    A key that is missing, is one too many or is under another name, a wrong shape or type and a
-    value that is not finite are a ValueError that begins with `function`, `source` and the key.
+    Raises:
+        ValueError: a tensor is missing, superfluous or renamed, has another shape or type, or is
+            not finite. The message begins with `function` and `source` and names the tensor.
     """
-
-    def refuse(what: str) -> ValueError:
-        return ValueError(f"{function}: {source}: {what}")
-
-    layout = max(LAYOUTS, key=lambda one: sum(k in weights for k in one.names(7).values()))
-    known = set(layout.names(7).values())
-    if known.isdisjoint(weights):
-        raise refuse(
-            "expected the names of "
-            + ", ".join(one.name for one in LAYOUTS)
-            + f" or of torchvision's vgg16, got {sorted(map(str, weights))[:4]} ..."
-        )
-    levels = 0
-    if any(name in weights for name in known - set(layout.names(0).values())):
-        last = set(layout.names(7).values()) - set(layout.names(6).values())
-        levels = 7 if last & set(weights) else 6
+    where = f"{function}: {source}"
+    layout, levels = _recognise(where, weights)
     names = layout.names(levels)
-    missing = [theirs for theirs in names.values() if theirs not in weights]
-    extra = [name for name in weights if name not in names.values()]
-    if missing:
-        also = f", and has {extra[0]!r}, which {layout.name} does not" if extra else ""
-        raise refuse(f"lacks {missing[0]!r}{also} ({len(missing)} missing)")
-    if levels and extra:
-        raise refuse(f"has {extra[0]!r}, which {layout.name}'s SSD has not ({len(extra)} such)")
-    for name in names.values():
-        if not isinstance(weights[name], Tensor):
-            raise refuse(f"{name!r} must be a tensor, got {type(weights[name]).__name__}")
-    config = None
+    _check_names(where, layout, levels, names, weights)
     num_classes, width = 2, _width(weights[names["trunk.fc7.conv.weight"]])
+    config = None
     if levels:
-        conf = names["heads.conv4_3.conf.bias"]
-        num_classes = weights[conf].numel() // 4
+        bias = weights[names["heads.conv4_3.conf.bias"]]
+        num_classes = bias.numel() // 4
         if num_classes < 2:
-            raise refuse(f"{conf!r}: expected 4 times the classes, got {list(weights[conf].shape)}")
+            raise ValueError(
+                f"{where}: {names['heads.conv4_3.conf.bias']!r}: expected 4 times the classes, "
+                f"got {list(bias.shape)}"
+            )
         if prior_scales is None:
-            usual = {} if layout.clip == "size" else {21: "voc", 81: "coco"}
-            prior_scales = usual.get(num_classes, layout.scales)
+            prior_scales = _usual_scales(layout, num_classes)
         config = {
             "model": "ssd512" if levels == 7 else "ssd300",
             "num_classes": num_classes,
@@ -187,26 +183,74 @@ def read_published(
             "truncate_sizes": layout.whole_sizes and levels == 7,
         }
     shapes = _shapes(levels, num_classes, width)
-    tensors = {}
-    for ours, theirs in names.items():
-        value = weights[theirs]
-        if value.shape != shapes[ours]:
-            raise refuse(
-                f"{theirs!r} must have shape {list(shapes[ours])}, got {list(value.shape)}"
-            )
-        if not value.is_floating_point():
-            raise refuse(f"{theirs!r} must be of floating point, got {value.dtype}")
-        tensors[ours] = value.float()
-        if not tensors[ours].isfinite().all():
-            raise refuse(f"{theirs!r} has values that are not finite")
+    tensors = {
+        ours: _checked(where, theirs, weights[theirs], shapes[ours])
+        for ours, theirs in names.items()
+    }
     if layout.bgr:
         first = "trunk.conv1.conv1_1.conv.weight"
         tensors[first] = tensors[first].flip(1)
     return Published(layout.name, tensors, names, layout.mean, config)
 
 
+def _recognise(where: str, weights: Mapping[str, Tensor]) -> tuple[Layout, int]:
+    """The layout with the most names in common, and its number of feature maps (0: a trunk)."""
+    layout = max(LAYOUTS, key=lambda one: sum(k in weights for k in one.names(7).values()))
+    known = set(layout.names(7).values())
+    if known.isdisjoint(weights):
+        raise ValueError(
+            f"{where}: expected the names of {', '.join(one.name for one in LAYOUTS)} "
+            f"or of torchvision's vgg16, got {sorted(map(str, weights))[:4]} ..."
+        )
+    if not any(name in weights for name in known - set(layout.names(0).values())):
+        return layout, 0
+    last = set(layout.names(7).values()) - set(layout.names(6).values())
+    return layout, 7 if last & set(weights) else 6
+
+
+def _check_names(
+    where: str,
+    layout: Layout,
+    levels: int,
+    names: Mapping[str, str],
+    weights: Mapping[str, Tensor],
+) -> None:
+    missing = [theirs for theirs in names.values() if theirs not in weights]
+    extra = [name for name in weights if name not in names.values()]
+    if missing:
+        also = f", and has {extra[0]!r}, which {layout.name} does not" if extra else ""
+        raise ValueError(f"{where}: lacks {missing[0]!r}{also} ({len(missing)} missing)")
+    if levels and extra:
+        raise ValueError(
+            f"{where}: has {extra[0]!r}, which {layout.name}'s SSD does not have "
+            f"({len(extra)} such tensors)"
+        )
+    for name in names.values():
+        if not isinstance(weights[name], Tensor):
+            got = type(weights[name]).__name__
+            raise ValueError(f"{where}: {name!r} must be a tensor, got {got}")
+
+
+def _usual_scales(layout: Layout, num_classes: int) -> str:
+    usual = {} if layout.clip == "size" else {21: "voc", 81: "coco"}
+    return usual.get(num_classes, layout.scales)
+
+
+def _checked(where: str, name: str, value: Tensor, shape: torch.Size) -> Tensor:
+    if value.shape != shape:
+        raise ValueError(
+            f"{where}: {name!r} must have shape {list(shape)}, got {list(value.shape)}"
+        )
+    if not value.is_floating_point():
+        raise ValueError(f"{where}: {name!r} must be of floating point, got {value.dtype}")
+    value = value.float()
+    if not value.isfinite().all():
+        raise ValueError(f"{where}: {name!r} has values that are not finite")
+    return value
+
+
 def _width(fc7: Tensor) -> float:
-    """The multiple of SSD's channels; 1 for an unlikely one, so that the shape is found wrong."""
+    """The width of the network; 1 for an unlikely one, so that the check of the shapes fails."""
     width = fc7.shape[0] / 1024 if fc7.ndim else 1
     return width if width in (0.5, 0.25, 0.125, 0.0625) else 1
 
