@@ -30,7 +30,8 @@ from benchmarks.machine import facts
 from benchmarks.report import OTHERS, OURS, save
 from mdssd import Detector
 from mdssd.data import DetectionDataset, open_dataset
-from mdssd.evaluation.evaluate import Found, find_all, measure
+from mdssd.evaluation.evaluate import find_all
+from mdssd.evaluation.result import EvalData, measure
 from mdssd.metrics import voc_ap
 from mdssd.system.files import atomic_write
 
@@ -161,17 +162,19 @@ def evaluate(run: Path, folder: Path | None, only: str | None, device: str) -> d
     }
 
 
-def _of_class(found: Found, label: int) -> Found:
+def _of_class(found: EvalData, label: int) -> EvalData:
     """Keep only the boxes with this label, and change it to 1."""
 
     def kept(one: dict[str, Any]) -> dict[str, Any]:
         rows = one["labels"] == label
         return {**{name: v[rows] for name, v in one.items()}, "labels": one["labels"][rows] * 0 + 1}
 
-    return Found([kept(d) for d in found.detections], [kept(t) for t in found.truth], found.seconds)
+    return EvalData(
+        [kept(d) for d in found.detections], [kept(t) for t in found.truth], found.seconds
+    )
 
 
-def smallest_third(found: Found, num_classes: int) -> float:
+def smallest_third(found: EvalData, num_classes: int) -> float:
     """Return the VOC12 mAP at IoU 0.5 for the smallest third of each class's objects by area.
 
     Larger objects are ignored, as objects marked difficult are.

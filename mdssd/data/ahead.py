@@ -107,6 +107,7 @@ def _start_pool(workers: int) -> ProcessPoolExecutor:
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the handler of the process that forked it
     cv2.setNumThreads(0)  # OpenCV's own threads would compete with the workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

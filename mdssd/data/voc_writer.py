@@ -8,11 +8,11 @@ import tempfile
 from pathlib import Path
 from xml.etree import ElementTree
 
-import cv2
 from tqdm import tqdm
 
 from mdssd.data.dataset import DetectionDataset
 from mdssd.data.sample import Sample
+from mdssd.drawing import encode_image
 
 
 def write_voc(
@@ -55,8 +55,7 @@ def write_voc(
         for index in tqdm(range(len(dataset)), desc=f"writing {folder}", delay=2):
             sample = dataset[index]
             name = sample.image_id.replace("/", "_")
-            encoded = cv2.imencode(".png", cv2.cvtColor(sample.image, cv2.COLOR_RGB2BGR))[1]
-            (work / "JPEGImages" / f"{name}.png").write_bytes(encoded.tobytes())
+            (work / "JPEGImages" / f"{name}.png").write_bytes(encode_image(sample.image))
             tree = _annotation(sample, f"{name}.png", dataset.classes)
             tree.write(work / "Annotations" / f"{name}.xml", encoding="utf-8")
             names.append(name)

@@ -1,4 +1,4 @@
-"""CUDA graphs of the way from pixels to detections, fed while the GPU computes."""
+"""CUDA graphs: the whole way from pixels to detections as one launch per batch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mdssd import ops
+from mdssd.detection.runtime import DetectionLimits, Pipeline, Pixels, Runtime, StageTimes
 
 _WARM_UP = 3  # calls before a capture, in which cuDNN chooses its algorithms
 _SLOTS = 2  # batches under way: one is uploaded while the other is computed
 
 
 class _Slot(NamedTuple):
-    """Memory of one batch and the graph that runs on it."""
+    """The memory of one batch, and the graph that runs on it."""
 
     host_in: Tensor  # pinned, uint8 [B, S, S, 3]
     device_in: Tensor
@@ -28,15 +29,24 @@ class _Slot(NamedTuple):
 
 
 class Graphs:
-    """Runs a function on the GPU by CUDA graphs, one per batch size and slot.
+    """Runs a function on the GPU as CUDA graphs, one per batch size and slot.
 
-    The sizes are the powers of two below `batch_size`, this itself, and any above it; each is
-    captured when it is first needed, and a batch uses the smallest that it fits in. The rows that
-    it leaves over hold pixels of an earlier batch: no image depends on another.
+    The sizes are the powers of two below `batch_size`, `batch_size` itself, and any size above it.
+    Each is captured when it is first needed, and a batch uses the smallest size that it fits in.
+    The rows that it does not fill hold pixels of an earlier batch, which does no harm, as no image
+    depends on another.
 
-    At most two batches are under way, so each is to be finished before the next but one is
-    started: the second is copied up on a stream of its own while the first is computed. The graphs
-    themselves run on one stream, one after the other, and so can share their intermediate memory.
+    At most two batches may be under way: a batch must be finished before the next but one is
+    started. The second is copied to the GPU on a stream of its own while the first is computed.
+    The graphs themselves run one after another on one stream, so they can share their
+    intermediate memory.
+
+    Args:
+        run: uint8 [B, S, S, 3] on the device -> tensors with B rows. It must never wait for the
+            device.
+        input_size: side S, in pixels.
+        batch_size: the usual number of images.
+        device: the GPU.
     """
 
     def __init__(
@@ -46,7 +56,6 @@ class Graphs:
         batch_size: int,
         device: torch.device,
     ) -> None:
-        """run: uint8 [B, S, S, 3] on the device -> tensors with B rows; must never wait for it."""
         self._run = run
         self._input_size = input_size
         self._batch_size = batch_size
@@ -58,13 +67,14 @@ class Graphs:
         self._started = 0
 
     def start(self, images: Sequence[NDArray[np.uint8]]) -> tuple[_Slot, int]:
-        """Hand over a batch of [H, W, 3]; give what `finish` takes. Copies the images first.
+        """Begin a batch of images [H, W, 3] and return the ticket for `finish`.
 
-        Images of the input's size are copied up together; the device resizes the others.
+        The images are copied before this returns. Those of the input's size are uploaded
+        together; the device resizes the others.
         """
         count = len(images)
         slot = self._slot(fitting_size(count, self._batch_size), self._started % _SLOTS)
-        slot.done.synchronize()  # with the slot's last batch, in case nobody finished it
+        slot.done.synchronize()  # the slot's last batch, in case it was never finished
         size = (self._input_size, self._input_size)
         frames = {}
         for i, image in enumerate(images):
@@ -77,7 +87,7 @@ class Graphs:
             for i, frame in frames.items():
                 slot.device_in[i] = ops.resize(frame.to(self._device, non_blocking=True), size)
         self._compute.wait_stream(self._upload)
-        # What changed the weights, say.
+        # Also wait for work queued on the current stream, such as a weight update.
         self._compute.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._compute):
             slot.graph.replay()
@@ -89,7 +99,7 @@ class Graphs:
 
     @staticmethod
     def finish(ticket: tuple[_Slot, int]) -> tuple[Tensor, ...]:
-        """Wait for a batch; give the rows of its images on the CPU."""
+        """Wait for a batch and return the rows of its images, on the CPU."""
         slot, count = ticket
         slot.done.synchronize()
         return tuple(host[:count].clone() for host in slot.host_out)
@@ -126,7 +136,41 @@ class Graphs:
 
 
 def fitting_size(count: int, batch_size: int) -> int:
-    """The size of batch that `count` images run as: see `Graphs`."""
+    """Return the batch size at which `count` images run; see `Graphs`."""
     if count > batch_size:
         return count
     return min(1 << (count - 1).bit_length(), batch_size)
+
+
+class GraphRuntime(Runtime):
+    """Runs everything from pixels to detections as one CUDA graph per batch size.
+
+    All its time counts as "network", since the stages are one launch.
+    """
+
+    under_way = _SLOTS
+
+    def __init__(self, pipeline: Pipeline, batch_size: int, times: StageTimes) -> None:
+        self._pipeline = pipeline
+        self._batch_size = batch_size
+        self._times = times
+        self._graphs: Graphs | None = None
+        self._limits: DetectionLimits | None = None
+
+    def start(self, pixels: Sequence[Pixels], limits: DetectionLimits) -> tuple[_Slot, int]:
+        with self._times.stage("network", overlaps=True):
+            if self._graphs is None or limits != self._limits:  # a graph has the limits in it
+                self._graphs, self._limits = self._capture_with(limits), limits
+            return self._graphs.start(pixels)
+
+    def finish(self, ticket: tuple[_Slot, int]) -> ops.Detections:
+        with self._times.stage("network", overlaps=True):
+            return ops.Detections(*Graphs.finish(ticket))
+
+    def _capture_with(self, limits: DetectionLimits) -> Graphs:
+        steps = self._pipeline
+
+        def run(pixels: Tensor) -> tuple[Tensor, ...]:
+            return steps.detections(*steps.network(steps.normalize(pixels)), limits)
+
+        return Graphs(run, steps.input_size, self._batch_size, steps.device)

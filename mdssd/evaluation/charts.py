@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import io
 import math
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mdssd.drawing.figures import no_font_warnings, shorten
 from mdssd.metrics import SizeResult, VocResult
 from mdssd.metrics.sizes import SIZES
 
@@ -183,22 +182,8 @@ def _style(axes: Any, theme: Theme) -> None:
         spine.set_visible(name in ("left", "bottom"))
 
 
-def shorten(name: str, most: int) -> str:
-    """A name that does not run into its neighbour's; the page's tables have it whole."""
-    return name if len(name) <= most else name[: most - 1] + "…"
-
-
 def _thin(recall: NDArray[np.float64]) -> NDArray[np.int64]:
     """The positions to draw: those where recall rises, thinned out evenly, and the last."""
     rises = np.flatnonzero(np.diff(recall, prepend=0.0) > 0)
     some = np.linspace(0, max(len(rises) - 1, 0), min(len(rises), _MOST_POINTS)).astype(np.int64)
     return np.unique([*rises[some], *range(len(recall))[-1:]]).astype(np.int64)
-
-
-@contextmanager
-def no_font_warnings() -> Iterator[None]:
-    """Let names be saved that Matplotlib's font cannot draw."""
-    # Matplotlib measures text with its own font, which lacks Chinese, say; the reader's may not.
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        yield

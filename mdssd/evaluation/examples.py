@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdssd.data import DetectionDataset
-from mdssd.drawing import draw_detections
-from mdssd.evaluation.evaluate import EvalResult, Found
+from mdssd.drawing import draw_detections, encode_image
+from mdssd.evaluation.result import EvalData, EvalResult
 from mdssd.metrics.boxes import check_images
 from mdssd.metrics.errors import KINDS, TRUE_KIND
 from mdssd.metrics.matching import TRUE, Matches, match
@@ -40,7 +40,7 @@ class Subject:
 
 
 def misses(
-    found: Found,
+    data: EvalData,
     classes: Sequence[str],
     count: int,
     score_threshold: float,
@@ -50,8 +50,8 @@ def misses(
     Never found ones come first, of these the largest; then by rising score. The classes take
     turns; one object of an image.
     """
-    matches = _match(found, len(classes) + 1)
-    boxes = np.concatenate([np.zeros((0, 4)), *(_array(t["boxes"]) for t in found.truth)])
+    matches = _match(data, len(classes) + 1)
+    boxes = np.concatenate([np.zeros((0, 4)), *(_array(t["boxes"]) for t in data.truth)])
     sides = boxes[:, 2:] - boxes[:, :2]
     score = np.full(len(boxes), -np.inf)
     true = np.flatnonzero(matches.verdict == TRUE)
@@ -71,14 +71,14 @@ def misses(
     return subjects
 
 
-def false_ones(found: Found, result: EvalResult, count: int) -> list[Subject]:
+def false_ones(data: EvalData, result: EvalResult, count: int) -> list[Subject]:
     """At most so many false detections by falling score, one of an image."""
-    matches = _match(found, len(result.classes) + 1)
+    matches = _match(data, len(result.classes) + 1)
     kinds = np.full(len(matches.scores), TRUE_KIND)
     for rows, of_rows in zip(result.errors.rows, result.errors.kinds, strict=True):
         kinds[rows] = of_rows
     false = matches.order[kinds[matches.order] != TRUE_KIND]
-    first = np.searchsorted(matches.images, np.arange(len(found.truth)))
+    first = np.searchsorted(matches.images, np.arange(len(data.truth)))
     subjects = []
     for d in _one_an_image(false, matches.images, count):
         image = int(matches.images[d])
@@ -90,7 +90,7 @@ def false_ones(found: Found, result: EvalResult, count: int) -> list[Subject]:
         subjects.append(
             Subject(
                 image,
-                _array(found.detections[image]["boxes"])[own],
+                _array(data.detections[image]["boxes"])[own],
                 f"false: {result.classes[matches.labels[d] - 1]} {matches.scores[d]:.2f}",
                 details,
                 own,
@@ -101,7 +101,7 @@ def false_ones(found: Found, result: EvalResult, count: int) -> list[Subject]:
 
 def show(
     subject: Subject,
-    found: Found,
+    data: EvalData,
     dataset: DetectionDataset,
     classes: Sequence[str],
     score_threshold: float,
@@ -122,13 +122,13 @@ def show(
     way = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
     canvas = cv2.resize(crop, size, interpolation=way).astype(np.uint8)
 
-    detections = found.detections[subject.image]
+    detections = data.detections[subject.image]
     shown = np.asarray(detections["scores"]) >= score_threshold
     if subject.detection is not None:
         shown[subject.detection] = True
     window = np.array([left, top, left, top])
     boxes, kept = _inside((_array(detections["boxes"]) - window) * scale, shown, size)
-    truth = _array(found.truth[subject.image]["boxes"])
+    truth = _array(data.truth[subject.image]["boxes"])
     gt, _ = _inside((truth - window) * scale, np.ones(len(truth), np.bool_), size)
     drawn = draw_detections(
         canvas,
@@ -140,14 +140,11 @@ def show(
         min_side=1,
         legend=False,
     )
-    jpeg = cv2.imencode(
-        ".jpg", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85]
-    )[1]
-    return jpeg.tobytes()
+    return encode_image(drawn, ".jpg", quality=85, fine=False)
 
 
-def _match(found: Found, num_classes: int) -> Matches:
-    return match(check_images("report", found.detections, found.truth, num_classes), 0.5, True)
+def _match(data: EvalData, num_classes: int) -> Matches:
+    return match(check_images("report", data.detections, data.truth, num_classes), 0.5, True)
 
 
 def _nearest_try(matches: Matches, n: int) -> str:

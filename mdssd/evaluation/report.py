@@ -13,8 +13,8 @@ import numpy as np
 
 from mdssd.data import DetectionDataset
 from mdssd.evaluation import charts
-from mdssd.evaluation.evaluate import EvalResult, Found
 from mdssd.evaluation.examples import Subject, false_ones, misses, show
+from mdssd.evaluation.result import EvalData, EvalResult
 from mdssd.metrics.errors import KINDS
 from mdssd.metrics.sizes import SIZES
 from mdssd.system.files import atomic_write
@@ -41,14 +41,14 @@ _COCO_ROWS = (
 def write_report(
     path: str | os.PathLike[str],
     result: EvalResult,
-    found: Found,
+    data: EvalData,
     dataset: DetectionDataset,
     *,
     pictures: int = 12,
 ) -> None:
     """Write the figures, charts and pictures of an evaluation as one HTML file.
 
-    found, dataset: what the result was computed from. pictures: how many of the worst misses,
+    data, dataset: what the result was computed from. pictures: how many of the worst misses,
     and of the worst false positives, to show; they are read from the data set again.
     Charts and pictures are inside the file. Names from the data are escaped. `path` is replaced
     at once or not at all.
@@ -56,8 +56,8 @@ def write_report(
     """
     if pictures < 0:
         raise ValueError(f"write_report: pictures: expected 0 or more, got {pictures}")
-    missed = misses(found, result.classes, pictures, result.score_threshold)
-    false = false_ones(found, result, pictures)
+    missed = misses(data, result.classes, pictures, result.score_threshold)
+    false = false_ones(data, result, pictures)
     sections = [
         _summary(result),
         _by_class(result),
@@ -72,7 +72,7 @@ def write_report(
             "score, the lowest first, the largest first of those never found; the classes take "
             "turns, one object of an image. " + _HOW_DRAWN.format(result.score_threshold),
             missed,
-            found,
+            data,
             dataset,
             result,
         ),
@@ -81,7 +81,7 @@ def write_report(
             "False detections of the highest score, one of an image. "
             + _HOW_DRAWN.format(result.score_threshold),
             false,
-            found,
+            data,
             dataset,
             result,
         ),
@@ -119,7 +119,7 @@ def _summary(result: EvalResult) -> str:
     if voc.difficult.any():
         line += f"; {voc.difficult.sum():,} difficult objects and crowds left out"
     body = "".join(
-        f'<div class="tile"><b>{_figure(value)}</b><span>{name}</span></div>'
+        f'<div class="tile"><b>{_digits(value)}</b><span>{name}</span></div>'
         for name, value in tiles
     )
     return f'<p>{line}</p>\n<div class="tiles">{body}</div>'
@@ -133,10 +133,10 @@ def _by_class(result: EvalResult) -> str:
     means = [voc.mean_ap, result.voc12.mean_ap]
     means += [coco.figures["AP"], coco.figures["AP50"]] if coco else []
     rows = [
-        [name, f"{voc.objects[k]:,}", f"{voc.detections[k]:,}", *(_figure(c[k]) for c in columns)]
+        [name, f"{voc.objects[k]:,}", f"{voc.detections[k]:,}", *(_digits(c[k]) for c in columns)]
         for k, name in enumerate(result.classes)
     ]
-    total = ["mean", f"{voc.objects.sum():,}", f"{voc.detections.sum():,}", *map(_figure, means)]
+    total = ["mean", f"{voc.objects.sum():,}", f"{voc.detections.sum():,}", *map(_digits, means)]
     note = (
         "<p>Average precision at IoU 0.5 over 11 recalls (VOC07) and over every recall (VOC12), "
         "widths counted with both edge pixels, and as COCO defines it. A class without objects "
@@ -149,7 +149,7 @@ def _coco(result: EvalResult) -> str:
     if result.coco is None:
         return "<h2>COCO</h2><p>Left out: pycocotools is not installed.</p>"
     figures = result.coco.figures
-    rows = [[text, _figure(figures[name])] for text, name in _COCO_ROWS]
+    rows = [[text, _digits(figures[name])] for text, name in _COCO_ROWS]
     return "<h2>COCO’s twelve figures</h2>" + _table(["", ""], rows)
 
 
@@ -169,7 +169,7 @@ def _sizes(result: EvalResult) -> str:
     normal = [
         [
             name,
-            *(f"{_figure(v)} ({n:,})" for v, n in zip(values, objects, strict=True)),
+            *(f"{_digits(v)} ({n:,})" for v, n in zip(values, objects, strict=True)),
             ", ".join(f"{a:,.0f}" if math.isfinite(a) else "–" for a in limits),
         ]
         for name, values, objects, limits in zip(
@@ -181,10 +181,10 @@ def _sizes(result: EvalResult) -> str:
         )
     ]
     plain = [
-        [name, *map(_figure, values)]
+        [name, *map(_digits, values)]
         for name, values in zip(result.classes, sizes.ap.tolist(), strict=True)
     ]
-    means = [["mean", *map(_figure, m.tolist())] for m in (sizes.mean_normalized_ap, sizes.mean_ap)]
+    means = [["mean", *map(_digits, m.tolist())] for m in (sizes.mean_normalized_ap, sizes.mean_ap)]
     return (
         "<h2>Size of the objects</h2>"
         + text
@@ -267,7 +267,7 @@ def _gallery(
     title: str,
     text: str,
     subjects: Sequence[Subject],
-    found: Found,
+    data: EvalData,
     dataset: DetectionDataset,
     result: EvalResult,
 ) -> str:
@@ -275,7 +275,7 @@ def _gallery(
         return f"<h2>{title}</h2><p>None.</p>"
     cards = []
     for subject in subjects:
-        jpeg = show(subject, found, dataset, result.classes, result.score_threshold)
+        jpeg = show(subject, data, dataset, result.classes, result.score_threshold)
         cards.append(
             f'<figure><img src="{_data_uri("image/jpeg", jpeg)}" alt="{escape(subject.caption)}">'
             f"<figcaption><b>{escape(subject.caption)}</b><br>{escape(subject.details)}<br>"
@@ -328,7 +328,7 @@ def _data_uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def _figure(value: float) -> str:
+def _digits(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.3f}"
 
 

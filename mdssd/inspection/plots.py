@@ -6,16 +6,15 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from mdssd.data import Augmentation, DetectionDataset, TrainingSet
 from mdssd.drawing import draw_detections
-from mdssd.evaluation.charts import no_font_warnings, shorten
+from mdssd.drawing.figures import save_png, shorten
 from mdssd.inspection.result import IOU, DataCheck
 from mdssd.system.files import atomic_write
 
@@ -61,8 +60,8 @@ def write_check(check: DataCheck, folder: str | os.PathLike[str]) -> list[Path]:
     with atomic_write(paths[0]) as file:
         json.dump(check.to_dict(), file, indent=1)
         file.write("\n")
-    _save(_sizes_figure(check), paths[1])
-    _save(_recall_figure(check), paths[2])
+    save_png(_sizes_figure(check), paths[1])
+    save_png(_recall_figure(check), paths[2])
     return paths
 
 
@@ -70,13 +69,6 @@ def _empty_figure(height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(11, height), dpi=100, layout="constrained")
-
-
-def _save(figure: Figure, path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    with atomic_write(path, "wb") as file, no_font_warnings():
-        FigureCanvasAgg(figure).print_png(file)
 
 
 def _sizes_figure(check: DataCheck) -> Figure:
@@ -223,10 +215,3 @@ def _grid(tiles: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
         y, x = place // columns * (height + _GAP), place % columns * (width + _GAP)
         sheet[y : y + height, x : x + width] = tile
     return sheet
-
-
-def write_png(image: NDArray[np.uint8], path: str | os.PathLike[str]) -> None:
-    """Write uint8 RGB as a PNG, whole or not at all."""
-    encoded: Any = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
-    with atomic_write(path, "wb") as file:
-        file.write(encoded.tobytes())

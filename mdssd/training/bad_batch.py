@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mdssd.data import MEAN_RGB
-from mdssd.drawing import class_color
+from mdssd.drawing import class_color, encode_image
 from mdssd.system import distributed
 from mdssd.system.files import atomic_write
 from mdssd.training.loading import Batch
@@ -99,4 +99,4 @@ def _picture(image: Tensor, boxes_xyxy: Tensor, labels: Tensor) -> bytes:
         if box.isfinite().all():
             x1, y1, x2, y2 = (round(float(v) * side) for v in box.clamp(-1, 2))
             cv2.rectangle(pixels, (x1, y1), (x2, y2), class_color(int(label)), 1)
-    return cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))[1].tobytes()
+    return encode_image(pixels)

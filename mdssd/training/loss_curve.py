@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 
-from mdssd.system.files import atomic_write
+from mdssd.drawing.figures import save_png
 
 
 def plot_losses(csv_path: str | os.PathLike[str], png_path: str | os.PathLike[str]) -> None:
@@ -28,7 +28,6 @@ def plot_losses(csv_path: str | os.PathLike[str], png_path: str | os.PathLike[st
         ...     png_path.read_bytes()[1:4]
         b'PNG'
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with open(csv_path, newline="", encoding="utf-8") as file:
@@ -44,5 +43,4 @@ def plot_losses(csv_path: str | os.PathLike[str], png_path: str | os.PathLike[st
         axes.set_yscale("log")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-    with atomic_write(png_path, "wb") as file:
-        FigureCanvasAgg(figure).print_png(file)
+    save_png(figure, png_path)

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from mdssd.data import DetectionDataset, subtract_mean
 from mdssd.detection.detector import Detector
-from mdssd.evaluation.evaluate import EvalResult, evaluate
+from mdssd.evaluation.evaluate import evaluate
 from mdssd.system import distributed
 from mdssd.system.stop import StopRequest, Terminated
 from mdssd.training.bad_batch import keep_batch
@@ -198,7 +198,7 @@ class Run:
         with self.stop.at_once():
             detector = Detector(self.step.saved_model, classes=self.folder.classes)
             result = evaluate(detector, dataset, progress=self.evaluation.progress)
-            value = _headline(result, state.metric)
+            value = result.headline(state.metric)
         state.evaluations.append([state.epoch, value])
         state.to_evaluate = False
         self.bar.note(f"epoch {state.epoch}: {state.metric} {value:.4f} on {dataset.name}")
@@ -269,13 +269,3 @@ class Run:
 
 def _is_multiple(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
-
-
-def _headline(result: EvalResult, metric: str) -> float:
-    if metric == "VOC07 mAP":
-        value = float(result.voc07.mean_ap)
-    elif result.coco is not None:
-        value = float(result.coco.figures["AP"])
-    else:
-        raise ImportError(f"train: {metric} of {result.dataset} needs pycocotools")
-    return value if math.isfinite(value) else 0.0

@@ -18,6 +18,7 @@ from mdssd import ops
 from mdssd.data import MEAN_RGB, DataError, DetectionDataset, Sample
 from mdssd.detection.detector import STAGES, Detector
 from mdssd.detection.files import detect
+from mdssd.detection.runtime import StageTimes
 from mdssd.evaluation.evaluate import evaluate
 
 RED, GREEN, GREY = (255, 0, 0), (0, 255, 0), (110, 105, 104)
@@ -189,6 +190,38 @@ def test_backends_agree(detector):
     found = detector(image)[0]
     assert torch.equal(found["labels"], expected["labels"])
     torch.testing.assert_close(found["boxes"], expected["boxes"])
+
+
+def test_stages_wait_for_a_gpu_only_if_they_are_to_be_told_apart(monkeypatch):
+    waits = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
+    gpu = torch.device("cuda", 1)
+    times = StageTimes(gpu)
+    with times.stage("network"):
+        pass
+    assert waits == [] and times.seconds["network"] > 0
+    times.separate = True
+    with times.stage("network", overlaps=True):
+        pass
+    assert waits == []
+    with times.stage("network"):
+        pass
+    assert waits == [gpu]
+
+
+def test_detect_and_evaluate_tell_the_stages_apart(detector, photos, tmp_path, monkeypatch):
+    asked = []
+    stream = Detector.stream
+
+    def recorded(self, *args, **options):
+        asked.append(self._times.separate)
+        return stream(self, *args, **options)
+
+    monkeypatch.setattr(Detector, "stream", recorded)
+    detect(detector, [photos], tmp_path / "out", progress=False)
+    evaluate(detector, Scenes([[RED] * 4]), progress=False)
+    list(detector.stream([]))
+    assert asked == [True, True, False]
 
 
 def test_timings_add_up(detector):
@@ -374,7 +407,7 @@ def test_evaluate_without_pycocotools(detector, monkeypatch):
     def absent(*_):
         raise ImportError("coco_ap: needs pycocotools")
 
-    monkeypatch.setattr("mdssd.evaluation.evaluate.coco_ap", absent)
+    monkeypatch.setattr("mdssd.evaluation.result.coco_ap", absent)
     result = evaluate(detector, Scenes(COLORS), progress=False)
     assert result.coco is None and result.to_dict()["coco"] is None
     assert "pycocotools is not installed" in result.table()

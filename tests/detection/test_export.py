@@ -13,7 +13,8 @@ import torch
 from mdssd import cli, ops
 from mdssd.data.synthetic import SyntheticScenes
 from mdssd.detection.detector import Detector
-from mdssd.detection.export import _detection_nodes, export
+from mdssd.detection.export import export
+from mdssd.detection.onnx import _detection_nodes
 from mdssd.names import EXPORTS
 from mdssd.weights.checkpoint import load_checkpoint
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mdssd import cli, mdssd300, ssd300
-from mdssd.detection import runtimes
+from mdssd.detection import openvino
 from mdssd.detection.cuda_graphs import Graphs, fitting_size
 from mdssd.detection.detector import Detector
 from mdssd.names import RUNTIMES
@@ -70,7 +70,7 @@ def test_bfloat16_gives_nearly_the_same():
         for weight in rounded.model.parameters():
             if weight.dim() == 4:
                 weight.copy_(weight.bfloat16())
-        outputs = [d._network(d._input(pixels)) for d in (eager, other, rounded)]
+        outputs = [d.model(d._pipeline.network_input(pixels)) for d in (eager, other, rounded)]
     for want, got, near in zip(*outputs, strict=True):
         assert got.dtype == torch.bfloat16
         assert 0 < (got.float() - want).abs().mean() < 3 * (near - want).abs().mean()
@@ -79,7 +79,10 @@ def test_bfloat16_gives_nearly_the_same():
 def test_pixels_are_normalised_alike_on_every_device():
     detector = Detector(model(), mean=(100.5, 50.25, 1.0))
     pixels = np.random.default_rng(0).integers(0, 256, (2, 300, 300, 3), np.uint8)
-    got, want = detector._normalized(torch.from_numpy(pixels)), detector._input(pixels)
+    got, want = (
+        detector._pipeline.normalize(torch.from_numpy(pixels)),
+        detector._pipeline.network_input(pixels),
+    )
     assert torch.equal(got, want)
     assert got.is_contiguous(memory_format=torch.channels_last)
     assert want.is_contiguous(memory_format=torch.channels_last)
@@ -88,7 +91,7 @@ def test_pixels_are_normalised_alike_on_every_device():
 def test_a_device_resizes_as_the_host_does_to_within_a_level():
     detector = Detector(model())
     frames = images(3)
-    got = detector._uploaded(frames).numpy().astype(int)
+    got = detector._pipeline.upload(frames).numpy().astype(int)
     want = np.stack([detector._preprocess.warp(frame) for frame in frames])
     assert got.shape == want.shape and np.abs(got - want).max() <= 1
 
@@ -108,7 +111,7 @@ def test_what_does_not_go_together_is_named():
 
 def test_an_absent_openvino_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
-    monkeypatch.setattr(runtimes, "openvino_core", runtimes.openvino_core.__wrapped__)
+    monkeypatch.setattr(openvino, "openvino_core", openvino.openvino_core.__wrapped__)
     with pytest.raises(ImportError, match="needs a package: pip install openvino"):
         Detector(model(), runtime="openvino")
 
@@ -158,7 +161,7 @@ def test_graphs_resize_as_eager_does():
     graphs = Graphs(lambda pixels: (pixels.clone(),), 300, 4, torch.device("cuda"))
     frames = images(2) + [eager._preprocess.warp(images(1)[0])]
     (got,) = Graphs.finish(graphs.start(frames))
-    assert torch.equal(got, eager._uploaded(frames).cpu())
+    assert torch.equal(got, eager._pipeline.upload(frames).cpu())
 
 
 @needs_gpu

@@ -14,9 +14,10 @@ from PIL import Image
 from mdssd.data import DetectionDataset, Sample
 from mdssd.drawing import class_color
 from mdssd.evaluation import charts
-from mdssd.evaluation.evaluate import Found, measure, write_result
+from mdssd.evaluation.evaluate import write_result
 from mdssd.evaluation.examples import Subject, false_ones, misses, show
 from mdssd.evaluation.report import write_report
+from mdssd.evaluation.result import EvalData, measure
 from mdssd.metrics import size_ap, voc_ap
 
 CLASSES = ["<b>&\"'", "a$b_{^", "_red", "日本"]
@@ -68,7 +69,7 @@ class Photos(DetectionDataset):
         truth = [
             {"boxes": s.boxes_xyxy, "labels": s.labels, "difficult": s.difficult} for s in samples
         ]
-        return Found(detections, truth, {"read": 0.01, "network": 0.2})
+        return EvalData(detections, truth, {"read": 0.01, "network": 0.2})
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +189,7 @@ def test_nothing_to_show(tmp_path):
             raise AssertionError("no picture is to be read")
 
     nothing = {"boxes": np.zeros((0, 4)), "labels": [], "scores": []}
-    found = Found([nothing] * 3, [{"boxes": np.zeros((0, 4)), "labels": []}] * 3, {})
+    found = EvalData([nothing] * 3, [{"boxes": np.zeros((0, 4)), "labels": []}] * 3, {})
     write_result(measure(found, Empty(), CLASSES), found, Empty(), tmp_path / "out")
     text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert text.count("<p>None.</p>") == 2 and "–" in text

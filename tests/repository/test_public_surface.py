@@ -93,8 +93,31 @@ def surface():
     }
 
 
-def test_public_names_options_recipes_and_checkpoints_are_as_listed():
-    assert surface() == json.loads(LIST.read_text())
+def changes(listed, now, where=""):
+    """Each thing that is listed and has gone or is different. What is new is no change."""
+    if not (isinstance(listed, dict) and isinstance(now, dict)):
+        return [] if listed == now else [f"{where}: was {listed}, is {now}"]
+    gone = [f"{where}/{name}: is gone" for name in listed if name not in now]
+    return gone + [
+        change
+        for name in listed
+        if name in now
+        for change in changes(listed[name], now[name], f"{where}/{name}")
+    ]
+
+
+def test_what_users_rely_on_is_as_listed():
+    assert changes(json.loads(LIST.read_text()), surface()) == []
+
+
+def test_a_change_is_seen():
+    listed = {"a": {"x": "1", "y": "2"}, "b": ["p"]}
+    now = {"a": {"x": "3", "z": "4"}, "b": ["p", "q"]}
+    assert changes(listed, now) == [
+        "/a/y: is gone",
+        "/a/x: was 1, is 3",
+        "/b: was ['p'], is ['p', 'q']",
+    ]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from typing import Any
 
 from mdssd.cli.commands.shared import open_whole_data
 from mdssd.data import Augmentation
-from mdssd.inspection.plots import contact_sheet, write_png
+from mdssd.drawing import write_image
+from mdssd.inspection.plots import contact_sheet
 from mdssd.models.build import INPUT_SIZES
 
 _AUGMENTATION = ("expand", "photometric", "crop", "crop_min_scale", "mirror", "turn")
@@ -24,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
     dataset = open_whole_data(given, input_size=size, faults=None)
     sheet = contact_sheet(dataset, augmentation, arguments.count, arguments.seed)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_png(sheet, out)
+    write_image(sheet, out)
     print(f"written: {out}, {arguments.count} samples of {dataset.name}")
     return 0
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from mdssd.cli.commands.shared import detector_options, machine, open_data, some
 from mdssd.data import DetectionDataset
 from mdssd.detection.detector import Detector
-from mdssd.evaluation.evaluate import find_all, measure, write_result
+from mdssd.evaluation.evaluate import find_all, write_result
+from mdssd.evaluation.result import measure
 from mdssd.evaluation.submission import write_submission
 from mdssd.metrics import similar_labels
 from mdssd.system import distributed

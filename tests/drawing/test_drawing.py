@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from mdssd import drawing as draw
 from mdssd.drawing import class_color, draw_detections
+from mdssd.drawing import detections as draw
 
 CLASSES = ["car", "bus", "éléphant"]
 

@@ -1,0 +1,72 @@
+"""OpenVINO as the network of a runtime, on a CPU."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from mdssd.ops._dispatch import plain_ops
+
+
+class OpenVINONetwork:
+    """A float32 model that OpenVINO runs on the CPU, with as many threads as PyTorch uses.
+
+    The model is converted in memory through torch.export, once for each number of images.
+
+    Args:
+        model: the model, in float32.
+        dtype: torch.float32, or torch.bfloat16 to compute in that. Images, loc and logits are
+            float32 in either case.
+
+    Raises:
+        ImportError: OpenVINO is not installed.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        openvino_core()  # raises if OpenVINO is missing
+        self._model = model
+        self._options = {
+            "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        self._compiled: dict[int, Any] = {}
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        compiled = self._compiled.get(len(images)) or self._compile(len(images))
+        results = compiled(images.contiguous().numpy(), share_inputs=True)
+        return torch.from_numpy(results[0]), torch.from_numpy(results[1])
+
+    def _compile(self, batch_size: int) -> Any:
+        side = cast(int, self._model.input_size)
+        example = torch.zeros(batch_size, 3, side, side)
+        with torch.inference_mode(False), torch.no_grad():
+            exported = torch.export.export(self._model, (example,))
+            exported = exported.run_decompositions(plain_ops())
+        import openvino
+
+        compiled = openvino_core().compile_model(
+            openvino.convert_model(exported), "CPU", self._options
+        )
+        self._compiled[batch_size] = compiled
+        return compiled
+
+
+@functools.cache
+def openvino_core() -> Any:
+    """Return the process's only openvino.Core.
+
+    Each Core gives the thread a stack for signal handlers and restores the previous one when it
+    ends. If two Cores end in the order in which they began, the second restores a stack that no
+    longer exists, and the next signal kills the process.
+    """
+    try:
+        import openvino
+    except ImportError:
+        raise ImportError(
+            'Detector: runtime: "openvino" needs a package: pip install openvino'
+        ) from None
+    return openvino.Core()
