@@ -101,12 +101,12 @@ def find_all(
     # A data set without files makes its images here: a worker would only send them back.
     alone = len(indices) <= batch_size or dataset.image_path(0) is None
     images = (dataset.image_path(i) or dataset[i].image for i in indices)
-    results = detector.stream(images, batch_size=batch_size, workers=0 if alone else None)
+    workers = 0 if alone else None
     detections, truth = [], []
     before = dict(detector.timings)
     with (
-        closing(results),
         detector.separate_stages(),
+        closing(detector.stream(images, batch_size=batch_size, workers=workers)) as results,
         tqdm(
             total=len(indices),
             desc="evaluate",
