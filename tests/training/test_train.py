@@ -18,6 +18,7 @@ from mdssd import mdssd300, ops, ssd300
 from mdssd.data import Augmentation, CocoDataset, DataError, DetectionDataset, Sample, TrainingSet
 from mdssd.detection.detector import Detector
 from mdssd.evaluation.evaluate import evaluate
+from mdssd.evaluation.result import EvalResult
 from mdssd.training import progress as progress_module
 from mdssd.training import run as run_module
 from mdssd.training import step as step_module
@@ -172,7 +173,9 @@ def test_the_best_of_a_coco_file_is_that_of_coco_ap(tmp_path, monkeypatch):
     A run that is resumed with another format starts a new list: the metrics do not compare.
     """
     result = SimpleNamespace(
-        voc07=SimpleNamespace(mean_ap=0.9), coco=SimpleNamespace(figures={"AP": 0.3})
+        voc07=SimpleNamespace(mean_ap=0.9),
+        coco=SimpleNamespace(figures={"AP": 0.3}),
+        headline=lambda metric: EvalResult.headline(result, metric),
     )
     monkeypatch.setattr(run_module, "evaluate", lambda *_, **__: result)
     shapes, out = Shapes(2), tmp_path / "run"
