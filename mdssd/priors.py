@@ -1,4 +1,4 @@
-"""Prior (default) boxes: where each prediction of a detector starts from."""
+"""Prior (default) boxes: the boxes that a detector's predictions are relative to."""
 
 import math
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from mdssd.names import PRIOR_SCALES, SSD_PRIOR_SCALES
 
-# min_size of each layer in pixels, then the last layer's max_size; a layer's max_size is the next
-# layer's min_size.
+# min_size of each layer in pixels, then max_size of the last layer. The max_size of any other layer
+# is the min_size of the next one.
 _SSD_SIZES: dict[tuple[int, str], tuple[float, ...]] = {
     (300, "voc"): (30, 60, 111, 162, 213, 264, 315),
     (300, "coco"): (21, 45, 99, 153, 207, 261, 315),
@@ -24,12 +24,12 @@ _ASPECT_RATIOS: dict[int, tuple[tuple[float, ...], ...]] = {
     512: ((2,), (2, 3), (2, 3), (2, 3), (2, 3), (2,), (2,)),
 }
 
-# The data set that the original code has sizes for, then as above.
+# The data set that the original code has sizes for, and the sizes as above.
 _DSSD_SIZES: dict[int, tuple[str, tuple[float, ...]]] = {
     321: ("voc", (32.1, 64.2, 121.98, 179.76, 237.54, 295.32, 353.1)),
     513: ("coco", (20.52, 51.3, 138.51, 225.72, 312.93, 400.14, 487.35, 574.56)),
 }
-# Of each layer: cells in a row, step, centre of the first cell.
+# For each layer: cells in a row, step, centre of the first cell.
 _DSSD_GRIDS: dict[int, tuple[tuple[int, float, float], ...]] = {
     321: (
         (40, 8, 2.5),
@@ -53,10 +53,18 @@ _DSSD_GRIDS: dict[int, tuple[tuple[int, float, float], ...]] = {
 
 @dataclass(frozen=True)
 class PriorLayer:
-    """The priors of one feature map: `size` x `size` cells, `step` input pixels apart.
+    """The priors of one feature map.
 
-    `min_size` and `max_size` are in input pixels. `aspect_ratios` are those besides 1; the inverse
-    of each is added. `first` is the centre of the first cell in pixels; None is half a step.
+    Attributes:
+        size: number of cells in a row and in a column.
+        step: distance between cells, in input pixels.
+        min_size, max_size: sizes of the priors, in input pixels.
+        aspect_ratios: width / height of the boxes other than squares; the inverse of each is added.
+        first: centre of the first cell, in input pixels; None means half a step.
+
+    Example:
+        >>> PriorLayer(size=38, step=8, min_size=30, max_size=60, aspect_ratios=(2,)).per_cell
+        4
     """
 
     size: int
@@ -68,39 +76,60 @@ class PriorLayer:
 
     @property
     def per_cell(self) -> int:
-        """Priors in one cell: two squares, and two boxes for each aspect ratio."""
+        """Number of priors in a cell: two squares, and two boxes for each aspect ratio."""
         return 2 + 2 * len(self.aspect_ratios)
 
 
 def ssd_prior_layers(image_size: int, scales: str = "voc") -> tuple[PriorLayer, ...]:
-    """The layers of SSD300 (8732 priors) or SSD512 (24564), conv4_3 first.
+    """Return the layers of SSD300 (8732 priors) or SSD512 (24564), conv4_3 first.
 
-    `scales`: "voc" or "coco", the sizes of the original code for that data set. Any other name,
-    or an `image_size` that is neither 300 nor 512, is a ValueError.
+    Args:
+        image_size: 300 or 512.
+        scales: "voc" or "coco", for the sizes of the original code for that data set.
+
+    Raises:
+        ValueError: an argument has another value.
+
+    Example:
+        >>> [layer.size for layer in ssd_prior_layers(300)]
+        [38, 19, 10, 5, 3, 1]
     """
     _check_image_size("ssd_prior_layers", image_size)
     if scales not in SSD_PRIOR_SCALES:
         raise ValueError(
             f"ssd_prior_layers: prior_scales must be 'voc' or 'coco', got {scales!r}"
-            + (f" ({scales!r} is of MDSSD alone)" if scales in PRIOR_SCALES else "")
+            + (f" ({scales!r} exists for MDSSD only)" if scales in PRIOR_SCALES else "")
         )
     return _layers(image_size, _SSD_SIZES[image_size, scales])
 
 
 def mdssd_prior_layers(image_size: int, scales: str = "voc") -> tuple[PriorLayer, ...]:
-    """The layers of MDSSD300 (31232 priors) or MDSSD512 (90100), Module 1 first.
+    """Return the layers of MDSSD300 (31232 priors) or MDSSD512 (90100), Module 1 first.
 
-    Modules 2 and 3 take the places of SSD's conv4_3 and conv7. Module 1 has Module 2's boxes on a
-    map of twice the resolution, 4 pixels apart; with "small" it has boxes of half their size.
+    Modules 2 and 3 replace SSD's conv4_3 and conv7. Module 1 has Module 2's boxes on a map of twice
+    the resolution, 4 pixels apart; with "small" it has boxes of half their size.
 
-    `scales`: "voc" or "coco" are SSD's sizes, which is what the paper means by "consistent with
-    conv4_3 and conv7 in SSD" (section III-D). The same paragraph goes on "the scale of Module 2 is
-    set to 0.2, and the scale of the highest layer is 0.9", which contradicts it: SSD's conv4_3 has
-    0.1 (VOC) or 0.07 (COCO). "paper" is that second sentence taken literally: scales in even steps
-    from 0.2 at Module 2 to 0.9 at the highest layer (equation 4 of the SSD paper), so that the
-    smallest square is 60 pixels for an input of 300. Small objects want "coco", whose smallest
-    square is 21 pixels (20 of 512). Objects of 8 to 14 pixels, which no box of "coco" overlaps by
-    half, want "small": "coco" with squares from 10 pixels on in Module 1; it is not in the paper.
+    The paper describes the sizes twice (section III-D). "Consistent with conv4_3 and conv7 in SSD"
+    means "voc" or "coco". "The scale of Module 2 is set to 0.2, and the scale of the highest layer
+    is 0.9" contradicts that, because SSD's conv4_3 has 0.1 (VOC) or 0.07 (COCO). "paper" follows
+    the second sentence: even steps from 0.2 to 0.9 (equation 4 of the SSD paper), so that the
+    smallest square is 60 pixels for an input of 300.
+
+    Args:
+        image_size: 300 or 512.
+        scales: "voc" or "coco" for SSD's sizes, or "paper". For small objects use "coco", whose
+            smallest square is 21 pixels (20 for an input of 512). For objects of 8 to 14 pixels,
+            which no box of "coco" overlaps by half, use "small", which is not in the paper: "coco"
+            with squares from 10 pixels in Module 1.
+
+    Raises:
+        ValueError: an argument has another value.
+
+    Example:
+        >>> [layer.size for layer in mdssd_prior_layers(300)]
+        [75, 38, 19, 10, 5, 3, 1]
+        >>> [mdssd_prior_layers(300, scales)[0].min_size for scales in ("voc", "coco", "small")]
+        [30, 21, 10.5]
     """
     _check_image_size("mdssd_prior_layers", image_size)
     if scales not in PRIOR_SCALES:
@@ -121,13 +150,22 @@ def mdssd_prior_layers(image_size: int, scales: str = "voc") -> tuple[PriorLayer
 
 
 def dssd_prior_layers(image_size: int, scales: str) -> tuple[PriorLayer, ...]:
-    """The layers of SSD and DSSD on ResNet-101: 321 (17080 priors) or 513 (43688), res3b3 first.
+    """Return the layers of SSD and DSSD on ResNet-101, res3b3 first.
 
-    Eight boxes in every cell. The first centres are those of the original code, whose maps do not
-    cover the image evenly: the first cell of res3b3 is centred at 2.5 pixels, not at 4.
+    There are 17080 priors for an input of 321 and 43688 for 513, with eight boxes in every cell.
+    The first centres are those of the original code, whose maps do not cover the image evenly: the
+    first cell of res3b3 is centred at 2.5 pixels instead of 4.
 
-    `scales`: "voc" for 321 and "coco" for 513, for which alone the original code has sizes. Another
-    name or `image_size` is a ValueError.
+    Args:
+        image_size: 321 or 513.
+        scales: "voc" for 321 and "coco" for 513; the original code has no other sizes.
+
+    Raises:
+        ValueError: an argument has another value.
+
+    Example:
+        >>> [layer.size for layer in dssd_prior_layers(321, "voc")]
+        [40, 20, 10, 5, 3, 1]
     """
     if image_size not in _DSSD_SIZES:
         raise ValueError(f"dssd_prior_layers: image_size must be 321 or 513, got {image_size!r}")
@@ -152,18 +190,33 @@ def make_priors(
     clip: bool | str = False,
     truncate_sizes: bool = False,
 ) -> Tensor:
-    """The prior boxes of all layers, [N, 4] float32 (cx, cy, w, h), normalised to 0-1.
+    """Return the prior boxes of all layers, normalised to 0-1.
 
-    Order: layer, row, column, then within a cell: the square of `min_size`; the square of
-    sqrt(min_size * max_size); for each aspect ratio r the box of `min_size` with w/h = r, then the
-    one with w/h = 1/r. A centre lies at (index + 0.5) * step, or at first + index * step. Computed
-    in float64, rounded once.
+    The boxes are ordered by layer, row and column. Within a cell, they are the square of
+    `min_size`; the square of sqrt(min_size * max_size); and for each aspect ratio r the box of
+    `min_size` with w/h = r, then the one with w/h = 1/r. A centre is at (index + 0.5) * step, or at
+    first + index * step. Boxes are computed in float64 and rounded once.
 
-    `clip` clamps each of the four numbers to [0, 1], as PyTorch ports of SSD do, or with "size" the
-    width and height alone, as torchvision does; the original code does not clip. `truncate_sizes`
-    cuts `min_size` and `max_size` to whole pixels, as the original code does (it matters for an
-    input of 512 only). No layers give [0, 4]. The result is on the CPU whatever the default device.
+    Args:
+        layers: the layers, of the functions above or your own.
+        image_size: side of the input, in pixels.
+        clip: False, as in the original code; True to clamp all four numbers to [0, 1], as PyTorch
+            ports of SSD do; "size" to clamp only the width and height, as torchvision does.
+        truncate_sizes: truncate `min_size` and `max_size` to whole pixels, as the original code
+            does. This makes a difference for an input of 512 only.
+
+    Returns:
+        [N, 4] float32 (cx, cy, w, h) on the CPU, whatever the default device; [0, 4] for no layers.
+
     Source: SSD section 2.2 and its code's PriorBox layer.
+
+    Example:
+        >>> make_priors(ssd_prior_layers(300), 300).shape
+        torch.Size([8732, 4])
+        >>> layer = PriorLayer(size=1, step=100, min_size=50, max_size=50, aspect_ratios=())
+        >>> make_priors([layer], 100)
+        tensor([[0.5000, 0.5000, 0.5000, 0.5000],
+                [0.5000, 0.5000, 0.5000, 0.5000]])
     """
     boxes = [torch.empty(0, 4, dtype=torch.float64, device="cpu")]
     for layer in layers:

@@ -1,4 +1,4 @@
-"""What the single-shot detectors have in common: prediction heads, priors, forward, options."""
+"""The base of the single-shot detectors: prediction heads, priors, forward pass, options."""
 
 from __future__ import annotations
 
@@ -31,6 +31,11 @@ class Loaded:
         fresh: names of the model's tensors that were left as they were.
         unused: names of the tensors of the source that do not fit the model.
         mean: RGB, 0-255; subtract it from the pixels.
+
+    Example:
+        >>> loaded = Loaded("a checkpoint of ssd300", ("a.weight",), ("b.weight",), (), (0, 0, 0))
+        >>> f"{len(loaded.taken)} tensors from {loaded.layout}"
+        '1 tensors from a checkpoint of ssd300'
     """
 
     layout: str
@@ -41,10 +46,11 @@ class Loaded:
 
 
 class PredictionHead(nn.Module):
-    """Boxes and class scores of one feature map: two convolutions, no normalisation, no ReLU.
+    """Predicts boxes and class scores from one feature map, by one convolution for each.
 
-    Map [B, C, S, S] -> loc [B, S*S*P, 4] and logits [B, S*S*P, num_classes], P priors per cell.
-    Channel prior*4 + coordinate (cx, cy, w, h) of `loc`, prior*num_classes + class of `conf`.
+    A map [B, C, S, S] becomes loc [B, S*S*P, 4] and logits [B, S*S*P, num_classes], for P priors
+    per cell. Channel prior*4 + coordinate of the convolution `loc` predicts a coordinate (cx, cy,
+    w, h); channel prior*num_classes + class of `conf` predicts the score of a class.
     """
 
     loc: nn.Module
@@ -59,7 +65,7 @@ class PredictionHead(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         rows = x.shape[2] * x.shape[3] * self.per_cell
-        # [B, P*4, S, S] -> [B, S, S, P*4] -> [B, S*S*P, 4]; a view when x is channels-last.
+        # [B, P*4, S, S] -> [B, S, S, P*4] -> [B, S*S*P, 4]: a view if x is channels-last.
         loc = self.loc(x).permute(0, 2, 3, 1).reshape(x.shape[0], rows, 4)
         logits = self.conf(x).permute(0, 2, 3, 1).reshape(x.shape[0], rows, self.num_classes)
         return loc, logits
@@ -76,7 +82,13 @@ class SingleShotDetector(nn.Module):
         priors: [N, 4] float32, (cx, cy, w, h) in 0-1. They are not part of the state dict, and
             they stay float32 when the model is converted to another type.
         frozen: the parts that training leaves unchanged; see `freeze`.
-        loaded: what the constructor's `init` loaded; None without it.
+        loaded: the result of the constructor's `init`; None without it.
+
+    Example:
+        >>> import mdssd
+        >>> model = mdssd.ssd300(3, width=0.0625)
+        >>> isinstance(model, SingleShotDetector), model.name, len(model.priors)
+        (True, 'ssd300', 8732)
     """
 
     family: str
@@ -105,7 +117,7 @@ class SingleShotDetector(nn.Module):
 
     @staticmethod
     def _prior_layers(image_size: int, scales: str) -> tuple[PriorLayer, ...]:
-        """The priors of each feature map that is predicted from, low to high."""
+        """The priors of each feature map with a head, low to high."""
         raise NotImplementedError
 
     @classmethod
@@ -115,14 +127,20 @@ class SingleShotDetector(nn.Module):
 
     @classmethod
     def default_options(cls, input_size: int) -> ModelOptions:
-        """The options of the model of this size where a caller names none."""
+        """Return the options that the model of this size has by default."""
         return ModelOptions()
 
     @classmethod
     def create(
         cls: type[Model], input_size: int, num_classes: int = 21, **options: Unpack[OptionKeywords]
     ) -> Model:
-        """Make the model of this size; options that are not given have the model's defaults."""
+        """Make the model of this size; options that are not given have their defaults.
+
+        Example:
+            >>> from mdssd.models import SSD
+            >>> SSD.create(300, 3, width=0.0625).name
+            'ssd300'
+        """
         defaults = cls.default_options(input_size)
         return cls(input_size, replace(defaults, num_classes=num_classes, **options))
 
@@ -130,15 +148,21 @@ class SingleShotDetector(nn.Module):
         return PredictionHead(channels, per_cell, self.num_classes)
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
-        """The maps that are predicted from, in the order of `heads`."""
+        """Return the feature maps for the heads, in the order of `heads`."""
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images [B, 3, S, S], RGB 0-255 minus the mean -> loc [B, N, 4], logits [B, N, C].
+        """Predict boxes and class scores.
 
-        `loc` is encoded against `priors` (decode_boxes turns it into boxes); `logits` are before
-        the softmax, class 0 is background. Any floating type, any memory format. Another shape or
-        an integer type is a ValueError.
+        Args:
+            images: [B, 3, S, S] of any floating type and memory format, RGB 0-255 minus the mean.
+
+        Returns:
+            loc [B, N, 4], encoded against `priors` (`ops.decode_boxes` decodes it), and logits
+            [B, N, C] before the softmax, where class 0 is the background.
+
+        Raises:
+            ValueError: images have another shape or an integer type.
         """
         size = self.input_size
         if images.ndim != 4 or images.shape[1:] != (3, size, size):
@@ -158,12 +182,24 @@ class SingleShotDetector(nn.Module):
         return torch.cat(loc, dim=1), torch.cat(logits, dim=1)
 
     def freeze(self, *parts: str) -> None:
-        """Choose the parts that training leaves as they are; those named earlier learn again.
+        """Freeze these parts and no others, so that training does not change them.
 
-        "base": the trunk and the extra layers above it. "batch-norm": batch normalisation
-        everywhere, its running statistics too. A frozen part gets no gradient and stays in
-        evaluation mode when the model is in training mode. No part: everything learns. Another
-        name, or "batch-norm" of a model without any, is a ValueError.
+        A frozen part has no gradient and remains in evaluation mode when the model is in training
+        mode.
+
+        Args:
+            parts: "base" is the trunk and the extra layers; "batch-norm" is batch normalisation
+                everywhere, with its running statistics. No parts unfreezes everything.
+
+        Raises:
+            ValueError: a name is unknown, or the model has no batch normalisation to freeze.
+
+        Example:
+            >>> import mdssd
+            >>> model = mdssd.ssd300(3, width=0.0625)
+            >>> model.freeze("base")
+            >>> any(p.requires_grad for p in model.trunk.parameters())
+            False
         """
         unknown = [part for part in parts if part not in FREEZABLE]
         if unknown:
@@ -179,7 +215,7 @@ class SingleShotDetector(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> SingleShotDetector:
-        """Training mode for all that is not frozen (True), or evaluation mode; see `freeze`."""
+        """Set training mode, except for frozen parts, or evaluation mode if `mode` is False."""
         super().train(mode)
         for module in self._frozen_modules():
             module.eval()
@@ -194,19 +230,25 @@ class SingleShotDetector(nn.Module):
         return modules
 
     def config(self) -> dict[str, Any]:
-        """The options this model was made with; `build(model.config())` makes its like."""
+        """Return the name and the options, from which `build` makes a model of the same kind.
+
+        Example:
+            >>> import mdssd
+            >>> config = mdssd.ssd300(3, width=0.0625).config()
+            >>> config["model"], config["num_classes"], config["width"]
+            ('ssd300', 3, 0.0625)
+        """
         return {"model": self.name, **asdict(self.options)}
 
     def _init_weights(self) -> None:
-        """Draw the weights of all convolutions; a constructor ends with it.
+        """Draw the weights of all convolutions; each constructor calls this last.
 
-        Without batch normalisation, and for the heads: Caffe's "xavier", U(+-sqrt(3 / fan_in)),
-        where fan_in is all of a layer's weights over the first side of their shape: of a
-        deconvolution, whose weights have the same shape in Caffe, its outputs * kernel^2.
-        With it, the convolutions and deconvolutions draw from N(0, 2 / inputs) (He et al.), inputs
-        being those that reach one output: of a deconvolution channels * kernel^2 / stride^2. VGG's
-        fc6 starts with its middle tap, the eight others at a tenth.
-        Biases start at 0.
+        Heads, and all layers of a model without batch normalisation, use Caffe's "xavier":
+        U(+-sqrt(3 / fan_in)), where fan_in is the number of weights over their first dimension.
+        (For a deconvolution this is outputs * kernel^2, as in Caffe.) With batch normalisation,
+        the other layers draw from N(0, 2 / inputs) (He et al.), where inputs is the number of
+        values that reach one output: for a deconvolution channels * kernel^2 / stride^2. Biases
+        start at 0.
         """
         heads = set(self.heads.modules())
         for module in self.modules():
@@ -223,22 +265,23 @@ class SingleShotDetector(nn.Module):
                     nn.init.zeros_(module.bias)
         trunk = self.get_submodule("trunk")
         if self.options.batch_norm and isinstance(trunk, VGG16):
-            # They look 96 pixels away. As strong as the middle one they keep conv7, and all maps
-            # above it, from telling places apart until training has found the middle tap.
+            # Reduce the eight outer taps of fc6 to a tenth. They look 96 pixels away; at full
+            # strength conv7 and the maps above it cannot distinguish places until training has
+            # found the middle tap.
             taps = torch.full((3, 3), 0.1)
             taps[1, 1] = 1
             with torch.no_grad():
                 trunk.fc6.get_parameter("conv.weight").mul_(taps)
 
     def __prepare_scriptable__(self) -> SingleShotDetector:
-        # torch.jit.script calls it, and would end in a message about an annotation of PyTorch's.
+        # Called by torch.jit.script, which would otherwise fail with an unrelated message.
         raise NotImplementedError(
             f"{self.name}: torch.jit.script is not supported; use torch.export "
             "(mdssd export --format pt2)"
         )
 
     def _apply(self, fn: Any, recurse: bool = True) -> SingleShotDetector:
-        # half() and to(bfloat16) must not round the priors: box coordinates need float32.
+        # half() and to(bfloat16) must not round the priors; box coordinates need float32.
         priors = self.priors
         super()._apply(fn, recurse)
         if self.priors.dtype != torch.float32:

@@ -1,8 +1,8 @@
 """DSSD321 and DSSD513 (Fu et al., 2017), and SSD321 and SSD513, on ResNet-101.
 
-What the paper leaves open follows its code. Convolutions ahead of batch normalisation have no
-bias. A prediction module gives out four times its inner channels, as the blocks of a ResNet do:
-1024, but 512 and 2048 for SSD513's first two, whose inner channels are 128 and 512.
+Details that the paper does not state follow its code. Convolutions before batch normalisation have
+no bias. A prediction module has four times as many output channels as inner channels, like the
+blocks of a ResNet: 1024, except for the first two of SSD513, which have 512 and 2048.
 """
 
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from mdssd.models.resnet import Bottleneck, ExtraBlocks, ResNet101, conv_bn
 from mdssd.models.vgg import scaled
 from mdssd.priors import dssd_prior_layers
 
-# The maps of the base network, low to high, and their channels; res10 for an input of 513 only.
+# The maps of the base network, low to high, and their channels; res10 exists for 513 only.
 _CHANNELS = {
     "res3b3": 512,
     "res5c": 2048,
@@ -28,16 +28,20 @@ _DECONVOLUTIONS = {
     321: ((3, 1), (3, 1), (2, 2), (2, 2), (2, 2)),
     513: ((2, 1), (2, 2), (2, 2), (2, 2), (2, 2), (2, 2)),
 }
-# Channels inside the prediction modules, 256 but for these; outside they have four times as many.
+# Inner channels of the prediction modules that do not have 256.
 _SSD513_INNER = {"res3b3": 128, "res5c": 512}
 
 
 class ResNetSSD(SingleShotDetector):
-    """SSD on ResNet-101: predictions from res3b3, res5c and the extra blocks.
+    """SSD on ResNet-101: predicts from res3b3, res5c and the extra blocks.
 
-    A residual block ("prediction module") stands between each map and its head. Map sizes for an
-    input of 321: 40, 20, 10, 5, 3, 1 (17080 priors); for 513: 64, 32, 16, 8, 4, 2, 1 (43688). The
-    options are those of `ssd321`.
+    A residual block ("prediction module") precedes each head. The maps have sizes 40, 20, 10, 5, 3,
+    1 for an input of 321 (17080 priors), and 64, 32, 16, 8, 4, 2, 1 for 513 (43688). `mdssd.ssd321`
+    and `mdssd.ssd513` make it.
+
+    Example:
+        >>> ResNetSSD(321, ModelOptions(3, width=0.0625, batch_norm=True)).priors.shape
+        torch.Size([17080, 4])
     """
 
     family = "ssd"
@@ -70,12 +74,14 @@ class ResNetSSD(SingleShotDetector):
 
     @staticmethod
     def _inner(input_size: int, source: str) -> int:
-        """Channels inside a prediction module at width 1."""
+        """Inner channels of a prediction module at width 1."""
         return _SSD513_INNER.get(source, 256) if input_size == 513 else 256
 
     def _add_layers(self, channels: list[int]) -> list[int]:
-        """Make what goes between the base network and the prediction modules; `channels` are those
-        of the maps that come in, what is returned those of the maps that go out, low to high.
+        """Make the layers between the base network and the prediction modules.
+
+        Takes the channels of the maps that enter them, and returns those of the maps that leave
+        them, low to high.
         """
         return channels
 
@@ -83,7 +89,7 @@ class ResNetSSD(SingleShotDetector):
         return PredictionHead(channels, per_cell, self.num_classes, _head_kernel(source))
 
     def base_maps(self, images: Tensor) -> list[Tensor]:
-        """The maps of ResNet-101 and the extra blocks, low to high."""
+        """Return the maps of ResNet-101 and the extra blocks, low to high."""
         res3b3, res5c = self.trunk(images)
         return [res3b3, res5c, *self.extras(res5c)]
 
@@ -93,10 +99,10 @@ class ResNetSSD(SingleShotDetector):
 
 
 class DeconvolutionModule(nn.Module):
-    """relu(a * b): a from a map of the base network, b from the deeper map above it, 512 channels.
+    """relu(a * b), where a is from a map of the base network and b from the deeper map above it.
 
-    lateral [B, C, S, S], deep [B, D, T, T] -> [B, 512, S, S]; the deconvolution, without padding,
-    brings T to S.
+    lateral [B, C, S, S] and deep [B, D, T, T] become [B, 512, S, S]; a deconvolution without
+    padding enlarges T to S.
     """
 
     def __init__(
@@ -113,12 +119,12 @@ class DeconvolutionModule(nn.Module):
         )
 
     def forward(self, lateral: Tensor, deep: Tensor) -> Tensor:
-        # In place: a fused kernel would save less than 1% of a forward pass (benchmarks/NOTES.md).
+        # A fused kernel would save less than 1% of a forward pass (benchmarks/NOTES.md).
         return (self.lateral(lateral) * self.deep(deep)).relu_()
 
 
 class DeepPredictionHead(PredictionHead):
-    """A head with a 3x3 convolution, batch normalisation and ReLU ahead of each of its outputs."""
+    """A head with a 3x3 convolution, batch normalisation and ReLU before each of its outputs."""
 
     def __init__(
         self, channels: int, hidden: int, per_cell: int, num_classes: int, kernel: int
@@ -129,10 +135,14 @@ class DeepPredictionHead(PredictionHead):
 
 
 class DSSD(ResNetSSD):
-    """DSSD: `ResNetSSD` with a way back down, from the highest map to res3b3.
+    """DSSD: `ResNetSSD` with a top-down path from the highest map to res3b3.
 
-    The highest map is used as it is; each lower one is joined with what comes from above by a
-    `DeconvolutionModule`. Sizes, priors and options are those of `ResNetSSD`.
+    A `DeconvolutionModule` combines each map, except the highest, with the result above it. Sizes
+    and priors are those of `ResNetSSD`. `mdssd.dssd321` and `mdssd.dssd513` make it.
+
+    Example:
+        >>> DSSD(321, ModelOptions(3, width=0.0625, batch_norm=True)).priors.shape
+        torch.Size([17080, 4])
     """
 
     family = "dssd"

@@ -19,28 +19,28 @@ _CHANNELS = {
     "conv11_2": 256,
     "conv12_2": 256,
 }
-# Kernel and padding of the last deconvolution of modules 1 to 3. Those for 300 are the paper's
-# kernels with the pads that make 40 -> 75, 20 -> 38 and 12 -> 19.
+# Kernel and padding of the last deconvolution of modules 1 to 3. For 300, the kernels are the
+# paper's, and the padding makes 40 -> 75, 20 -> 38 and 12 -> 19.
 _LAST_DECONV = {300: ((3, 3), (2, 1), (3, 3)), 512: ((2, 0), (2, 0), (2, 0))}
-# The L2Norm scales, low and high, where batch normalisation follows. Only their ratio counts there,
-# and from 20 it would never change: half of the sum would stay with a high map that says nothing
-# yet. So the high map starts small, free to grow, as in LayerScale (Touvron et al. 2021,
-# arXiv:2103.17239).
+# Initial L2Norm scales of the low and the high map before batch normalisation, where only their
+# ratio matters. If both were 20, gradients would hardly change the ratio, and half of the sum would
+# remain a high map that is still noise. The high map therefore starts small and can grow, as in
+# LayerScale (Touvron et al. 2021, arXiv:2103.17239).
 _NORMALISED_SCALES = (1.0, 0.1)
 
 
 class FusionModule(nn.Module):
-    """Joins a low map of fine detail and a high map of meaning (MDSSD, table I and figure 4).
+    """Fuses a low, detailed map with a high, semantic map (MDSSD, table I and figure 4).
 
     low:  3x3 conv -> L2Norm
     high: [2x2 deconv, 3x3 conv, ReLU] x 2 -> deconv -> 3x3 conv -> L2Norm
     sum -> ReLU -> 3x3 conv -> ReLU
 
-    low [B, low_channels, S, S], high [B, high_channels, T, T] -> [B, out_channels, S, S], where
-    three deconvolutions of stride 2 make S of T. Both L2Norm scales are learned and start at 20, as
-    SSD's does. With `batch_norm` every convolution here is normalised, the deconvolutions are not:
-    no ReLU parts them from the convolution that follows. The scales then start at 1 for the low map
-    and 0.1 for the high map.
+    low [B, low_channels, S, S] and high [B, high_channels, T, T] become [B, out_channels, S, S];
+    three deconvolutions of stride 2 enlarge T to S. Both L2Norm scales are learned and start at 20,
+    as in SSD. With `batch_norm` the convolutions are normalised, and the scales start at 1 (low)
+    and 0.1 (high). The deconvolutions are not normalised, because the next convolution follows
+    without a ReLU in between.
     """
 
     def __init__(
@@ -78,11 +78,15 @@ class FusionModule(nn.Module):
 
 
 class MDSSD(SingleShotDetector):
-    """MDSSD: predictions from three fusion modules and SSD's extra layers.
+    """MDSSD: predicts from three fusion modules and SSD's extra layers.
 
-    Module 1 joins conv3_3 and conv8_2, Module 2 conv4_3 and conv9_2, Module 3 conv7 and conv10_2.
-    Map sizes for an input of 300: 75, 38, 19, 10, 5, 3, 1 (31232 priors); for 512: 128, 64, 32, 16,
-    8, 4, 2, 1 (90100). The options are those of `mdssd300`.
+    Module 1 fuses conv3_3 and conv8_2, Module 2 conv4_3 and conv9_2, Module 3 conv7 and conv10_2.
+    The maps have sizes 75, 38, 19, 10, 5, 3, 1 for an input of 300 (31232 priors), and 128, 64, 32,
+    16, 8, 4, 2, 1 for 512 (90100). `mdssd.mdssd300` and `mdssd.mdssd512` make it.
+
+    Example:
+        >>> MDSSD(300, ModelOptions(3, width=0.0625)).priors.shape
+        torch.Size([31232, 4])
     """
 
     family = "mdssd"

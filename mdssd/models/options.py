@@ -13,6 +13,11 @@ class ModelOptions:
 
     A new option is a field here, its type in `OptionKeywords`, and the code that uses it. The
     constructors' signatures, `model.config()`, checkpoints and recipes follow the fields.
+
+    Example:
+        >>> ModelOptions(3, width=0.5)  # doctest: +NORMALIZE_WHITESPACE
+        ModelOptions(num_classes=3, width=0.5, batch_norm=False, prior_scales='voc',
+                     clip_priors=False, truncate_sizes=False)
     """
 
     num_classes: int = 21
@@ -24,10 +29,9 @@ class ModelOptions:
     truncate_sizes: bool = False
 
     def check(self, model: str) -> None:
-        """Check every value except `prior_scales`, which the functions of `mdssd.priors` check.
+        """Raise a ValueError that begins with `model` if a value is out of range.
 
-        Raises:
-            ValueError: a value is out of range or of another type. The message begins with `model`.
+        `prior_scales` is checked by the functions of `mdssd.priors`.
         """
         if not isinstance(self.num_classes, int) or self.num_classes < 2:
             raise ValueError(

@@ -1,11 +1,11 @@
-"""ResNet-101 as SSD and DSSD reduce it, residual blocks, and ImageNet weights for the trunk."""
+"""ResNet-101 as SSD and DSSD use it, and residual blocks."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mdssd.models.vgg import scaled
 
-# Caffe's; PyTorch's own default is 1e-5.
+# Of batch normalisation, as in Caffe; PyTorch's default is 1e-5.
 _EPS = 1e-3
 
 
@@ -17,7 +17,7 @@ def conv_bn(
     padding: int = 0,
     relu: bool = True,
 ) -> nn.Sequential:
-    """Convolution without bias, batch normalisation, then ReLU if asked for."""
+    """Convolution without bias, batch normalisation, and ReLU if `relu`."""
     block = nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel, padding=padding, bias=False),
         nn.BatchNorm2d(out_channels, _EPS),
@@ -28,10 +28,10 @@ def conv_bn(
 
 
 class Bottleneck(nn.Module):
-    """A residual block: 1x1, 3x3, 1x1, each with batch normalisation; sum; ReLU.
+    """A residual block: convolutions 1x1, 3x3, 1x1 with batch normalisation, sum, ReLU.
 
-    `kernel` and `stride` are those of the first convolution and of the shortcut's, which is there
-    with `project` only; `dilation` is the 3x3's. Parameters are named as torchvision names them.
+    `kernel` and `stride` apply to the first convolution and, with `project`, to the convolution in
+    the shortcut; `dilation` applies to the 3x3. Parameters are named as in torchvision.
     """
 
     def __init__(
@@ -77,11 +77,11 @@ def _stage(
 
 
 class ResNet101(nn.Module):
-    """ResNet-101 (He et al., 2016) without its classifier, as DSSD has it.
+    """ResNet-101 (He et al., 2016) without its classifier, as in DSSD.
 
-    The stride of a stage is on its first 1x1 convolution; the last stage has stride 1 and dilation
-    2 instead; pool1 has no padding and rounds up. Map sizes for an input of 321: 161, 80, 40
-    (res3b3), 20, 20 (res5c); of 513: 257, 128, 64, 32, 32.
+    The stride of a stage is on its first 1x1 convolution. The last stage has stride 1 and dilation
+    2. pool1 has no padding and rounds up. The maps have sizes 161, 80, 40 (res3b3), 20, 20 (res5c)
+    for an input of 321, and 257, 128, 64, 32, 32 for 513.
     """
 
     def __init__(self, width: float = 1.0) -> None:
@@ -95,8 +95,8 @@ class ResNet101(nn.Module):
         self.layer4 = _stage(3, c5, c4, scaled(2048, width), dilation=2)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images [B, 3, S, S] -> res3b3 [B, 512, S/8, S/8] and res5c [B, 2048, S/16, S/16]
-        (sizes rounded down), each after its ReLU.
+        """Return res3b3 [B, 512, S/8, S/8] and res5c [B, 2048, S/16, S/16], each after its ReLU,
+        of images [B, 3, S, S]. Sizes are rounded down.
         """
         x = F.relu(self.bn1(self.conv1(images)), inplace=True)
         x = F.max_pool2d(x, 3, 2, ceil_mode=True)
@@ -107,7 +107,7 @@ class ResNet101(nn.Module):
 class ExtraBlocks(nn.Module):
     """DSSD's residual blocks above res5c: res6 to res9, and res10 for 513; 1024 channels each.
 
-    res5c [B, 2048, 20, 20] -> maps of 10, 5, 3, 1; [B, 2048, 32, 32] -> 16, 8, 4, 2, 1.
+    res5c of size 20 becomes maps of sizes 10, 5, 3, 1; res5c of size 32 becomes 16, 8, 4, 2, 1.
     """
 
     def __init__(self, input_size: int, width: float = 1.0) -> None:

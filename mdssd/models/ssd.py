@@ -21,10 +21,14 @@ _CHANNELS = {
 
 
 class SSD(SingleShotDetector):
-    """SSD: predictions from conv4_3 (L2-normalised), conv7 and the extra layers.
+    """SSD: predicts from conv4_3 (L2-normalised), conv7 and the extra layers.
 
-    Map sizes for an input of 300: 38, 19, 10, 5, 3, 1 (8732 priors); for 512: 64, 32, 16, 8, 4, 2,
-    1 (24564). The options are those of `ssd300`.
+    The maps have sizes 38, 19, 10, 5, 3, 1 for an input of 300 (8732 priors), and 64, 32, 16, 8, 4,
+    2, 1 for 512 (24564). `mdssd.ssd300` and `mdssd.ssd512` make it.
+
+    Example:
+        >>> SSD(300, ModelOptions(3, width=0.0625)).priors.shape
+        torch.Size([8732, 4])
     """
 
     family = "ssd"
@@ -45,5 +49,5 @@ class SSD(SingleShotDetector):
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
         _, conv4_3, conv7 = self.trunk(images)
-        # fc6 goes on from the un-normalised conv4_3, inside the trunk.
+        # Only the head sees the normalised conv4_3; fc6, in the trunk, does not.
         return [ops.l2norm(conv4_3, self.conv4_3_scale), conv7, *self.extras(conv7)]

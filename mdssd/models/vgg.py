@@ -1,15 +1,16 @@
-"""VGG16 as SSD reduces it, SSD's extra layers, and ImageNet weights for the trunk."""
+"""VGG16 as SSD reduces it, and SSD's extra layers."""
 
 import math
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+# The mean that SSD subtracts from the pixels, RGB in 0-255.
 MEAN_RGB = (123.0, 117.0, 104.0)
 
 
 def scaled(channels: int, width: float) -> int:
-    """`channels` times `width`, to the nearest multiple of 8, at least 8; exact at width 1."""
+    """Round `channels` times `width` to a multiple of 8, at least 8; exact at width 1."""
     return channels if width == 1 else max(8, 8 * math.floor(channels * width / 8 + 0.5))
 
 
@@ -24,7 +25,7 @@ def conv_block(
     batch_norm: bool = False,
     relu: bool = True,
 ) -> nn.Sequential:
-    """Convolution, then batch normalisation if asked for (the bias is dropped), then ReLU."""
+    """Convolution, batch normalisation (instead of the bias) if `batch_norm`, ReLU if `relu`."""
     block = nn.Sequential()
     block.add_module(
         "conv",
@@ -54,8 +55,8 @@ def _stage(
 class VGG16(nn.Module):
     """VGG16 with fc6 and fc7 as convolutions (SSD section 3): conv1_1 to conv7.
 
-    Map sizes for an input of 300: 300, 150, 75 (conv3), 38 (conv4), 19 (conv5, conv7);
-    of 512: 512, 256, 128, 64, 32.
+    The maps have sizes 300, 150, 75 (conv3), 38 (conv4), 19 (conv5, conv7) for an input of 300,
+    and 512, 256, 128, 64, 32 for 512.
     """
 
     def __init__(self, width: float = 1.0, batch_norm: bool = False) -> None:
@@ -70,13 +71,12 @@ class VGG16(nn.Module):
         self.fc7 = conv_block(fc, fc, 1, batch_norm=batch_norm)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Images [B, 3, S, S] -> conv3_3 [B, 256, S/4, S/4], conv4_3 [B, 512, S/8, S/8] and
-        conv7 [B, 1024, S/16, S/16] (sizes rounded up), each after its ReLU.
+        """Return conv3_3 [B, 256, S/4, S/4], conv4_3 [B, 512, S/8, S/8] and conv7
+        [B, 1024, S/16, S/16], each after its ReLU, of images [B, 3, S, S]. Sizes are rounded up.
         """
         x = F.max_pool2d(self.conv1(images), 2, ceil_mode=True)
         x = F.max_pool2d(self.conv2(x), 2, ceil_mode=True)
         conv3_3 = self.conv3(x)
-        # Ceil mode: 75 -> 38.
         conv4_3 = self.conv4(F.max_pool2d(conv3_3, 2, ceil_mode=True))
         x = self.conv5(F.max_pool2d(conv4_3, 2, ceil_mode=True))
         x = F.max_pool2d(x, 3, stride=1, padding=1)
@@ -86,8 +86,8 @@ class VGG16(nn.Module):
 class ExtraLayers(nn.Module):
     """SSD's layers above conv7: conv8_2, conv9_2, conv10_2, conv11_2, and conv12_2 for 512.
 
-    conv7 [B, 1024, 19, 19] -> maps of 10, 5, 3, 1; [B, 1024, 32, 32] -> 16, 8, 4, 2, 1.
-    Channels 512, then 256.
+    conv7 of size 19 becomes maps of sizes 10, 5, 3, 1; conv7 of size 32 becomes 16, 8, 4, 2, 1. The
+    first map has 512 channels, the others 256.
     """
 
     def __init__(self, input_size: int, width: float = 1.0, batch_norm: bool = False) -> None:

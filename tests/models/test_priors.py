@@ -304,8 +304,14 @@ def test_no_layers_and_default_device():
         (lambda: dssd_prior_layers(300, "voc"), "dssd_prior_layers: image_size .* 300"),
         (lambda: dssd_prior_layers(321, "coco"), "prior_scales .*'voc', got 'coco'"),
         (lambda: dssd_prior_layers(513, "voc"), "prior_scales .*'coco', got 'voc'"),
-        (lambda: ssd_prior_layers(300, "paper"), "prior_scales .*'paper' \\('paper' is of MDSSD"),
-        (lambda: ssd_prior_layers(300, "small"), "prior_scales .*'small' \\('small' is of MDSSD"),
+        (
+            lambda: ssd_prior_layers(300, "paper"),
+            "prior_scales .*'paper' \\('paper' exists for MDSSD",
+        ),
+        (
+            lambda: ssd_prior_layers(300, "small"),
+            "prior_scales .*'small' \\('small' exists for MDSSD",
+        ),
         (lambda: mdssd_prior_layers(300, "VOC"), "prior_scales .*'VOC'"),
     ],
 )
