@@ -116,8 +116,9 @@ MDSSD_INLINE Box<T> decode(Offsets<T> o, CentreBox<T> p, T v0, T v1, Exp exp) {
   return {cx - half_w, cy - half_h, cx + half_w, cy + half_h};
 }
 
-// How detection_output decodes: the variances, the limit of log(size / prior's size), and the limits
-// of the corners. A limit that is not set is infinite and changes nothing. A NaN stays.
+// The settings with which detection_output decodes: the variances, the limit of
+// log(size / prior's size) and the limits of the corners. A limit that is not set is infinite and
+// changes nothing. A NaN stays a NaN.
 template <class T>
 struct Decoding {
   T v0, v1, max_log_scale, low, width, height;

@@ -259,8 +259,7 @@ def update(files: dict[str, list[Launch]]) -> None:
     version, reported = read_report()
     todo = stale(files) if version == triton.__version__ else list(files)
     text = (
-        "# What the kernels take: a thread's registers and the bytes that it spills to memory, a\n"
-        "# program's bytes of shared memory.\n"
+        "# Per thread, the registers and the spilled bytes; per program, the shared bytes.\n"
         f"# Triton {triton.__version__}; written by: make resources\n"
     )
     for file, launches in files.items():

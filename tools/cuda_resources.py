@@ -151,7 +151,7 @@ def update() -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         new = dict(zip(todo, pool.map(lambda path: compile_kernels(nvcc, path), todo), strict=True))
     text = (
-        "# What the kernels take, in bytes but for the registers, which are per thread.\n"
+        "# Registers per thread, and bytes of shared memory, stack and spills, of each kernel.\n"
         f"# nvcc {version}; written by: make resources\n"
     )
     for path, key in now.items():

@@ -1,4 +1,7 @@
 // box_iou, encode_boxes, decode_boxes and their gradients.
+//
+// box_iou converts one set of boxes to columns (box_columns.h); a task computes 16 rows of the
+// result in vector loops. For encoding and decoding, a task handles up to 4096 boxes.
 #include <cmath>
 #include <vector>
 
@@ -10,7 +13,7 @@
 namespace mdssd {
 namespace {
 
-constexpr int64_t kRows = 4096;  // boxes coded by one task
+constexpr int64_t kRows = 4096;  // boxes that a task encodes or decodes
 
 template <class S, class T>
 MDSSD_SIMD void iou_row(Box<T> a, const T* x1, const T* y1, const T* x2, const T* y2,
@@ -20,7 +23,7 @@ MDSSD_SIMD void iou_row(Box<T> a, const T* x1, const T* y1, const T* x2, const T
     out[j] = narrow<S>(iou(a, area_a, Box<T>{x1[j], y1[j], x2[j], y2[j]}, area_b[j]));
 }
 
-// The part of `mine` in the gradient of iou(mine, other), for an incoming gradient of 1.
+// Returns the gradient of iou(mine, other) with respect to `mine`.
 template <class T>
 Box<T> iou_gradient(Box<T> mine, Box<T> other) {
   const T area_mine = area(mine), area_other = area(other);
@@ -33,7 +36,8 @@ Box<T> iou_gradient(Box<T> mine, Box<T> other) {
   const T d_height = (T(1) + quotient) / total * width;
   const T d_area = -quotient / total;
   const T own_width = mine.x2 - mine.x1, own_height = mine.y2 - mine.y1;
-  // Which box sets an edge of the intersection; both share it where they coincide.
+  // The share of the first box in an edge of the intersection: 1 if it sets the edge, 0.5 if both
+  // do.
   const auto won = [](T a, T b) { return a > b ? T(1) : a == b ? T(0.5) : T(0); };
   return {-d_width * won(mine.x1, other.x1) - d_area * own_height,
           -d_height * won(mine.y1, other.y1) - d_area * own_width,
@@ -109,7 +113,7 @@ MDSSD_SIMD void decode_gradients(const S* grad, const S* loc, const T* priors, i
   }
 }
 
-// Calls body(first row, rows, first prior) on pieces that do not cross the end of the priors.
+// Calls body(first row, rows, first prior) on pieces whose rows belong to consecutive priors.
 template <class Body>
 void for_coded_rows(int64_t rows, int64_t num_priors, int threads, const Body& body) {
   if (rows == 0) return;

@@ -1,12 +1,14 @@
-// detection_output: softmax, threshold, best top_k per class, decode, NMS, best max_detections.
+// detection_output: softmax, threshold, best top_k per class, decoding, NMS, best max_detections.
 //
-// 1. A task takes one image and every sixteenth prior. Where a class has many scores above the
-//    threshold, as of an untrained network, it finds a higher limit that still leaves it top_k.
-// 2. A task takes one image and a range of priors, reads each row of logits once and keeps at most
-//    2 * top_k candidates per class: a full list drops its lower half and raises its limit.
-// 3. A task takes one image and its candidates of all classes by falling score, each against what
-//    its class has kept, until max_detections are found: what ranks below is never decoded.
-// Memory is O(images x classes x top_k), whatever the number of priors.
+// 1. A task handles every sixteenth prior of one image. If many scores of a class are above the
+//    threshold, as in an untrained network, it estimates a higher limit that top_k scores reach.
+// 2. A task handles a range of priors of one image. It reads each row of logits once and collects
+//    at most 2 * top_k candidates per class: a full list drops its lower half and raises its limit.
+//    If the estimate leaves a class too few candidates, the image is collected again without it.
+// 3. A task handles one image. It goes through the candidates of all classes by falling score,
+//    decodes each and compares it with the kept boxes of its class, until max_detections are found.
+//    Candidates with lower scores are never decoded.
+// Memory is O(images x classes x top_k) and does not depend on the number of priors.
 #include <cmath>
 #include <type_traits>
 
@@ -21,9 +23,10 @@
 namespace mdssd {
 namespace {
 
-constexpr int64_t kStride = 16;  // of the priors that the limits come from
+constexpr int64_t kStride = 16;  // the estimate of the limits uses every kStride-th prior
 
-// The first of `rows` rows of scores, from `begin` on, that has one above the threshold.
+// Finds the first row in [begin, rows) with a score above the threshold. Returns `rows` if there is
+// none.
 template <class T>
 MDSSD_SIMD int64_t next_scored_row(const T* scores, int64_t begin, int64_t rows, int64_t classes,
                                    T threshold) {
@@ -35,9 +38,9 @@ MDSSD_SIMD int64_t next_scored_row(const T* scores, int64_t begin, int64_t rows,
   return rows;
 }
 
-// Finds the first of `rows` rows, from `begin` on, that can have a score above the threshold. It
-// is at most exp(its logit - the background's), which needs no exponential to be compared. A row
-// with a NaN may be found or not: it has no score.
+// Finds the first row in [begin, rows) that can have a score above the threshold. A score is at
+// most exp(logit - background logit), and comparing this bound with the threshold needs no
+// exponential. Rows with a NaN may be found or not; they have no scores.
 template <class T>
 MDSSD_SIMD int64_t next_row(const T* logits, int64_t begin, int64_t rows, int64_t classes,
                             T log_threshold) {
@@ -65,8 +68,9 @@ MDSSD_SIMD void widen_all(const S* __restrict x, int64_t count, Wide<S>* __restr
   for (int64_t i = 0; i < count; ++i) wide[i] = widen(x[i]);
 }
 
-// The scores of some rows before they are divided by `sums`; a row, padded with -inf, has `room`
-// values, a multiple of eight. Many at once, as one row is a long chain of dependent instructions.
+// Computes the numerators and denominators of the softmax of several rows. A row is padded with
+// -inf to `room` values, a multiple of eight. Rows are processed together because a single row is a
+// long chain of dependent instructions.
 template <class T>
 MDSSD_SIMD void softmax_weights(const T* __restrict x, int64_t rows, int64_t room,
                                 T* __restrict weights, T* __restrict sums) {
@@ -89,12 +93,12 @@ MDSSD_SIMD uint32_t over_bounds(const T* weights, const T* bounds, T sum) {
   return mask_of_32([=](int i) { return weights[i] >= bounds[i] * sum; });
 }
 
-// The candidates of every class in one range of priors of one image.
+// Collects the candidates of every class in a range of priors of one image.
 template <class T>
 class Collector {
  public:
-  // Keeps the best `top_k` of each class and up to as many more, of the scores above `limits`.
-  // Rows are logits, or without `softmax` scores.
+  // Keeps the best `top_k` scores above `limits` of each class, and fewer than `top_k` others. Rows
+  // are logits, or scores without `softmax`.
   Collector(std::vector<T> limits, int64_t top_k, bool softmax)
       : softmax_(softmax), top_k_(top_k), lists_(limits.size()), limits_(std::move(limits)) {
     constexpr T infinity = std::numeric_limits<T>::infinity();
@@ -105,19 +109,20 @@ class Collector {
     for (size_t c = 1; c < limits_.size(); ++c) set_bound(c);
   }
 
-  // Priors come in rising order, so one that equals the limit of a full list ranks behind it.
+  // Priors must come in rising order, so that a score equal to the limit of a full list ranks lower
+  // than those in the list.
   void add(const T* row, int32_t prior) {
     std::copy(row, row + limits_.size(), &rows_[waiting_ * room_]);
     priors_[waiting_++] = prior;
     if (waiting_ == kRows) finish();
   }
 
-  // What was added last waits for this.
+  // Must be called after the last `add`: rows are processed in groups of kRows.
   void finish() {
     T sums[kRows];
     if (softmax_) {
       softmax_weights(rows_.data(), waiting_, room_, weights_.data(), sums);
-    } else {  // what is no score is one that never passes
+    } else {  // -1 never passes; it replaces values that are not scores
       for (int64_t i = 0; i < waiting_ * room_; ++i) weights_[i] = rows_[i] <= 1 ? rows_[i] : T(-1);
       std::fill_n(sums, waiting_, T(1));
     }
@@ -131,7 +136,7 @@ class Collector {
  private:
   static constexpr int64_t kRows = 16;
 
-  // Beyond the classes `weights` may hold anything: no value reaches the bounds there.
+  // `weights` may contain anything past the classes, because the bounds there are infinite.
   void take(const T* weights, T sum, int32_t prior) {
     for (size_t c = 0; c < bounds_.size(); c += 32)
       for (uint32_t over = over_bounds(weights + c, &bounds_[c], sum); over; over &= over - 1) {
@@ -141,7 +146,7 @@ class Collector {
       }
   }
 
-  // A little below, for what the product rounds otherwise than the quotient.
+  // The bound is slightly below the limit because a product and a quotient round differently.
   void set_bound(size_t c) { bounds_[c] = limits_[c] * T(1 - 1e-6); }
 
   void push(size_t c, Candidate<T> candidate) {
@@ -156,8 +161,8 @@ class Collector {
   bool softmax_;
   int64_t top_k_;
   std::vector<std::vector<Candidate<T>>> lists_;
-  std::vector<T> limits_, bounds_;  // that of the background and of what pads is infinity
-  int64_t room_, waiting_ = 0;      // values in a padded row; rows that wait
+  std::vector<T> limits_, bounds_;  // bounds of the background and of the padding are infinite
+  int64_t room_, waiting_ = 0;      // values in a padded row; rows that are not processed yet
   std::vector<T> rows_, weights_;
   int32_t priors_[kRows];
 };
@@ -167,16 +172,16 @@ struct Call {
   DetectionOutputSettings settings;
 };
 
-// Adds the rows of one image from `begin` to `end`, or with a stride above 1 some of them.
+// Adds the rows of one image from `begin` to `end`, or every stride-th of them.
 template <class S>
 void collect(Collector<Wide<S>>& collector, const S* logits, int64_t begin, int64_t end,
              int64_t stride, const Call& call) {
   using T = Wide<S>;
   const T score_threshold = T(call.settings.score_threshold);
-  // The margin covers the rounding of softmax; rows let through in error fail the exact test.
+  // The margin covers the rounding of softmax. The exact test rejects rows that pass by mistake.
   const T log_threshold = std::log(score_threshold) - T(1e-3);
   constexpr bool same = std::is_same<S, T>::value;
-  // Half floats are widened some rows at a time, to stay in the first cache.
+  // Half-precision rows are converted a few at a time, so that they stay in L1.
   const int64_t most = stride > 1 ? 1 : same ? end - begin : 4096 / call.classes + 1;
   std::vector<T> wide(same ? 0 : most * call.classes);
   for (int64_t first = begin, rows; first < end; first += rows * stride) {
@@ -197,14 +202,14 @@ void collect(Collector<Wide<S>>& collector, const S* logits, int64_t begin, int6
   collector.finish();
 }
 
-// For each class a score above which, by a sample of the priors, at least top_k are certain to lie
-// but for an input made to mislead.
+// Estimates from a sample of the priors, for each class, a limit that at least top_k scores exceed.
+// A wrong estimate is practically impossible except for an input constructed to mislead.
 template <class S>
 std::vector<Wide<S>> sample_limits(const S* logits, const Call& call) {
   using T = Wide<S>;
   std::vector<T> limits(call.classes, T(call.settings.score_threshold));
   if (call.num_priors < 8 * call.settings.top_k) return limits;
-  // The sample's share of the best top_k, and five standard deviations of it.
+  // The expected number of the best top_k in the sample, plus five standard deviations.
   const double share = double(call.settings.top_k) / kStride;
   const int64_t rank = int64_t(share + 5 * std::sqrt(share)) + 10;
   Collector<T> collector(limits, rank, call.settings.softmax);
@@ -213,7 +218,7 @@ std::vector<Wide<S>> sample_limits(const S* logits, const Call& call) {
     auto& list = collector.list(c);
     if (int64_t(list.size()) < rank) continue;
     keep_best(list, rank);
-    limits[c] = std::nextafter(lowest_score(list), T(0));  // which itself counts as above
+    limits[c] = std::nextafter(lowest_score(list), T(0));  // the lowest score itself exceeds it
   }
   return limits;
 }
@@ -224,7 +229,7 @@ struct Scored {
   int32_t label;
 };
 
-// Higher score, then lower prior, then lower class.
+// Ranks by higher score, then lower prior, then lower class.
 template <class T>
 bool ranks_before(const Scored<T>& a, const Scored<T>& b) {
   if (before(a.candidate, b.candidate)) return true;
@@ -246,12 +251,12 @@ void sort_scored(Scored<T>* scored, int64_t count) {
   }
 }
 
-// What a class has kept of one image.
+// The boxes of a class that NMS has kept in one image.
 template <class T>
 struct Kept {
   static constexpr int kSize = 8;
   int64_t seen = 0, count = 0;
-  bool empty = false;  // a box of zero area
+  bool empty = false;  // whether a box of zero area is among them
   std::vector<BoxBlock<T, kSize>> blocks;
 
   void add(Box<T> box) {
@@ -270,7 +275,7 @@ MDSSD_SIMD bool suppressed(Box<T> box, const BoxBlock<T, kSize>* blocks, size_t 
   return false;
 }
 
-// Writes the detections of one image from its candidates, and how many there are.
+// Writes the detections of one image, given its candidates, and their number.
 template <class S>
 void detect(std::vector<Scored<Wide<S>>>& scored, const S* loc, const Wide<S>* priors,
             const Call& call, Wide<S>* boxes, Wide<S>* scores, int64_t* labels, int64_t* count) {
@@ -281,7 +286,7 @@ void detect(std::vector<Scored<Wide<S>>>& scored, const S* loc, const Wide<S>* p
   std::vector<Kept<T>> kept(call.classes);
   int64_t found = 0;
   const int64_t most = settings.per_class ? all : settings.max_detections;
-  // Most images end within the first chunk, and few candidates are sorted that are not needed.
+  // Candidates are sorted chunk by chunk. The first chunk usually suffices.
   const int64_t chunk = std::max<int64_t>(4096, 4 * std::min(settings.max_detections, all));
   for (int64_t begin = 0; begin < all && found < most; begin += chunk) {
     const int64_t end = std::min(all, begin + chunk);
@@ -353,7 +358,7 @@ void detection_output(const S* loc, const S* logits, const Wide<S>* priors, Call
       collect(collectors[image][split], logits + image * num_priors * classes,
               split * num_priors / splits, (split + 1) * num_priors / splits, 1, call);
     });
-    // A sample that misled has left some class too few: once more without its limits.
+    // If a limit was too high, a class has too few candidates. Repeat these images without limits.
     std::vector<int64_t> again;
     for (int64_t image : pending) {
       bool enough = true;

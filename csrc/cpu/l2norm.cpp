@@ -1,9 +1,11 @@
-// l2norm and l2norm_add_relu, forward and backward, in both memory formats.
+// l2norm and l2norm_add_relu, forward and backward, in both memory formats. Templates over kMaps
+// serve both operators: it is 1 for l2norm, and 2 with add and ReLU.
 //
-// One code for both ops: kMaps is 1 or 2. A task takes a tile of pixels of one image with all their
-// channels, small enough that its second pass finds the tile in cache; forward in NCHW it takes
-// some channels with all their pixels. In NCHW a pixel's sum runs down the rows, in channels-last
-// along a row.
+// Every pixel needs its channels twice: for the norm (backward: for a dot product) and for the
+// result. A task handles a tile of pixels of one image with all their channels, small enough for
+// the second pass to find it in cache. The forward pass in NCHW is different: a task handles 32
+// channels with all their pixels, because long rows are faster than a tile's short ones (see
+// forward_nchw).
 #include <cmath>
 #include <memory>
 #include <vector>
@@ -15,14 +17,15 @@
 namespace mdssd {
 namespace {
 
-constexpr int64_t kTile = 1024;  // the most that Shape::tile gives
+constexpr int64_t kTile = 1024;  // maximum of Shape::tile
 
 struct Shape {
   int64_t images, channels, pixels;
   bool channels_last;
 
-  // At most 1 MiB of float32 a map, and eight tiles where there are the pixels for it, so that the
-  // threads share the work evenly. A long row costs less an element than a short one.
+  // Pixels per tile. A tile has at most 1 MiB of float32 per map, and there are about eight tiles
+  // or more if there are enough pixels, so that the threads share the work evenly. Within these
+  // limits tiles are as large as possible, because long rows cost less per element.
   int64_t tile() const {
     const int64_t even = std::max<int64_t>(64, (images * pixels / 8 + 15) / 16 * 16);
     const int64_t most = 262144 / std::max<int64_t>(1, channels);
@@ -42,7 +45,7 @@ struct Forward {
 template <class S, int kMaps>
 struct Backward {
   const S* grad;
-  const S* y;  // of two maps; of one it is not looked at, and may be any
+  const S* y;  // used with two maps only, but never null
   const S* maps[kMaps];
   const Wide<S>* scales[kMaps];
   const Wide<S>* rnorms[kMaps];
@@ -52,10 +55,11 @@ struct Backward {
 
 template <class T>
 MDSSD_INLINE T relu(T x) {
-  return x < T(0) ? T(0) : x;  // NaN passes
+  return x < T(0) ? T(0) : x;  // a NaN stays
 }
 
-// The gradient that reaches the sum of two maps, or one map.
+// Returns the gradient with respect to the input of the ReLU or, with one map, the incoming
+// gradient.
 template <int kMaps, class S>
 MDSSD_INLINE Wide<S> gradient_at(const S* grad, const S* y, int64_t i) {
   const Wide<S> g = widen(grad[i]);
@@ -63,14 +67,14 @@ MDSSD_INLINE Wide<S> gradient_at(const S* grad, const S* y, int64_t i) {
   return widen(y[i]) > Wide<S>(0) ? g : Wide<S>(0);
 }
 
-// The parts of a tile in NCHW, each one loop over pixels. That the arrays are apart is said, since
-// a check at the start of each row costs as much as a short row.
+// The following functions are single loops over the pixels of a row in NCHW. __restrict saves a
+// check at the start of each row whether the arrays overlap, which costs as much as a short row.
 template <class S>
 MDSSD_INLINE void add_squares(const S* __restrict x, int64_t n, Wide<S>* __restrict sums) {
   for (int64_t i = 0; i < n; ++i) sums[i] += widen(x[i]) * widen(x[i]);
 }
 
-// The same for four rows, `step` elements apart, in their order.
+// Same for four rows that are `step` elements apart, in the order of the rows.
 template <class S>
 MDSSD_INLINE void add_four_squares(const S* __restrict x, int64_t step, int64_t n,
                                    Wide<S>* __restrict sums) {
@@ -95,7 +99,7 @@ MDSSD_INLINE void fuse_row(const S* __restrict a, const S* __restrict b,
     y[i] = narrow<S>(relu(widen(a[i]) * rnorm_a[i] * scale_a + widen(b[i]) * rnorm_b[i] * scale_b));
 }
 
-// Adds up the squares of some channels of an image, each a row of `pixels`.
+// Sums the squares of several channels of an image, each a row of `pixels`.
 template <class S>
 MDSSD_SIMD void sum_squares(const S* x, int64_t channels, int64_t pixels, Wide<S>* sums) {
   std::fill_n(sums, pixels, Wide<S>(0));
@@ -104,7 +108,8 @@ MDSSD_SIMD void sum_squares(const S* x, int64_t channels, int64_t pixels, Wide<S
   for (; c < channels; ++c) add_squares(x + c * pixels, pixels, sums);
 }
 
-// The reciprocal norms of n pixels, from the sums of `parts` groups of channels, `step` apart.
+// Computes the reciprocal norms of n pixels from the sums of `parts` groups of channels, which are
+// `step` elements apart.
 template <class T>
 MDSSD_SIMD void reciprocal_norms(const T* __restrict sums, int64_t parts, int64_t step, int64_t n,
                                  T eps, T* __restrict rnorm) {
@@ -114,8 +119,8 @@ MDSSD_SIMD void reciprocal_norms(const T* __restrict sums, int64_t parts, int64_
   for (int64_t i = 0; i < n; ++i) rnorm[i] = T(1) / std::sqrt(rnorm[i] + eps);
 }
 
-// Writes channels [begin, end) of an image, whose first element is `first`, and first pixel
-// `pixel`.
+// Writes channels [begin, end) of an image. `first` is the image's first element in the maps and
+// `pixel` its first pixel in the rnorms.
 template <class S, int kMaps>
 MDSSD_SIMD void write_channels(const Forward<S, kMaps>& p, int64_t first, int64_t pixel,
                                int64_t begin, int64_t end, int64_t pixels) {
@@ -129,21 +134,22 @@ MDSSD_SIMD void write_channels(const Forward<S, kMaps>& p, int64_t first, int64_
   }
 }
 
-// Whole rows after each other, which the processor fetches ahead, take half the time of a tile's
-// short ones, although the second pass finds less in the nearest caches. The sums do not depend on
-// the number of threads: kPart channels make one, and those are added up in their order.
+// Reads whole rows, which the processor prefetches. On one thread, tiles with short rows took 1.3
+// to 2.3 times as long, although their second pass finds more in the nearest caches
+// (benchmarks/NOTES.md, "The second time"). Each sum covers kPart channels, and the sums are added
+// in a fixed order, so the result does not depend on the number of threads.
 template <class S, int kMaps>
 void forward_nchw(const Forward<S, kMaps>& p, const Shape& shape, Wide<S> eps, int threads) {
   constexpr int64_t kPart = 32;
   const int64_t parts = (shape.channels + kPart - 1) / kPart;
   const int64_t size = shape.channels * shape.pixels;
-  // Images at once: few enough for the second pass to find them in the last cache.
+  // The number of images at a time: few enough for the second pass to find them in the last cache.
   const int64_t most = std::max<int64_t>(1, (int64_t{8} << 20) / (kMaps * size * sizeof(S) + 1));
   const int64_t group = std::min(shape.images, most), step = group * shape.pixels;
   const std::unique_ptr<Wide<S>[]> sums(new Wide<S>[kMaps * parts * step]);
   for (int64_t image = 0; image < shape.images; image += group) {
     const int64_t images = std::min(group, shape.images - image);
-    const auto for_parts = [&](const auto& body) {  // body(image of the group, part, its channels)
+    const auto for_parts = [&](const auto& body) {  // body(image of the group, part, begin, end)
       parallel_for(threads, images * parts, [&](int64_t task) {
         const int64_t part = task % parts, begin = part * kPart;
         body(task / parts, part, begin, std::min(shape.channels, begin + kPart));
@@ -165,7 +171,8 @@ void forward_nchw(const Forward<S, kMaps>& p, const Shape& shape, Wide<S> eps, i
   }
 }
 
-// `first` is the tile's first element in the maps, `pixel` in the rnorms, n its number of pixels.
+// `first` is the tile's first element in the maps, `pixel` its first pixel in the rnorms, n its
+// number of pixels.
 template <class S, int kMaps>
 MDSSD_SIMD void forward_nhwc(const Forward<S, kMaps>& p, int64_t first, int64_t pixel, int64_t n,
                              int64_t channels, Wide<S> eps) {
@@ -188,15 +195,15 @@ MDSSD_SIMD void forward_nhwc(const Forward<S, kMaps>& p, int64_t first, int64_t 
   }
 }
 
-// Backward: d x = r (g s - x r^2 <g s, x>), and the tile's part of d s = sum of g x r. As in forward
-// each loop is over arrays that are said to be apart: without that none of them is vector code.
+// Backward: d x = r (g s - x r^2 <g s, x>), and d s is the sum of g x r, to which each tile
+// contributes. Without __restrict none of these loops would be vectorised.
 template <int kMaps, class S>
 MDSSD_INLINE void gradient_row(const S* __restrict grad, const S* __restrict y, int64_t n,
                                Wide<S>* __restrict g) {
   for (int64_t i = 0; i < n; ++i) g[i] = gradient_at<kMaps>(grad, y, i);
 }
 
-// Adds a channel to the dot products of n pixels; its d s.
+// Adds a channel to the dot products of n pixels, and returns its part of d s.
 template <class S>
 MDSSD_INLINE Wide<S> add_to_dots(const Wide<S>* __restrict g, const S* __restrict x,
                                  const Wide<S>* __restrict rnorm, Wide<S> scale, int64_t n,
@@ -205,7 +212,7 @@ MDSSD_INLINE Wide<S> add_to_dots(const Wide<S>* __restrict g, const S* __restric
   return lane_sum<Wide<S>>(n, [=](int64_t i) { return g[i] * widen(x[i]) * rnorm[i]; });
 }
 
-// `dots` times r^2.
+// `dots` must already be multiplied by r^2.
 template <class S>
 MDSSD_INLINE void write_gradient_row(const Wide<S>* __restrict g, const S* __restrict x,
                                      const Wide<S>* __restrict rnorm,
@@ -242,7 +249,7 @@ MDSSD_SIMD void backward_nchw(const Backward<S, kMaps>& p, int64_t first, int64_
   }
 }
 
-// All channels of one pixel: writes d x and adds to d s.
+// Writes d x for all channels of one pixel, and adds to d s.
 template <int kMaps, class S>
 MDSSD_INLINE void backward_pixel(const S* __restrict grad, const S* __restrict y,
                                  const S* __restrict x, const Wide<S>* __restrict scales,
@@ -304,7 +311,7 @@ void backward(const Backward<S, kMaps>& p, const Shape& shape, int threads) {
         ? backward_nhwc<S, kMaps>(p, first, pixel, n, shape.channels, scale_parts)
         : backward_nchw<S, kMaps>(p, first, pixel, n, shape.channels, shape.pixels, scale_parts);
   });
-  // In the order of the tiles, whichever thread made them.
+  // Adds in the order of the tiles, whichever threads computed them.
   for (int m = 0; m < kMaps; ++m) {
     std::fill_n(p.grad_scales[m], shape.channels, T(0));
     for (int64_t task = 0; task < tasks; ++task)

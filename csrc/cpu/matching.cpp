@@ -1,9 +1,12 @@
 // match_priors and encode_targets.
 //
-// One task takes one image and a range of priors, block by block. A block's best IoUs stay in L1
-// while the boxes of the image pass over it, and a box is compared with those groups of 32 priors
-// alone whose bounds say that it matters: priors come in the order of rows and columns, so most
-// boxes miss most groups.
+// A task handles one image and a range of priors, in blocks of 256. All ground truths of the image
+// are compared with a block while its best IoUs stay in L1. A block has 8 groups of 32 priors, and
+// a ground truth is compared only with the groups whose bounds it meets: priors are sorted by rows
+// and columns of their feature map, so most ground truths miss most groups. encode_targets also
+// skips groups in which no IoU can reach the threshold or the ground truth's best so far.
+//
+// Results of a block are computed in L1 and then written by non-temporal stores if they are large.
 #include <limits>
 #include <memory>
 #include <stdexcept>
@@ -23,8 +26,8 @@ constexpr int kGroup = 32;
 constexpr int kGroups = 8;
 constexpr int kBlock = kGroup * kGroups;
 
-// An IoU is never negative, so its bits order as integers do; a maximum of integers becomes vector
-// code where one of floats, with its NaNs, does not.
+// An IoU is never negative, so its bits order like integers. Compilers vectorise a maximum of
+// integers, but not one of floats, because of NaN.
 template <class T>
 struct BitsOf {
   using type = int32_t;
@@ -37,18 +40,18 @@ template <class T>
 using Bits = typename BitsOf<T>::type;
 
 template <class T>
-struct BestGroup {  // of one ground truth: where its best prior is
+struct BestGroup {  // the group with the best prior of a ground truth
   T iou = 0;
   int64_t group = 0;
 };
 
 template <class T>
-struct BestTruth {  // of each prior of a block
+struct BestTruth {  // the best ground truth of each prior of a block
   T iou[kBlock];
   Bits<T> index[kBlock];
 };
 
-// Least and largest of a group: each lane passes over NaNs, as do the lanes among themselves.
+// Computes the minimum and the maximum of a group, ignoring NaNs.
 template <class T>
 MDSSD_INLINE void range(const T* x, T& least, T& most) {
   T low[kEight], high[kEight];
@@ -70,8 +73,8 @@ MDSSD_INLINE void range(const T* x, T& least, T& most) {
   most = high[0];
 }
 
-// Corners of up to kBlock priors and, per group, their bounds and the range of their areas. A prior
-// with a NaN counts for neither: it overlaps nothing.
+// The corners of up to kBlock priors and, for each group, their bounds and the range of their
+// areas. Bounds and ranges ignore priors with a NaN, which overlap nothing.
 template <class T>
 struct PriorBlock {
   T x1[kBlock], y1[kBlock], x2[kBlock], y2[kBlock], area[kBlock];
@@ -82,8 +85,8 @@ struct PriorBlock {
   MDSSD_INLINE Box<T> box(int i) const { return {x1[i], y1[i], x2[i], y2[i]}; }
 };
 
-// The lanes beyond the n priors repeat the last one, which adds nothing to the bounds and comes
-// second in every tie.
+// Lanes past the n priors repeat the last prior, which does not change the bounds and loses every
+// tie against the original.
 template <class T>
 MDSSD_SIMD void load_block(const T* priors, bool corners, int n, PriorBlock<T>& block) {
   const auto set = [&](int i, int row) __attribute__((always_inline)) {
@@ -113,11 +116,11 @@ MDSSD_SIMD void load_block(const T* priors, bool corners, int n, PriorBlock<T>& 
            larger(all.x2, block.high_x[g]), larger(all.y2, block.high_y[g])};
 }
 
-// IoUs are rounded: a bound on them holds with this much to spare, for boxes of an area from
-// kLeastArea on (below, areas lose digits to underflow).
+// Margins that make the bound on a group's IoUs hold in spite of rounding, for ground truths with
+// an area of at least kLeastArea; smaller areas lose digits to underflow.
 constexpr double kSpare = 1.001, kSpareIou = 1e-30, kLeastArea = 1e-12;
 
-// Bit g is set where a prior of group g may overlap the box with an IoU of `floor` or more.
+// Sets bit g if a prior of group g may have an IoU of at least `floor` with the ground truth.
 template <class T>
 MDSSD_INLINE uint32_t groups_met(Box<T> truth, T truth_area, T floor, const PriorBlock<T>& block) {
   static constexpr uint32_t kBits[kGroups] = {1, 2, 4, 8, 16, 32, 64, 128};
@@ -125,10 +128,10 @@ MDSSD_INLINE uint32_t groups_met(Box<T> truth, T truth_area, T floor, const Prio
   for (int g = 0; g < kGroups; ++g) {
     const T width = smaller(block.high_x[g], truth.x2) - larger(block.low_x[g], truth.x1);
     const T height = smaller(block.high_y[g], truth.y2) - larger(block.low_y[g], truth.y1);
-    // An IoU grows with the intersection and falls with the prior's area.
+    // Bounds the IoU, which increases with the intersection and decreases with the prior's area.
     const T intersection = smaller(width * height, block.most_area[g]);
     const T both = truth_area + larger(block.least_area[g], intersection) - intersection;
-    const bool low = intersection / both * T(kSpare) + T(kSpareIou) < floor;  // false if NaN
+    const bool low = intersection / both * T(kSpare) + T(kSpareIou) < floor;  // false for NaN
     mask |= (width > T(0)) & (height > T(0)) & !low ? kBits[g] : 0;
   }
   return mask;
@@ -141,8 +144,9 @@ MDSSD_INLINE void group_ious(Box<T> truth, T truth_area, const PriorBlock<T>& bl
     ious[i] = iou(truth, truth_area, block.box(first + i), block.area[first + i], eps);
 }
 
-// Lets one ground truth pass over a group; returns its best IoU there. Choices are made of vectors:
-// from a loop GCC makes stores of chosen lanes, which are slow.
+// Compares a ground truth with a group, updates `best` and returns the ground truth's best IoU.
+// Uses explicit vectors because GCC compiles a loop with selections to masked stores, which are
+// slow.
 template <class T, class Eps>
 MDSSD_INLINE T pass_group(Box<T> truth, T truth_area, Bits<T> index, const PriorBlock<T>& block,
                           int first, Eps eps, BestTruth<T>& best) {
@@ -157,7 +161,7 @@ MDSSD_INLINE T pass_group(Box<T> truth, T truth_area, Bits<T> index, const Prior
     load<T>(best_value, best.iou + first + i);
     load<Bits<T>>(best_index, best.index + first + i);
     std::memcpy(&bits, &value, sizeof(bits));
-    const auto better = value > best_value;  // strictly: ties stay with the lower index
+    const auto better = value > best_value;  // on a tie, the lower index stays
     best_value = better ? value : best_value;
     best_index = better ? truths : best_index;
     top = bits > top ? bits : top;
@@ -167,11 +171,11 @@ MDSSD_INLINE T pass_group(Box<T> truth, T truth_area, Bits<T> index, const Prior
   return bit_cast<T>(largest<Bits<T>>(top));
 }
 
-// Matches a block, of which `first` is the first prior, to the ground truths of an image. The blocks
-// of an image come from the last to the first: coarse maps, which are soon done, then tell what the
-// fine ones must reach. Unless `all` IoUs are wanted, those below the threshold may be left out of
-// `best`, but not the best one of a ground truth. Returns whether there may be a match by threshold
-// or an IoU above 0: if not, `best` is not set.
+// Matches a block, whose first prior is `first`, with the ground truths of an image. Blocks must
+// come in falling order: the coarse feature maps at the end are quickly done, and their IoUs allow
+// to skip groups of the fine maps. Without `all`, IoUs below the threshold may be missing from
+// `best`, unless they are the best of a ground truth. Returns false, and leaves `best` unset, if no
+// IoU is above 0 and the threshold cannot be reached.
 template <class T, class Eps>
 MDSSD_SIMD bool match_block(const PriorBlock<T>& block, int64_t first, const T* truths,
                             int64_t truth_count, T iou_threshold, Eps eps, bool all,
@@ -180,13 +184,13 @@ MDSSD_SIMD bool match_block(const PriorBlock<T>& block, int64_t first, const T* 
     for (int i = 0; i < kBlock; ++i) best.iou[i] = 0;
     for (int i = 0; i < kBlock; ++i) best.index[i] = 0;
   };
-  bool any = truth_count > 0 && iou_threshold <= T(0);  // which an IoU of 0 reaches
+  bool any = truth_count > 0 && iou_threshold <= T(0);  // then an IoU of 0 is a match
   if (any) clear();
   for (int64_t k = 0; k < truth_count; ++k) {
     const Box<T> truth = load_box(truths, k);
     const bool overlaps = (truth.x1 < block.bounds.x2) & (truth.x2 > block.bounds.x1) &
                           (truth.y1 < block.bounds.y2) & (truth.y2 > block.bounds.y1);
-    if (!overlaps) continue;  // every IoU is 0 and changes nothing
+    if (!overlaps) continue;  // all IoUs are 0 and change nothing
     const T truth_area = area(truth);
     BestGroup<T> own = best_groups[k];
     const T floor = all || truth_area < T(kLeastArea)
@@ -202,7 +206,7 @@ MDSSD_SIMD bool match_block(const PriorBlock<T>& block, int64_t first, const T* 
       met -= 1u << group;
       const int start = group * kGroup;
       const T top = pass_group(truth, truth_area, Bits<T>(k), block, start, eps, best);
-      // Also where equal: this group comes before the one that had it.
+      // On a tie, this group wins, because it comes before the previous best one.
       const bool better = top > T(0) && top >= own.iou;
       own.iou = better ? top : own.iou;
       own.group = better ? first / kGroup + group : own.group;
@@ -212,7 +216,7 @@ MDSSD_SIMD bool match_block(const PriorBlock<T>& block, int64_t first, const T* 
   return any;
 }
 
-// The first prior of the group, counted in its block, that has the ground truth's best IoU.
+// Returns the first prior of a group, counted in its block, that has the ground truth's best IoU.
 template <class T, class Eps>
 MDSSD_SIMD int best_lane(const PriorBlock<T>& block, int first, Box<T> truth, Eps eps, T best) {
   T ious[kGroup];
@@ -251,8 +255,9 @@ class Priors {
   std::unique_ptr<PriorBlock<T>[]> blocks_;
 };
 
-// Matches the whole batch. `all` as for match_block. Calls block_done(image, first prior, n, any, best) for each block, with
-// what match_block gives, then force(image, best prior of each of its ground truths).
+// Matches the whole batch. `all` as for match_block. Calls block_done(image, first prior, n, any,
+// best) for each block, with what match_block gives, then force(image, best prior of each of its
+// ground truths).
 template <class T, class Eps, class BlockDone, class Force>
 void match_batch(const T* truths, const int64_t* offsets, int64_t images, const T* prior_rows,
                  bool corners, int64_t num_priors, T iou_threshold, Eps eps, bool all, int threads,
@@ -262,7 +267,8 @@ void match_batch(const T* truths, const int64_t* offsets, int64_t images, const 
   if (truth_count > std::numeric_limits<int32_t>::max())
     throw std::length_error("match_priors: more than 2^31 - 1 boxes");
   const Priors<T> priors(prior_rows, corners, num_priors, threads);
-  // Splitting an image costs another row of best groups, so it is split only to occupy all threads.
+  // Each split of an image needs its own row of best groups, so images are split only if there are
+  // too few to occupy all threads.
   const int64_t splits = std::min<int64_t>(priors.blocks(), (2 * threads + images - 1) / images);
   std::vector<BestGroup<T>> best_groups(splits * truth_count);
   parallel_for(threads, images * splits, [&](int64_t task) {
@@ -301,7 +307,7 @@ MDSSD_SIMD void choose(const BestTruth<T>& best, T iou_threshold, int64_t* index
   }
 }
 
-// Up to kBlock boxes to be encoded, one array per coordinate.
+// Up to kBlock pairs of a box and a prior to encode, with one array per coordinate.
 template <class T>
 struct Pairs {
   T x1[kBlock], y1[kBlock], x2[kBlock], y2[kBlock], cx[kBlock], cy[kBlock], w[kBlock], h[kBlock];
@@ -321,7 +327,7 @@ struct Pairs {
   }
 };
 
-// Writes the offsets of each pair to its row of loc.
+// Writes the offsets of each pair to its row of `loc` and removes all pairs.
 template <class T>
 MDSSD_SIMD void encode_pairs(Pairs<T>& pairs, T v0, T v1, T* loc) {
   for (int i = 0; i < pairs.count; ++i) {

@@ -1,7 +1,10 @@
 // multibox_loss and its gradient.
 //
-// Forward: one pass over the logits gives every background prior its loss; a selection per image,
-// not a sort, finds the hardest. Backward touches the logits of selected rows only.
+// Forward: tasks of 512 priors read the logits once and compute the cross-entropy of every prior.
+// Then a task per image selects the hardest background priors by counting their losses' leading
+// bits, not by sorting. Half of the time goes into the exponentials (benchmarks/NOTES.md, "The
+// second time"). Backward fills the gradients with zeros and then reads and writes the selected
+// rows only.
 #include <atomic>
 #include <cmath>
 #include <memory>
@@ -16,8 +19,8 @@
 namespace mdssd {
 namespace {
 
-constexpr int64_t kRows = 512;  // priors of one task, and of one partial sum
-constexpr int kSide = 32;  // rows whose exponentials stay in the nearest cache
+constexpr int64_t kRows = 512;  // priors per task and per partial sum
+constexpr int kSide = 32;       // rows whose exponentials are computed together and stay in L1
 
 template <class S>
 MDSSD_INLINE Wide<S> row_max(const S* x, int64_t classes) {
@@ -25,7 +28,7 @@ MDSSD_INLINE Wide<S> row_max(const S* x, int64_t classes) {
                            [=](int64_t c) { return widen(x[c]); });
 }
 
-// log of the sum of e^x over a row, whatever the size of its numbers.
+// Returns the logarithm of the sum of e^x over a row. It does not overflow.
 template <class S>
 MDSSD_INLINE Wide<S> log_sum_exp(const S* x, int64_t classes) {
   using T = Wide<S>;
@@ -34,8 +37,8 @@ MDSSD_INLINE Wide<S> log_sum_exp(const S* x, int64_t classes) {
                    classes, [=](int64_t c) { return vector_exp_negative(widen(x[c]) - top); }));
 }
 
-// Sums of kSide rows of 8 classes or more, one after the other: eight running sums, of which the
-// last eight classes take those that are not there yet, then the halves of those.
+// Sums each of kSide rows of at least 8 classes with eight running sums. They start with the last
+// classes, masked so that none is added twice.
 template <class T>
 MDSSD_INLINE void row_sums(const T* rows, int64_t classes, T* sums) {
   T mask[kEight];
@@ -52,15 +55,15 @@ MDSSD_INLINE void row_sums(const T* rows, int64_t classes, T* sums) {
   }
 }
 
-// losses[i] = -log softmax(row i)[labels[i]], for n rows. The exponentials are taken of all rows in
-// one loop, whatever the number of classes, and without the rows' maxima: a row whose sum shows
-// that it needed its own, or holds a NaN, is done again. Equal rows thus have equal losses.
-// `powers` has room for kSide rows.
+// Computes losses[i] = -log softmax(row i)[labels[i]] for n rows. One loop computes the
+// exponentials of kSide rows, for any number of classes and without subtracting the rows' maxima.
+// Rows whose sum is too small, too large or NaN are computed again with their maximum. Equal rows
+// have equal losses, wherever they are. `powers` has room for kSide rows.
 template <class S>
 MDSSD_SIMD void cross_entropies(const S* logits, const int64_t* labels, int64_t n, int64_t classes,
                                 Wide<S>* __restrict powers, Wide<S>* losses) {
   using T = Wide<S>;
-  constexpr T kLowest = -87, kHighest = 80;  // their powers are beyond the sums that are trusted
+  constexpr T kLowest = -87, kHighest = 80;  // beyond these, a row's sum is not trusted
   for (int64_t first = 0; first < n; first += kSide) {
     const S* rows = logits + first * classes;
     const int64_t lanes = std::min<int64_t>(kSide, n - first);
@@ -68,7 +71,7 @@ MDSSD_SIMD void cross_entropies(const S* logits, const int64_t* labels, int64_t 
       const T x = widen(rows[i]), bounded = x > kHighest ? kHighest : x;
       powers[i] = vector_exp_within(bounded < kLowest ? kLowest : bounded);
     }
-    T sum[kSide] = {}, logs[kSide];  // rows past the last are there, and not used
+    T sum[kSide] = {}, logs[kSide];  // entries past the last row are computed but not used
     if (classes >= kEight) {
       row_sums(powers, classes, sum);
     } else {
@@ -108,8 +111,8 @@ struct Sums {
   int64_t positives = 0;
 };
 
-// The leading bits of a loss, by which losses can be counted: a larger one is in the same bucket or
-// a later one, a NaN in the last, and equal ones, 0 and -0 too, are in one.
+// Returns a bucket from the leading bits of a loss. A larger loss is in the same bucket or a later
+// one, NaN is in the last one, and 0 and -0 are in the same one.
 constexpr int kBucketBits = 12;
 
 template <class T>
@@ -121,16 +124,16 @@ MDSSD_INLINE int bucket_of(T loss) {
   return loss != loss ? (1 << kBucketBits) - 1 : bucket;
 }
 
-// Selects the `negatives` background priors of an image with the largest losses; ties go to the
-// lower prior. Returns the sum of their losses. Only those that share a bucket with the last one
-// have to be compared with each other.
+// Selects the `negatives` background priors of an image with the largest losses, on ties the lower
+// priors, and returns the sum of their losses. Only priors in the bucket that contains the last
+// selected one have to be compared with each other.
 template <class T>
 double mine(const T* losses, const int64_t* labels, int64_t count, int64_t negatives,
             bool* selected) {
   std::vector<int32_t> counts(1 << kBucketBits);
   for (int64_t i = 0; i < count; ++i) counts[bucket_of(losses[i])] += labels[i] == 0;
   int last = (1 << kBucketBits) - 1;
-  int64_t wanted = negatives;  // from bucket `last`, once the loop is through
+  int64_t wanted = negatives;  // after the loop, the number to select from bucket `last`
   for (; counts[last] < wanted; --last) wanted -= counts[last];
 
   double sum = 0;
@@ -162,7 +165,7 @@ bool multibox_loss(const S* loc, const S* logits, const Wide<S>* loc_targets, co
   using T = Wide<S>;
   check_index("multibox_loss", num_priors);
 
-  // Partial sums by image and piece, added up in that order below.
+  // Partial sums by image and piece. They are added in this order below.
   const int64_t pieces = (num_priors + kRows - 1) / kRows;
   std::vector<Sums> piece_sums(images * pieces);
   const std::unique_ptr<T[]> cross_entropy(new T[images * num_priors]);
@@ -171,7 +174,7 @@ bool multibox_loss(const S* loc, const S* logits, const Wide<S>* loc_targets, co
     const int64_t first = task % pieces * kRows;
     const int64_t begin = task / pieces * num_priors + first;
     const int64_t end = begin + std::min(kRows, num_priors - first);
-    uint64_t signs = 0;  // the first bit tells whether a label is below 0 or above the last class
+    uint64_t signs = 0;  // the highest bit is set if a label is negative or above the last class
     for (int64_t row = begin; row < end; ++row)
       signs |= uint64_t(labels[row]) | (uint64_t(classes - 1) - uint64_t(labels[row]));
     if (signs >> 63) {
@@ -235,7 +238,7 @@ void multibox_loss_backward(const Wide<S>* grad_loc_loss, const Wide<S>* grad_co
                             int threads) {
   using T = Wide<S>;
   parallel_ranges(threads, rows, kRows, [&](int64_t begin, int64_t end) {
-    // All bits 0 is the number 0 in every storage type. Of most lines nothing else is written.
+    // All bits 0 is the number 0 in every storage type. Most rows keep it.
     const int64_t loc_size = 4 * sizeof(S), logits_size = classes * sizeof(S);
     fill_zeros(grad_loc + 4 * begin, (end - begin) * loc_size, rows * loc_size);
     fill_zeros(grad_logits + begin * classes, (end - begin) * logits_size, rows * logits_size);

@@ -1,9 +1,11 @@
-// nms and batched_nms: sort by category and score, suppress each category by itself.
+// nms and batched_nms: sort by category and score, then suppress each category separately; a task
+// handles one category.
 //
-// A category's boxes lie in blocks of 32, and 32 blocks are a group. A box that is kept strikes out
-// the boxes that it overlaps, one block at a time. Where there are many, those near one another
-// share a block, and blocks and groups that miss the kept box are passed by: boxes that do not
-// overlap have IoU 0, which is above no threshold.
+// The boxes of a category are stored in blocks of 32. Each kept box removes the boxes that it
+// overlaps, one block at a time, with one vector loop and a bit mask per block. For 1024 boxes or
+// more, the boxes are sorted along a space-filling curve, so that neighbours share a block. Blocks,
+// and groups of 32 blocks, whose bounds do not meet the kept box are skipped: boxes that do not
+// overlap have an IoU of 0, which is above no threshold.
 #include <algorithm>
 #include <limits>
 
@@ -17,16 +19,16 @@
 namespace mdssd {
 namespace {
 
-constexpr int64_t kSpatialFrom = 1024;  // for fewer, sorting along a curve is not worth it
+constexpr int64_t kSpatialFrom = 1024;  // for fewer boxes, sorting along a curve does not pay off
 
-// Whether the box can have an IoU above 0: it has a size, and no NaN or infinity.
+// Returns whether the box can have an IoU above 0: its sides are positive and its area is finite.
 template <class T>
 bool solid(Box<T> b) {
   const T size = area(b);
   return b.x1 < b.x2 && b.y1 < b.y2 && size > 0 && size < std::numeric_limits<T>::infinity();
 }
 
-// Bounds of 32 blocks or 32 groups. At first they are empty and meet nothing.
+// Bounds of 32 blocks or 32 groups. Initially they are empty and meet no box.
 template <class T>
 struct Bounds {
   T x1[32], y1[32], x2[32], y2[32];
@@ -61,18 +63,18 @@ struct Blocks {
   }
 
   std::vector<BoxBlock<T, 32>> boxes;
-  std::vector<uint32_t> alive;  // neither kept nor struck out
+  std::vector<uint32_t> alive;  // bits of the boxes that are neither kept nor removed yet
 };
 
-// The position of each box on a curve that fills the plane (Morton's), for boxes in order of score.
+// Returns the position of each box along a space-filling curve (Morton's).
 template <class T>
 std::vector<int32_t> places_on_curve(const std::vector<Box<T>>& boxes) {
   Bounds<T> all;
   for (const Box<T>& b : boxes)
     if (solid(b)) all.include(0, b);
   const T scale_x = T(256) / (all.x2[0] - all.x1[0]), scale_y = T(256) / (all.y2[0] - all.y1[0]);
-  const auto cell = [](T x) { return x >= 0 && x < 256 ? uint32_t(x) : 0u; };  // NaN: 0
-  const auto spread = [](uint32_t x) {  // a zero before each of 8 bits
+  const auto cell = [](T x) { return x >= 0 && x < 256 ? uint32_t(x) : 0u; };  // 0 for NaN
+  const auto spread = [](uint32_t x) {  // inserts a zero before each of 8 bits
     x = (x | x << 4) & 0x0f0fu;
     x = (x | x << 2) & 0x3333u;
     return (x | x << 1) & 0x5555u;
@@ -90,7 +92,7 @@ std::vector<int32_t> places_on_curve(const std::vector<Box<T>>& boxes) {
   return places;
 }
 
-// Boxes by falling score; calls keep(i) for those that stay.
+// Takes boxes sorted by falling score and calls keep(i) for each box that is kept.
 template <class T, class Eps, class Keep>
 MDSSD_INLINE void suppress_in_order(const std::vector<Box<T>>& boxes, T threshold, Eps eps, Keep keep) {
   Blocks<T> blocks(int64_t(boxes.size()));
@@ -99,7 +101,7 @@ MDSSD_INLINE void suppress_in_order(const std::vector<Box<T>>& boxes, T threshol
     const size_t own = i / 32;
     if (!(blocks.alive[own] >> (i % 32) & 1u)) continue;
     keep(i);
-    // What lies before i in its block is no longer alive.
+    // Earlier boxes of the same block are no longer alive, so the whole block can be compared.
     blocks.alive[own] &= ~(1u << (i % 32));
     const T size = area(boxes[i]);
     for (size_t block = own; block < blocks.boxes.size(); ++block)
@@ -112,8 +114,8 @@ template <class T, class Eps, class Keep>
 MDSSD_INLINE void suppress_in_space(const std::vector<Box<T>>& boxes, T threshold, Eps eps, Keep keep) {
   const std::vector<int32_t> places = places_on_curve(boxes);
   Blocks<T> blocks(int64_t(boxes.size()));
-  std::vector<Bounds<T>> groups((blocks.boxes.size() + 31) / 32);  // of the blocks in each
-  std::vector<Bounds<T>> all((groups.size() + 31) / 32);           // of the groups
+  std::vector<Bounds<T>> groups((blocks.boxes.size() + 31) / 32);  // bounds of 32 blocks each
+  std::vector<Bounds<T>> all((groups.size() + 31) / 32);           // bounds of 32 groups each
   for (size_t i = 0; i < boxes.size(); ++i) {
     const int32_t place = places[i];
     blocks.set(place, boxes[i]);
@@ -141,7 +143,7 @@ MDSSD_INLINE void suppress_in_space(const std::vector<Box<T>>& boxes, T threshol
   }
 }
 
-// Sets kept[rank[i]] for the boxes that stay of those in order of falling score.
+// Takes boxes sorted by falling score and sets kept[ranks[i].index] for each box i that is kept.
 template <class T, class Eps>
 MDSSD_SIMD void suppress(const std::vector<Box<T>>& boxes, T threshold, Eps eps,
                          const Keyed<uint64_t>* ranks, char* kept) {
@@ -152,7 +154,7 @@ MDSSD_SIMD void suppress(const std::vector<Box<T>>& boxes, T threshold, Eps eps,
     suppress_in_space(boxes, threshold, eps, keep);
 }
 
-// Indices by falling score.
+// Returns the indices of the scores in falling order.
 template <class T>
 std::vector<int32_t> sorted(const T* scores, int64_t num_boxes) {
   std::vector<Keyed<decltype(falling_key(T()))>> items(num_boxes);
@@ -170,13 +172,13 @@ int64_t nms(const T* boxes, const T* scores, const int64_t* idxs, int64_t num_bo
   if (num_boxes == 0) return 0;
   const std::vector<int32_t> order = sorted(scores, num_boxes);
 
-  // Ranks in `order` by category, each category's by falling score.
+  // Ranks in `order`, sorted by category and, within a category, by falling score.
   std::vector<Keyed<uint64_t>> ranks(num_boxes);
   const int64_t lowest = idxs ? *std::min_element(idxs, idxs + num_boxes) : 0;
   for (int64_t rank = 0; rank < num_boxes; ++rank)
     ranks[rank] = {idxs ? uint64_t(idxs[order[rank]]) - uint64_t(lowest) : 0, int32_t(rank)};
   if (idxs) radix_sort(ranks);
-  std::vector<int64_t> starts;  // of each category in `ranks`, and the end
+  std::vector<int64_t> starts;  // where each category starts in `ranks`, and the end
   for (int64_t i = 0; i < num_boxes; ++i)
     if (i == 0 || ranks[i].key != ranks[i - 1].key) starts.push_back(i);
   starts.push_back(num_boxes);

@@ -1,7 +1,9 @@
 // box_iou, encode_boxes, decode_boxes and their gradients.
 //
-// All are bound by memory: a thread moves whole boxes, neighbours in memory to neighbouring threads,
-// and everything else happens in registers.
+// These operators do little arithmetic and are expected to be bound by memory. A thread loads and
+// stores whole boxes, 16 bytes each in float32; neighbouring threads handle neighbouring boxes, and
+// everything else happens in registers. There is no workspace. Only the gradient of box_iou needs
+// sums: a warp sums a row of the incoming gradient, and a block sums 32 columns.
 #include "../ops.h"
 #include "runtime.h"
 
@@ -10,9 +12,10 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kPairsPerThread = 4;
-constexpr int kGradientBlocks = 2;  // at once on a multiprocessor: leaves a thread 128 registers
+constexpr int kGradientBlocks = 2;  // resident per multiprocessor; leaves 128 registers per thread
 
-// One thread computes kPairsPerThread pairs, a block apart, so that each store of a warp is one run.
+// A thread computes kPairsPerThread pairs that are kThreads apart, so that each store of a warp is
+// contiguous.
 template <class S>
 __global__ void __launch_bounds__(kThreads)
     box_iou_kernel(const S* __restrict__ a, const S* __restrict__ b, int64_t pairs, int64_t m,
@@ -22,20 +25,21 @@ __global__ void __launch_bounds__(kThreads)
   for (int k = 0; k < kPairsPerThread; ++k) {
     const int64_t pair = first + k * kThreads;
     if (pair >= pairs) return;
-    // A division of 64 bits is ten times one of 32.
+    // A 64-bit division is ten times slower than a 32-bit one.
     const int64_t i = pairs <= 0xffffffffll ? int64_t(uint32_t(pair) / uint32_t(m)) : pair / m;
     const Box<Wide<S>> p = load_box(a, i), q = load_box(b, pair - i * m);
     out[pair] = narrow<S>(iou(p, area(p), q, area(q)));
   }
 }
 
-// Which box sets an edge of the intersection; both share it where they coincide.
+// Returns the share of `mine` in an edge of the intersection: 1 if it sets the edge, 0.5 if both
+// do.
 template <class T>
 MDSSD_INLINE T won(T mine, T other) {
   return mine > other ? T(1) : mine == other ? T(0.5) : T(0);
 }
 
-// The part of `mine` in the gradient of iou(mine, other), for an incoming gradient `weight`.
+// Returns the gradient of iou(mine, other) with respect to `mine`, times `weight`.
 template <class T>
 __device__ __forceinline__ Box<T> iou_gradient(T weight, Box<T> mine, Box<T> other) {
   const T width = smaller(mine.x2, other.x2) - larger(mine.x1, other.x1);
@@ -43,7 +47,7 @@ __device__ __forceinline__ Box<T> iou_gradient(T weight, Box<T> mine, Box<T> oth
   const T intersection = width * height;
   const T total = area(mine) + area(other) - intersection;
   const T quotient = intersection / total;
-  // Not an overlap, as in `iou`; with a NaN, or an infinite side, the comparison fails too.
+  // Without overlap the gradient is 0. The test also fails for a NaN and for an infinite side.
   if (!(width > T(0) && height > T(0) && quotient > T(0))) return {0, 0, 0, 0};
   // iou = I / (A + B - I)
   const T per_total = weight / total;
@@ -61,7 +65,7 @@ MDSSD_INLINE Box<T> add(Box<T> a, Box<T> b) {
   return {a.x1 + b.x1, a.y1 + b.y1, a.x2 + b.x2, a.y2 + b.y2};
 }
 
-// One warp computes the gradient of one box of a: its row of `grad` is one run.
+// A warp computes the gradient of one box of `a`, whose row of `grad` is contiguous.
 template <class S>
 __global__ void __launch_bounds__(kThreads, kGradientBlocks)
     box_iou_backward_rows_kernel(const S* __restrict__ grad, const S* __restrict__ a, int64_t n,
@@ -78,8 +82,9 @@ __global__ void __launch_bounds__(kThreads, kGradientBlocks)
   if (lane == 0) store_four(grad_a, i, sum.x1, sum.y1, sum.x2, sum.y2);
 }
 
-// One block computes the gradient of 32 boxes of b: a lane takes a box, a warp every 16th row, so
-// that the rows of `grad` are read in runs; then one thread per number adds up the warps.
+// A block computes the gradients of 32 boxes of `b`. Each lane has a box, and each of the 16 warps
+// handles every 16th row of `grad`, so that it reads 32 consecutive numbers. Then the first warp
+// sums the results of all warps.
 constexpr int kColumns = 32, kRowGroups = 16;
 template <class S>
 __global__ void __launch_bounds__(kColumns* kRowGroups, kGradientBlocks / 2)
@@ -102,7 +107,7 @@ __global__ void __launch_bounds__(kColumns* kRowGroups, kGradientBlocks / 2)
   store_four(grad_b, j, sum.x1, sum.y1, sum.x2, sum.y2);
 }
 
-// The four maps from a row and its prior to a row. `Row` computes one.
+// The four functions of a row, an incoming gradient and a prior that coding_kernel applies.
 struct Encode {
   template <class T>
   __device__ Box<T> operator()(Box<T> b, Box<T>, CentreBox<T> p, T v0, T v1) const {
@@ -136,8 +141,8 @@ struct DecodeGradient {
   }
 };
 
-// One thread takes one prior and, `gridDim.y` apart, the rows that belong to it: the prior is read
-// once. `grad` is null for the maps that have none.
+// A thread handles one prior and every gridDim.y-th row that belongs to it, so that it reads the
+// prior once. `grad` is null for Encode and Decode.
 template <class S, class Row>
 __global__ void __launch_bounds__(kThreads)
     coding_kernel(const S* __restrict__ rows, const S* __restrict__ grad,

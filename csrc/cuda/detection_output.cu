@@ -1,21 +1,29 @@
-// detection_output: softmax, threshold, best top_k per class, decode, NMS, best max_detections.
+// detection_output: softmax, threshold, best top_k per class, decoding, NMS, best max_detections.
 //
-// What passes the threshold is a few priors in a trained network and all of them in an untrained
-// one. Every (image, class) has a list of the candidates that can be among its top_k:
-//   1. sample_kernel puts what passes of a few rows, spread over all, into the lists.
-//   2. bound_kernel, a block per list, takes from them the candidate that about 905 of all rows will
-//      reach, or none where few pass, and empties the list.
-//   3. append_kernel reads the logits, once, and puts what reaches its list's bound into the list.
-//   4. select_kernel, a block per list, ends at once if the list holds top_k and has not overflown.
-//      A sample misleads one list in a million; such a list it fills by a radix selection.
-//   5. nms_kernel, a block per list: sort, decode, suppress.
-//   6. best_kernel, a block per image: the best of all classes.
-// So every class costs what its bound lets through, whatever the network.
-// A candidate is one integer: the bits of its score, which order as the scores do, then the prior,
-// turned so that the lower one is the larger number. No two are equal, so that ties are settled, a
-// bound can part equal scores, and the order in which the blocks ran leaves no trace. Nor does the
-// sample: whatever the bound, the list holds the best top_k.
-// Memory is O(images x classes), whatever the number of priors.
+// In a trained network a few priors pass the score threshold, in an untrained one all of them. To
+// be fast for both, every (image, class) has a list of at most 2048 candidates, and a bound decides
+// what enters the list:
+//   1. sample_kernel computes the scores of one prior in 24 and appends those above the threshold.
+//   2. bound_kernel, a block per list, estimates from the sample a bound that about 905 of all
+//      priors reach (for top_k = 400), or no bound if few pass, and empties the list.
+//   3. append_kernel reads all logits once and appends the candidates that reach the bound. rows.h
+//      describes how lanes share a row.
+//   4. select_kernel, a block per list, returns at once unless the list overflowed or has fewer
+//      than top_k candidates because of the bound. The sample misleads about one list in a million;
+//      such a list is filled by a radix selection over the logits.
+//   5. nms_kernel, a block per list, sorts the list, decodes its boxes and suppresses.
+//   6. best_kernel, a block per image, selects and sorts the best boxes of all classes.
+// With the memset of the list sizes, these are at most seven launches for any input.
+//
+// A candidate is a single integer: the bits of its score, which order like the scores, followed by
+// the complement of its prior, so that the lower prior is the larger number. All candidates of a
+// list are distinct, so there are no ties, a bound can separate equal scores, and the result
+// depends neither on the order in which blocks run nor on the sample: with any bound, the list ends
+// up with the best top_k.
+//
+// Memory is O(images x classes) and does not depend on the number of priors. Predicted times
+// (benchmarks/NOTES.md, "first CUDA kernels"): bound by the launches and by NMS for one image, and
+// by append_kernel for a batch.
 #include <algorithm>
 #include <cmath>
 #include <type_traits>
@@ -30,26 +38,27 @@ namespace {
 
 using Key = unsigned long long;
 
-constexpr int kCapacity = 2048;  // candidates of one class that are sorted
+constexpr int kCapacity = 2048;  // candidates in a list
 constexpr int kMostKept = 1024;  // largest top_k and max_detections
 static_assert(kMostKept < kCapacity);
 
-// One prior in kSampled is sampled. A bound is meant for 905 candidates, between top_k = 400 and
-// kCapacity; of these 905 / 24 = 38 are in the sample. Its error would have to be five times the
-// standard deviation, 1 / sqrt(38), to miss a factor of 2.26.
+// One prior in kSampled is sampled. For top_k = 400, the bound should admit 905 candidates, the
+// geometric mean of 400 and kCapacity; 905 / 24 = 38 of them are in the sample. A list gets too few
+// or too many candidates only if the estimate is off by a factor of 2.26, which is five standard
+// deviations of its logarithm, 1 / sqrt(38).
 constexpr int kSampled = 24, kMostSampled = 4096;
 
-// Covers the rounding of scores that are compared by their logarithms.
+// A margin for rounding when scores are compared by their logarithms.
 constexpr float kLogMargin = 1e-3f;
 
-// How a candidate is packed. A score lies above the threshold and is at most 1.
+// How to pack a candidate. Its score is above the threshold and at most 1.
 struct Packing {
-  bool softmax;     // else the logits are scores, also where a comment speaks of logarithms
+  bool softmax;     // if false, the logits are scores and all "log" values are plain scores
   float threshold;
   float log_threshold;
   unsigned lowest;  // bits of the lowest score above the threshold
-  int index_bits;
-  int bits;  // of a key
+  int index_bits;   // bits of a prior
+  int bits;         // bits of a key
 
   MDSSD_INLINE float limit(float score) const {
     return softmax ? log(score) - kLogMargin : score;
@@ -65,33 +74,33 @@ struct Packing {
 struct Sizes {
   int64_t images, num_priors, classes;
   int top_k, max_detections;
-  int sample;  // priors of an image in the sample; 0: none, since every list has room for all
-  int rank;    // in the sample, of the candidate that is the bound
+  int sample;  // sampled priors per image; 0 if a list has room for all priors
+  int rank;    // rank in the sample of the candidate that becomes the bound
 
   MDSSD_INLINE int64_t lists() const { return images * (classes - 1); }
 };
 
-// Of every (image, class).
+// The lists of candidates, one for each (image, class except the background).
 struct Lists {
   Key* candidates;    // [lists, places]
-  int places;         // kCapacity, or as many as the sample has
-  unsigned* size;     // [lists]; beyond kCapacity: overflown
-  Key* bounds;        // [lists]: the lowest candidate that is let in; 0: all are
-  float* log_limits;  // [lists]: a little below the logarithm of its score
+  int places;         // the larger of kCapacity and the size of the sample
+  unsigned* size;     // [lists]; above kCapacity if the list overflowed
+  Key* bounds;        // [lists]: the lowest candidate to append, or 0 for all
+  float* log_limits;  // [lists]: slightly below the logarithm of the bound's score
 
   __device__ Key* of(int64_t list) const { return candidates + list * places; }
 };
 
-// Calls visit(lanes, list, key) for every score of a row that is above the threshold and, but for
-// rounding, above exp(log_limit(list)); `lanes` are those of the warp that call at the same time.
-// All lanes of a warp call it.
+// Calls visit(lanes, list, key) for every score of a row that is above the threshold and, apart
+// from rounding, above exp(log_limit(list)). `lanes` are the lanes of the warp that call `visit` at
+// the same time. All lanes of a warp must call this function.
 template <class S, int kLanes, class LogLimit, class Visit>
 __device__ void for_each_candidate(const Row<S, kLanes>& row, const Sizes& sizes,
                                    const Packing& packing, const LogLimit& log_limit,
                                    const Visit& visit) {
   const int classes = int(sizes.classes);
-  // A score is at most exp(its logit - the background's), which needs no exponential to be
-  // compared; rows let through in error fail the exact test.
+  // A score is at most exp(logit - background logit), and comparing this bound with the threshold
+  // needs no exponential. The exact test below rejects rows that pass by mistake.
   const float background = packing.softmax ? row.value(0) : 0, foreground = row.foreground_max();
   const bool active = row.valid() && !(foreground - background < packing.log_threshold);
   if (!__any_sync(kAllLanes, active)) return;
@@ -100,15 +109,16 @@ __device__ void for_each_candidate(const Row<S, kLanes>& row, const Sizes& sizes
   if (packing.softmax) {
     sum = row.sum_of_exp(top);
     const float log_sum = top + log(sum);
-    below = log_sum - fabs(log_sum) * 3e-7f;  // whatever the rounding
+    below = log_sum - fabs(log_sum) * 3e-7f;  // a lower bound in spite of rounding
   }
-  // Python refuses 2^32 rows: a division of 64 bits takes ten times as long as one of 32.
+  // Python rejects 2^32 rows or more, so 32 bits suffice. A 64-bit division is ten times slower.
   const unsigned image = unsigned(row.index()) / unsigned(sizes.num_priors);
   const unsigned prior = unsigned(row.index()) - image * unsigned(sizes.num_priors);
-  const int64_t first_list = int64_t(image) * (classes - 1) - 1;  // of class 0, which has none
-  // Where all classes pass the threshold, a few per cent of them reach their limit: a bit each, so
-  // that a lane has as many turns with an exponential and a division as it has bits.
-  for (int start = 0; start < classes; start += kWarpSize * kLanes) {  // all lanes, to the end
+  const int64_t first_list = int64_t(image) * (classes - 1) - 1;  // class c has list first_list + c
+  // Even if all classes pass the threshold, only a few per cent reach their limit. A first loop
+  // marks these with a bit each; the second loop runs once per bit and computes the exact score,
+  // with an exponential and a division.
+  for (int start = 0; start < classes; start += kWarpSize * kLanes) {  // uniform over the warp
     const int first = start + row.lane();
     unsigned near = 0;
     const int own = (classes - first + kLanes - 1) / kLanes;
@@ -129,12 +139,12 @@ __device__ void for_each_candidate(const Row<S, kLanes>& row, const Sizes& sizes
   }
 }
 
-// Puts a key into its list, as far as there is room. Lanes with one list share an atomic.
+// Appends a key to its list if there is room. Lanes with the same list share one atomic.
 __device__ __forceinline__ void append(unsigned lanes, int64_t list, Key key, const Lists& lists) {
   const unsigned peers = __match_any_sync(lanes, (long long)(list));
   const int lane = threadIdx.x % kWarpSize, leader = __ffs(int(peers)) - 1;
   unsigned first = 0;
-  // An overflown list grows no more: a stale size costs an atomic, no more.
+  // An overflowed list needs no more atomics. A stale size costs at most one more.
   if (lane == leader) {
     first = *static_cast<volatile unsigned*>(lists.size + list);
     if (first <= unsigned(lists.places))
@@ -145,12 +155,12 @@ __device__ __forceinline__ void append(unsigned lanes, int64_t list, Key key, co
   if (place < unsigned(lists.places)) lists.of(list)[place] = key;
 }
 
-// The prior of an image that is number i of the sample: any one of the i-th part of all, as the
-// neighbours of a cell differ in shape by a fixed cycle, which equal steps could fall in with.
+// Returns the i-th sampled prior of an image: a pseudo-random one from the i-th part of all priors.
+// Equal steps would not do, because the shapes of the priors repeat with a fixed period.
 __device__ __forceinline__ unsigned sampled_prior(unsigned i, const Sizes& sizes) {
   const unsigned first = unsigned(i * sizes.num_priors / sizes.sample);
   const unsigned end = unsigned((i + 1) * sizes.num_priors / sizes.sample);
-  return first + (i * 2654435761u >> 8) % (end - first);  // 2^32 over the golden ratio
+  return first + (i * 2654435761u >> 8) % (end - first);  // 2^32 divided by the golden ratio
 }
 
 template <class S, int kLanes>
@@ -168,7 +178,8 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks)
       [&](unsigned lanes, int64_t list, Key key) { append(lanes, list, key, lists); });
 }
 
-// A block per list.
+// A block handles one list: it finds the bound by a radix selection (radix.h) among the sampled
+// candidates.
 constexpr int kBoundThreads = 256;
 __global__ void __launch_bounds__(kBoundThreads, 4)
     bound_kernel(Sizes sizes, Packing packing, Lists lists) {
@@ -186,7 +197,7 @@ __global__ void __launch_bounds__(kBoundThreads, 4)
         },
         bins, search);
   }
-  __syncthreads();  // all have read the size
+  __syncthreads();  // all threads have read the size
   if (threadIdx.x != 0) return;
   lists.size[list] = 0;
   lists.bounds[list] = bound;
@@ -209,8 +220,9 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks)
       });
 }
 
-// A block per list. The rare list that has to be filled by this kernel costs several times what
-// append_kernel spent on the image: the block works out every row's normaliser, for one class.
+// A block handles one list. The rare list that it has to fill costs several times as much as
+// append_kernel for the whole image, because the block computes the softmax of every row for a
+// single class.
 constexpr int kSelectThreads = 256;
 template <class S, int kLanes>
 __global__ void __launch_bounds__(kSelectThreads, 4)
@@ -257,7 +269,8 @@ __global__ void __launch_bounds__(kSelectThreads, 4)
   if (threadIdx.x == 0) lists.size[list] = gathered;
 }
 
-// Sorts n keys, at most kCapacity, in falling order, by the whole block: a bitonic network.
+// Sorts n <= kCapacity keys in falling order by a bitonic network. All threads of the block call
+// it.
 __device__ void sort_falling(Key* keys, int n) {
   int padded = 2;
   while (padded < n) padded *= 2;
@@ -286,13 +299,15 @@ __device__ Box<float> decode_prior(const S* loc, const float* priors, int64_t ro
                 Exp{}, by);
 }
 
-// A detection as one integer, for the order over all classes: score, lower prior, lower class.
+// Packs a detection into an integer that orders detections of all classes by higher score, then
+// lower prior, then lower class.
 MDSSD_INLINE Key pack_detection(unsigned score_bits, unsigned prior, unsigned label,
                                 int64_t classes) {
   return Key(score_bits) << 32 | (0xffffffffu - (prior * unsigned(classes) + label));
 }
 
-// Kept detections: [lists, max_detections] of pack_detection, and how many.
+// The detections that NMS keeps: keys of pack_detection [lists, max_detections] and their number
+// [lists].
 struct Kept {
   Key* keys;
   unsigned* size;
@@ -310,7 +325,7 @@ struct Suppression {
   }
 };
 
-// Calls body(Suppression).
+// Calls `body` with the Suppression for these settings.
 template <class Body>
 void with_suppression(const DetectionOutputSettings& settings, Body body) {
   const float threshold = float(settings.nms_threshold);
@@ -322,9 +337,10 @@ void with_suppression(const DetectionOutputSettings& settings, Body body) {
   });
 }
 
-// Greedy suppression within a tile. `before` are the boxes that suppress this lane's. A box that no
-// undecided box can suppress any more is kept, and those that it suppresses are gone: the first
-// undecided one always is such a box, and as a rule most are.
+// Greedy suppression within a tile; returns the kept boxes. `before` are the earlier boxes that
+// suppress this lane's box. In each round, a box that no undecided box suppresses is kept, and the
+// boxes that it suppresses are removed. The first undecided box is always kept, so the loop ends;
+// usually most boxes are decided in the first round.
 __device__ __forceinline__ unsigned greedy(unsigned undecided, unsigned before) {
   const int lane = threadIdx.x % kWarpSize;
   unsigned kept = 0;
@@ -336,10 +352,10 @@ __device__ __forceinline__ unsigned greedy(unsigned undecided, unsigned before) 
   return kept;
 }
 
-// A block per (image, class). Suppression goes by tiles of 32 boxes: the pairs within a tile in
-// parallel, then who of them is kept, which every warp works out for itself, then the tile's kept
-// boxes against all later boxes. After max_detections boxes it ends: more of one class can never be
-// among the best of the image.
+// A block handles one list. It suppresses in tiles of 32 boxes: the warps compare all pairs of the
+// tile in parallel, every warp finds the kept boxes of the tile itself, and then the kept boxes are
+// compared with all later boxes. The block stops after max_detections boxes, because more boxes of
+// a class cannot be among the best of the image.
 constexpr int kNmsThreads = 256;
 template <class S, class Suppresses>
 __global__ void __launch_bounds__(kNmsThreads, 4)
@@ -349,7 +365,7 @@ __global__ void __launch_bounds__(kNmsThreads, 4)
   __shared__ Key keys[kCapacity];
   __shared__ Box<float> boxes[kMostKept];
   __shared__ unsigned removed[kMostKept / kWarpSize];  // a bit per box
-  __shared__ unsigned before[kWarpSize];               // of a tile: bit i of [j], i suppresses j
+  __shared__ unsigned before[kWarpSize];               // bit i of before[j]: i suppresses j
   const int64_t list = blockIdx.x, image = list / (sizes.classes - 1);
   const int thread = threadIdx.x, lane = thread % kWarpSize, warp = thread / kWarpSize;
   const int found = int(lists.size[list]);
@@ -388,7 +404,7 @@ __global__ void __launch_bounds__(kNmsThreads, 4)
           pack_detection(packing.score_bits(key), packing.prior(key), label, sizes.classes);
     }
     total += __popc(alive);
-    // Each warp takes 32 later boxes, one word of `removed`, at a time.
+    // A warp handles 32 later boxes, which are one word of `removed`, at a time.
     for (int base = first + (1 + warp) * kWarpSize; base < n; base += kNmsThreads) {
       const int later = base + lane;
       bool over = false;
@@ -407,8 +423,9 @@ __global__ void __launch_bounds__(kNmsThreads, 4)
     kept.size[list] = unsigned(total < sizes.max_detections ? total : sizes.max_detections);
 }
 
-// A block per image: the best of what the classes kept, by a radix selection as above, but in shared
-// memory and on the order over all classes. With results per class, a block per list.
+// A block handles one image. It selects the best detections of all classes by a radix selection
+// over the keys of pack_detection, sorts them and writes them with their boxes. With `per_class`, a
+// block handles one list instead.
 constexpr int kBestThreads = 512;
 template <class S>
 __global__ void __launch_bounds__(kBestThreads, 2)
@@ -436,7 +453,7 @@ __global__ void __launch_bounds__(kBestThreads, 2)
   for (int64_t list = first_list + thread; list < first_list + lists; list += kBestThreads)
     mine += kept.size[list];
   const unsigned total = block_sum(mine, sums);
-  // A score is at most 1: the two upper bits are 0.
+  // A key has 62 bits: scores are at most 1, so the two highest bits are 0.
   const Key lowest = find_bound<kBestThreads, Key>(total, unsigned(sizes.max_detections), kCapacity,
                                                    62, for_each_kept, histogram, search);
   if (thread == 0) gathered = 0;
@@ -498,7 +515,7 @@ Sizes make_sizes(int64_t images, int64_t num_priors, int64_t classes,
 struct Memory {
   Lists lists;
   Kept kept;
-  int64_t zeros, bytes;  // the part that starts as zeros comes first
+  int64_t zeros, bytes;  // the first `zeros` bytes must be zeroed
 
   Memory(void* workspace, const Sizes& sizes) {
     Workspace memory(workspace);
@@ -548,7 +565,7 @@ void detection_output_cuda(const void* loc, const void* logits, const void* prio
   zero(op, workspace, memory.zeros, stream);
   with_storage(dtype, [&](auto storage) {
     using S = typename decltype(storage)::type;
-    if constexpr (!std::is_same_v<S, double>) {  // Python hands float64 to the reference
+    if constexpr (!std::is_same_v<S, double>) {  // Python calls the reference for float64
       const auto* rows = static_cast<const S*>(logits);
       const auto* offsets = static_cast<const S*>(loc);
       const auto* prior_rows = static_cast<const float*>(priors);

@@ -1,18 +1,26 @@
-// l2norm and l2norm_add_relu, forward and backward, in both memory formats.
+// l2norm and l2norm_add_relu, forward and backward, in both memory formats. Templates over kMaps
+// serve both operators: it is 1 for l2norm, and 2 with add and ReLU.
 //
-// Every pixel needs its channels twice: for the norm (backward: for a dot product) and for the result.
-// A block reads a few pixels with all their channels, and reads them again while they lie in L1 or L2:
-// from memory each map comes once. kMaps is 1 or, with add and ReLU, 2.
+// Every pixel needs its channels twice: for the norm (backward: for a dot product) and then for the
+// result. A block reads a few pixels with all their channels, and then reads them again from L1 or
+// L2, so that each map is read from memory once. Nothing is kept in registers between the two
+// passes; a version that did so spilled registers (benchmarks/NOTES.md, "first CUDA kernels").
 //
-// NCHW: a lane has a pixel, the warps of a block share the channels. Rows of channels start at any
-//   address where the number of pixels is odd, so that loads of 16 bytes are out; a warp's 32 numbers
-//   are one run. Norms add up over the warps in shared memory.
-// Channels-last: for the norm a warp has a pixel, which is one run; backward, for the result, a thread
-//   has channels and passes over the block's pixels, so that it can add up the gradient of its scales.
+// NCHW: a block handles 32 pixels. Lane i of every warp has pixel i, and the 16 warps share the
+//   channels, so that a warp reads 32 consecutive numbers of a channel. Vector loads are impossible
+//   because the channels start at any address if the number of pixels is odd. The norms are summed
+//   over the warps in shared memory.
+// Channels-last: a warp handles one pixel, whose channels are contiguous, with loads of 16 bytes if
+//   the number of channels allows it. For the second part of the backward pass, a thread handles a
+//   few channels of 32 pixels instead, so that it can sum the gradients of their scales.
 //
-// The gradient of a scale is a sum over all pixels: a block adds up those it visits in its own row of
-// the workspace, a second kernel adds the rows. Which block visits which pixels follows from the sizes
-// alone, so that every run gives the same bits.
+// The gradient of a scale is a sum over all pixels. Each block sums its pixels into its own row of
+// the workspace, and a second kernel sums the at most 512 rows. The sizes alone determine which
+// block handles which pixels, so the results are the same in every run.
+//
+// Memory: only the backward pass needs a workspace, of 512 numbers per channel and map. Expected to
+// be bound by memory in channels-last, and by the second read from L2 in NCHW (predictions, same
+// place).
 #include <type_traits>
 
 #include "../ops.h"
@@ -23,10 +31,10 @@ namespace {
 
 constexpr int kLanes = kWarpSize;
 constexpr int kWarps = 16, kThreads = kWarps * kLanes;
-constexpr int kMostRows = 512;  // of the workspace: blocks of a backward kernel
+constexpr int kMostRows = 512;  // rows of the workspace, and blocks of a backward kernel
 
 struct Shape {
-  int64_t images, channels, pixels;  // pixels of an image
+  int64_t images, channels, pixels;  // pixels per image
 
   MDSSD_INLINE int64_t all_pixels() const { return images * pixels; }
 };
@@ -43,14 +51,14 @@ struct Forward {
 template <class S, int kMaps>
 struct Backward {
   const S* grad;
-  const S* y;  // with two maps only
+  const S* y;  // used with two maps only
   const S* maps[kMaps];
   const Wide<S>* scales[kMaps];
   const Wide<S>* rnorms[kMaps];
   S* grad_maps[kMaps];
   Wide<S>* parts;  // [blocks, kMaps, channels]
 
-  // The gradient that reaches the sum of the maps.
+  // Returns the gradient with respect to the sum of the maps, which is the input of the ReLU.
   __device__ __forceinline__ Wide<S> incoming(int64_t i) const {
     if constexpr (kMaps == 2)
       if (!(widen(y[i]) > Wide<S>(0))) return Wide<S>(0);
@@ -58,7 +66,7 @@ struct Backward {
   }
 };
 
-// kVector numbers moved as one.
+// kVector numbers that one instruction loads or stores.
 template <class S, int kVector>
 struct alignas(kVector * sizeof(S)) Vector {
   S at[kVector];
@@ -70,20 +78,20 @@ __device__ __forceinline__ S combine(const Wide<S> (&normed)[kMaps]) {
     return narrow<S>(normed[0]);
   } else {
     const Wide<S> sum = normed[0] + normed[1];
-    return narrow<S>(sum < Wide<S>(0) ? Wide<S>(0) : sum);  // a NaN passes
+    return narrow<S>(sum < Wide<S>(0) ? Wide<S>(0) : sum);  // a NaN stays
   }
 }
 
 // --- NCHW --------------------------------------------------------------------------------------
 
-// Of one lane: its pixel, counted over all images, and the element of its channel 0.
+// The pixel of a lane, counted over all images, and the index of its channel 0.
 struct Pixel {
   int64_t pixel, first;
   bool valid;
 
   __device__ Pixel(const Shape& shape, int64_t at) : pixel(at), valid(at < shape.all_pixels()) {
     if (!valid) pixel = 0;
-    // A division of 64 bits is ten times one of 32.
+    // A 64-bit division is ten times slower than a 32-bit one.
     const int64_t image = shape.all_pixels() <= 0xffffffffll
                               ? int64_t(uint32_t(pixel) / uint32_t(shape.pixels))
                               : pixel / shape.pixels;
@@ -91,11 +99,11 @@ struct Pixel {
   }
 };
 
-// Sums over the warps of a block, lane by lane, in one fixed order.
+// Sums over the warps of a block, lane by lane, in a fixed order.
 template <class T, int kMaps>
 __device__ __forceinline__ void sum_over_warps(T (&sums)[kMaps], T (&shared)[kMaps][kWarps][kLanes]) {
   const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
-  __syncthreads();  // the sums before have been read
+  __syncthreads();  // the previous sums have been read
   for (int m = 0; m < kMaps; ++m) shared[m][warp][lane] = sums[m];
   __syncthreads();
   for (int m = 0; m < kMaps; ++m) {
@@ -104,7 +112,7 @@ __device__ __forceinline__ void sum_over_warps(T (&sums)[kMaps], T (&shared)[kMa
   }
 }
 
-// One block takes 32 pixels.
+// A block handles 32 pixels.
 template <class S, int kMaps>
 __global__ void __launch_bounds__(kThreads, 2) forward_nchw_kernel(Forward<S, kMaps> p, Shape shape) {
   using T = Wide<S>;
@@ -133,8 +141,8 @@ __global__ void __launch_bounds__(kThreads, 2) forward_nchw_kernel(Forward<S, kM
   }
 }
 
-// One block takes 32 pixels at a time. Within a block one warp alone has a channel, and adds to its
-// place in the block's row of sums.
+// A block handles 32 pixels at a time. Only one warp of the block has a given channel, so it can
+// add to the channel's place in the block's row of sums without an atomic.
 template <class S, int kMaps>
 __global__ void __launch_bounds__(kThreads, 1)
     backward_nchw_kernel(Backward<S, kMaps> p, Shape shape) {
@@ -158,7 +166,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       dots[m] *= r[m] * r[m];
     }
 #pragma unroll 2
-    for (int64_t c = warp; c < shape.channels; c += kWarps) {  // all lanes: they add up
+    for (int64_t c = warp; c < shape.channels; c += kWarps) {  // all lanes, because of warp_sum
       const int64_t i = at.first + c * shape.pixels;
       const T g = at.valid ? p.incoming(i) : T(0);
       for (int m = 0; m < kMaps; ++m) {
@@ -175,7 +183,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // --- channels-last -----------------------------------------------------------------------------
 
-// One warp takes a pixel; kVector channels are one load.
+// A warp handles one pixel and loads kVector channels at a time.
 template <class S, int kMaps, int kVector>
 __global__ void __launch_bounds__(kThreads, 2) forward_nhwc_kernel(Forward<S, kMaps> p, Shape shape) {
   using T = Wide<S>;
@@ -209,7 +217,7 @@ __global__ void __launch_bounds__(kThreads, 2) forward_nhwc_kernel(Forward<S, kM
   }
 }
 
-// The incoming gradient of kVector channels.
+// Loads the incoming gradient of kVector channels.
 template <class S, int kMaps, int kVector>
 __device__ __forceinline__ void load_incoming(const Backward<S, kMaps>& p, int64_t i,
                                               Wide<S> (&g)[kVector]) {
@@ -222,9 +230,10 @@ __device__ __forceinline__ void load_incoming(const Backward<S, kMaps>& p, int64
   }
 }
 
-// One block takes 32 pixels at a time: first a warp has a pixel, for the dot products; then a thread
-// has kVector channels of every `groups`-th pixel, as many groups as there are threads for, which
-// add up in shared memory.
+// A block handles 32 pixels at a time. First, each warp computes the dot products of one pixel
+// after another. Then, a thread handles kVector channels. If there are more threads than such
+// vectors, the threads form `groups` groups, each handles every `groups`-th pixel, and their sums
+// are added in shared memory.
 template <class S, int kMaps, int kVector>
 __global__ void __launch_bounds__(kThreads, 1)
     backward_nhwc_kernel(Backward<S, kMaps> p, Shape shape) {
@@ -244,7 +253,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       T& part = parts[m * shape.channels + c];
       part = tile == blockIdx.x ? sum : part + sum;
     };
-    __syncthreads();  // the tile before is done with
+    __syncthreads();  // the previous tile is finished
     for (int i = warp; i < here; i += kWarps) {
       const int64_t pixel = tile * kLanes + i, first = pixel * shape.channels;
       T sums[kMaps] = {};
@@ -308,7 +317,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // --- both --------------------------------------------------------------------------------------
 
-// One warp adds up the rows of a scale: a lane every 32nd row.
+// A warp sums one column of the workspace; each lane adds every 32nd row.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     sum_parts_kernel(const T* __restrict__ parts, int rows, int64_t channels, int64_t width,
@@ -322,7 +331,8 @@ __global__ void __launch_bounds__(kThreads)
   if (lane == 0) (i < channels ? grad_scale_a[i] : grad_scale_b[i - channels]) = sum;
 }
 
-// Calls body(std::integral_constant<int, kVector>{}): 16 bytes where the pixels' runs allow it.
+// Calls body(std::integral_constant<int, kVector>{}) with vectors of 16 bytes if the number of
+// channels is a multiple of their size, and else with single numbers.
 template <class S, class Body>
 void with_vector(int64_t channels, Body body) {
   constexpr int kVector = 16 / sizeof(S);

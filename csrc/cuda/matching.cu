@@ -1,15 +1,22 @@
 // match_priors and encode_targets.
 //
-// A thread owns a prior, and keeps its best ground truth in registers while all boxes of the image
-// pass over it: no matrix of priors x boxes. The other direction, the best prior of each box, is a
-// maximum over all threads: of a warp by one instruction, of a block in shared memory, of the grid
-// by an atomic on a number that packs the IoU and the prior, so that no order of blocks can change
-// it. As a box's best prior is known only after all blocks, a second kernel forces these.
+// match_kernel: each thread owns one prior of one image. The block loads the image's ground truths
+// into shared memory, 128 at a time, and each thread compares them with its prior and keeps the
+// best one in registers. There is no matrix of priors x ground truths in memory.
 //
-// Most pairs do not overlap. Priors come in the order of rows and columns, so the 32 of a warp lie
-// close together: each lane tests another box against the bounds of them all, and only the boxes
-// that meet the bounds are computed, by all lanes. What is skipped has an IoU of 0, which could
-// change nothing.
+// The best prior of each ground truth is a maximum over all threads: over a warp by one
+// instruction, over the block in shared memory, and over the grid by one atomicMax per ground truth
+// and block, on a 64-bit number that packs the IoU and the prior. The order of the blocks cannot
+// change a maximum, so the result is deterministic. These priors are known only after all blocks
+// have finished, so force_kernel, with one block per image, writes them afterwards.
+//
+// Most pairs do not overlap. Priors are sorted by rows and columns of their feature map, so the 32
+// priors of a warp lie close together. For 32 ground truths at a time, each lane tests one of them
+// against the common bounds of the warp's priors, and all lanes compute IoUs only for those that
+// pass. A skipped pair has an IoU of 0, which cannot change the result.
+//
+// Memory: 8 bytes per ground truth. With 50 ground truths per image, the kernels are expected to be
+// bound by instructions (a prediction, benchmarks/NOTES.md, "first CUDA kernels").
 #include <limits>
 
 #include "../ops.h"
@@ -19,18 +26,20 @@ namespace mdssd {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / kWarpSize;
-constexpr int kTile = 128;    // boxes in shared memory at a time
-constexpr int kImages = 512;  // of one launch; their offsets must fit into 4 KB of parameters
+constexpr int kTile = 128;    // ground truths in shared memory at a time
+constexpr int kImages = 512;  // images per launch; their offsets must fit into 4 KB of parameters
 
-// A group of images and where their boxes begin. It travels in the kernel's parameters, which are
-// copied at the launch: no transfer, nothing to wait for, and a graph can replay it.
+// A group of images and the index of each image's first ground truth. The host passes it as a
+// kernel parameter, which the launch copies: this needs no transfer, does not wait for the device,
+// and works in a CUDA graph.
 struct Images {
   int64_t first;
   int begin[kImages + 1];
 };
 
-// The best prior of a box: IoU's bits above, which order as the IoU does since it is not negative;
-// below, the prior's complement, so that of equal IoUs the lower prior is the maximum. 0: none.
+// The best prior of a ground truth. The upper half has the bits of the IoU, which order like the
+// IoU itself because it is not negative. The lower half has the complement of the prior, so that
+// the lower prior wins if IoUs are equal. 0 means that no prior overlaps.
 using Packed = unsigned long long;
 
 __device__ __forceinline__ Packed pack(unsigned iou_bits, unsigned prior) {
@@ -38,10 +47,10 @@ __device__ __forceinline__ Packed pack(unsigned iou_bits, unsigned prior) {
 }
 
 __device__ __forceinline__ unsigned prior_of(Packed best) {
-  return best == 0 ? 0u : ~unsigned(best);  // who overlaps nothing takes prior 0
+  return best == 0 ? 0u : ~unsigned(best);  // a ground truth without overlap takes prior 0
 }
 
-// The largest of a warp's numbers, on every lane.
+// Returns the largest value of the warp to every lane.
 __device__ __forceinline__ int warp_largest(int value) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   return __reduce_max_sync(kAllLanes, value);
@@ -50,8 +59,8 @@ __device__ __forceinline__ int warp_largest(int value) {
 #endif
 }
 
-// The same of floats without NaN, which order as integers once the bits below a sign are turned
-// over.
+// Maps the bits of floats, without NaN, to integers that order like the floats: if the sign is set,
+// the other bits are inverted.
 __device__ __forceinline__ int ordered(int bits) { return bits ^ (bits >> 31 & 0x7fffffff); }
 __device__ __forceinline__ float warp_largest(float value) {
   return bit_cast<float>(ordered(warp_largest(ordered(bit_cast<int>(value)))));
@@ -59,7 +68,7 @@ __device__ __forceinline__ float warp_largest(float value) {
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
 
-// A box that overlaps none and widens no bounds.
+// Returns a box that overlaps no other box and does not widen bounds.
 __device__ __forceinline__ Box<float> nowhere() {
   return {kInf, kInf, -kInf, -kInf};
 }
@@ -69,8 +78,8 @@ __device__ __forceinline__ CentreBox<float> load_prior(const float* priors, int6
   return {p.x1, p.y1, p.x2, p.y2};
 }
 
-// What becomes of a match: the two operators. `truth` counts over the whole batch, -1: background;
-// `begin` is the first box of the image.
+// The two operators differ in what they write for a match. `truth` is an index into the batch's
+// ground truths, or -1 for background. `begin` is the first index of the image.
 struct WriteMatch {
   int64_t* index;
   float* iou;
@@ -105,7 +114,7 @@ struct WriteTargets {
   }
 };
 
-// One block takes kThreads priors of the image blockIdx.y, one per thread.
+// A block handles kThreads priors of the image blockIdx.y, one per thread.
 template <class S, class Write, class Eps>
 __global__ void __launch_bounds__(kThreads)
     match_kernel(const Images images, const S* __restrict__ gt, const float* __restrict__ priors,
@@ -113,7 +122,7 @@ __global__ void __launch_bounds__(kThreads)
                  const Write write) {
   __shared__ Four<float> truths[kTile];
   __shared__ float areas[kTile];
-  __shared__ Packed tops[kWarps][kTile];  // the best prior of each box among those of a warp
+  __shared__ Packed tops[kWarps][kTile];  // per warp, the best prior of each ground truth
   const int thread = threadIdx.x, lane = thread % kWarpSize, warp = thread / kWarpSize;
   const unsigned prior = blockIdx.x * kThreads + thread;
 
@@ -121,7 +130,7 @@ __global__ void __launch_bounds__(kThreads)
   if (prior < num_priors)
     mine = corners ? load_box(priors, prior) : to_corners(load_prior(priors, prior));
   const float own_area = area(mine);
-  if (own_area != own_area) mine = nowhere();  // a NaN would spoil the bounds; its IoUs are 0
+  if (own_area != own_area) mine = nowhere();  // a NaN has IoUs of 0 and must not reach the bounds
   const Box<float> bounds = {-warp_largest(-mine.x1), -warp_largest(-mine.y1),
                              warp_largest(mine.x2), warp_largest(mine.y2)};
 
@@ -135,20 +144,20 @@ __global__ void __launch_bounds__(kThreads)
       truths[thread] = {b.x1, b.y1, b.x2, b.y2};
       areas[thread] = area(b);
     }
-    __syncthreads();  // also: the tops of the tile before have been read
+    __syncthreads();  // the new tile is loaded, and `tops` of the previous one has been read
     for (int start = 0; start < n; start += kWarpSize) {
       bool meets = false;
       if (start + lane < n) {
         const Box<float> b = load_box(&truths[0].x, start + lane);
         meets = b.x1 < bounds.x2 && b.x2 > bounds.x1 && b.y1 < bounds.y2 && b.y2 > bounds.y1;
       }
-      // Lane k keeps the warp's best prior of box start + k.
+      // Lane k keeps the warp's best prior of ground truth start + k.
       int top_bits = 0, top_lane = 0;
       for (unsigned hits = __ballot_sync(kAllLanes, meets); hits != 0; hits &= hits - 1) {
         const int k = __ffs(int(hits)) - 1;
         const Box<float> truth = load_box(&truths[0].x, start + k);
         const float value = iou(truth, areas[start + k], mine, own_area, eps);
-        if (value > best) {  // strictly: ties stay with the lower index
+        if (value > best) {  // on a tie, the lower index stays
           best = value;
           best_truth = first + start + k;
         }
@@ -167,7 +176,7 @@ __global__ void __launch_bounds__(kThreads)
     if (thread < n) {
       Packed top = 0;
       for (int w = 0; w < kWarps; ++w) top = max(top, tops[w][thread]);
-      // What is read may be old, but only too low: then the atomic decides.
+      // This read only saves atomics. It may return an old value, which can only be too low.
       if (top > best_priors[first + thread]) atomicMax(&best_priors[first + thread], top);
     }
   }
@@ -176,9 +185,9 @@ __global__ void __launch_bounds__(kThreads)
   write.best((images.first + blockIdx.y) * int64_t(num_priors) + prior, prior, truth, begin, best);
 }
 
-// One block takes an image, and gives each box its best prior. Of several boxes with one prior the
-// last gets it: within a round, of one box per thread, by looking for a later one; then the rounds
-// overwrite one another in their order.
+// A block handles one image and assigns to each ground truth its best prior. If several ground
+// truths share a best prior, the last one gets it. In each round, a thread has one ground truth and
+// leaves the prior to a later one of the same round; later rounds overwrite earlier ones.
 template <class Write>
 __global__ void __launch_bounds__(kThreads)
     force_kernel(const Images images, const Packed* __restrict__ best_priors, int64_t num_priors,
@@ -230,7 +239,7 @@ void match(const char* op, const void* gt, const int64_t* offsets, int64_t image
   }
 }
 
-// float64 has no kernel here: Python hands it to the reference.
+// There is no kernel for float64; Python calls the reference instead.
 template <class Body>
 void with_float_storage(DType dtype, Body body) {
   if (dtype == DType::kFloat16) return body(Storage<Half>{});

@@ -1,14 +1,20 @@
 // multibox_loss and its gradient.
 //
-// Forward, three launches whatever the batch:
-//   1. row_kernel reads the logits once: the cross entropy of every prior, and each block's share
-//      of the positives' two losses.
-//   2. select_kernel, a block per image: the hardest background priors, by a radix selection.
-//   3. finish_kernel, one block: the sums.
-// A block's share is a plain store to its own place and each sum has a fixed order, so that a run
-// gives the same bits as the one before.
-// Backward is bound by writing: two gradients, nearly all zeros, since a few percent of the priors
-// are selected. Only their logits are read.
+// The forward pass has three launches for any batch:
+//   1. row_kernel reads the logits once and computes the cross-entropy of every prior and, per
+//      block, sums of the positives' losses. rows.h describes how lanes share a row.
+//   2. select_kernel, a block per image, finds the hardest background priors by a radix selection.
+//   3. finish_kernel, a single block (with a normaliser per image, one per image), adds the sums.
+// There are no floating-point atomics: each block stores its sums at its own place, and they are
+// added in a fixed order, so the results are the same in every run.
+//
+// The backward pass is one launch. It writes two gradients, nearly all zeros, because only a few
+// per cent of the priors are selected, and reads the logits of selected priors only.
+//
+// Memory: 4 bytes per prior (8 for double) and a few per block; with a normaliser per image, also
+// the losses of each prior. The forward pass is expected to be bound by reading the logits and then
+// by select_kernel, whose blocks are few; the backward pass by its writes (predictions:
+// benchmarks/NOTES.md, "first CUDA kernels").
 #include <type_traits>
 
 #include "../ops.h"
@@ -19,8 +25,8 @@
 namespace mdssd {
 namespace {
 
-// The bits of a cross entropy, turned so that they order as the numbers do; NaN is the largest, and
-// -0 is +0. No number has 0: it stands for a positive, which is no candidate for mining.
+// An unsigned integer that orders like a cross-entropy. NaN is the largest, and -0 equals +0. No
+// number maps to 0, which marks a positive prior; positives are not candidates for mining.
 template <class T>
 using Bits = std::conditional_t<sizeof(T) == 8, unsigned long long, unsigned>;
 template <class T>
@@ -56,12 +62,12 @@ struct PositiveLosses {  // of one prior
 };
 
 struct ImageSums {
-  double localisation, confidence;  // of the negatives alone, but with a normaliser per image
+  double localisation, confidence;  // negatives; with a normaliser per image, positives too
   int64_t positives;
 };
 
-// Rows go to lanes as rows.h says. A label that is no class makes its row a positive one with a
-// loss of NaN, so that the result tells.
+// Each lane group handles one row at a time (rows.h). A label that is not a class makes its row a
+// positive with a loss of NaN, so that the caller notices.
 template <class S, int kLanes>
 __global__ void __launch_bounds__(kRowThreads, kRowBlocks * sizeof(float) / sizeof(Wide<S>))
     row_kernel(const S* __restrict__ loc, const S* __restrict__ logits,
@@ -93,17 +99,20 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks * sizeof(float) / size
   if (threadIdx.x == 0) sums[blockIdx.x] = {localisation, confidence};
 }
 
-// A block per image marks the positives and mines the negatives. With a normaliser per image it also
-// adds up the positives' losses, since a block of row_kernel has rows of several images.
+// A block handles one image: it marks the positives and mines the negatives. With a normaliser per
+// image it also sums the positives' losses, because blocks of row_kernel mix rows of several
+// images.
 //
-// Each prior is one number: its loss in the upper bits, in the lower ones its index, turned so that
-// the lower prior is the larger number. No two are equal: a radix selection always comes to an end,
-// and ties are settled. It ends when a digit's cell and all above it are as many as wanted: about
-// two digits for distinct losses; the index counts only where losses are equal to the bit.
-// Each pass reads the losses, 4 bytes per prior, which stay in the cache: several blocks per image
-// would have to wait for each other at every digit.
+// The key of a prior has its loss in the upper bits and the complement of its index in the lower
+// bits, so that of equal losses the lower prior is larger. All keys are distinct, so the radix
+// selection (radix.h) always ends and there are no ties. It stops as soon as a cell and everything
+// above it are exactly as many as wanted: after about two digits for distinct losses. The index
+// matters only for losses that are equal to the bit.
+//
+// Each digit reads all losses of the image, 4 bytes per prior, which stay in the cache. There is
+// one block per image because several blocks would have to synchronise after every digit.
 constexpr int kSelectThreads = 1024;
-constexpr int kLoads = 8;  // of a thread in flight: 32 KB in all hide the latency of L2
+constexpr int kLoads = 8;  // loads in flight per thread; 32 KB per block hide the latency of L2
 template <class T>
 __global__ void __launch_bounds__(kSelectThreads)
     select_kernel(const Bits<T>* __restrict__ ordered, unsigned num_priors, double neg_pos_ratio,
@@ -138,7 +147,7 @@ __global__ void __launch_bounds__(kSelectThreads)
     }
   };
 
-  // The digit in question is [shift, end) of a key; those before it are settled: `prefix`.
+  // The current digit is bits [shift, end) of a key. `prefix` has the digits above it.
   int end = 8 * int(sizeof(T)) + index_bits, shift = end - kDigitBits;
   Key prefix = 0;
   const auto count_digits = [&] {
@@ -160,7 +169,7 @@ __global__ void __launch_bounds__(kSelectThreads)
   const double most = floor(neg_pos_ratio * double(positives));
   const unsigned wanted =
       positives == 0 ? 0 : most < double(background) ? unsigned(most) : background;
-  Key bound = wanted == 0 ? ~Key(0) : 0;  // what is selected is at or above it
+  Key bound = wanted == 0 ? ~Key(0) : 0;  // priors with a key of at least this are selected
   if (wanted > 0 && wanted < background) {
     unsigned above = 0;
     while (true) {
@@ -181,7 +190,7 @@ __global__ void __launch_bounds__(kSelectThreads)
     selected[i] = positive || negative;
     if (negative) loss += from_ordered<T>(bits);
   });
-  if (positive_losses) {  // in the loop above these would take registers that are not there
+  if (positive_losses) {  // a loop of its own, because the one above has no registers left
     positive_losses += int64_t(blockIdx.x) * num_priors;
     for (unsigned i = thread; i < num_priors; i += kSelectThreads) {
       if (ordered[i] != kPositive<T>) continue;
@@ -194,7 +203,7 @@ __global__ void __launch_bounds__(kSelectThreads)
   if (thread == 0) sums[blockIdx.x] = {localisation, loss, positives};
 }
 
-// A block per normaliser, each with image_count images.
+// A block handles one normaliser, which belongs to image_count images.
 constexpr int kFinishThreads = 256;
 template <class T>
 __global__ void __launch_bounds__(kFinishThreads)
@@ -227,12 +236,13 @@ __global__ void __launch_bounds__(kFinishThreads)
 }
 
 template <class T>
-MDSSD_INLINE T clamp_to_one(T x) {  // a NaN stays
+MDSSD_INLINE T clamp_to_one(T x) {  // clamps to [-1, 1]; a NaN stays
   return x > T(1) ? T(1) : x < T(-1) ? T(-1) : x;
 }
 
-// A warp has 32 rows. It fills their gradients with zeros, a lane writing 16 bytes at a time, then
-// takes one selected row after the other: what is written twice meets in the cache.
+// A warp handles 32 rows. It first fills their gradients with zeros, with stores of 16 bytes per
+// lane, and then computes one selected row after another. Rows that are written twice are combined
+// in the cache.
 constexpr int kBackwardThreads = 256;
 template <class S>
 __global__ void __launch_bounds__(kBackwardThreads, 4 * sizeof(float) / sizeof(Wide<S>))
@@ -251,7 +261,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 4 * sizeof(float) / sizeof(W
   if (first >= rows) return;  // the whole warp
   const bool wanted = mine < rows && selected[mine];
 
-  // 32 rows are a multiple of 16 bytes; fewer come last.
+  // 32 rows are a multiple of 16 bytes. Only the last warp can have fewer rows.
   const int64_t numbers = (rows - first < kWarpSize ? rows - first : kWarpSize) * classes;
   const int64_t wide = numbers * int64_t(sizeof(S)) / int64_t(sizeof(uint4));
   S* const start = grad_logits + first * classes;
@@ -272,7 +282,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 4 * sizeof(float) / sizeof(W
   }
   if (mine < rows) store_four(grad_loc, mine, slope.x1, slope.y1, slope.x2, slope.y2);
 
-  __syncwarp();  // the zeros come before what replaces them
+  __syncwarp();  // the zeros must be written before the gradients that replace them
   for (unsigned left = __ballot_sync(kAllLanes, wanted); left; left &= left - 1) {
     const int source = __ffs(int(left)) - 1;
     const int64_t index = first + source, its_label = __shfl_sync(kAllLanes, label, source);

@@ -1,11 +1,17 @@
-// nms and batched_nms. The boxes come with their order by falling score.
+// nms and batched_nms. The caller passes the order of the boxes by falling score.
 //
-// The order is worked through in chunks, so that the memory grows with the boxes and not with their
-// square. For each chunk:
-//   mask:  which boxes of the chunk suppress which, as bits; all pairs at once.
-//   scan:  one block finds who is kept. Only this is serial, and it touches bits alone.
-//   apply: the kept ones, and only they, suppress boxes of later chunks.
-// The number of launches follows from the number of boxes; nothing comes back to the host.
+// gather_kernel copies the boxes into this order. Then the host goes through them in chunks of 2048
+// and launches three kernels for each chunk:
+//   mask_kernel   compares all pairs of the chunk and stores, as bits, which box suppresses which.
+//                 A block compares 64 boxes with 64 others.
+//   scan_kernel   finds the kept boxes of the chunk. This is the serial part, so it is a single
+//                 block that works on bits only, 64 boxes at a time.
+//   apply_kernel  lets the kept boxes, and only these, suppress boxes of later chunks.
+// The number of launches depends only on the number of boxes, and nothing is copied to the host, so
+// nms_cuda does not synchronise and a CUDA graph can capture it.
+//
+// Memory: the mask has at most 512 KiB (2048 rows of 2048 bits). The rest is proportional to the
+// number of boxes; there is no matrix of all pairs.
 #include <limits>
 
 #include "../ops.h"
@@ -17,21 +23,23 @@ namespace {
 using Word = unsigned long long;
 
 constexpr int kThreads = 256, kWarps = kThreads / kWarpSize;
-constexpr int kGroup = 64;                // boxes of a word
-constexpr int kGroups = kWarpSize;        // words of a row: each lane of the scan has one
+constexpr int kGroup = 64;                // boxes per word
+constexpr int kGroups = kWarpSize;        // words per row of the mask, one per lane of the scan
 constexpr int kChunk = kGroup * kGroups;  // 2048
 
 MDSSD_INLINE int64_t padded_to_groups(int64_t num_boxes) {
   return (num_boxes + kGroup - 1) / kGroup * kGroup;
 }
 
-// The boxes in their order, all of them, and what a chunk needs.
+// The arrays of the workspace. The first three cover all boxes, sorted by score; the others cover
+// one chunk.
 template <class T>
 struct Arrays {
   T* boxes;
   int64_t* categories;
-  unsigned* removed;  // a bit for each box, and for those that fill up the last group
-  Word* mask;         // [kChunk][kGroups]
+  unsigned* removed;  // a bit per box, set if it is suppressed, and padded with ones to a group
+  // [kChunk][kGroups]. Bit k of word g: box k of group g suppresses the box of this row.
+  Word* mask;
   Word* kept;         // [kGroups]
 
   Arrays(Workspace& workspace, int64_t num_boxes) {
@@ -57,7 +65,7 @@ struct Suppression {
   }
 };
 
-// One thread moves one box to its place in the order and sets up the results.
+// A thread copies one box to its position in the order and initialises the results.
 template <class S>
 __global__ void __launch_bounds__(kThreads)
     gather_kernel(const S* __restrict__ boxes, const int64_t* __restrict__ order,
@@ -77,11 +85,11 @@ __global__ void __launch_bounds__(kThreads)
   keep[i] = 0;
 }
 
-// The bits below one.
+// Returns a word in which all bits below `bit` are set.
 __device__ __forceinline__ Word before(int bit) { return (Word(1) << bit) - 1; }
 
-// One block compares a group of rows with a group of columns before or at it. Four threads share a
-// row: each takes every fourth column, which keeps their reads in different banks.
+// A block compares a group of rows with an earlier group of columns, or with itself. Four threads
+// share a row. Each handles every fourth column, so that they read from different banks.
 constexpr int kParts = kThreads / kGroup;
 template <class T, class Eps>
 __global__ void __launch_bounds__(kThreads)
@@ -117,14 +125,15 @@ __global__ void __launch_bounds__(kThreads)
   if (part == 0) mask[row * kGroups + column_group] = word;
 }
 
-// A word of which each lane knows two bits: number `lane` and number 32 + `lane`.
+// Builds a word from two bits of each lane: bit `lane` and bit 32 + `lane`.
 __device__ __forceinline__ Word gather_bits(bool low, bool high) {
   return __ballot_sync(kAllLanes, low) | Word(__ballot_sync(kAllLanes, high)) << 32;
 }
 
-// Greedy suppression within a group. `low` and `high` are the boxes before them that suppress the
-// two boxes of this lane. A box that no undecided box can suppress any more is kept, and those that
-// it suppresses are gone: the first undecided one always is such a box, and as a rule most are.
+// Greedy suppression within a group; returns the kept boxes. Each lane has two boxes, and `low` and
+// `high` are the earlier boxes that suppress them. In each round, a box that no undecided box
+// suppresses is kept, and the boxes that it suppresses are removed. The first undecided box is
+// always kept, so the loop ends; usually most boxes are decided in the first round.
 __device__ __forceinline__ Word greedy(Word undecided, unsigned low, Word high) {
   const int lane = threadIdx.x % kWarpSize;
   Word kept = 0;
@@ -140,15 +149,15 @@ __device__ __forceinline__ Word greedy(Word undecided, unsigned low, Word high) 
   return kept;
 }
 
-// One block, group by group. Each lane holds the kept boxes of one group, in every warp alike. A
-// warp takes kRows rows of the group and asks whether a kept box of the groups before suppresses
-// them; then every warp, for itself, settles the group. What is read does not depend on what is
-// found, so the next group's rows are on their way meanwhile.
+// A single block goes through the groups. Lane g of every warp holds the kept boxes of group g. For
+// each group, a warp checks for kRows rows whether a kept box of an earlier group suppresses them.
+// Then every warp resolves the group itself, which saves a barrier. The addresses of the loads do
+// not depend on the results, so the rows of the next group are loaded in the meantime.
 constexpr int kRows = kGroup / kWarps;
 struct GroupRows {
-  Word rows[kRows];  // word `lane` of the rows of the warp: the groups before
-  unsigned low;      // of the rows lane and lane + 32, the group itself: who comes before
-  Word high;
+  Word rows[kRows];  // word `lane` of the warp's rows, for earlier groups
+  unsigned low;      // earlier boxes of the same group that suppress box `lane`
+  Word high;         // the same for box lane + 32
 
   __device__ __forceinline__ void load(const Word* mask, int group) {
     const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
@@ -165,9 +174,9 @@ __global__ void __launch_bounds__(kThreads)
     scan_kernel(const Word* __restrict__ mask, const unsigned* __restrict__ removed, int groups,
                 const int64_t* __restrict__ order, Word* kept_words, int64_t* keep,
                 int64_t* kept_count) {
-  __shared__ Word suppressed[2][kWarps];  // of alternating groups
+  __shared__ Word suppressed[2][kWarps];  // for even and odd groups, so that one barrier suffices
   const int thread = threadIdx.x, lane = thread % kWarpSize, warp = thread / kWarpSize;
-  const int64_t base = *kept_count;  // of the chunks before
+  const int64_t base = *kept_count;  // boxes kept in earlier chunks
   Word gone = ~Word(0), kept = 0;
   if (lane < groups) gone = removed[2 * lane] | Word(removed[2 * lane + 1]) << 32;
 
@@ -188,7 +197,7 @@ __global__ void __launch_bounds__(kThreads)
     if (lane == group) kept = found;
   }
 
-  int end = __popcll(kept);  // how many are kept up to this lane's group
+  int end = __popcll(kept);  // becomes the number of kept boxes up to this lane's group
   for (int step = 1; step < kWarpSize; step *= 2) {
     const int other = __shfl_up_sync(kAllLanes, end, step);
     if (lane >= step) end += other;
@@ -196,15 +205,17 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = thread; i < kChunk; i += kThreads) {
     const Word word = __shfl_sync(kAllLanes, kept, i / kGroup);
     const int word_end = __shfl_sync(kAllLanes, end, i / kGroup);
-    // Counted from the end: the bits from this one on.
+    // The position is counted from the end of the group: word_end minus the kept boxes from here
+    // on.
     const Word from_here = word >> (i % kGroup);
     if (from_here & 1) keep[base + word_end - __popcll(from_here)] = order[i];
   }
   if (warp == 0) kept_words[lane] = kept;
-  if (thread == kWarpSize - 1) *kept_count = base + end;  // all have read it: before the barriers
+  // All threads have read kept_count before the barriers above.
+  if (thread == kWarpSize - 1) *kept_count = base + end;
 }
 
-// One block lets the kept boxes of one group of the chunk pass over kThreads later boxes.
+// A block compares the kept boxes of one group of the chunk with kThreads later boxes.
 template <class T, class Eps>
 __global__ void __launch_bounds__(kThreads)
     apply_kernel(const T* __restrict__ boxes, const int64_t* __restrict__ categories, int64_t first,
@@ -249,7 +260,7 @@ void nms(const char* op, const void* boxes, const int64_t* order, const int64_t*
   Workspace memory(workspace);
   const Arrays<T> arrays(memory, num_boxes);
   const Suppression<T, Eps> suppresses = {T(iou_threshold), eps, idxs != nullptr};
-  // One block at least: it sets the count of an empty input.
+  // The + 1 launches a block for an empty input too, which sets `kept` to 0.
   launch(op, gather_kernel<S>, grid_size(padded_to_groups(num_boxes) + 1, kThreads), kThreads,
          stream, static_cast<const S*>(boxes), order, idxs, num_boxes, arrays.boxes,
          arrays.categories, arrays.removed, keep, kept);

@@ -118,7 +118,7 @@ class Machine {
     const uint64_t threads = uint64_t(block.x) * block.y * block.z;
     if (threads == 0 || threads > kMostThreads || uint64_t(grid.x) * grid.y * grid.z == 0 ||
         grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535 || block.z > 64)
-      throw std::runtime_error(std::string("simt: ") + name + ": no such launch on a GPU");
+      throw std::runtime_error(std::string("simt: ") + name + ": a GPU cannot launch this grid");
     name_ = name;
     body_ = &body;
     gridDim = grid;
@@ -157,7 +157,7 @@ class Machine {
     self.mask = mask;
     self.value = value;
     self.source = source;
-    if (!(mask >> lane() & 1u)) fail(self, "a mask leaves out its caller");
+    if (!(mask >> lane() & 1u)) fail(self, "the mask does not include the calling lane");
     if (kind == Exchange::kShuffle && !(mask >> source & 1u))
       fail(self, "a shuffle reads from a lane outside its mask");
     self.state = State::kExchange;
@@ -166,7 +166,7 @@ class Machine {
     for (int i = 0; i < kLanes; ++i) {
       if (!(mask >> i & 1u)) continue;
       if (unsigned(i) >= lanes || warp[i].state == State::kDone)
-        fail(self, "a mask names a lane that has ended or does not exist");
+        fail(self, "the mask includes a lane that has ended or does not exist");
       if (warp[i].state != State::kExchange || warp[i].mask != mask || warp[i].kind != kind) {
         yield();
         return self.result;
@@ -294,12 +294,13 @@ class Machine {
   [[noreturn]] void deadlock() {
     for (unsigned i = 0; i < count_; ++i)
       if (fibers_[i].state == State::kExchange) {
-        fault_ = describe(fibers_[i], "a mask names a lane that does not come with the same mask");
+        fault_ = describe(fibers_[i],
+                          "the mask includes a lane that does not arrive with the same mask");
         raise();
       }
     for (unsigned i = 0; i < count_; ++i)
       if (fibers_[i].state == State::kBarrier) {
-        fault_ = describe(fibers_[i], "a barrier is not reached by all threads of the block");
+        fault_ = describe(fibers_[i], "not all threads of the block reach the barrier");
         raise();
       }
     __builtin_unreachable();

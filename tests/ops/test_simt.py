@@ -50,11 +50,11 @@ def test_a_missing_barrier_gives_a_result_that_moves_with_the_order():
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("partial_barrier", "a barrier is not reached by all threads of the block"),
+        ("partial_barrier", "not all threads of the block reach the barrier"),
         ("two_barriers", "threads wait at different barriers"),
-        ("mask_too_wide", "a mask names a lane that (does not come|has ended)"),
-        ("mask_without_caller", "a mask leaves out its caller"),
-        ("masks_differ", "a mask names a lane that does not come with the same mask"),
+        ("mask_too_wide", "the mask includes a lane that (does not arrive|has ended)"),
+        ("mask_without_caller", "the mask does not include the calling lane"),
+        ("masks_differ", "the mask includes a lane that does not arrive with the same mask"),
         ("shuffle_outside_mask", "a shuffle reads from a lane outside its mask"),
     ],
 )

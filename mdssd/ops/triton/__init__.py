@@ -1,11 +1,13 @@
-"""The operators in Triton: one file per op family, imported when an op first runs on this backend.
+"""The operators in Triton, with one file per family.
 
-Block sizes and warps are constants, or follow from the shape by a line of arithmetic; each file
-says why. They were chosen by reasoning and by the compiler's report of registers and spills
-(resources.txt), since no GPU was at hand. They are not tuned at run time: a first call would have
-to measure, which it cannot while a CUDA graph is captured, and where a size sets the order of a
-sum, its last bits would depend on the outcome.
+A file is imported when one of its operators first runs on this backend.
 
-Every kernel computes in float32; float64 tensors go to the reference before they come here. With
-TRITON_INTERPRET=1 set before the first import, Triton runs the kernels on CPU tensors, slowly.
+Block sizes and numbers of warps are constants or simple functions of the shape. They were chosen by
+reasoning and by the compiler's report of registers and spills (resources.txt), without measuring on
+a GPU. They are not tuned at run time for two reasons: tuning is impossible while a CUDA graph is
+captured, and block sizes determine the order of sums, so the last bits of results would depend on
+the measurements.
+
+All kernels compute in float32; for float64, the operators call the reference instead. If
+TRITON_INTERPRET=1 is set before the first import, Triton runs the kernels, slowly, on CPU tensors.
 """

@@ -1,7 +1,8 @@
 """box_iou, encode_boxes, decode_boxes and their gradients in Triton.
 
-All are bound by memory: a program moves blocks of whole boxes, the rest happens in registers. Block
-sizes are by reasoning (no GPU was at hand): a few thousand numbers per program of four warps.
+These operators do little arithmetic and are expected to be bound by memory. A program loads and
+stores blocks of whole boxes, and everything else happens in registers. A program of four warps
+handles a few thousand numbers.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from mdssd.ops.triton.common import (
     store_four,
 )
 
-ROWS = 512  # boxes of a program that codes them
+ROWS = 512  # boxes that a program encodes or decodes
 
 
 @triton.jit
 def box_iou_kernel(a, b, out, n, m, N_BLOCK: tl.constexpr, M_BLOCK: tl.constexpr):
-    """out[i, j] = iou(a[i], b[j]); a program has a tile of N_BLOCK x M_BLOCK pairs."""
+    """Compute out[i, j] = iou(a[i], b[j]) for a tile of N_BLOCK x M_BLOCK pairs."""
     i = tl.program_id(0).to(tl.int64) * N_BLOCK + tl.arange(0, N_BLOCK)
     j = tl.program_id(1).to(tl.int64) * M_BLOCK + tl.arange(0, M_BLOCK)
     ax1, ay1, ax2, ay2 = load_four(a, i, i < n)
@@ -50,13 +51,13 @@ def box_iou_kernel(a, b, out, n, m, N_BLOCK: tl.constexpr, M_BLOCK: tl.constexpr
 
 @triton.jit
 def won(mine, other):
-    """Which box sets an edge of the intersection; both share it where they coincide."""
+    """Return the share of `mine` in an edge of the intersection: 1, 0, or 0.5 if both set it."""
     return tl.where(mine > other, 1.0, tl.where(mine == other, 0.5, 0.0))
 
 
 @triton.jit
 def iou_gradient(weight, x1, y1, x2, y2, ox1, oy1, ox2, oy2):
-    """The part of the first boxes in the gradient of iou, for an incoming gradient `weight`."""
+    """Return the gradient of iou with respect to the first boxes, times `weight`."""
     mine, other = area(x1, y1, x2, y2), area(ox1, oy1, ox2, oy2)
     overlap = iou(x1, y1, x2, y2, mine, ox1, oy1, ox2, oy2, other, None)
     width = smaller(x2, ox2) - larger(x1, ox1)
@@ -66,7 +67,7 @@ def iou_gradient(weight, x1, y1, x2, y2, ox1, oy1, ox2, oy2):
     d_area = -tl.div_rn(weight * overlap, union)
     d_width, d_height = d_intersection * height, d_intersection * width
     own_width, own_height = x2 - x1, y2 - y1
-    hit = overlap > 0  # a box with an infinite side overlaps nothing, and must not turn 0 into NaN
+    hit = overlap > 0  # false for a box with an infinite side, whose terms would be NaN
     return (
         tl.where(hit, -d_width * won(x1, ox1) - d_area * own_height, 0.0),
         tl.where(hit, -d_height * won(y1, oy1) - d_area * own_width, 0.0),
@@ -82,7 +83,7 @@ def box_iou_backward_kernel(
 ):  # fmt: skip
     """out[i] = sum over j of grad[i * row_step + j * column_step] * d iou(mine[i], other[j]).
 
-    A program has N_BLOCK boxes of `mine` and passes over all of `other` in order.
+    A program handles N_BLOCK boxes of `mine` and loops over `other`, in a fixed order.
     """
     i = tl.program_id(0).to(tl.int64) * N_BLOCK + tl.arange(0, N_BLOCK)
     x1, y1, x2, y2 = load_four(mine, i, i < n)
@@ -109,7 +110,7 @@ def box_iou_backward_kernel(
 
 @triton.jit
 def encode_boxes_kernel(boxes, priors, out, rows, num_priors, v0, v1, BLOCK: tl.constexpr):
-    """Row i of `boxes` against prior i % num_priors; a program has BLOCK rows."""
+    """Encode BLOCK rows of `boxes`; row i belongs to prior i % num_priors."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = row < rows
     x1, y1, x2, y2 = load_four(boxes, row, mask)
@@ -120,7 +121,7 @@ def encode_boxes_kernel(boxes, priors, out, rows, num_priors, v0, v1, BLOCK: tl.
 
 @triton.jit
 def decode_boxes_kernel(loc, priors, out, rows, num_priors, v0, v1, BLOCK: tl.constexpr):
-    """Row i of `loc` against prior i % num_priors; a program has BLOCK rows."""
+    """Decode BLOCK rows of `loc`; row i belongs to prior i % num_priors."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = row < rows
     ox, oy, ow, oh = load_four(loc, row, mask)
@@ -133,7 +134,7 @@ def decode_boxes_kernel(loc, priors, out, rows, num_priors, v0, v1, BLOCK: tl.co
 def encode_boxes_backward_kernel(
     grad, boxes, priors, out, rows, num_priors, v0, v1, BLOCK: tl.constexpr
 ):
-    """Gradient of `encode` in the boxes; a program has BLOCK rows."""
+    """Compute the gradient of `encode` with respect to BLOCK boxes."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = row < rows
     g_x, g_y, g_w, g_h = load_four(grad, row, mask)
@@ -148,7 +149,7 @@ def encode_boxes_backward_kernel(
 def decode_boxes_backward_kernel(
     grad, loc, priors, out, rows, num_priors, v0, v1, BLOCK: tl.constexpr
 ):
-    """Gradient of `decode` in the offsets; a program has BLOCK rows."""
+    """Compute the gradient of `decode` with respect to the offsets of BLOCK rows."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = row < rows
     g_x1, g_y1, g_x2, g_y2 = load_four(grad, row, mask)
@@ -162,7 +163,7 @@ def decode_boxes_backward_kernel(
 
 
 def box_iou(a: Tensor, b: Tensor) -> Tensor:
-    """As `mdssd.ops.box_iou`."""
+    """Run `mdssd.ops.box_iou`."""
     a, b = a.contiguous(), b.contiguous()
     n, m = a.shape[0], b.shape[0]
     out = a.new_empty(n, m)
@@ -175,14 +176,15 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def box_iou_backward(grad: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of `box_iou` in both arguments."""
+    """Return the gradients of `box_iou` with respect to both arguments."""
     grad, a, b = grad.contiguous(), a.contiguous(), b.contiguous()
     n, m = grad.shape
     grad_a, grad_b = torch.zeros_like(a), torch.zeros_like(b)
     for mine, other, out, row_step, column_step in ((a, b, grad_a, m, 1), (b, a, grad_b, 1, m)):
         boxes, others = mine.shape[0], other.shape[0]
         if boxes and others:
-            # Neighbouring threads read along the run of memory: over `other`, or over `mine`.
+            # Neighbouring threads should read consecutive elements of `grad`, which run along
+            # `other` in the first pass and along `mine` in the second.
             n_block, m_block = (8, power_of_2(others, 128)) if column_step == 1 else (32, 32)
             box_iou_backward_kernel[(blocks(boxes, n_block),)](
                 grad, mine, other, out, boxes, others, row_step, column_step,
@@ -206,24 +208,24 @@ def _code(kernel: Any, rows: list[Tensor], priors: Tensor, settings: BoxCodingSe
 
 
 def encode_boxes(boxes: Tensor, priors: Tensor, settings: BoxCodingSettings) -> Tensor:
-    """As `mdssd.ops.encode_boxes`."""
+    """Run `mdssd.ops.encode_boxes`."""
     return _code(encode_boxes_kernel, [boxes], priors, settings)
 
 
 def encode_boxes_backward(
     grad: Tensor, boxes: Tensor, priors: Tensor, settings: BoxCodingSettings
 ) -> Tensor:
-    """Gradient of `encode_boxes` in the boxes."""
+    """Return the gradient of `encode_boxes` with respect to the boxes."""
     return _code(encode_boxes_backward_kernel, [grad, boxes], priors, settings)
 
 
 def decode_boxes(loc: Tensor, priors: Tensor, settings: BoxCodingSettings) -> Tensor:
-    """As `mdssd.ops.decode_boxes`."""
+    """Run `mdssd.ops.decode_boxes`."""
     return _code(decode_boxes_kernel, [loc], priors, settings)
 
 
 def decode_boxes_backward(
     grad: Tensor, loc: Tensor, priors: Tensor, settings: BoxCodingSettings
 ) -> Tensor:
-    """Gradient of `decode_boxes` in the offsets."""
+    """Return the gradient of `decode_boxes` with respect to the offsets."""
     return _code(decode_boxes_backward_kernel, [grad, loc], priors, settings)

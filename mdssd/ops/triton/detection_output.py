@@ -1,21 +1,24 @@
-"""detection_output in Triton: the design of csrc/cuda/detection_output.cu, in another form.
+"""detection_output in Triton.
 
-Every (image, class) has a list of CAPACITY candidates:
-  1. scan_kernel reads the logits once, puts what passes the threshold into the lists, and counts it
-     in histograms. A list that overflows is done again; in a trained network none does, and the
-     launches up to step 4 end at once.
-  2. select_kernel and, where one histogram does not settle it, scan_kernel again find a bound that
-     lets through at least top_k and at most CAPACITY candidates: a radix selection.
-  3. scan_kernel fills those lists.
-  4. rank_kernel sorts: each candidate counts the better ones of its list, and decodes its box.
-  5. suppress_kernel: greedy NMS of a list.
-  6. place_kernel: each box kept counts the better ones of its image, and is written to its row.
-Here the *smaller* key is the better one. A candidate's is the distance of its score's bits below
-those of 1, then the prior. No two are equal, so that a selection always comes to an end, ties are
-settled, and the order in which the programs ran leaves no trace. Memory is O(images x classes).
+Every (image, class) has a list of `capacity` candidates (1024 or 2048):
+  1. scan_kernel reads the logits once, appends the scores above the threshold to the lists and
+     counts them in histograms. In a trained network no list overflows, and the launches of steps 2
+     and 3 return at once.
+  2. For lists that overflow, select_kernel finds a bound that at least top_k and at most `capacity`
+     candidates reach. This is a radix selection: if one histogram does not suffice, scan_kernel
+     counts the next digit.
+  3. scan_kernel fills these lists again, up to the bound.
+  4. rank_kernel sorts: each candidate counts the better ones of its list. It also decodes boxes.
+  5. suppress_kernel runs greedy NMS, one program per list.
+  6. place_kernel writes the results: each kept box counts the better ones of its image, which gives
+     its row.
 
-Block sizes and warps are by reasoning (no GPU was at hand): 8 to 32 numbers of a tile per thread,
-with which none of the kernels spills registers.
+Unlike in csrc/cuda/detection_output.cu, *smaller* keys are better. The key of a candidate is the
+difference between the bits of 1 and those of its score, followed by the prior. All keys of a list
+are distinct, so the selection always ends, there are no ties, and the result does not depend on the
+order in which programs run. Memory is O(images x classes).
+
+A thread has 8 to 32 numbers of a tile, with which no kernel spills registers.
 """
 
 from __future__ import annotations
@@ -45,20 +48,20 @@ from mdssd.ops.triton.common import (
 DIGIT_BITS = tl.constexpr(11)
 BINS = tl.constexpr(2048)
 ONE = tl.constexpr(0x3F800000)  # bits of 1.0
-WORST = tl.constexpr(2**63 - 1)  # a key after all others
+WORST = tl.constexpr(2**63 - 1)  # larger than every key
 
-TILE = 2048  # logits at once, by 8 warps
-SCAN_PROGRAMS = 4096  # several for each multiprocessor; few enough that an idle launch ends fast
+TILE = 2048  # logits that a program of 8 warps handles at a time
+SCAN_PROGRAMS = 4096  # several per multiprocessor, but few enough for an idle launch to end quickly
 RANK_PROGRAMS = 128
-RANKED, OTHERS = 128, 64  # a program's candidates, and those that it compares them with at once
-SUPPRESSED = 64  # boxes of a tile
-# A program's boxes, and the lists that it searches at once, of which 32 spill on sm_80.
+RANKED, OTHERS = 128, 64  # a program compares RANKED candidates with OTHERS at a time
+SUPPRESSED = 64  # boxes per tile of suppress_kernel
+# Boxes of a program of place_kernel, and lists that it searches at once; 32 would spill on sm_80.
 PLACED, LISTS = 64, 16
 
 
 @triton.jit
 def exp(x):
-    """Rounded as well as PyTorch's: close scores keep their order, which tl.exp would change."""
+    """Return e^x, rounded as well as PyTorch's; tl.exp could change the order of close scores."""
     if _INTERPRETED:
         return tl.exp(x.to(tl.float64)).to(tl.float32)
     else:
@@ -67,13 +70,14 @@ def exp(x):
 
 @triton.jit
 def append(wanted, key, c, candidates, size, flags, WAYS: tl.constexpr, CAPACITY: tl.constexpr):
-    """Put the wanted keys [rows, classes] into the lists of their classes, as far as there is room.
+    """Append the wanted keys [rows, classes] to the lists of their classes if there is room.
 
-    The program asks once per class for room. The tile has a number for every thread, of which one
-    row is used: up to Triton 3.4 the result of an atomic is wrong in threads that only repeat one
-    (triton issue 7402). An overflown list grows no more, which spares the atomics.
+    The program reserves room with one atomic per class. The atomic's tile has WAYS rows, of which
+    one is used, so that every thread has an element of its own: up to Triton 3.4 the result of an
+    atomic is wrong in threads that duplicate an element (triton issue 7402). Overflowed lists are
+    skipped, which saves atomics.
     """
-    # Cast, as Triton 3.2's interpreter sums int32 in 64 bits, of which its atomics read the halves.
+    # The casts are for the interpreter of Triton 3.2, which sums int32 in 64 bits.
     count = tl.sum(wanted.to(tl.int32), 0).to(tl.int64).to(tl.int32)
     way = tl.arange(0, WAYS)[:, None]
     counts = tl.where(way == 0, count[None, :], 0)
@@ -94,15 +98,17 @@ def scan_kernel(
     ROWS: tl.constexpr, BLOCK_C: tl.constexpr, WAYS: tl.constexpr, CAPACITY: tl.constexpr,
     SOFTMAX: tl.constexpr,
 ):  # fmt: skip
-    """score = exp(x - max x) / sum exp(x - max x) of the rows x of [images, num_priors, classes].
+    """Compute scores and, by level, append them to the lists or count them.
 
-    Without SOFTMAX the rows are scores, and `log_threshold` is that of the scores.
+    The scores are the softmax of the rows of logits [images, num_priors, classes]. Without SOFTMAX
+    the rows are scores, and `log_threshold` is the plain threshold. A program loops over blocks of
+    ROWS rows of one image, with all classes in one tile.
 
-    A program has every so many blocks of ROWS rows of one image, with all classes in one tile.
-    Level 0: the scores above the threshold are appended and counted by the first digit of their
-    keys. Levels up to `levels`: those in the cells of the open lists are counted by the next digit.
-    Level `levels`: those up to the lists' bounds are appended. It is one kernel, since two could
-    add up a row in different orders, and then disagree about a last bit.
+    Level 0 appends the scores above the threshold and counts them by the first digit of their keys.
+    The levels between 0 and `levels` count those in the cells of unfinished lists by the next
+    digit.
+    Level `levels` appends those within the lists' bounds. All levels are one kernel, because two
+    kernels could sum a row in different orders and compute scores that differ in the last bit.
     """
     per_image = (num_priors + ROWS - 1) // ROWS
     busy = (level == 0) | (tl.load(flags + level % levels) != 0)
@@ -116,8 +122,8 @@ def scan_kernel(
         tile = logits + (image * num_priors + first_row) * classes
         x = tl.load(tile + (r[:, None] * classes + c[None, :]), mask=inside, other=0)
         x = tl.where((c < classes)[None, :], x.to(tl.float32), -float("inf"))
-        # A score is at most exp(its logit - the background's), which needs no exponential to be
-        # compared; rows let through in error fail the exact test.
+        # A score is at most exp(logit - background logit), and comparing this bound with the
+        # threshold needs no exponential. The exact test rejects rows that pass by mistake.
         background = tl.sum(tl.where(c[None, :] == 0, x, 0.0), 1)
         foreground = tl.max(tl.where(c[None, :] > 0, x, -float("inf")), 1)
         if not SOFTMAX:
@@ -133,7 +139,7 @@ def scan_kernel(
             passes = (score > threshold) & (score <= 1) & inside & (c > 0)[None, :]
             distance = -(score.to(tl.int32, bitcast=True) - ONE).to(tl.int64)
             key = (distance << index_bits) | (first_row + r)[:, None]
-            # Class 0 has no list: it would stand before the first of the image.
+            # Class c of the image has list skip + c. Class 0 has none.
             skip = image * (classes - 1) - 1
             listed = (c > 0) & (c < classes)
             limit = tl.load(bound + skip + c, mask=listed, other=0)[None, :]
@@ -152,9 +158,10 @@ def scan_kernel(
 
 @triton.jit(do_not_specialize=["level", "shift"])
 def select_kernel(size, histogram, need, bound, flags, top_k, level, shift, CAPACITY: tl.constexpr):
-    """Settle a digit of the bound: that of the candidate of rank `need` in the cell searched.
+    """Find the next digit of a list's bound: that of the candidate of rank `need` in its cell.
 
-    A program has a list. `bound` is the digits settled while `need` is above 0, then the bound.
+    A program handles one list. While `need` is above 0, `bound` has the digits found so far;
+    afterwards, it is the bound.
     """
     i = tl.program_id(0).to(tl.int64)
     wanted = tl.load(need + i)
@@ -183,11 +190,12 @@ def rank_kernel(
     max_log_scale, clip_low, clip_width, clip_height, parts, CAPACITY: tl.constexpr,
     RANKED: tl.constexpr, OTHERS: tl.constexpr,
 ):  # fmt: skip
-    """The rank of a candidate is the number of smaller keys in its list.
+    """Sort the lists: the rank of a candidate is the number of smaller keys in its list.
 
-    The best top_k get their places in `keys` [lists, top_k], as detections (below), and `boxes`
-    [lists, top_k, 4]. `parts` programs share a list; each has every so many blocks of RANKED keys.
-    A detection's key orders over all classes: distance of the score, lower prior, lower class.
+    The best top_k candidates are written by rank to `keys` [lists, top_k], and their decoded boxes
+    to `boxes` [lists, top_k, 4]. The keys written there order detections of all classes: by the
+    difference of the score's bits, then by lower prior, then by lower class. `parts` programs share
+    a list, and each loops over blocks of RANKED keys.
     """
     i = (tl.program_id(0) // parts).to(tl.int64)
     image, label = i // (classes - 1), i % (classes - 1) + 1
@@ -217,16 +225,16 @@ def rank_kernel(
 
 @triton.jit
 def clamp(x, low, high):
-    """The nearest number in low to high; a NaN stays."""
+    """Clamp x to [low, high]; a NaN stays."""
     return tl.where(x < low, low, tl.where(x > high, high, x))
 
 
 @triton.jit
 def over(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2, threshold, eps, KEEP_EMPTY: tl.constexpr):
-    """Whether the IoU of boxes a [A] and b [B] is above the threshold: [A, B].
+    """Return [A, B]: whether the IoU of boxes a [A] and b [B] is above the threshold.
 
-    Or, if not KEEP_EMPTY, both have no area. As `iou` of common, less what only matters for its
-    value: a NaN makes an area NaN.
+    Unless KEEP_EMPTY, also whether both areas are 0. This is `iou` of common.py without the steps
+    that matter only for its value: a NaN makes an area NaN, and the comparison is then false.
     """
     width = tl.minimum(ax2[:, None], bx2[None, :]) - tl.maximum(ax1[:, None], bx1[None, :])
     height = tl.minimum(ay2[:, None], by2[None, :]) - tl.maximum(ay1[:, None], by1[None, :])
@@ -246,12 +254,14 @@ def suppress_kernel(
     keys, boxes, size, kept_keys, kept_boxes, kept_size, top_k, most, threshold, eps,
     TILE: tl.constexpr, KEEP_EMPTY: tl.constexpr,
 ):  # fmt: skip
-    """Greedy NMS of `boxes` [lists, top_k, 4], by falling score; a program has a list.
+    """Run greedy NMS on `boxes` [lists, top_k, 4], sorted by falling score, one list per program.
 
-    By tiles: first the boxes kept before against the tile's, then the pairs within the tile. There,
-    alive[j] = not any of i < j: alive[i] and over[i, j] is applied until nothing changes: the first
-    t boxes are right after t rounds, and chains of suppression are short. After `most` boxes it
-    ends: more of one class can never be among the best of the image.
+    The program goes through the boxes in tiles. It compares all boxes kept so far with the tile,
+    and then the pairs within the tile. For these, it applies
+        alive[j] = not any(alive[i] and over[i, j] for i < j)
+    until nothing changes. After t rounds the first t boxes are final, and chains of suppression are
+    short, so a few rounds suffice. The program stops after `most` boxes, because more boxes of a
+    class cannot be among the best of the image.
     """
     i = tl.program_id(0).to(tl.int64)
     found = tl.load(size + i)
@@ -289,7 +299,7 @@ def suppress_kernel(
             tl.store(kept_keys + place, key, mask=fits)
             store_four(kept_boxes, place, x1, y1, x2, y2, fits)
             kept += tl.sum(alive, 0)
-            tl.debug_barrier()  # the other threads of the program read these boxes
+            tl.debug_barrier()  # other threads of the program read these boxes next
         first += TILE
     tl.store(kept_size + i, tl.where(kept < most, kept, most))
 
@@ -300,12 +310,13 @@ def place_kernel(
     PLACED: tl.constexpr, LISTS: tl.constexpr, STEPS: tl.constexpr, MOST: tl.constexpr,
     FOREGROUND: tl.constexpr,
 ):  # fmt: skip
-    """The row of a kept box is the number of smaller keys in all lists of its image.
+    """Write each kept box to a row of the result: the number of smaller keys among its rivals.
 
-    `joined` lists make up an image: all its `foreground` classes, or with results per class one.
-    They are sorted: a binary search of STEPS steps in each. A program has a list, PLACED boxes at a
-    time, until the rows are beyond the last one, `most`. The first program of an image also writes
-    what is the same for all: the count, and zeros from it on.
+    The rivals are the boxes of `joined` consecutive lists: those of all `foreground` classes of the
+    image or, with results per class, only its own. The lists are sorted, so a binary search of
+    STEPS steps counts the smaller keys of each. A program handles one list, PLACED boxes at a time,
+    and stops when the rows reach `most`. The program of the first list also writes the count and
+    fills the remaining rows with zeros.
     """
     i = tl.program_id(0).to(tl.int64)
     image = i // joined
@@ -346,19 +357,19 @@ def place_kernel(
         score = (-((key >> 32) - ONE)).to(tl.int32).to(tl.float32, bitcast=True)
         tl.store(scores + row, score, mask=best)
         tl.store(labels + row, (i % foreground + 1) + mine * 0, mask=best)
-        # The later boxes of the list come after these.
+        # Later boxes of the list have higher rows.
         first = tl.where(tl.min(place, 0) < most, first + PLACED, n)
 
 
 def _bits(x: float) -> int:
-    """Of the float32 next to x."""
+    """Return the bits of the float32 nearest to x."""
     return int(struct.unpack("I", struct.pack("f", x))[0])
 
 
 def detection_output(
     loc: Tensor, logits: Tensor, priors: Tensor, settings: DetectionOutputSettings
 ) -> tuple[Tensor, ...]:
-    """As `mdssd.ops.detection_output`."""
+    """Run `mdssd.ops.detection_output`."""
     check_gpu_limits(logits, settings)
     images, num_priors, classes = logits.shape
     top_k, max_detections = min(settings.top_k, num_priors), settings.max_detections
@@ -371,11 +382,12 @@ def detection_output(
 
     index_bits = (num_priors - 1).bit_length()
     bits = (_bits(1.0) - _bits(score_threshold)).bit_length() + index_bits
-    # Room for top_k, and for a cell of half as many keys: what the last digit leaves undecided.
+    # A list has room for top_k candidates and for the cell that the last digit does not divide,
+    # which has at most capacity / 2 keys.
     capacity = 2 * max(512, power_of_2(top_k, 1024))
     levels = max(1, blocks(bits - (capacity // 2).bit_length() + 1, DIGIT_BITS.value))
     shifts = [max(0, bits - (level + 1) * DIGIT_BITS.value) for level in range(levels)]
-    # One run of memory, so that one launch fills it with zeros.
+    # A single tensor, so that a single launch fills it with zeros.
     zeros = loc.new_zeros(lists * (BINS.value + 4) + levels + 1, dtype=torch.int32)
     bound, need, size, histogram, flags = zeros.split(
         [2 * lists, lists, lists, lists * BINS.value, levels + 1]
@@ -386,7 +398,7 @@ def detection_output(
     block_c = power_of_2(classes, 1 << 20)
     rows = max(1, TILE // block_c)
     warps = min(16, 8 * blocks(block_c, TILE))
-    # The margin covers the rounding of softmax.
+    # The margin of 1e-3 covers the rounding of the softmax.
     log_threshold = math.log(score_threshold) - 1e-3 if score_threshold > 0 else -math.inf
     if not settings.softmax:
         log_threshold = score_threshold

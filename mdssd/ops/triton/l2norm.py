@@ -1,13 +1,13 @@
 """l2norm, l2norm_add_relu and their gradients in Triton.
 
-One kernel serves one map and two, NCHW and channels-last: a program has a tile of pixels x channels
-whose numbers it reads once and keeps in registers, and Triton gives neighbouring threads what lies
-next to each other in memory, since the offsets tell it which of the two does. Where all channels do
-not fit a tile, the sums over channels come from a launch before.
+The kernels serve one map or two, in NCHW or channels-last. A program handles a tile of pixels x
+channels, which it reads once and keeps in registers. Triton derives from the offsets which of the
+two dimensions is contiguous and assigns neighbouring elements to neighbouring threads. If a tile
+cannot hold all channels, an additional launch computes the sums over channels first.
 
-Sizes are by reasoning (no GPU was at hand): 16 numbers of each map per thread leave registers for
-several programs per processor, so that one loads while another writes; 8 neighbouring pixels of
-float32 fill the 32 bytes that memory hands out at a time.
+A thread has 16 numbers of each map, which leaves registers for several programs per multiprocessor,
+so that one can load while another writes. In NCHW, a tile has at least 8 neighbouring pixels
+(backward: 4), because 8 float32 numbers fill the 32 bytes of a memory transaction.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from torch import Tensor
 from mdssd.ops._tensors import map_format
 from mdssd.ops.triton.common import OPTIONS, blocks, narrow, power_of_2
 
-TILE = 4096  # numbers of a map that a program keeps: of 8 warps, 16 each
-WARP_TILE = 512
-LEAST_RUN = 8  # pixels, where they are what is neighbouring, though the tile becomes larger
-BACKWARD_RUN = 4  # the same in backward: with more, two maps of 1,024 channels spill registers
-MOST_CHANNELS = 1024  # of a tile
-SLICES = 512  # at most, of the pixels in backward: each gives a term of a scale's gradient
-SLICE_TILES = 2  # at least, of a slice: half the terms, and still a program per processor
-TERMS = 64  # of them that are added at a time
+TILE = 4096  # numbers of a map per program: 16 per thread of 8 warps
+WARP_TILE = 512  # numbers of a map per warp
+LEAST_RUN = 8  # least number of pixels of a tile in NCHW, even if the tile exceeds TILE
+BACKWARD_RUN = 4  # the same for backward; with 8, two maps of 1,024 channels spill registers
+MOST_CHANNELS = 1024  # most channels of a tile
+SLICES = 512  # most programs of backward; each contributes one term to a scale's gradient
+SLICE_TILES = 2  # least number of tiles per program, which halves the number of terms
+TERMS = 64  # terms that are added at a time
 
 
 @triton.jit
 def tile_pixels(tile, pixels, tiles_per_image, PIXELS: tl.constexpr):
-    """Image of a tile, its pixels within the image and the mask of those that are there."""
+    """Return the image of a tile, its pixels within the image and the mask of valid pixels."""
     pixel = tile % tiles_per_image * PIXELS + tl.arange(0, PIXELS)
     return tile // tiles_per_image, pixel, pixel < pixels
 
@@ -43,7 +43,7 @@ def tile_pixels(tile, pixels, tiles_per_image, PIXELS: tl.constexpr):
 def tile_offsets(
     image, pixel, channel, pixels, channels, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr
 ):
-    """Start of the image in a map, and where the tile's [pixels, channels] lie from there."""
+    """Return the start of the image in a map and the offsets [pixels, channels] of the tile."""
     start = image.to(tl.int64) * channels * pixels
     if CHANNELS_LAST:
         return start, pixel.to(INDEX)[:, None] * channels + channel[None, :]
@@ -57,10 +57,11 @@ def channel_sums_kernel(
     CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr,
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Of maps with more channels than a tile: what a pixel's channels add up to.
+    """Compute sums over the channels of each pixel, for maps with more channels than a tile.
 
-    Without `grad`, out = 1 / sqrt(sum of x^2 + eps); with it, out = sum of grad * scale * x, where
-    y > 0 if there is a y. A program has PIXELS pixels of an image and passes over their channels.
+    Without `grad`, out = 1 / sqrt(sum of x^2 + eps). With `grad`, out = sum of grad * scale * x,
+    and if `y` is given, only terms with y > 0 count. A program handles PIXELS pixels of an image
+    and loops over their channels.
     """
     image, pixel, valid = tile_pixels(tl.program_id(0), pixels, tiles_per_image, PIXELS)
     total = tl.zeros((PIXELS, CHANNELS), tl.float32)
@@ -86,7 +87,11 @@ def channel_sums_kernel(
 
 @triton.jit
 def normalised(x, scale, r, offsets, row, valid, channel, fits, eps, KEPT: tl.constexpr):
-    """scale * x / sqrt(sum over channels of x^2 + eps) of a tile; writes the root's reciprocal."""
+    """Return scale * x / sqrt(sum of x^2 + eps) for a tile.
+
+    If KEPT, the tile has all channels: compute the reciprocal root and store it in `r`. Otherwise
+    load it from `r`.
+    """
     mask = valid[:, None] & fits[None, :]
     wide = tl.load(x + offsets, mask=mask, other=0).to(tl.float32)
     if KEPT:
@@ -104,10 +109,11 @@ def l2norm_kernel(
     CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr,
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr, KEPT: tl.constexpr,
 ):  # fmt: skip
-    """out = n(a), or relu(n(a) + n(b)), with n(x) = scale * x / sqrt(sum_c x^2 + eps).
+    """Compute n(a), or relu(n(a) + n(b)), with n(x) = scale * x / sqrt(sum_c x^2 + eps).
 
-    Program (t, k) has PIXELS pixels of an image and the k-th CHANNELS channels: all, if KEPT; else
-    ra and rb are there. SSD, section 3.1; MDSSD, section 3.2.
+    Program (t, k) handles PIXELS pixels of an image and the k-th CHANNELS channels. If KEPT, these
+    are all channels, and `ra` and `rb` are results; otherwise they are inputs. Sources: SSD,
+    section 3.1; MDSSD, section 3.2.
     """
     image, pixel, valid = tile_pixels(tl.program_id(0), pixels, tiles_per_image, PIXELS)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
@@ -124,7 +130,10 @@ def l2norm_kernel(
 
 @triton.jit
 def map_gradient(g, x, r, dot, out, offsets, row, valid, fits, s, KEPT: tl.constexpr):
-    """Write a tile of r * (s * g - x * r^2 * dot), dot = sum_c s * g * x; return g * x * r."""
+    """Store r * (s * g - x * r^2 * dot) for a tile, with dot = sum_c s * g * x; return g * x * r.
+
+    If KEPT, the tile has all channels and dot is computed here. Otherwise it is loaded from `dot`.
+    """
     mask = valid[:, None] & fits[None, :]
     wide = tl.load(x + offsets, mask=mask, other=0).to(tl.float32)
     reciprocal = tl.load(r + row, mask=valid, other=0)[:, None]
@@ -145,11 +154,12 @@ def l2norm_backward_kernel(
     CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr,
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr, KEPT: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of `l2norm_kernel` in the maps, and each program's share of those in the scales.
+    """Compute the gradients of `l2norm_kernel`: for the maps, and partial sums for the scales.
 
-    Program (i, k) takes every slices-th tile from the i-th and the k-th CHANNELS channels: all, if
-    KEPT; else dot_a and dot_b are there. What its pixels give to a scale is added up pixel by pixel
-    of the tile, and over the tile only once: partial[map, i, channel].
+    Program (i, k) handles tiles i, i + slices, ... and the k-th CHANNELS channels. If KEPT, these
+    are all channels; otherwise `dot_a` and `dot_b` are inputs. The terms of a scale's gradient are
+    summed over the tiles first, separately for each pixel of a tile, and then once over the pixels
+    into partial[map, i, channel].
     """
     slices = tl.num_programs(0)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
@@ -166,7 +176,8 @@ def l2norm_backward_kernel(
         mask = valid[:, None] & fits[None, :]
         g = tl.load(grad + start + offsets, mask=mask, other=0).to(tl.float32)
         if b is not None:
-            # In float32: Triton's interpreter compares bfloat16 by its bits, where a NaN is > 0.
+            # Compares in float32, because Triton's interpreter compares bfloat16 numbers by their
+            # bits, so that a NaN is > 0.
             passed = tl.load(y + start + offsets, mask=mask, other=0).to(tl.float32) > 0
             g = tl.where(passed, g, 0.0)
             sum_b += map_gradient(
@@ -185,9 +196,9 @@ def l2norm_backward_kernel(
 def scale_gradient_kernel(
     partial, out_a, out_b, slices, channels, TERMS: tl.constexpr, CHANNELS: tl.constexpr
 ):
-    """out_a[c] = sum over i of partial[0, i, c], out_b[c] that of partial[1, i, c].
+    """Set out_a[c] to the sum over i of partial[0, i, c], and out_b[c] to that of partial[1, i, c].
 
-    Program (k, map) has the k-th CHANNELS channels and adds up their slices, always in one order.
+    Program (k, map) handles the k-th CHANNELS channels and adds in a fixed order.
     """
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     fits = channel < channels
@@ -205,7 +216,7 @@ def scale_gradient_kernel(
 
 
 class _Tiles:
-    """How a map is cut into tiles: the kernels' arguments."""
+    """The division of a map into tiles, and the kernels' arguments that follow from it."""
 
     def __init__(self, x: Tensor, layout: torch.memory_format, least_run: int) -> None:
         images, self.channels = x.shape[:2]
@@ -228,7 +239,7 @@ class _Tiles:
 
     @property
     def kept(self) -> bool:
-        """Whether a tile has all channels."""
+        """Whether a tile has all channels, so that programs keep them in registers."""
         return self.channel_blocks == 1
 
     def channel_sums(
@@ -298,19 +309,19 @@ def _backward(
 
 
 def l2norm(x: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, ...]:
-    """As `mdssd.ops.l2norm`; also the norms' reciprocals [B, H, W], float32."""
+    """Run `mdssd.ops.l2norm`; also return the reciprocal norms [B, H, W] in float32."""
     return _forward([x], [scale], eps)
 
 
 def l2norm_backward(grad: Tensor, x: Tensor, scale: Tensor, r: Tensor) -> tuple[Tensor, ...]:
-    """Gradients of `l2norm` in the map and in the scale."""
+    """Return the gradients of `l2norm` with respect to the map and the scale."""
     return _backward(grad, None, [x], [scale], [r])
 
 
 def l2norm_add_relu(
     a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, eps: float
 ) -> tuple[Tensor, ...]:
-    """As `mdssd.ops.l2norm_add_relu`; also the norms' reciprocals [B, H, W], float32."""
+    """Run `mdssd.ops.l2norm_add_relu`; also return the reciprocal norms [B, H, W] in float32."""
     return _forward([a, b], [scale_a, scale_b], eps)
 
 
@@ -318,5 +329,5 @@ def l2norm_add_relu_backward(
     grad: Tensor, y: Tensor, a: Tensor, b: Tensor,
     scale_a: Tensor, scale_b: Tensor, ra: Tensor, rb: Tensor,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of `l2norm_add_relu` in the maps, then in the scales."""
+    """Return the gradients of `l2norm_add_relu` with respect to the maps, then the scales."""
     return _backward(grad, y, [a, b], [scale_a, scale_b], [ra, rb])

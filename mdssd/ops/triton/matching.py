@@ -1,14 +1,17 @@
 """match_priors and encode_targets in Triton.
 
-As in `csrc/cuda/matching.cu` there is no matrix of priors x boxes: a program keeps the best box of
-each of its priors in registers while the boxes of the image pass over them, and the best prior of a
-box is an atomic maximum that no order of programs can change. Most pairs do not overlap, and the
-priors of a program lie close together, so it first picks the boxes that meet their common bounds.
-What is skipped has an IoU of 0, which could change nothing.
+match_kernel: a program handles 256 priors of one image. It loops over the image's ground truths and
+keeps the best one of each prior in registers, so there is no matrix of priors x ground truths. The
+best prior of each ground truth is an atomic maximum over all programs, which does not depend on
+their order. Afterwards, force_kernel assigns these priors.
 
-Block sizes are by reasoning (no GPU was at hand): few priors per program, so that their bounds are
-tight, and few boxes in a tile, since as a rule only a few meet them; four warps then have 8 pairs
-per thread, which leaves the registers for 24 warps on a multiprocessor.
+Most pairs do not overlap, and the priors of a program lie close together. So the program first
+selects the ground truths that meet the common bounds of its priors, and computes IoUs for these
+only. A skipped pair has an IoU of 0, which cannot change the result.
+
+A program has few priors, so that their bounds are tight, and compares four ground truths at a time,
+because usually only a few meet the bounds. With four warps, a thread has 8 pairs, and registers
+suffice for 24 warps per multiprocessor.
 """
 
 from __future__ import annotations
@@ -33,10 +36,10 @@ from mdssd.ops.triton.common import (
     to_corners,
 )
 
-PRIORS = 256  # of a program
-LIST = 32  # boxes tested against the bounds at a time
-TILE = 4  # boxes that meet them, compared with all priors at a time
-FORCED = 64  # boxes of a program that forces their priors
+PRIORS = 256  # priors per program
+LIST = 32  # ground truths tested against the bounds at a time
+TILE = 4  # ground truths compared with all priors at a time
+FORCED = 64  # ground truths per program of force_kernel
 _LOW = tl.constexpr(0x7FFFFFFF)
 
 
@@ -45,15 +48,16 @@ def write(
     first_out, second_out, gt, gt_labels, priors, row, prior, box, begin, v0, v1, mask,
     ENCODE: tl.constexpr,
 ):  # fmt: skip
-    """What becomes of a match: the index in the image's list, or the targets of `encode_targets`.
+    """Write a match: its index in the image's list or, with ENCODE, its offsets and label.
 
-    `box` counts over the whole batch from `begin` of its image; below it is background.
+    `box` is an index into the batch's ground truths. `begin` is the first one of the image; lower
+    indices mean background.
     """
     hit = mask & (box >= begin)
     if ENCODE:
         zero = row.to(tl.float32) * 0
         ox, oy, ow, oh, label = zero, zero, zero, zero, row * 0
-        if tl.max(hit.to(tl.int32), 0) > 0:  # in most programs all is background
+        if tl.max(hit.to(tl.int32), 0) > 0:  # most programs have only background
             x1, y1, x2, y2 = load_four(gt, box, hit)
             cx, cy, w, h = load_four(priors, prior, hit)
             ox, oy, ow, oh = encode(x1, y1, x2, y2, cx, cy, w, h, v0, v1)
@@ -73,12 +77,13 @@ def match_kernel(
     PRIORS: tl.constexpr, LIST: tl.constexpr, TILE: tl.constexpr, ENCODE: tl.constexpr,
     CORNERS: tl.constexpr,
 ):  # fmt: skip
-    """For each prior of an image the box of the highest iou(box, prior), if at least `threshold`.
+    """Assign to each prior the box with the highest IoU, if this is at least `threshold`.
 
-    `programs` programs share an image, each has PRIORS of its `num_priors` priors. best_priors[box]
-    becomes the maximum over all programs of the IoU's bits (which order as the IoU does, since it
-    is not negative) above, and below them the complement of the prior, so that of equal IoUs the
-    lower prior is the maximum; 0 where the box overlaps none. Source: SSD, section 2.2.
+    `programs` programs share an image, and each has PRIORS of its `num_priors` priors.
+    best_priors[box] becomes the maximum over all programs of a packed number. Its upper half has
+    the bits of the IoU, which order like the IoU because it is not negative. Its lower half has the
+    complement of the prior, so that the lower prior wins if IoUs are equal. It is 0 if no prior
+    overlaps the box. Source: SSD, section 2.2.
     """
     image = tl.program_id(0) // programs
     first_prior = (tl.program_id(0) % programs) * PRIORS
@@ -88,13 +93,14 @@ def match_kernel(
     boxes = (tl.load(begins + image + 1) - (image + 1) - begin).to(tl.int32)
 
     best = tl.full((PRIORS,), 0.0, tl.float32)
-    best_box = tl.full((PRIORS,), 0, tl.int32)  # from `begin`
+    best_box = tl.full((PRIORS,), 0, tl.int32)  # relative to `begin`
     if boxes > 0:
         x1, y1, x2, y2 = load_four(priors, prior.to(tl.int64), inside)
         if not CORNERS:
             x1, y1, x2, y2 = to_corners(x1, y1, x2, y2)
         own_area = area(x1, y1, x2, y2)
-        # A NaN would spoil the bounds; its IoUs are 0, as are those of a box that is nowhere.
+        # A prior with a NaN has IoUs of 0. It is replaced by an empty box, because the bounds must
+        # not become NaN.
         real = inside & (own_area == own_area)
         x1, y1 = tl.where(real, x1, float("inf")), tl.where(real, y1, float("inf"))
         x2, y2 = tl.where(real, x2, float("-inf")), tl.where(real, y2, float("-inf"))
@@ -104,7 +110,7 @@ def match_kernel(
             k = first + tl.arange(0, LIST)
             lx1, ly1, lx2, ly2 = load_four(gt, begin + k, k < boxes)
             meets = (k < boxes) & (lx1 < right) & (lx2 > left) & (ly1 < bottom) & (ly2 > top)
-            rank = tl.cumsum(meets.to(tl.int32), 0)  # of those that meet, from 1
+            rank = tl.cumsum(meets.to(tl.int32), 0)  # numbers the boxes that meet, from 1
             hits = tl.max(rank, 0)
             for start in range(0, hits, TILE):
                 wanted = start + 1 + tl.arange(0, TILE)
@@ -117,12 +123,12 @@ def match_kernel(
                     x1[None, :], y1[None, :], x2[None, :], y2[None, :], own_area[None, :],
                     eps,
                 )  # fmt: skip
-                # The boxes come in rising order; of equal ones the first wins, here and before.
+                # On a tie, the lowest box wins. Boxes of earlier iterations are lower.
                 highest = tl.max(value, 0)
                 winner = tl.min(tl.where(value == highest[None, :], box[:, None], _LOW), 0)
                 best_box = tl.where(highest > best, winner, best_box)
                 best = tl.where(highest > best, highest, best)
-                # The same for the priors of each box.
+                # The best prior of each box.
                 highest, lane = tl.max(value, 1, return_indices=True)
                 low = _LOW - (first_prior + lane)
                 packed = (highest.to(tl.int32, bitcast=True).to(tl.int64) << 32) | low
@@ -144,15 +150,15 @@ def force_kernel(
     gt, gt_labels, begins, priors, best_priors, first_out, second_out, num_priors, images, total,
     v0, v1, FORCED: tl.constexpr, ENCODE: tl.constexpr,
 ):  # fmt: skip
-    """Each box gets its best prior; of several boxes of an image with one prior, the last.
+    """Assign to each box its best prior. If boxes of an image share one, the last box gets it.
 
-    A program has FORCED of all `total` boxes, and compares them with the later ones of their image,
-    so that no prior is written twice.
+    A program handles FORCED of all `total` boxes. It compares them with the later boxes of their
+    image, so that no prior is written twice.
     """
     start = tl.program_id(0) * FORCED
     k = start + tl.arange(0, FORCED)
     inside = k < total
-    image = tl.full((FORCED,), 0, tl.int64)  # as many images as have ended before
+    image = tl.full((FORCED,), 0, tl.int64)  # the number of images whose boxes end before box k
     for first in range(0, images, FORCED):
         i = first + 1 + tl.arange(0, FORCED)
         ends = tl.load(begins + i, mask=i <= images, other=1 << 62) - i
@@ -160,7 +166,7 @@ def force_kernel(
     begin = tl.load(begins + image, mask=inside, other=0) - image
     end = tl.load(begins + image + 1, mask=inside, other=0) - (image + 1)
     packed = tl.load(best_priors + k, mask=inside, other=0)
-    prior = tl.where(packed == 0, 0, _LOW - (packed & _LOW))  # who overlaps nothing takes prior 0
+    prior = tl.where(packed == 0, 0, _LOW - (packed & _LOW))  # prior 0 if none overlaps
     last = inside
     for first in range(start, tl.max(end, 0).to(tl.int32), FORCED):
         other = first + tl.arange(0, FORCED)
@@ -176,10 +182,11 @@ def force_kernel(
 
 
 def _begins(offsets: Tensor, device: torch.device) -> Tensor:
-    """offsets[i] + i of the CPU's offsets [B + 1], on the device.
+    """Return offsets[i] + i on the device, for offsets [B + 1] on the CPU.
 
-    Not copied but cut out of an arange: a copy would have to be waited for, or its source to be
-    kept for as long as a CUDA graph may replay it. `i` is added as no piece may be empty.
+    The numbers are cut from an arange instead of being copied. A copy would have to wait, or its
+    source would have to live as long as a CUDA graph that replays it. `i` is added because no piece
+    may be empty.
     """
     counts = offsets.diff().tolist()
     pieces = [size for boxes in counts for size in (1, boxes)] + [1]
@@ -196,7 +203,7 @@ def _match(
     variances: tuple[float, float],
     outputs: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Both operators: `encode_targets` is the one with labels."""
+    """Launch the kernels of `match_priors` or, if labels are given, of `encode_targets`."""
     images, num_priors = offsets.shape[0] - 1, priors.shape[0]
     if images == 0 or num_priors == 0:
         return outputs
@@ -223,7 +230,7 @@ def _match(
 def match_priors(
     gt: Tensor, offsets: Tensor, priors: Tensor, settings: MatchPriorsSettings
 ) -> tuple[Tensor, Tensor]:
-    """As `mdssd.ops.match_priors`, of all boxes [sum of M_i, 4] and the CPU's offsets [B + 1]."""
+    """Run `mdssd.ops.match_priors` on all boxes [sum of M_i, 4] with offsets [B + 1] on the CPU."""
     outputs = new_matches(gt, offsets, priors)
     return _match(gt, None, offsets, priors, settings, (1.0, 1.0), outputs)
 
@@ -235,7 +242,7 @@ def encode_targets(
     priors: Tensor,
     settings: EncodeTargetsSettings,
 ) -> tuple[Tensor, Tensor]:
-    """As `mdssd.ops.encode_targets`, of all boxes and labels and the CPU's offsets [B + 1]."""
+    """Run `mdssd.ops.encode_targets` on all boxes and labels with offsets [B + 1] on the CPU."""
     match = MatchPriorsSettings(settings.iou_threshold, settings.iou_eps, corners=False)
     outputs = new_targets(gt, offsets, priors)
     variances = (settings.v0, settings.v1)

@@ -1,9 +1,12 @@
 """multibox_loss and its gradient in Triton.
 
-Forward is three launches whatever the batch: a pass over the logits, a selection per image of the
-hardest background priors, and the sums. Each program's share of a sum is a plain store to its own
-place, and each sum has a fixed order: the same bits every time. Sizes are by reasoning (no GPU was
-at hand).
+The forward pass has three launches for any batch: row_kernel reads the logits and computes the
+cross-entropy of every prior, select_kernel finds the hardest background priors of each image, and
+finish_kernel adds the sums. There are no floating-point atomics: each program stores its sums at
+its own place, and they are added in a fixed order, so the results are the same in every run.
+
+The backward pass is one launch. It writes two gradients, nearly all zeros, and reads the logits of
+selected rows only.
 """
 
 from __future__ import annotations
@@ -22,39 +25,39 @@ from mdssd.ops.triton.common import OPTIONS, blocks, narrow, power_of_2
 
 LANES = tl.constexpr(8)  # neighbouring threads that share a row of logits
 TILE = 4096  # logits of a program at a time: 32 registers of each of its 128 threads
-BACKWARD_TILE = 2048  # smaller: the fewer rows, the more programs have none to compute
-MOST_CLASSES = 256  # of a tile
-ROW_PROGRAMS = 2048  # at most; each takes one tile after the other and leaves one share of the sums
-ROW_TILES = 2  # at least, of a program: half the shares, and still programs enough
-HELD = 32768  # priors of an image whose losses a program keeps: 64 registers of 512 threads
-STEP = 8192  # of those beyond, at a time: with all at once, the program would spill
-TERMS = 1024  # of the last sums that are added at a time
+BACKWARD_TILE = 2048  # smaller, because programs without a selected row only store zeros
+MOST_CLASSES = 256  # most classes of a tile
+ROW_PROGRAMS = 2048  # most programs of row_kernel; each stores its sums once, after all its tiles
+ROW_TILES = 2  # least number of tiles per program, which halves the number of sums
+HELD = 32768  # losses of an image that a program keeps: 64 registers of each of its 512 threads
+STEP = 8192  # losses beyond HELD that it loads at a time; with all at once, it would spill
+TERMS = 1024  # sums that finish_kernel adds at a time
 
-# A loss as an integer that orders as the number does; -0 is +0, NaN is the largest, and no number
-# has the smallest: it stands for a positive, which is no candidate for mining.
+# Losses are compared as integers that order like the losses. -0 equals +0, and NaN is the largest.
+# No loss maps to the smallest integer, which marks a positive; it is not a candidate for mining.
 POSITIVE = tl.constexpr(-(2**31))
 NAN = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
 def to_ordered(x):
-    """The integer of a float32."""
+    """Convert float32 losses to integers of the same order."""
     bits = tl.where(x == 0, 0.0, x).to(tl.int32, bitcast=True)
     return tl.where(x != x, NAN, tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits))
 
 
 @triton.jit
 def from_ordered(ordered):
-    """The float32 of an integer."""
+    """Convert the integers of `to_ordered` back to float32."""
     return tl.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def class_tile(first, CHUNKS: tl.constexpr):
-    """Classes from `first` on as [CHUNKS, 1, LANES], of a tile [CHUNKS, ROWS, LANES].
+    """Return the classes from `first` on as [CHUNKS, 1, LANES], for a tile [CHUNKS, ROWS, LANES].
 
-    A row belongs to LANES threads, each with every LANES-th class: they read what is neighbouring,
-    and for a sum over the row they exchange little, since most of it is of their own numbers.
+    LANES threads share a row, and each has every LANES-th class. So neighbouring threads load
+    neighbouring numbers, and most of a sum over a row happens within a thread.
     """
     chunk, lane = tl.arange(0, CHUNKS), tl.arange(0, LANES)
     return first + chunk[:, None, None] * LANES + lane[None, None, :]
@@ -62,7 +65,7 @@ def class_tile(first, CHUNKS: tl.constexpr):
 
 @triton.jit
 def load_logits(logits, row, wanted, first, classes, CHUNKS: tl.constexpr):
-    """A tile of rows [ROWS]; -inf where there is no class or the row is not wanted."""
+    """Load a tile of rows [ROWS]; classes past the last and unwanted rows are -inf."""
     index = class_tile(first, CHUNKS)
     mask = wanted[None, :, None] & (index < classes)
     pointers = logits + row[None, :, None] * classes + index
@@ -71,13 +74,13 @@ def load_logits(logits, row, wanted, first, classes, CHUNKS: tl.constexpr):
 
 @triton.jit
 def row_max(x, wanted):
-    """The largest of each row of a tile; 0 of rows not wanted, so that they bring no NaN."""
+    """Return the maximum of each row of a tile; 0 for unwanted rows, to avoid -inf - -inf = NaN."""
     return tl.where(wanted, tl.max(tl.max(x, 0), 1), 0.0)
 
 
 @triton.jit
 def row_sum_of_exp(x, top):
-    """The sum of exp(x - top) of each row of a tile."""
+    """Return the sum of exp(x - top) for each row of a tile."""
     return tl.sum(tl.sum(tl.exp(x - top[None, :, None]), 0), 1)
 
 
@@ -85,9 +88,10 @@ def row_sum_of_exp(x, top):
 def softmax_parts(
     logits, row, wanted, classes, ROWS: tl.constexpr, CHUNKS: tl.constexpr, KEPT: tl.constexpr
 ):
-    """Largest logit and sum of exp(logit - largest) of rows; 0 and 1 of rows not wanted.
+    """Return the maximum of each row and the sum of exp(logit - maximum); 0 and 1 if unwanted.
 
-    One tile has all classes if KEPT; else two passes over them, the second from the cache.
+    If KEPT, one tile has all classes. Otherwise there are two passes over the classes, and the
+    second reads from the cache.
     """
     if KEPT:
         x = load_logits(logits, row, wanted, 0, classes, CHUNKS)
@@ -107,7 +111,7 @@ def softmax_parts(
 
 @triton.jit
 def load_difference(loc, loc_targets, row, wanted):
-    """loc - loc_targets of rows, [ROWS, 4]; 0 of rows not wanted."""
+    """Return loc - loc_targets [ROWS, 4]; 0 for unwanted rows."""
     offsets = row[:, None] * 4 + tl.arange(0, 4)[None, :]
     mask = wanted[:, None]
     predicted = tl.load(loc + offsets, mask=mask, other=0).to(tl.float32)
@@ -119,12 +123,12 @@ def row_kernel(
     loc, logits, loc_targets, labels, ordered, shares, parts, rows, classes, tiles,
     ROWS: tl.constexpr, CHUNKS: tl.constexpr, KEPT: tl.constexpr,
 ):  # fmt: skip
-    """Loss of each row's label, -log softmax(logits)[label], as an ordered integer.
+    """Store each row's loss, -log softmax(logits)[label], as an integer in `ordered`.
 
-    A program has tiles of ROWS rows. shares[program] are its positives' sums: localisation, then
-    confidence; `parts`, unless None, gets the same of each prior, 0 if it is no positive. A label
-    that is no class makes its row a positive one with a loss of NaN. SSD, section 2.2, equations 1
-    to 3.
+    A program loops over tiles of ROWS rows and stores the sums of its positives' losses in
+    shares[program]: localisation, then confidence. Unless `parts` is None, it receives the same two
+    losses for each prior, 0 if it is not a positive. A label that is not a class makes its row a
+    positive with a loss of NaN. Source: SSD, section 2.2, equations 1 to 3.
     """
     localisation = tl.zeros((ROWS, 4), tl.float32)
     confidence = tl.zeros((ROWS,), tl.float32)
@@ -155,7 +159,7 @@ def row_kernel(
 
 @triton.jit
 def load_ordered(ordered, index, num_priors):
-    """Losses of an image's priors; what is beyond the last is no candidate."""
+    """Load losses of an image's priors; entries past the last are no candidates."""
     return tl.load(ordered + index, mask=index < num_priors, other=POSITIVE)
 
 
@@ -163,7 +167,10 @@ def load_ordered(ordered, index, num_priors):
 def count_above(
     ordered, held, num_priors, bound, BLOCK: tl.constexpr, STEP: tl.constexpr, ONE: tl.constexpr
 ):
-    """Priors whose loss is above the bound. `held` is the image's first block: all of it if ONE."""
+    """Count the priors whose loss is above the bound.
+
+    `held` has the losses of the image's first BLOCK priors. If ONE, these are all.
+    """
     total = tl.sum((held > bound).to(tl.int32), 0)
     if not ONE:
         later = tl.zeros((STEP,), tl.int32)
@@ -176,7 +183,10 @@ def count_above(
 
 @triton.jit
 def count_ties(ordered, num_priors, bound, last, STEP: tl.constexpr):
-    """Priors up to `last` whose loss is the bound. Ties are rare: none are kept in registers."""
+    """Count the priors up to `last` whose loss equals the bound.
+
+    This reads memory even for losses that are in registers, because ties are rare.
+    """
     total = tl.zeros((STEP,), tl.int32)
     for first in range(0, last + 1, STEP):
         index = first + tl.arange(0, STEP)
@@ -190,14 +200,18 @@ def select_kernel(
     ordered, selected, sums, positives, parts, num_priors, ratio_bits,
     BLOCK: tl.constexpr, STEP: tl.constexpr, ONE: tl.constexpr,
 ):  # fmt: skip
-    """Mark an image's positives and mine its negatives: SSD, section 2.2, "hard negative mining".
+    """Mark an image's positives and mine its negatives, one program per image.
 
-    A program per image. sums[image] are the losses, localisation and confidence, of its negatives,
-    and unless `parts` is None of its positives too. To mine, it halves the range of the losses, as
-    integers, until the priors above their middle are as many as wanted, or until one value is left;
-    then, where some of those at that value belong to the wanted, it finds the last of them in the
-    same way. Each step counts in registers, and where the image has more priors than they hold,
-    reads the rest from the cache. A dozen or so steps do for distinct losses.
+    sums[image] receives the localisation and confidence losses of the negatives and, unless `parts`
+    is None, of the positives too.
+
+    The bound on the losses is found by bisection over integers: the range is halved until exactly
+    as many priors as wanted are above its middle, or until a single value is left. In the second
+    case, some of the priors with this loss are selected, and another bisection finds the last.
+    Each step counts the losses that are in registers and, if the image has more than HELD priors,
+    reads the others from the cache. For distinct losses, about a dozen steps suffice.
+
+    Source: SSD, section 2.2, "hard negative mining".
     """
     image = tl.program_id(0).to(tl.int64)
     ordered += image * num_priors
@@ -212,14 +226,15 @@ def select_kernel(
             smallest = tl.minimum(smallest, tl.min(tl.where(value == POSITIVE, NAN, value), 0))
     background = count_above(ordered, held, num_priors, POSITIVE, BLOCK, STEP, ONE)
     positive_count = num_priors - background
-    # In float64, as on every backend: 0.7 * 10 must be 7.
+    # All backends compute this in float64, where 0.7 * 10 is 7.
     ratio = tl.cast(ratio_bits, tl.int64).to(tl.float64, bitcast=True)
     most = ratio * positive_count.to(tl.float64)
     limit = background.to(tl.float64)
     wanted = tl.where(most < limit, most, limit).to(tl.int32)
     wanted = tl.where(positive_count == 0, 0, wanted)
 
-    # At most `wanted` priors are above `high`, just `above`; more of them are above low - 1.
+    # Invariant: exactly `above` <= `wanted` priors are above `high`, and more than `wanted` are
+    # above low - 1.
     high = largest
     low = tl.where(wanted == 0, high, smallest - 1)
     above = 0
@@ -232,7 +247,7 @@ def select_kernel(
         low = tl.where(n == wanted, high, tl.where(fits, low, middle + 1))
     bound = high
 
-    # Ties: those up to `last`.
+    # Of the priors whose loss equals the bound, select those up to `last`.
     missing = wanted - above
     last = tl.where(missing > 0, num_priors - 1, -1)
     begin = tl.where(missing > 0, 0, -1)
@@ -265,7 +280,7 @@ def finish_kernel(
     shares, programs, sums, positives, images, loc_loss, conf_loss, normaliser,
     TERMS: tl.constexpr,
 ):  # fmt: skip
-    """Both losses over max(1, positives); a program adds up the shares and its images."""
+    """Add the sums of row_kernel and select_kernel and divide both losses by max(1, positives)."""
     index = tl.arange(0, TERMS)
     sums += 2 * tl.program_id(0) * images
     positives += tl.program_id(0) * images
@@ -294,11 +309,11 @@ def multibox_loss_backward_kernel(
     grad_loc, grad_logits, rows, group_rows, classes,
     ROWS: tl.constexpr, CHUNKS: tl.constexpr, KEPT: tl.constexpr,
 ):  # fmt: skip
-    """Both gradients of ROWS rows, nearly all zeros; of the inputs only what is selected is read.
+    """Compute both gradients for ROWS rows; only the inputs of selected rows are read.
 
-    d smooth_l1 = clamp(difference, -1, 1) of the positives, d cross entropy = softmax - one hot of
-    the rows selected, each scaled by its loss's gradient / normaliser, which are one number for
-    every `group_rows` rows.
+    The gradient of smooth L1 is clamp(difference, -1, 1) for positives, and that of the
+    cross-entropy is softmax - one_hot for selected rows. Each is multiplied by the gradient of its
+    loss and divided by the normaliser; both are shared by `group_rows` consecutive rows.
     """
     first_row = tl.program_id(0).to(tl.int64) * ROWS
     row = first_row + tl.arange(0, ROWS)
@@ -322,7 +337,7 @@ def multibox_loss_backward_kernel(
         scale = tl.where((label >= 0) & (label < classes), scale, float("nan"))
         top, total = softmax_parts(logits, row, wanted, classes, ROWS, CHUNKS, KEPT)
         for first in range(0, classes, CHUNKS * LANES):
-            x = load_logits(logits, row, wanted, first, classes, CHUNKS)  # from the cache
+            x = load_logits(logits, row, wanted, first, classes, CHUNKS)  # now in the cache
             index = class_tile(first, CHUNKS)
             hot = tl.where(index == label[None, :, None], 1.0, 0.0)
             error = tl.div_rn(tl.exp(x - top[None, :, None]), total[None, :, None]) - hot
@@ -330,7 +345,7 @@ def multibox_loss_backward_kernel(
             pointers = grad_logits + row[None, :, None] * classes + index
             mask = valid[None, :, None] & (index < classes)
             tl.store(pointers, narrow(error, dtype), mask=mask)
-    else:  # most programs: one run of zeros
+    else:  # most programs only store zeros
         start = first_row * classes
         end = tl.minimum(first_row + ROWS, rows) * classes
         zeros = tl.zeros((ROWS * CHUNKS * LANES,), dtype)
@@ -340,14 +355,15 @@ def multibox_loss_backward_kernel(
 
 
 def _tile(classes: int, numbers: int) -> dict[str, Any]:
-    """How rows of logits are cut into tiles: the kernels' constants."""
+    """Return the kernels' constants, which divide rows of logits into tiles."""
     wide = power_of_2(max(classes, LANES.value), MOST_CLASSES)
     rows = numbers // wide
     return {
         "ROWS": rows,
         "CHUNKS": wide // LANES.value,
         "KEPT": classes <= wide,
-        "num_warps": max(4, rows // 64),  # with few classes, the rows' other numbers are the more
+        # With few classes, a tile has many rows, whose other numbers need registers too.
+        "num_warps": max(4, rows // 64),
         **OPTIONS,
     }
 
@@ -356,7 +372,7 @@ def multibox_loss(
     loc: Tensor, logits: Tensor, loc_targets: Tensor, labels: Tensor,
     settings: MultiboxLossSettings,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """As `mdssd.ops.multibox_loss`; also the priors selected, and max(1, positives)."""
+    """Run `mdssd.ops.multibox_loss`; also return the selected priors and max(1, positives)."""
     loc, logits, loc_targets, labels = (t.contiguous() for t in (loc, logits, loc_targets, labels))
     images, num_priors, classes = logits.shape
     per_image = settings.per_image
@@ -384,7 +400,7 @@ def multibox_loss(
         BLOCK=block, STEP=min(block, STEP), ONE=num_priors <= block,
         num_warps=16 if block > 4096 else 4, **OPTIONS,
     )  # fmt: skip
-    if per_image:  # the sums have all
+    if per_image:  # `sums` already includes the positives
         programs, added = 0, 1
     else:
         added = images
@@ -399,7 +415,7 @@ def multibox_loss_backward(
     grad_loc_loss: Tensor, grad_conf_loss: Tensor, loc: Tensor, logits: Tensor,
     loc_targets: Tensor, labels: Tensor, selected: Tensor, normaliser: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Gradients of `multibox_loss` in `loc` and `logits`; the scalars stay on the device."""
+    """Return the gradients of `multibox_loss` with respect to `loc` and `logits`."""
     loc, logits, loc_targets, labels = (t.contiguous() for t in (loc, logits, loc_targets, labels))
     grad_loc, grad_logits = torch.empty_like(loc), torch.empty_like(logits)
     grad_loc_loss, grad_conf_loss = grad_loc_loss.contiguous(), grad_conf_loss.contiguous()

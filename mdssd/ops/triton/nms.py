@@ -1,14 +1,15 @@
 """nms and batched_nms in Triton.
 
-As in `csrc/cuda/nms.cu` the boxes are worked through by falling score in chunks, so that the memory
-grows with the boxes and not with their square. For each chunk:
-  mask:  which boxes of the chunk suppress which, as bits; all pairs at once.
-  scan:  one program finds who is kept. Only this is serial, and it touches bits alone.
-  apply: the kept ones, and only they, suppress boxes of later chunks.
-The number of launches follows from the number of boxes; nothing comes back to the host.
+The design is that of csrc/cuda/nms.cu. The host goes through the boxes, sorted by falling score, in
+chunks of 2048 and launches three kernels for each chunk:
+  mask_kernel   compares all pairs of the chunk and stores, as bits, which box suppresses which.
+  scan_kernel   finds the kept boxes of the chunk. This is the serial part, so it is a single
+                program that works on bits only.
+  apply_kernel  lets the kept boxes, and only these, suppress boxes of later chunks.
+The number of launches depends only on the number of boxes, and nothing is copied to the host.
 
-Block sizes are by reasoning (no GPU was at hand): a word of 64 bits for a group of boxes, and as
-many groups in a chunk as a program can keep in registers.
+Memory: the mask has at most 512 KiB; the rest is proportional to the number of boxes. A group of 64
+boxes is a word of 64 bits, and a chunk has as many groups as a program can keep in registers.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ from torch import Tensor
 from mdssd.ops._settings import NmsSettings
 from mdssd.ops.triton.common import OPTIONS, area, blocks, iou, load_four
 
-GROUP = 64  # boxes of a word
-GROUPS = 32  # of a chunk
+GROUP = 64  # boxes per word
+GROUPS = 32  # groups per chunk
 CHUNK = GROUP * GROUPS
-ROWS = 64  # boxes that a program of the mask kernel compares with a group
-LATER = 128  # boxes that a program of the apply kernel looks at
-KEPT = 16  # kept boxes that pass over them at a time
-SHARES = 8  # of the kept boxes: programs with the same later boxes
+ROWS = 64  # boxes that a program of mask_kernel compares with a group
+LATER = 128  # later boxes per program of apply_kernel
+KEPT = 16  # kept boxes that it compares with them at a time
+SHARES = 8  # programs that share the kept boxes for the same later boxes
 
 
 @triton.jit
 def suppresses(
     boxes, idxs, first_box, first_mask, second_box, second_mask, threshold, eps,
 ):  # fmt: skip
-    """[A, B]: whether iou(first, second) > threshold, of one category, for boxes by their index."""
+    """Return [A, B]: whether two boxes, given by index, have one category and IoU > threshold."""
     ax1, ay1, ax2, ay2 = load_four(boxes, first_box, first_mask)
     bx1, by1, bx2, by2 = load_four(boxes, second_box, second_mask)
     value = iou(
@@ -42,7 +43,7 @@ def suppresses(
         bx1[None, :], by1[None, :], bx2[None, :], by2[None, :], area(bx1, by1, bx2, by2)[None, :],
         eps,
     )  # fmt: skip
-    result = value > threshold  # not where there is no box: its IoU is 0
+    result = value > threshold  # false outside the masks, where the IoU is 0
     if idxs is not None:
         first_category = tl.load(idxs + first_box, mask=first_mask, other=0)
         second_category = tl.load(idxs + second_box, mask=second_mask, other=0)
@@ -55,10 +56,11 @@ def mask_kernel(
     boxes, idxs, order, mask, first, num_boxes, lines, threshold, eps,
     GROUP: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """mask[g, i]: the boxes of group g, as bits, that overlap box i of the chunk; g not after i's.
+    """Set mask[g, i] to the boxes of group g, as bits, that overlap box i of the chunk.
 
-    A program compares a group with ROWS boxes. These pairs are a triangle: line y has the groups
-    that begin before its last box. Line y and the line as far from the end share one of the grid.
+    Only groups up to that of box i are computed. A program compares a group with a line of ROWS
+    boxes. These pairs form a triangle, so a row of the grid has two lines: line y and the line at
+    the same distance from the end, which together have equally many groups for every y.
     """
     x, y = tl.program_id(0), tl.program_id(1)
     own_length = (y + 1) * (ROWS // GROUP)
@@ -80,11 +82,11 @@ def scan_kernel(
     mask, removed, order, keep, counts, first, num_boxes, groups,
     GROUP: tl.constexpr, GROUPS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Greedy suppression of a chunk: keep[counts[0]:counts[1]] become its kept boxes.
+    """Suppress greedily within a chunk and write its kept boxes to keep[counts[0]:counts[1]].
 
-    One program, group by group. In a group, a box that no undecided box before it can suppress any
-    more is kept, and those that it suppresses are gone: the first undecided one always is such a
-    box, and as a rule most are.
+    A single program goes through the groups. Within a group, each round keeps the boxes that no
+    earlier undecided box suppresses, and removes the boxes that these suppress. The first undecided
+    box is always kept, so the loop ends; usually most boxes are decided in the first round.
     """
     groups_before = tl.arange(0, GROUPS)
     lane = tl.arange(0, GROUP)
@@ -94,7 +96,7 @@ def scan_kernel(
     kept = tl.full((GROUPS,), 0, tl.int64)
     tile = tl.load(words, mask=(groups_before == 0)[:, None], other=0)
     for group in range(0, groups):
-        # What is read does not depend on what is found: the next words are on their way meanwhile.
+        # The addresses do not depend on the results, so the next words are loaded in the meantime.
         following = tl.minimum(group + 1, groups - 1)
         wanted = groups_before <= following
         next_tile = tl.load(words + following * GROUP, mask=wanted[:, None], other=0)
@@ -126,9 +128,9 @@ def apply_kernel(
     boxes, idxs, order, keep, counts, removed, first, num_boxes, threshold, eps,
     LATER: tl.constexpr, KEPT: tl.constexpr, SHARES: tl.constexpr,
 ):  # fmt: skip
-    """removed[i] = 1 for the boxes from `first` on that keep[counts[0]:counts[1]] suppress.
+    """Set removed[i] = 1 for boxes i >= first that the boxes keep[counts[0]:counts[1]] suppress.
 
-    A program has LATER of them, and one of SHARES shares of the kept boxes.
+    A program handles LATER of these boxes and one of SHARES parts of the kept boxes.
     """
     i = first + tl.program_id(0) * LATER + tl.arange(0, LATER)
     box = tl.load(order + i, mask=i < num_boxes, other=0)
@@ -140,13 +142,13 @@ def apply_kernel(
         hits = suppresses(boxes, idxs, kept, slot < end, box, i < num_boxes, threshold, eps)
         hit |= hits.to(tl.int32)
     one = tl.full((LATER,), 1, tl.uint8)
-    tl.store(removed + i, one, mask=tl.max(hit, 0) != 0)  # all shares write the same
+    tl.store(removed + i, one, mask=tl.max(hit, 0) != 0)  # all programs store the same value
 
 
 def nms_padded(
     boxes: Tensor, scores: Tensor, idxs: Tensor | None, settings: NmsSettings
 ) -> tuple[Tensor, Tensor]:
-    """As `mdssd.ops.nms_padded`."""
+    """Run `mdssd.ops.nms_padded`."""
     num_boxes = boxes.shape[0]
     threshold, eps = settings.iou_threshold, settings.iou_eps or None
     order = scores.argsort(descending=True, stable=True)
@@ -154,9 +156,9 @@ def nms_padded(
     idxs = None if idxs is None else idxs.contiguous()
     keep = torch.zeros_like(order)
     chunks = blocks(num_boxes, CHUNK)
-    counts = order.new_zeros(chunks + 1)  # kept by the chunks before
+    counts = order.new_zeros(chunks + 1)  # boxes kept in all earlier chunks
     removed = torch.zeros(num_boxes, dtype=torch.uint8, device=boxes.device)
-    # As many groups as the first chunk's lines have: the last may lie behind the boxes.
+    # The first chunk is the largest. Its last line may extend past the boxes.
     mask = order.new_empty(min(CHUNK, blocks(num_boxes, ROWS) * ROWS) // GROUP, CHUNK)
     for chunk in range(chunks):
         first = chunk * CHUNK
@@ -176,10 +178,10 @@ def nms_padded(
                 boxes, idxs, order, keep, counts[chunk:], removed, first + CHUNK, num_boxes,
                 threshold, eps, LATER=LATER, KEPT=KEPT, SHARES=SHARES, num_warps=4, **OPTIONS,
             )  # fmt: skip
-    return keep, counts[chunks].clone()  # a result with a storage of its own
+    return keep, counts[chunks].clone()  # cloned, so that the result does not keep `counts` alive
 
 
 def nms(boxes: Tensor, scores: Tensor, idxs: Tensor | None, settings: NmsSettings) -> Tensor:
-    """As `mdssd.ops.nms` and, with `idxs`, `mdssd.ops.batched_nms`."""
+    """Run `mdssd.ops.nms` or, with `idxs`, `mdssd.ops.batched_nms`."""
     keep, kept = nms_padded(boxes, scores, idxs, settings)
-    return keep[: int(kept)].clone()  # int() waits for the device; not a view of N rows
+    return keep[: int(kept)].clone()  # int() waits for the device; the clone frees the other rows

@@ -1,4 +1,7 @@
-"""resize in Triton. Bound by memory: a program has a run of pixels of the result."""
+"""resize in Triton: a program computes a block of consecutive pixels of the result.
+
+It is expected to be bound by memory. Each thread has four pixels.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,15 @@ from torch import Tensor
 from mdssd.ops._results import new_images
 from mdssd.ops.triton.common import OPTIONS, blocks
 
-PIXELS = 512  # of a program of four warps, by reasoning: four to a thread
+PIXELS = 512  # pixels per program of four warps
 
 
 @triton.jit
 def tap(i, source, target):
-    """The two places and the second's share, of 2048: `tap` of csrc/resize_math.h."""
+    """Return the two neighbouring pixels and the weight of the second, of 2048.
+
+    This is `tap` of csrc/resize_math.h.
+    """
     numerator = ((2 * i + 1) * source - target) * 2048 + target
     position = tl.maximum(numerator, 0) // (2 * target)
     position = tl.minimum(position, (source - 1) * 2048)
@@ -26,7 +32,7 @@ def tap(i, source, target):
 def resize_kernel(
     images, out, pixels, height, width, channels, out_height, out_width, BLOCK: tl.constexpr
 ):
-    """out[n, y, x, c] = the four pixels around its centre, weighted by nearness."""
+    """Compute out[n, y, x, c] as the weighted mean of the four input pixels around its centre."""
     pixel = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = pixel < pixels
     line = pixel // out_width
@@ -47,7 +53,7 @@ def resize_kernel(
 
 
 def resize(images: Tensor, height: int, width: int) -> Tensor:
-    """As `ops.resize`."""
+    """Run `mdssd.ops.resize`."""
     images, out = images.contiguous(), new_images(images, height, width)
     pixels = images.shape[:-3].numel() * height * width
     if out.numel():
