@@ -1,6 +1,6 @@
-"""The choices that users type: one list each, for the command line and for the code that checks.
+"""The choices that users type: one list each, for the command line and for the code behind it.
 
-This module imports nothing, so that `mdssd --help` can show the choices without loading PyTorch.
+This module imports nothing, so that `mdssd --help` shows the choices without loading PyTorch.
 """
 
 MODELS = (
@@ -18,18 +18,19 @@ SSD_PRIOR_SCALES = ("voc", "coco")
 PRIOR_SCALES = (*SSD_PRIOR_SCALES, "paper", "small")
 # The parts of a model that training can leave unchanged.
 FREEZABLE = ("base", "batch-norm")
-# Backends of the operators that users choose from; development installs also have "simt".
+# Backends of the operators. Development installs also have "simt", which is for tests only.
 BACKENDS = ("reference", "cpp", "cuda", "triton")
-# What runs the network of a Detector, and the types that it computes in.
+# Ways to run the network of a Detector, and its data types.
 RUNTIMES = ("eager", "compile", "openvino", "graph")
 DTYPES = ("float32", "bfloat16", "float16")
 # Formats of `mdssd export`.
 EXPORTS = ("onnx", "pt2", "aoti")
-# Formats of the tables that `detect` writes.
+# Formats of the detections that `mdssd detect` writes.
 TABLES = ("json", "csv")
-# Servers that `mdssd eval --submit` writes for.
+# Evaluation servers that `mdssd eval --submit` writes for.
 SUBMISSIONS = ("voc", "coco")
-# Settings of a training run.
+# Settings of a training run: learning rate schedules, what the loss is divided by, and the data
+# types of mixed precision.
 SCHEDULES = ("mdssd", "ssd", "steps", "cosine")
 NORMALIZERS = ("global", "local")
 AMP = ("bf16", "fp16")

@@ -1,4 +1,4 @@
-"""The benchmarks: that they collect and run, and the report that is made of their JSON."""
+"""The benchmarks run, and their JSON becomes a report."""
 
 import json
 import os
@@ -60,7 +60,7 @@ def saved(path, entries=ENTRIES, date="2026-01-02T03:04:05", **about):
 
 
 def cells(text, first):
-    """The cells of the table line that starts with `first`."""
+    """Return the cells of the table row that starts with `first`."""
     (line,) = [line for line in text.splitlines() if line.startswith(f"| {first} |")]
     return [cell.strip() for cell in line.strip("|").split("|")]
 
@@ -72,14 +72,14 @@ def test_report_has_times_ratios_and_shares(tmp_path):
     assert cells(text, "large") == ["large", "-", "-", "7,000, 3 rounds"]
     assert cells(text, "20 boxes, by boxes")[-1] == "2.00"
     assert cells(text, "box_iou, large")[-1] == "4.00"
-    # Frames a second by the mean, 25 ms, against the paper's 38.5.
+    # Frames per second from the mean of 25 ms, and the ratio to the paper's 38.5.
     reached = ["eager", "float32", "20.0", "40.0", "38.5", "**1.04x**"]
     assert cells(text, "mdssd300, 20 images")[1:] == reached
     assert "- no GPU: 2 of `test_nms`, 1 of `test_loss`" in text
     assert "0123456789ab; run on 2026-01-02" in text
 
 
-def test_report_gives_the_loader_in_images_a_second(tmp_path):
+def test_report_states_the_loader_in_images_per_second(tmp_path):
     entries = [
         entry("loader", "640 x 640", "mdssd loader", 0.1, images=32),
         entry("loader", "640 x 640", "OpenCV by hand", 0.4, images=32),
@@ -106,7 +106,7 @@ def test_report_draws_the_charts_it_shows_and_removes_old_ones(tmp_path):
         assert data.startswith(b"\x89PNG") and f"](benchmarks/{name})" in text
 
 
-def test_kept_file_is_named_by_the_machine_and_gives_the_same_report(tmp_path):
+def test_kept_file_is_named_after_the_machine_and_makes_the_same_report(tmp_path):
     raw = saved(tmp_path / "amd.json")
     kept = report.keep(raw, tmp_path / "results")
     assert kept.name == "test-cpu-3000-4-cores.json"
@@ -116,7 +116,7 @@ def test_kept_file_is_named_by_the_machine_and_gives_the_same_report(tmp_path):
     assert report.machine_name({**ABOUT, "gpu": "NVIDIA H200"}) == "nvidia-h200"
 
 
-def test_rows_of_another_run_join_those_that_are_kept(tmp_path):
+def test_rows_of_another_run_replace_those_that_are_kept(tmp_path):
     results, docs = tmp_path / "results", tmp_path / "docs"
     docs.mkdir()
     one, two, again = (
@@ -132,7 +132,7 @@ def test_rows_of_another_run_join_those_that_are_kept(tmp_path):
     assert text.count("Measured in another run: commit 0123456789ab, 2026-01-02.") == 1
 
 
-def test_newest_goes_by_the_date_in_the_file(tmp_path):
+def test_newest_compares_the_dates_in_the_files(tmp_path):
     saved(tmp_path / "a.json", date="2026-03-01T00:00:00")
     saved(tmp_path / "b.json", date="2026-02-01T00:00:00")
     (tmp_path / "c.json").write_text("{}")  # another kind of result
@@ -152,20 +152,18 @@ def test_numbers_have_three_digits(value, text):
 
 
 def test_a_row_runs_with_the_allocator_set_and_others_say_why_not(tmp_path):
-    """From no setting: the run starts itself again with it."""
+    """Without the settings of the allocator, the run sets them and re-executes itself."""
     pytest.importorskip(
         "pytest_benchmark", reason="needs pytest-benchmark: pip install mdssd[test]"
     )
     out = tmp_path / "out.json"
-    left_out = (*ALLOCATOR, "PYTEST_XDIST_WORKER")  # it is no worker of the tests, if this is one
+    # The child is not a worker of pytest-xdist, even if this process is.
+    left_out = (*ALLOCATOR, "PYTEST_XDIST_WORKER")
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "benchmarks", "--benchmark-only"),
-            *(
-                "-k",
-                "test_detection_output and ssd300-21-500 and mdssd_c",
-                f"--benchmark-json={out}",
-            ),
+            *("-k", "test_detection_output and ssd300-21-500 and mdssd_c"),
+            f"--benchmark-json={out}",
         ],
         cwd=ROOT,
         env={key: value for key, value in os.environ.items() if key not in left_out},
@@ -183,7 +181,7 @@ def test_a_row_runs_with_the_allocator_set_and_others_say_why_not(tmp_path):
     assert "8,732 x 21, trained" in report.write([out], tmp_path / "docs").read_text()
 
 
-def test_small_objects_page_takes_each_figure_and_leaves_the_rest(tmp_path, monkeypatch):
+def test_small_objects_page_shows_each_figure_and_keeps_the_rest(tmp_path, monkeypatch):
     def run(value):
         return {name: value + k / 8 for k, name in enumerate(small_objects.FIGURES)}
 

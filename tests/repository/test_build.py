@@ -1,4 +1,4 @@
-"""The native build: what it decides about CUDA, what it says of itself, what it refuses."""
+"""The native build: its decisions about CUDA, its report on itself, its errors."""
 
 import importlib.util
 import os
@@ -17,7 +17,7 @@ from mdssd.ops import _modules
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# What nvcc of these versions answers to --list-gpu-code (13 dropped the oldest).
+# The output of nvcc --list-gpu-code in these versions; 13 dropped the oldest architectures.
 CODE_12_4 = [50, 52, 53, 60, 61, 62, 70, 72, 75, 80, 86, 87, 89, 90]
 CODE_12_8 = [*CODE_12_4, 100, 101, 120]
 CODE_13_0 = [75, 80, 86, 87, 88, 89, 90, 100, 103, 110, 120, 121]
@@ -42,7 +42,7 @@ def resources():
 
 @pytest.fixture
 def choose_cuda(setup_script, tmp_path):
-    """Runs cmake/choose_cuda.cmake as the build does; CMake's script mode needs no compiler."""
+    """A function that runs cmake/choose_cuda.cmake in CMake's script mode, without a compiler."""
     script = tmp_path / "choose.cmake"
     script.write_text(
         f'include("{ROOT}/cmake/choose_cuda.cmake")\n'
@@ -69,6 +69,7 @@ def choose_cuda(setup_script, tmp_path):
 
 
 def fake_nvcc(folder, codes=(), fault=""):
+    """Write an nvcc that lists these architectures, and compiles unless there is a fault."""
     path = folder / "nvcc"
     listed = "\n".join(f"sm_{code}" for code in codes)
     compiles = f"echo '{fault}' >&2; exit 2" if fault else "exit 0"
@@ -95,7 +96,7 @@ def test_auto_without_nvcc_builds_without_cuda_and_says_why(choose_cuda):
     assert said["reason"] == "CUDACXX names '/nowhere/nvcc', which does not exist"
 
 
-def test_auto_with_an_nvcc_that_fails_repeats_its_words(choose_cuda, tmp_path):
+def test_auto_with_a_failing_nvcc_repeats_its_message(choose_cuda, tmp_path):
     nvcc = fake_nvcc(tmp_path, CODE_13_0, fault="host.h: fatal error: gcc 99 is not supported")
     code, said, _ = choose_cuda(CUDACXX=nvcc)
     assert (code, said["with"]) == (0, "OFF")
@@ -147,7 +148,7 @@ def test_development_builds_for_the_gpus_here(choose_cuda, tmp_path, said, expec
     assert (code, said["archs"]) == (0, expected)
 
 
-def test_architectures_asked_for_are_taken_as_they_are(choose_cuda, tmp_path):
+def test_requested_architectures_are_used_unchanged(choose_cuda, tmp_path):
     nvcc = fake_nvcc(tmp_path, CODE_13_0)
     assert choose_cuda(archs="90", CUDACXX=nvcc)[1]["archs"] == "90"
     assert choose_cuda(archs="90a-real;100-virtual", CUDACXX=nvcc)[1]["archs"] == (
@@ -156,7 +157,7 @@ def test_architectures_asked_for_are_taken_as_they_are(choose_cuda, tmp_path):
 
 
 @pytest.mark.parametrize("archs", ["70", "sm_90", "90;hopper"])
-def test_an_architecture_that_nvcc_lacks_is_refused(choose_cuda, tmp_path, archs):
+def test_an_architecture_that_nvcc_lacks_is_an_error(choose_cuda, tmp_path, archs):
     code, _, text = choose_cuda(archs=archs, CUDACXX=fake_nvcc(tmp_path, CODE_13_0))
     assert code != 0
     assert f"'{archs.split(';')[-1]}' is not an architecture" in text and "120" in text
@@ -195,7 +196,7 @@ def test_the_module_knows_how_it_was_built():
         assert (build["nvcc"], build["cuda_archs"], build["cuda_runtime"]) == ("", [], 0)
 
 
-def test_cuda_side_answers_without_a_gpu():
+def test_cuda_queries_work_without_a_gpu():
     assert _modules.native is not None, _modules.native_error
     count = _modules.native.cuda_device_count()
     assert count >= 0
@@ -227,7 +228,7 @@ def test_the_report_reads_ptxas(resources):
     ]
 
 
-def test_the_report_complains_of_spills_and_of_changed_code(resources, monkeypatch, tmp_path):
+def test_the_report_detects_spills_and_changed_code(resources, monkeypatch, tmp_path):
     kernel, header = tmp_path / "pair.cu", tmp_path / "sum.h"
     kernel.write_text('#include "sum.h"\n__global__ void pair() {}\n')
     header.write_text("float sum();\n")
@@ -297,7 +298,7 @@ def test_info_without_the_native_module_says_why(monkeypatch):
     assert re.search(r"^cpp +not available: No module named", info(), re.MULTILINE)
 
 
-def test_without_triton_all_else_works_and_says_so():
+def test_without_triton_everything_else_works():
     code = """
 import sys
 sys.modules["triton"] = None  # an import of it fails

@@ -1,7 +1,7 @@
-"""The names, options and file formats that users rely on, against the list in public_surface.json.
+"""Compare the names, options and file formats that users rely on with public_surface.json.
 
 The list was written before the package was divided into rooms. `python test_public_surface.py`
-prints it as it would be now; a change to it is a change for users.
+prints the list as it is now. A change to the file is a change for users.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def _signature(thing):
 
 
 def options(parser):
-    """What can be typed: each option's names, choices and default, and the subcommands' own."""
+    """Return the options of a parser and of its subcommands: names, choices and defaults."""
     found = {}
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -71,7 +71,7 @@ def recipes():
 
 
 def checkpoint_keys():
-    """The keys of the JSON of a trained checkpoint, and of what it holds."""
+    """Return the keys of a trained checkpoint's JSON and of its nested objects."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = "train --model ssd300 --width 0.0625 --scenes 2 --batch-size 2 --iterations 1"
         with redirect_stdout(StringIO()):
@@ -94,7 +94,7 @@ def surface():
 
 
 def changes(listed, now, where=""):
-    """Each thing that is listed and has gone or is different. What is new is no change."""
+    """Return what is listed but missing or different now. Additions do not count."""
     if not (isinstance(listed, dict) and isinstance(now, dict)):
         return [] if listed == now else [f"{where}: was {listed}, is {now}"]
     gone = [f"{where}/{name}: is gone" for name in listed if name not in now]

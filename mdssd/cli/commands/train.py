@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mdssd.cli.commands.run_settings import RunSettings, run_settings
 from mdssd.cli.commands.shared import machine, open_data, some
-from mdssd.cli.options.train import EPOCHS, WARMUP_FROM_SCRATCH
 from mdssd.data import DetectionDataset
 from mdssd.models import SingleShotDetector, build
 from mdssd.models.build import INPUT_SIZES
@@ -20,47 +19,10 @@ from mdssd.system.memory import keep_memory
 from mdssd.system.stop import Terminated
 from mdssd.training.folder import RUN_FILES, check_folder
 from mdssd.training.loop import train
-from mdssd.training.recipe_files import (
-    LENGTHS,
-    MODEL_OPTIONS,
-    START,
-    combine,
-    format_recipe,
-    read_recipe,
-)
+from mdssd.training.recipe_files import format_recipe
 from mdssd.training.settings import Recipe
 from mdssd.training.state import TrainState
-from mdssd.weights.checkpoint_json import CheckpointError, read_meta
 from mdssd.weights.pretrained import load_pretrained
-
-# The options that a checkpoint remembers besides the recipe and the model.
-_DATA_OPTIONS = (
-    "data",
-    "split",
-    "image_dir",
-    "classes",
-    "scenes",
-    "eval_data",
-    "eval_image_dir",
-    "eval_split",
-    "eval_every",
-)
-
-
-@dataclass
-class RunSettings:
-    """The settings of a training run, as the command or a checkpoint states them.
-
-    data: the options of the data that were given.
-    recipe: arguments of `Recipe`.
-    model: the model's config without its number of classes.
-    starts_from: what the recipe's paper starts training from, for people to read.
-    """
-
-    data: dict[str, Any]
-    recipe: dict[str, Any]
-    model: dict[str, Any]
-    starts_from: str | None = None
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -68,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     out_dir = Path(given.get("out", "runs/train"))
     resume = given.get("resume", False)
     if given.get("print_recipe"):
-        settings = _settings(given, out_dir, resume)
+        settings = run_settings(given, out_dir, resume=resume)
         print(format_recipe(settings.model, Recipe(**settings.recipe)), end="")
         return 0
     with machine(given, together=True) as device:
@@ -79,36 +41,16 @@ def run(arguments: argparse.Namespace) -> int:
         if main:
             check_folder(out_dir, resume)
         distributed.wait_for_all()
-        settings = _settings(given, out_dir, resume)
-        dataset, eval_dataset = _open_both(settings)
-        if main:
-            print(dataset.report())
-        model = _make_model(settings, len(dataset.classes) + 1)
-        line = "" if resume else _initialise(model, given, settings)
-        if main and line:
-            print(line)
-        state = _train(
-            model,
-            dataset,
-            out_dir,
-            resume=resume,
-            eval_dataset=eval_dataset,
-            eval_every=settings.data.get("eval_every", 10),
-            device=device,
-            workers=given.get("workers"),
-            check_images=not given.get("no_check_images", False),
-            arguments=settings.data,
-            **settings.recipe,
-        )
+        state = _run(given, out_dir, resume, device)
     if main:
         print(_summary(state, out_dir))
     return 0
 
 
 def _prepare_restart(given: dict[str, Any], out_dir: Path) -> bool:
-    """After a restart by torchrun: whether a checkpoint exists; if not, remove leftovers."""
+    """After torchrun restarted the job: return whether a checkpoint exists; if not, clean up."""
     resume = (out_dir / "last.json").exists()
-    distributed.wait_for_all()  # before the leftovers go, every process must have looked
+    distributed.wait_for_all()  # until every process has looked
     if resume:
         given.pop("init", None)
     elif distributed.is_main():
@@ -117,55 +59,30 @@ def _prepare_restart(given: dict[str, Any], out_dir: Path) -> bool:
     return resume
 
 
-def _settings(given: Mapping[str, Any], out_dir: Path, resume: bool) -> RunSettings:
-    return _resumed_run(given, out_dir) if resume else _new_run(given)
-
-
-def _new_run(given: Mapping[str, Any]) -> RunSettings:
-    recipe, model, file = _chosen(given)
-    if not any(name in recipe for name in LENGTHS):
-        recipe["epochs"] = EPOCHS
-    recipe.setdefault("warmup", 0 if "init" in given else WARMUP_FROM_SCRATCH)
-    model.setdefault("model", "mdssd300")
-    recipe.setdefault("schedule", "mdssd" if model["model"].startswith("mdssd") else "ssd")
-    data = {name: given[name] for name in _DATA_OPTIONS if name in given}
-    for name in ("data", "image_dir", "eval_data", "eval_image_dir"):
-        if name in data:
-            data[name] = str(Path(data[name]).absolute())
-    if "recipe" in given:
-        data["recipe"] = given["recipe"]
-    return RunSettings(data, recipe, model, file.get(START))
-
-
-def _resumed_run(given: Mapping[str, Any], out_dir: Path) -> RunSettings:
-    """The settings of the run in `out_dir`, overridden by the given options."""
-    if "init" in given:
-        raise ValueError("--init: expected no --resume, whose run has its weights already")
-    path = out_dir / "last.json"
-    meta = read_meta(path)
-    before = meta["training"]
-    if not all(isinstance(before.get(name), dict) for name in ("arguments", "recipe")):
-        raise CheckpointError(f"{path}: contains no run to resume")
-    chosen, model, _ = _chosen(given)
-    recipe = dict(before["recipe"])
-    if any(name in chosen for name in LENGTHS):
-        recipe |= dict.fromkeys(LENGTHS)
-    data = dict(before["arguments"])
-    data |= {name: given[name] for name in _DATA_OPTIONS if name in given}
-    data.setdefault("classes", meta["classes"])
-    return RunSettings(data, recipe | chosen, {**meta["model"], **model})
-
-
-def _chosen(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """The given settings of the run and of the model, and the contents of the recipe file."""
-    file = read_recipe(given["recipe"]) if "recipe" in given else {}
-    names = (*MODEL_OPTIONS, *Recipe.__dataclass_fields__)
-    options = {name: given[name] for name in names if name in given}
-    if "scale_lr" in given and "batch_size" not in given:
-        raise ValueError("--scale-lr: expected a --batch-size to scale with, got none")
-    recipe = combine(file, options, scale_lr=given.get("scale_lr", False))
-    model = {name: recipe.pop(name) for name in MODEL_OPTIONS if name in recipe}
-    return recipe, model, file
+def _run(given: Mapping[str, Any], out_dir: Path, resume: bool, device: str) -> TrainState:
+    """Open the data, make the model and train it."""
+    main = distributed.is_main()
+    settings = run_settings(given, out_dir, resume=resume)
+    dataset, eval_dataset = _open_both(settings)
+    if main:
+        print(dataset.report())
+    model = _make_model(settings, len(dataset.classes) + 1)
+    start = "" if resume else _initialise(model, given, settings)
+    if main and start:
+        print(start)
+    return _train(
+        model,
+        dataset,
+        out_dir,
+        resume=resume,
+        eval_dataset=eval_dataset,
+        eval_every=settings.data.get("eval_every", 10),
+        device=device,
+        workers=given.get("workers"),
+        check_images=not given.get("no_check_images", False),
+        arguments=settings.data,
+        **settings.recipe,
+    )
 
 
 def _open_both(settings: RunSettings) -> tuple[DetectionDataset, DetectionDataset | None]:
@@ -223,7 +140,7 @@ def load_start(model: SingleShotDetector, path: str) -> str:
 def _train(
     model: SingleShotDetector, dataset: DetectionDataset, out_dir: Path, **options: Any
 ) -> TrainState:
-    """`train`, whose interruptions then say how to continue."""
+    """Train; if that is interrupted, say in the exception how to resume."""
     resume = f"mdssd train --resume --out {out_dir}"
     try:
         return train(model, dataset, out_dir, **options)

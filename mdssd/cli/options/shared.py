@@ -79,10 +79,10 @@ def add_augmentation_options(parser: argparse.ArgumentParser) -> None:
         help="change brightness, contrast, saturation and hue (default: on)",
     )
     augmentation.add_argument(
-        "--mirror", action=ON_OFF, help="mirror every second image (default: on)"
+        "--mirror", action=ON_OFF, help="mirror half of the images (default: on)"
     )
     augmentation.add_argument(
         "--turn",
         action=ON_OFF,
-        help="turn by quarters, for aerial and microscope images (default: off)",
+        help="rotate by quarter turns, for aerial and microscope images (default: off)",
     )

@@ -84,7 +84,10 @@ def _add_data_options(data: argparse._ArgumentGroup) -> None:
 def _add_model_options(model: argparse._ArgumentGroup) -> None:
     model.add_argument("--model", choices=MODELS, help="model to train (default mdssd300)")
     model.add_argument(
-        "--width", type=float, help="factor for the channels of every layer (default 1)"
+        "--width",
+        type=float,
+        metavar="F",
+        help="factor for the channels of every layer (default 1)",
     )
     model.add_argument(
         "--batch-norm",
@@ -221,9 +224,13 @@ def _add_optimiser_options(sgd: argparse._ArgumentGroup) -> None:
         help="iterations over which the learning rate rises at the start "
         f"(default {WARMUP_FROM_SCRATCH}, with --init 0)",
     )
-    sgd.add_argument("--momentum", type=float, help="momentum of SGD (default 0.9)")
+    sgd.add_argument("--momentum", type=float, metavar="M", help="momentum of SGD (default 0.9)")
     sgd.add_argument(
-        "--weight-decay", type=float, help="weight decay of SGD, except of biases (default 0.0005)"
+        "--weight-decay",
+        type=float,
+        metavar="D",
+        help="weight decay of all weights except biases and those of batch normalisation "
+        "(default 0.0005)",
     )
     sgd.add_argument(
         "--bias-lr-factor",
