@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.peers import need
-from mdssd.detection.runtimes import openvino_core
+from mdssd.detection.openvino import openvino_core
 
 
 def onnx_call(
