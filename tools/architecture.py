@@ -56,6 +56,7 @@ BY_NAME = (
     "mdssd/cli/__init__.py",
     "mdssd/info.py",
     "mdssd/ops/_dispatch.py",
+    "mdssd/ops/_modules.py",
     "mdssd/integrations/_patch.py",
 )
 # A file may have this many lines, a function with its docstring so many. Triton's kernels and the

@@ -138,7 +138,7 @@ def define(
     function = autograd_function(name, overload, save, gradients)
 
     def call(*args: Any) -> Any:
-        if _plain(args):
+        if _plain(args[:-1] if settings else args):  # to look at the settings would take 2 us
             return run(*args)
         flat = (*args[:-1], *args[-1]) if settings else args
         return function.apply(*flat) if _transformed() else overload(*flat)

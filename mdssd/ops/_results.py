@@ -64,7 +64,8 @@ def new_map(x: Tensor, like: Tensor | None = None) -> Tensor:
 
 def new_norms(x: Tensor) -> Tensor:
     """One number per pixel of a map [B, C, H, W], in the dtype of the computation: [B, H, W]."""
-    return x.new_empty(x.shape[0], *x.shape[2:], dtype=accumulation_dtype(x.dtype))
+    images, _, height, width = x.shape
+    return torch.empty((images, height, width), dtype=accumulation_dtype(x.dtype), device=x.device)
 
 
 def new_images(images: Tensor, height: int, width: int) -> Tensor:

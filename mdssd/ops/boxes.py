@@ -72,9 +72,9 @@ def encode_boxes(
 
     Example:
         >>> from mdssd import ops
-        >>> priors = torch.tensor([[0.5, 0.5, 0.2, 0.2]])
-        >>> ops.encode_boxes(torch.tensor([[0.42, 0.4, 0.62, 0.6]]), priors)
-        tensor([[1., 0., 0., 0.]])
+        >>> priors = torch.tensor([[0.5, 0.5, 0.25, 0.25]])
+        >>> ops.encode_boxes(torch.tensor([[0.625, 0.375, 0.875, 0.625]]), priors)
+        tensor([[10.,  0.,  0.,  0.]])
     """
     check_tensor("encode_boxes", "boxes_xyxy", boxes_xyxy, (None, "N", 4))
     check_tensor("encode_boxes", "priors_cxcywh", priors_cxcywh, ("N", 4), like=boxes_xyxy)

@@ -30,9 +30,10 @@ class Detections(NamedTuple):
 
     Example:
         >>> from mdssd import ops
-        >>> found = ops.detection_output(torch.zeros(1, 3, 4), torch.eye(3)[None], torch.rand(3, 4))
+        >>> logits = torch.tensor([[[0.0, 0.0, 9.0]]])
+        >>> found = ops.detection_output(torch.zeros(1, 1, 4), logits, torch.ones(1, 4))
         >>> found.labels[0, : found.count[0]]
-        tensor([1, 2, 1, 2, 1, 2])
+        tensor([2])
     """
 
     boxes: Tensor  # [B, K, 4] corners

@@ -37,7 +37,8 @@ def l2norm_add_relu_cpp(
     layout = map_format(a)
     dtype = accumulation_dtype(a.dtype)
     a, b = a.contiguous(memory_format=layout), b.contiguous(memory_format=layout)
-    result = torch.empty_like(a), new_norms(a), new_norms(a)
+    r = new_norms(a)
+    result = torch.empty_like(a), r, torch.empty_like(r)
     native.l2norm_add_relu_cpu(
         a,
         b,
@@ -132,7 +133,8 @@ def l2norm_add_relu_cuda(
     layout = map_format(a)
     dtype = accumulation_dtype(a.dtype)
     a, b = aligned(a, layout), aligned(b, layout)
-    result = torch.empty_like(a), new_norms(a), new_norms(a)
+    r = new_norms(a)
+    result = torch.empty_like(a), r, torch.empty_like(r)
     kernels.l2norm_add_relu_cuda(
         a,
         b,

@@ -24,7 +24,7 @@ def match_priors_cpp(
     images, num_priors = offsets.shape[0] - 1, priors.shape[0]
     gt = gt.to(accumulation_dtype(gt.dtype)).contiguous()
     priors = priors.to(gt.dtype).contiguous()
-    result = new_matches(gt, offsets, priors)
+    result = torch.empty(images, num_priors, dtype=torch.int64), torch.empty(images, num_priors)
     native.match_priors_cpu(
         gt,
         offsets,
@@ -51,7 +51,8 @@ def encode_targets_cpp(
     gt = gt.to(accumulation_dtype(dtype)).contiguous()
     gt_labels = gt_labels.contiguous()
     priors = priors.to(gt.dtype).contiguous()
-    loc, labels = new_targets(gt, offsets, priors)
+    loc = gt.new_empty(images, num_priors, 4)
+    labels = torch.empty(images, num_priors, dtype=torch.int64)
     native.encode_targets_cpu(
         gt,
         gt_labels,
