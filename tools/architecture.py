@@ -334,7 +334,7 @@ def _box(room: str, x: float, y: float) -> str:
     words = _summary(room).split()
     lines = [""]
     for word in words:
-        if len(lines[-1]) + len(word) > 32:
+        if len(lines[-1]) + len(word) > 30:
             lines.append("")
         lines[-1] = f"{lines[-1]} {word}".strip()
     left = x - BOX_WIDTH / 2

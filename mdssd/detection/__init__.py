@@ -1,1 +1,1 @@
-"""From images to boxes: the detector, its runtimes, files and export."""
+"""Turns images into boxes: the detector, its runtimes, files and exports."""

@@ -1,1 +1,1 @@
-"""Measuring a detector on a data set, and the report of it."""
+"""Measures a detector on a data set, and writes a report."""

@@ -1,1 +1,1 @@
-"""Checking a data set and showing what it holds."""
+"""Checks a data set, and draws samples of it."""

@@ -1,1 +1,4 @@
-"""Training a model. `train` in loop.py is the outline; `Run` in run.py has its steps."""
+"""Trains a model, in runs that can be interrupted and resumed.
+
+`train` in loop.py is the outline, and `Run` in run.py has its steps.
+"""

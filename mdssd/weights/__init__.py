@@ -1,1 +1,1 @@
-"""Weights in files: checkpoints, published formats, ImageNet."""
+"""Weights in files: checkpoints, published SSDs, ImageNet trunks."""
