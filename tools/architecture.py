@@ -54,7 +54,6 @@ OPTIONAL = (
 BY_NAME = (
     "mdssd/__init__.py",
     "mdssd/cli/__init__.py",
-    "mdssd/info.py",
     "mdssd/ops/_dispatch.py",
     "mdssd/ops/_modules.py",
     "mdssd/integrations/_patch.py",

@@ -35,6 +35,7 @@ class StopRequest:
         asked: whether SIGTERM has arrived.
 
     Example:
+        >>> import signal
         >>> with StopRequest() as stop:
         ...     signal.raise_signal(signal.SIGTERM)
         ...     stop.asked
@@ -96,6 +97,7 @@ def interruptible() -> Iterator[None]:
     Does nothing outside the main thread, or if the program has set a handler for SIGINT.
 
     Example:
+        >>> import signal
         >>> with interruptible():
         ...     try:
         ...         exec("signal.raise_signal(signal.SIGINT)")
