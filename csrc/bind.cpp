@@ -89,7 +89,7 @@ void visit_fields(DetectionOutputSettings& settings, const Visit& visit) {
 
 namespace {
 
-// What Python passes for a parameter of type T.
+// Converts the object that Python passes for a parameter of type T.
 template <class T>
 struct FromPython {
   T value{};

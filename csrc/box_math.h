@@ -59,7 +59,7 @@ MDSSD_INLINE Box<T> to_corners(CentreBox<T> p) {
 }
 
 template <class T>
-struct Areas {  // of two boxes
+struct Areas {  // of the intersection and the union of two boxes
   T intersection, both;
 };
 

@@ -2,10 +2,10 @@
 //
 // Parameters come in one order: the input arrays, their sizes, the settings, the result arrays and,
 // last, the dtype and where to run. Arrays are dense and row-major unless a comment says otherwise.
-// S is the storage type that `dtype` names; W is the type of the computation: double if S is double,
-// float otherwise. The pointer to an empty array may be null. `images`, `classes`, `channels` and
-// `pixels` are numbers; `num_priors` and `num_boxes` are so called because `priors` and `boxes` are
-// arrays. `count` is a number of detections. Results do not depend on `threads`.
+// S is the storage type that `dtype` names; W is the type of the computation: double if S is
+// double, float otherwise. The pointer to an empty array may be null. `images`, `classes`,
+// `channels` and `pixels` are numbers; `num_priors` and `num_boxes` are so called because `priors`
+// and `boxes` are arrays. `count` is a number of detections. Results do not depend on `threads`.
 #pragma once
 
 #include <cstdint>
@@ -103,7 +103,8 @@ void encode_targets_cpu(const void* gt, const int64_t* gt_labels, const int64_t*
 int64_t nms_cpu(const void* boxes, const void* scores, const int64_t* idxs, int64_t num_boxes,
                 const NmsSettings& settings, int64_t* keep, DType dtype, int threads);
 
-// loc [images, num_priors, 4] S, logits [images, num_priors, classes] S, priors [num_priors, 4] W ->
+// loc [images, num_priors, 4] S, logits [images, num_priors, classes] S,
+// priors [num_priors, 4] W ->
 // boxes [lists, max_detections, 4] W, scores [lists, max_detections] W, labels, count [lists].
 // `lists` is images or, with per_class, images * (classes - 1). The results must hold zeros.
 void detection_output_cpu(const void* loc, const void* logits, const void* priors, int64_t images,
@@ -111,11 +112,11 @@ void detection_output_cpu(const void* loc, const void* logits, const void* prior
                           const DetectionOutputSettings& settings, void* boxes, void* scores,
                           int64_t* labels, int64_t* count, DType dtype, int threads);
 
-// loc [images, num_priors, 4] S, logits [images, num_priors, classes] S, loc_targets like loc but W,
-// labels [images, num_priors] -> losses [2, groups] W (localisation, confidence),
-// selected [images, num_priors], normaliser [groups], which is max(1, positives). A group is an
-// image with per_image, else the batch. Returns false if a label is outside [0, classes); the
-// results are then meaningless.
+// loc [images, num_priors, 4] S, logits [images, num_priors, classes] S, loc_targets like loc but
+// W, labels [images, num_priors] -> losses [2, groups] W (localisation, confidence), selected
+// [images, num_priors], normaliser [groups], which is max(1, positives). A group is an image with
+// per_image, else the batch. Returns false if a label is outside [0, classes); the results are then
+// meaningless.
 bool multibox_loss_cpu(const void* loc, const void* logits, const void* loc_targets,
                        const int64_t* labels, int64_t images, int64_t num_priors, int64_t classes,
                        const MultiboxLossSettings& settings, void* losses, bool* selected,
@@ -146,15 +147,16 @@ void l2norm_add_relu_backward_cpu(const void* grad, const void* y, const void* a
                                   void* grad_scale_a, void* grad_scale_b, DType dtype,
                                   int threads);
 
-// images [num_images, height, width, channels] -> out [num_images, out_height, out_width, channels].
+// images [num_images, height, width, channels] ->
+// out [num_images, out_height, out_width, channels].
 void resize_cpu(const uint8_t* images, int64_t num_images, int64_t height, int64_t width,
                 int64_t channels, int64_t out_height, int64_t out_width, uint8_t* out, int threads);
 
 // --- CUDA ----------------------------------------------------------------------------------------
 //
-// The shapes are those of the CPU functions unless a comment says otherwise. Arrays are on the device
-// and start at a multiple of 16 bytes. No function waits for the device. A `workspace` has the
-// number of bytes that the function named *_workspace returns.
+// The shapes are those of the CPU functions unless a comment says otherwise. Arrays are on the
+// device and start at a multiple of 16 bytes. No function waits for the device. A `workspace` has
+// the number of bytes that the function named *_workspace returns.
 
 void box_iou_cuda(const void* a, int64_t n, const void* b, int64_t m, void* iou, DType dtype,
                   Stream stream);
@@ -201,8 +203,8 @@ void detection_output_cuda(const void* loc, const void* logits, const void* prio
 int64_t detection_output_workspace(int64_t images, int64_t num_priors, int64_t classes,
                                    const DetectionOutputSettings& settings);
 
-// loc_loss, conf_loss [groups] W. Throws std::length_error for more than 2^31 - 1 priors or classes.
-// A label outside [0, classes) makes the confidence loss NaN.
+// loc_loss, conf_loss [groups] W. Throws std::length_error for more than 2^31 - 1 priors or
+// classes. A label outside [0, classes) makes the confidence loss NaN.
 void multibox_loss_cuda(const void* loc, const void* logits, const void* loc_targets,
                         const int64_t* labels, int64_t images, int64_t num_priors, int64_t classes,
                         const MultiboxLossSettings& settings, void* loc_loss, void* conf_loss,

@@ -58,8 +58,8 @@ BY_NAME = (
     "mdssd/ops/_modules.py",
     "mdssd/integrations/_patch.py",
 )
-# A file may have this many lines, a function with its docstring so many. Triton's kernels and the
-# table of test cases are exempt from the first.
+# The most lines of a file, and of a function including its docstring. Triton's kernels and the
+# table of test cases are exempt from the first limit.
 FILE_LINES, FUNCTION_LINES = 400, 80
 LONG_FILES = ("mdssd/ops/triton/", "mdssd/testing.py")
 

@@ -255,9 +255,9 @@ class Priors {
   std::unique_ptr<PriorBlock<T>[]> blocks_;
 };
 
-// Matches the whole batch. `all` as for match_block. Calls block_done(image, first prior, n, any,
-// best) for each block, with what match_block gives, then force(image, best prior of each of its
-// ground truths).
+// Matches the whole batch; `all` is that of match_block. Calls block_done(image, first prior, n,
+// any, best) for each block of n priors, where `any` and `best` are the results of match_block.
+// Then calls force(image, the best prior of each of its ground truths).
 template <class T, class Eps, class BlockDone, class Force>
 void match_batch(const T* truths, const int64_t* offsets, int64_t images, const T* prior_rows,
                  bool corners, int64_t num_priors, T iou_threshold, Eps eps, bool all, int threads,

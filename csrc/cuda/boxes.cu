@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kThreads, kGradientBlocks)
   using T = Wide<S>;
   const int lane = threadIdx.x % kWarpSize;
   const int64_t i = int64_t(blockIdx.x) * (kThreads / kWarpSize) + threadIdx.x / kWarpSize;
-  if (i >= n) return;  // the whole warp
+  if (i >= n) return;  // the whole warp returns
   const Box<T> mine = load_box(a, i);
   Box<T> sum = {0, 0, 0, 0};
   for (int64_t j = lane; j < m; j += kWarpSize)

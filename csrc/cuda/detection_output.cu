@@ -442,7 +442,7 @@ __global__ void __launch_bounds__(kBestThreads, 2)
   const int64_t image = first_list / (sizes.classes - 1);
   const int thread = threadIdx.x, lane = thread % kWarpSize, warp = thread / kWarpSize;
   constexpr int kWarps = kBestThreads / kWarpSize;
-  const auto for_each_kept = [&](auto visit) {  // a warp per class
+  const auto for_each_kept = [&](auto visit) {  // a warp handles one class
     for (int64_t list = first_list + warp; list < first_list + lists; list += kWarps) {
       const int size = int(kept.size[list]);
       for (int i = lane; i < size; i += kWarpSize) visit(kept.keys[list * sizes.max_detections + i]);

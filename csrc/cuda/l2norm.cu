@@ -190,7 +190,7 @@ __global__ void __launch_bounds__(kThreads, 2) forward_nhwc_kernel(Forward<S, kM
   using V = Vector<S, kVector>;
   const int lane = threadIdx.x % kLanes;
   const int64_t pixel = int64_t(blockIdx.x) * kWarps + threadIdx.x / kLanes;
-  if (pixel >= shape.all_pixels()) return;  // the whole warp
+  if (pixel >= shape.all_pixels()) return;  // the whole warp returns
   const int64_t first = pixel * shape.channels;
   T rnorms[kMaps] = {};
 #pragma unroll 4
@@ -324,7 +324,7 @@ __global__ void __launch_bounds__(kThreads)
                      T* __restrict__ grad_scale_a, T* __restrict__ grad_scale_b) {
   const int lane = threadIdx.x % kLanes;
   const int64_t i = int64_t(blockIdx.x) * kWarps + threadIdx.x / kLanes;
-  if (i >= width) return;  // the whole warp
+  if (i >= width) return;  // the whole warp returns
   T sum = 0;
   for (int row = lane; row < rows; row += kLanes) sum += parts[row * width + i];
   sum = warp_sum(sum);

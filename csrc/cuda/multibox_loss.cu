@@ -57,7 +57,7 @@ struct PositiveSums {
 };
 
 template <class T>
-struct PositiveLosses {  // of one prior
+struct PositiveLosses {  // the losses of one prior
   T localisation, confidence;
 };
 
@@ -258,7 +258,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 4 * sizeof(float) / sizeof(W
   using T = Wide<S>;
   const int lane = threadIdx.x % kWarpSize;
   const int64_t mine = int64_t(blockIdx.x) * kBackwardThreads + threadIdx.x, first = mine - lane;
-  if (first >= rows) return;  // the whole warp
+  if (first >= rows) return;  // the whole warp returns
   const bool wanted = mine < rows && selected[mine];
 
   // 32 rows are a multiple of 16 bytes. Only the last warp can have fewer rows.
