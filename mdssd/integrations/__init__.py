@@ -1,5 +1,6 @@
-"""This project's operators in the SSD codebases of others, by one line, undone at will.
+"""Replace the slow parts of other SSD codebases by this project's operators.
 
-A module for each: `torchvision`, `ssd_pytorch`, `lufficc`, `qfgaohao`, `nvidia`; each has `patch`.
-None imports the codebase: what to patch is passed in. docs/integrations.md has all in one table.
+Each module (`torchvision`, `ssd_pytorch`, `lufficc`, `qfgaohao`, `nvidia`) has a function `patch`
+for one codebase. No module imports its codebase; the caller passes the package or the model to
+patch. docs/integrations.md lists them in one table.
 """

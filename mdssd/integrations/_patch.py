@@ -1,4 +1,4 @@
-"""Replacing attributes of other code, and putting them back."""
+"""Replace attributes of other code, and restore them."""
 
 from __future__ import annotations
 
@@ -15,28 +15,39 @@ _ABSENT = object()
 
 
 class Replacement(NamedTuple):
-    owner: Any  # a Python module, a class or an object
+    """A new value for an attribute of a Python module, a class or an object."""
+
+    owner: Any
     name: str
     value: Any
 
 
 class Patch:
-    """Attributes that are replaced until `undo()`, or until the end of a `with` block.
+    """Replaces attributes until `undo()` is called, or until the end of a `with` block.
 
-    Patches of the same attribute are undone in the reverse order.
+    Undo several patches of the same attribute in reverse order.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> codebase = SimpleNamespace(nms="slow")
+        >>> with Patch([Replacement(codebase, "nms", "fast")]):
+        ...     print(codebase.nms)
+        fast
+        >>> codebase.nms
+        'slow'
     """
 
     def __init__(self, replacements: Iterable[Replacement]) -> None:
         replacements = list(replacements)
-        for owner, name, _ in replacements:  # all or none
-            getattr(owner, name)
+        for owner, name, _ in replacements:
+            getattr(owner, name)  # fail before anything is replaced
         self._saved: list[Replacement] = []
         for owner, name, value in replacements:
             self._saved.append(Replacement(owner, name, vars(owner).get(name, _ABSENT)))
             _set(owner, name, value)
 
     def undo(self) -> None:
-        """Put everything back; a second call does nothing."""
+        """Restore the attributes; a second call does nothing."""
         while self._saved:
             _set(*self._saved.pop())
 
@@ -53,8 +64,8 @@ class Patch:
 
 
 def _set(owner: Any, name: str, value: Any) -> None:
-    # Into a network's own dictionary, which is looked into before its submodules: they, and with
-    # them its parameters and the keys of its state, stay as they are.
+    # In a network, write to the instance's dictionary, which has precedence over its submodules.
+    # The submodules, and so its parameters and the keys of its state dict, do not change.
     plain = isinstance(owner, nn.Module)
     if value is _ABSENT:
         (object.__delattr__ if plain else delattr)(owner, name)
@@ -69,10 +80,11 @@ def patch_each(
     of_package: Callable[[ModuleType], list[Replacement]],
     of_object: Callable[[Any], list[Replacement]] | None = None,
 ) -> Patch:
-    """Patch packages and objects together.
+    """Patch all targets, packages by `of_package` and objects by `of_object`, or none.
 
     Raises:
-        TypeError: there is no target, or one is not what it should be. Nothing is replaced then.
+        TypeError: there is no target, or one does not have the attributes to replace. The message
+            begins with `adapter` and states `expected`.
     """
     replacements: list[Replacement] = []
     for target in targets or (None,):
@@ -82,7 +94,7 @@ def patch_each(
             elif of_object is not None and target is not None:
                 replacements += of_object(target)
             else:
-                raise AttributeError("that is neither")
+                raise AttributeError("it is neither")
         except (AttributeError, ImportError) as error:
             raise TypeError(
                 f"{adapter}.patch: targets: expected {expected}, got {_short(target)}: {error}"
@@ -95,30 +107,31 @@ def _short(target: Any) -> str:
 
 
 def submodule(package: ModuleType, path: str) -> ModuleType:
+    """Import a module of a package."""
     return import_module(f"{package.__name__}.{path}")
 
 
 def method(owner: Any, name: str, function: Callable[..., Any]) -> Replacement:
-    """`function` as a method of one object."""
-    # Not a MethodType, which pickles as the attribute of its owner that has the function's name.
+    """Replace a method of one object by `function`, whose first argument is the object."""
+    # Not a MethodType, which is pickled as the attribute with the function's name.
     return Replacement(owner, name, partial(function, owner))
 
 
 def to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
-    """[..., 4] corners -> centre and size."""
+    """Convert [..., 4] from corners to centre and size."""
     low, high = boxes_xyxy[..., :2], boxes_xyxy[..., 2:]
     return torch.cat([0.5 * (low + high), high - low], -1)
 
 
-def taken(boxes_xyxy: Tensor, index: Tensor, otherwise: Tensor) -> Tensor:
-    """[N, 4]: the box that `index` [N] names, or where it is -1 that of `otherwise` [N, 4]."""
+def matched_boxes(boxes_xyxy: Tensor, index: Tensor, otherwise: Tensor) -> Tensor:
+    """The boxes [N, 4] at `index` [N], and those of `otherwise` [N, 4] where the index is -1."""
     if len(boxes_xyxy) == 0:
         return otherwise.clone()
     return torch.where(index[:, None] >= 0, boxes_xyxy[index.clamp(min=0)], otherwise)
 
 
-def taken_labels(labels: Tensor, index: Tensor) -> Tensor:
-    """[N]: the label that `index` [N] names, or where it is -1 background, 0."""
+def matched_labels(labels: Tensor, index: Tensor) -> Tensor:
+    """The labels [N] at `index` [N], and 0, background, where the index is -1."""
     if len(labels) == 0:
         return labels.new_zeros(index.shape)
     return torch.where(index >= 0, labels[index.clamp(min=0)], 0)

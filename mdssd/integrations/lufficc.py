@@ -1,29 +1,30 @@
-"""lufficc/SSD with this project's operators.
+"""Use this project's operators in lufficc/SSD.
 
     import ssd
     from mdssd.integrations import lufficc
     lufficc.patch(ssd, model)               # or: with lufficc.patch(ssd, model): ...
 
-Replaced, of the package `ssd`: `ssd.utils.box_utils.assign_priors`, by which the data loader
-matches (its worker processes, if they start after the patch), and the `forward` of
-`ssd.modeling.backbone.vgg.L2Norm`. Of `model`, an `SSDDetector`: `box_head.post_processor` and
-`box_head.loss_evaluator`. `hard_negative_mining` stays; that loss does not call it.
+In the package `ssd`, this replaces `ssd.utils.box_utils.assign_priors`, with which the data loader
+matches (in its worker processes too, if they start after the patch), and the `forward` of
+`ssd.modeling.backbone.vgg.L2Norm`. In `model`, an `SSDDetector`, it replaces
+`box_head.post_processor` and `box_head.loss_evaluator`. `hard_negative_mining` is not replaced,
+because the new loss does not call it.
 
-Kept:
-- Labels count from 1. 1e-5 in the denominator of the matching's IoU, which makes an exact 0.5
-  background; a best prior that two boxes share goes to the later one.
-- Detections: scores above the configured threshold, no limit per class, an IoU of at most the
-  threshold stays, boxes without area stay, the best `MAX_PER_IMAGE` of all classes by falling
-  score, in pixels, not clipped; a `Container` for each image. As in its last version
-  `MAX_PER_CLASS` is not read.
+This stays the same:
+- Matching: labels count from 1. The denominator of the IoU contains 1e-5, so that an IoU of exactly
+  0.5 is background. If two boxes share their best prior, the later box gets it.
+- Detections: scores must exceed the configured threshold. There is no limit per class. Boxes with
+  an IoU of at most the threshold and boxes without area are kept. The best `MAX_PER_IMAGE` of all
+  classes are returned by descending score, in pixels, not clipped, as a `Container` for each image.
+  `MAX_PER_CLASS` is not read, as in the last version of the codebase.
 
-What differs:
-- An image without boxes is all background, with the priors themselves as boxes, which encode to 0
-  (originally an IndexError). Without positives the losses are 0 (NaN).
-- Boxes of different classes never meet in NMS. Originally the classes are shifted apart, by which
-  coordinates are rounded, and boxes with negative coordinates may meet those of another class.
-- Equal scores rank by the lower prior, then class (undefined).
-- L2Norm has its eps, squared, under the root: the same but for vectors shorter than about 1e-4.
+This differs:
+- In an image without boxes every prior is background, and its box is the prior itself, which
+  encodes to 0. (The codebase raises an IndexError.) Without positives the losses are 0 (NaN).
+- NMS never compares boxes of different classes. The codebase shifts the classes apart, which rounds
+  the coordinates, and boxes with negative coordinates can meet those of another class.
+- Equal scores are ranked by the lower prior, then by class. (In the codebase it is undefined.)
+- L2Norm has its eps, squared, under the root, which matters for vectors shorter than about 1e-4.
 """
 
 from __future__ import annotations
@@ -35,21 +36,30 @@ from typing import Any
 from torch import Tensor
 
 from mdssd import ops
-from mdssd.integrations._patch import Patch, Replacement, patch_each, submodule, taken_labels
+from mdssd.integrations._patch import Patch, Replacement, matched_labels, patch_each, submodule
 from mdssd.integrations.ssd_pytorch import l2norm_forward
 
 IOU_EPS = 1e-5
-_FIRST = 4096  # candidates that nearly always give the detections of an image
+_FIRST = 4096  # first number of candidates for NMS, nearly always enough for an image
 
 
 def patch(*targets: Any) -> Patch:
     """Patch the package `ssd`, an SSDDetector, or both, in any order.
 
     Returns:
-        Patch: `undo()` it, or use it in a `with`.
+        The patch. Its `undo()`, or the end of a `with` block, restores everything.
 
     Raises:
         TypeError: a target is neither. Nothing is replaced then.
+
+    Example:
+        >>> import ssd  # doctest: +SKIP
+        >>> with patch(ssd):  # doctest: +SKIP
+        ...     train()
+        >>> import torch  # `ssd.utils.box_utils.assign_priors` is then:
+        >>> priors = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]])
+        >>> assign_priors(priors[:1], torch.tensor([7]), priors, 0.5)[1]
+        tensor([7, 0])
     """
     return patch_each(
         "lufficc", "the package `ssd` or an SSDDetector", targets, _of_package, _of_model
@@ -74,9 +84,10 @@ def _of_model(model: Any) -> list[Replacement]:
 def assign_priors(
     gt_boxes: Tensor, gt_labels: Tensor, corner_form_priors: Tensor, iou_threshold: float
 ) -> tuple[Tensor, Tensor]:
-    """The box [N, 4] and the label [N] of each prior; a prior of the background has its best box.
+    """Match boxes [M, 4] xyxy, with labels [M] from 1, to priors [N, 4] xyxy.
 
-    gt_boxes [M, 4] and corner_form_priors [N, 4] xyxy, gt_labels [M] from 1.
+    Returns the box [N, 4] and the label [N] of each prior. A prior of the background has the box
+    with the highest IoU.
     """
     if len(gt_boxes) == 0:
         return corner_form_priors.to(gt_boxes.dtype, copy=True), gt_labels.new_zeros(
@@ -88,11 +99,11 @@ def assign_priors(
         ).index[0]
         for threshold in (0.0, iou_threshold)
     )
-    return gt_boxes[nearest], taken_labels(gt_labels, index)
+    return gt_boxes[nearest], matched_labels(gt_labels, index)
 
 
 class Loss:
-    """What `loss_evaluator` is."""
+    """Replaces `loss_evaluator`."""
 
     def __init__(self, original: Any) -> None:
         self.neg_pos_ratio: float = original.neg_pos_ratio
@@ -100,21 +111,21 @@ class Loss:
     def __call__(
         self, confidence: Tensor, predicted_locations: Tensor, labels: Tensor, gt_locations: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """(localisation, confidence) of [B, N, C], [B, N, 4], [B, N], [B, N, 4]."""
+        """Return the localisation and confidence losses."""
         return multibox_loss_forward(self, confidence, predicted_locations, labels, gt_locations)
 
 
 def multibox_loss_forward(
     self: Any, confidence: Tensor, predicted_locations: Tensor, labels: Tensor, gt_locations: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The loss in the order of arguments of this code."""
+    """The loss, with the arguments in the order of this codebase."""
     return ops.multibox_loss(
         predicted_locations, confidence, gt_locations, labels, self.neg_pos_ratio
     )
 
 
 class PostProcessor:
-    """What `post_processor` is; its settings are read from `cfg` at each call."""
+    """Replaces `post_processor`; each call reads the settings from `cfg`."""
 
     def __init__(self, original: Any) -> None:
         self.cfg = original.cfg
@@ -127,7 +138,7 @@ class PostProcessor:
             self.container = sys.modules[type(original).__module__].Container
 
     def __call__(self, detections: tuple[Tensor, Tensor]) -> list[Any]:
-        """A Container for each image; detections: scores [B, N, C], boxes [B, N, 4] xyxy in 0-1."""
+        """Return a Container for each image of scores [B, N, C] and boxes [B, N, 4] xyxy in 0-1."""
         results = []
         for scores, boxes in zip(*detections, strict=True):
             found = self.container(**self._of_image(scores[:, 1:], boxes))
@@ -143,7 +154,7 @@ class PostProcessor:
             prior, column, is_all = _best(scores, test.CONFIDENCE_THRESHOLD, limit)
             score = scores[prior, column]
             kept = ops.batched_nms(pixels[prior], score, column, test.NMS_THRESHOLD)
-            if is_all or len(kept) >= most:  # whatever else there is ranks below
+            if is_all or len(kept) >= most:  # all other candidates rank below these
                 break
             limit *= 8
         kept = kept[:most]
@@ -151,9 +162,9 @@ class PostProcessor:
 
 
 def _best(scores: Tensor, threshold: float, limit: int) -> tuple[Tensor, Tensor, bool]:
-    """Row and column of scores above the threshold: the best `limit` with those as good, or all.
+    """Rows and columns of the best `limit` scores above the threshold, and whether these are all.
 
-    Also whether they are all.
+    Scores equal to the last one are included.
     """
     passes = scores > threshold
     is_all = int(passes.sum()) <= limit

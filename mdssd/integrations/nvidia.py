@@ -1,25 +1,28 @@
-"""NVIDIA's DeepLearningExamples, PyTorch/Detection/SSD, with this project's operators.
+"""Use this project's operators in NVIDIA's DeepLearningExamples, PyTorch/Detection/SSD.
 
     import ssd
     from mdssd.integrations import nvidia
     nvidia.patch(ssd)                       # or: with nvidia.patch(ssd): ...
 
-Replaced: `ssd.utils.Encoder.encode` and `decode_batch`, and `ssd.model.Loss.forward`. Encoders and
-losses made before the patch have them too.
+This replaces `ssd.utils.Encoder.encode` and `decode_batch`, and `ssd.model.Loss.forward`. Encoders
+and losses made before the patch use them too.
 
-Kept:
-- A prior needs an IoU above `criteria`, or is the best of a box, the later one where two share it.
-  Targets are not encoded; a prior of the background has its own box.
-- Detections, of [B, 4, N] and [B, C, N]: scores above 0.05, the best 200 of each class, only an IoU
-  below `criteria` stays, of the boxes without area in a class only the best, the best `max_output`
-  of all classes by rising score, in 0-1, not clipped.
-- The loss is over the positives of each image, then the mean; an image without adds 0.
+This stays the same:
+- Matching: a prior is positive if its IoU exceeds `criteria`, or if it is the best prior of a box.
+  If two boxes share their best prior, the later box gets it. Targets are not encoded; a prior of
+  the background has its own box.
+- Detections from [B, 4, N] and [B, C, N]: scores must exceed 0.05, and the best 200 of each class
+  enter NMS. A box is kept only if its IoU is below `criteria`; of the boxes without area in a class
+  only the best is kept. The best `max_output` of all classes are returned by ascending score, in
+  0-1, not clipped.
+- The loss of each image is divided by its positives, then averaged over the images. An image
+  without positives adds 0.
 
-What differs:
-- An image without boxes is all background (originally an IndexError).
-- `decode_batch` leaves its arguments as they are (`bboxes_in` is scaled in place). Its results are
-  on their device and carry no gradient. Without detections they are [0, 4], [0], [0] (all [0]).
-  Equal scores rank by the lower prior (undefined).
+This differs:
+- In an image without boxes every prior is background. (The codebase raises an IndexError.)
+- `decode_batch` does not change its arguments. (The codebase scales `bboxes_in` in place.) Its
+  results are on the same device and have no gradient. Without detections they have the shapes
+  [0, 4], [0], [0] (all [0]). Equal scores are ranked by the lower prior (undefined).
 """
 
 from __future__ import annotations
@@ -33,10 +36,10 @@ from mdssd import ops
 from mdssd.integrations._patch import (
     Patch,
     Replacement,
+    matched_boxes,
+    matched_labels,
     patch_each,
     submodule,
-    taken,
-    taken_labels,
     to_cxcywh,
 )
 from mdssd.ops._tensors import accumulation_dtype
@@ -48,10 +51,21 @@ def patch(*targets: Any) -> Patch:
     """Patch the package `ssd`.
 
     Returns:
-        Patch: `undo()` it, or use it in a `with`.
+        The patch. Its `undo()`, or the end of a `with` block, restores everything.
 
     Raises:
         TypeError: the target is not that package. Nothing is replaced then.
+
+    Example:
+        >>> import ssd  # doctest: +SKIP
+        >>> with patch(ssd):  # doctest: +SKIP
+        ...     train()
+        >>> import torch  # `ssd.utils.Encoder.encode` is then:
+        >>> from types import SimpleNamespace
+        >>> encoder = SimpleNamespace(dboxes=torch.tensor([[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1]]))
+        >>> encode(encoder, encoder.dboxes[:1], torch.tensor([7]))
+        (tensor([[0.2500, 0.2500, 0.5000, 0.5000],
+                [0.7500, 0.7500, 0.5000, 0.5000]]), tensor([7, 0]))
     """
     return patch_each("nvidia", "the package `ssd`", targets, _of_package)
 
@@ -59,30 +73,30 @@ def patch(*targets: Any) -> Patch:
 def _of_package(ssd: ModuleType) -> list[Replacement]:
     encoder = submodule(ssd, "utils").Encoder
     return [
-        Replacement(encoder, "encode", _encode),
-        Replacement(encoder, "decode_batch", _decode_batch),
-        Replacement(submodule(ssd, "model").Loss, "forward", _loss_forward),
+        Replacement(encoder, "encode", encode),
+        Replacement(encoder, "decode_batch", decode_batch),
+        Replacement(submodule(ssd, "model").Loss, "forward", loss_forward),
     ]
 
 
-def _encode(
+def encode(
     self: Any, bboxes_in: Tensor, labels_in: Tensor, criteria: float = 0.5
 ) -> tuple[Tensor, Tensor]:
-    """The box [N, 4] cxcywh and the label [N] of each prior; bboxes_in [M, 4] xyxy."""
+    """Return the box [N, 4] cxcywh and the label [N] of each prior; bboxes_in is [M, 4] xyxy."""
     dboxes = self.dboxes.to(bboxes_in.device)
     threshold = ops.just_above(criteria, accumulation_dtype(bboxes_in.dtype))
     index = ops.match_priors([bboxes_in], dboxes, threshold, priors_form="xyxy").index[0]
-    return to_cxcywh(taken(bboxes_in, index, dboxes)), taken_labels(labels_in, index)
+    return to_cxcywh(matched_boxes(bboxes_in, index, dboxes)), matched_labels(labels_in, index)
 
 
-def _decode_batch(
+def decode_batch(
     self: Any,
     bboxes_in: Tensor,
     scores_in: Tensor,
     criteria: float = 0.45,
     max_output: int = 200,
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Of each image: boxes [K, 4] xyxy, labels [K], scores [K], by rising score."""
+    """Return boxes [K, 4] xyxy, labels [K] and scores [K] of each image, by ascending score."""
     found = ops.detection_output(
         bboxes_in.permute(0, 2, 1),
         scores_in.permute(0, 2, 1),
@@ -100,8 +114,8 @@ def _decode_batch(
     ]
 
 
-def _loss_forward(self: Any, ploc: Tensor, plabel: Tensor, gloc: Tensor, glabel: Tensor) -> Tensor:
-    """The loss of ploc [B, 4, N], plabel [B, C, N], gloc [B, 4, N] cxcywh, glabel [B, N]."""
+def loss_forward(self: Any, ploc: Tensor, plabel: Tensor, gloc: Tensor, glabel: Tensor) -> Tensor:
+    """Return the loss of ploc [B, 4, N], plabel [B, C, N], gloc [B, 4, N] cxcywh, glabel [B, N]."""
     localisation, confidence = ops.multibox_loss(
         ploc.permute(0, 2, 1),
         plabel.permute(0, 2, 1),

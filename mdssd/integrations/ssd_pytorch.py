@@ -1,27 +1,30 @@
-"""amdegroot/ssd.pytorch with this project's operators.
+"""Use this project's operators in amdegroot/ssd.pytorch.
 
     import layers
     from mdssd.integrations import ssd_pytorch
     ssd_pytorch.patch(layers, net)          # or: with ssd_pytorch.patch(layers, net): ...
 
-Replaced, of the package `layers`: `layers.modules.multibox_loss.match` and `MultiBoxLoss.forward`,
-`layers.functions.detection.nms` and `decode`, `layers.modules.l2norm.L2Norm.forward`. Of `net`, an
-SSD built with phase "test": `net.detect`, then one call for the whole batch; it has `forward` and
-`apply` too, for the copies of the code that use those.
+In the package `layers`, this replaces `layers.modules.multibox_loss.match` and
+`MultiBoxLoss.forward`, `layers.functions.detection.nms` and `decode`, and
+`layers.modules.l2norm.L2Norm.forward`. In `net`, an SSD built with phase "test", it replaces
+`net.detect` by one call for the whole batch, which also has `forward` and `apply` for copies of the
+code that use those.
 
-Kept:
-- Labels of the targets count from 0. An IoU of 0.5 is positive; a best prior that two boxes share
-  goes to the later one; `match` encodes all priors.
-- Detections: scores above 0.01, the best 200 of each class before NMS, an IoU of at most the
-  threshold stays, of the boxes without area in a class only the best. [B, C, 200, 5] padded with 0,
-  row 0 empty, no limit over all classes, no clipping. The numbers are those of the patched objects.
+This stays the same:
+- Matching: labels of the targets count from 0. An IoU of 0.5 is positive. If two boxes share their
+  best prior, the later box gets it. `match` encodes all priors.
+- Detections: scores must exceed 0.01, and the best 200 of each class enter NMS. Boxes with an IoU
+  of at most the threshold are kept; of the boxes without area in a class only the best is kept.
+  The result is [B, C, 200, 5] padded with 0, with an empty row 0, no limit over all classes and no
+  clipping. The limits are read from the patched objects.
 
-What differs:
-- An image without boxes is all background (originally an IndexError); without positives the losses
-  are 0 (0 / 0); `nms` of no boxes gives (keep, 0), as it does of others (keep alone).
-- Equal scores rank by the lower prior (undefined). Detections stay on the device of the inputs and
-  carry no gradient. Boxes differ by rounding: x2 is cx + w / 2 (x1 + w).
-- L2Norm has its eps, squared, under the root: the same but for vectors shorter than about 1e-4.
+This differs:
+- In an image without boxes every prior is background (the codebase raises an IndexError). Without
+  positives the losses are 0 (0 / 0). `nms` of no boxes returns (keep, 0), as it does for others
+  (only keep).
+- Equal scores are ranked by the lower prior (undefined). Detections stay on the device of the
+  inputs and have no gradient. Boxes differ by rounding: x2 is cx + w / 2 (x1 + w).
+- L2Norm has its eps, squared, under the root, which matters for vectors shorter than about 1e-4.
 """
 
 from __future__ import annotations
@@ -42,10 +45,19 @@ def patch(*targets: Any) -> Patch:
     """Patch the package `layers`, an SSD built for testing, or both, in any order.
 
     Returns:
-        Patch: `undo()` it, or use it in a `with`.
+        The patch. Its `undo()`, or the end of a `with` block, restores everything.
 
     Raises:
         TypeError: a target is neither. Nothing is replaced then.
+
+    Example:
+        >>> import layers  # doctest: +SKIP
+        >>> with patch(layers):  # doctest: +SKIP
+        ...     train()
+        >>> import torch  # `layers.functions.detection.nms` is then:
+        >>> boxes = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 0.9], [2, 2, 3, 3]])
+        >>> nms(boxes, torch.tensor([0.8, 0.9, 0.7]))
+        (tensor([1, 2, 0]), 2)
     """
     expected = 'the package `layers` or an SSD of phase "test"'
     return patch_each("ssd_pytorch", expected, targets, _of_layers, _of_net)
@@ -77,14 +89,14 @@ def match(
     conf_t: Tensor,
     idx: int,
 ) -> None:
-    """Write the targets of image `idx` into loc_t [B, N, 4] and conf_t [B, N].
+    """Write the targets of image `idx` to loc_t [B, N, 4] and conf_t [B, N].
 
-    truths [M, 4] xyxy, labels [M] from 0, priors [N, 4] cxcywh.
+    truths are [M, 4] xyxy, labels [M] from 0, priors [N, 4] cxcywh.
     """
     if len(truths) == 0:
         loc_t[idx], conf_t[idx] = 0, 0
         return
-    # Offsets are wanted of the priors of the background too: those to their best box.
+    # Priors of the background get offsets too, to the box with the highest IoU.
     nearest = ops.match_priors([truths], priors, 0.0).index[0]
     index = ops.match_priors([truths], priors, threshold).index[0]
     loc_t[idx] = ops.encode_boxes(truths[nearest], priors, (variances[0], variances[1]))
@@ -94,7 +106,7 @@ def match(
 def _loss_forward(
     self: Any, predictions: tuple[Tensor, Tensor, Tensor], targets: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """predictions: loc [B, N, 4], conf [B, N, C], priors [>= N, 4]; targets: B x [M, 5]."""
+    """Return the losses of loc [B, N, 4], conf [B, N, C], priors [>= N, 4], targets B x [M, 5]."""
     loc, conf, priors = predictions
     truths = [target[:, :-1].detach() for target in targets]
     labels = [target[:, -1].detach().long() + 1 for target in targets]
@@ -105,7 +117,7 @@ def _loss_forward(
 
 
 def decode(loc: Tensor, priors: Tensor, variances: Sequence[float]) -> Tensor:
-    """Boxes [N, 4] xyxy of loc [N, 4], in the wider type of both: loc is narrow in autocast."""
+    """Decode loc [N, 4] to boxes [N, 4] xyxy, in the wider of both types (autocast narrows loc)."""
     dtype = torch.promote_types(loc.dtype, priors.dtype)
     return ops.decode_boxes(loc.to(dtype), priors.to(dtype), (variances[0], variances[1]))
 
@@ -113,10 +125,10 @@ def decode(loc: Tensor, priors: Tensor, variances: Sequence[float]) -> Tensor:
 def nms(
     boxes: Tensor, scores: Tensor, overlap: float = 0.5, top_k: int = 200
 ) -> tuple[Tensor, int]:
-    """Indices kept [N], padded with 0, and how many they are; boxes [N, 4] xyxy, scores [N]."""
+    """Return the kept indices [N], padded with 0, and their number."""
     best = scores.argsort(descending=True, stable=True)[:top_k]
     kept = best[ops.nms(boxes[best], scores[best].to(boxes.dtype), overlap)]
-    empty = area(boxes[kept]) == 0  # these suppress no others, so they can be taken out last
+    empty = area(boxes[kept]) == 0  # these suppress no others, so they can be removed last
     kept = kept[~empty | (empty.cumsum(0) == 1)]
     keep = kept.new_zeros(len(scores))
     keep[: len(kept)] = kept
@@ -124,13 +136,13 @@ def nms(
 
 
 def l2norm_forward(self: Any, x: Tensor) -> Tensor:
-    """x [B, C, H, W] to the length `self.weight` [C]."""
-    # |x| + eps and sqrt(x^2 + eps^2) are |x| where that is not as small as eps.
+    """Normalise x [B, C, H, W] over its channels and scale it by `self.weight` [C]."""
+    # |x| + eps and sqrt(x^2 + eps^2) both equal |x| unless it is as small as eps.
     return ops.l2norm(x, self.weight, max(self.eps**2, 1e-38))
 
 
 class Detect:
-    """What `net.detect` is, with its attributes."""
+    """Replaces `net.detect`, with the same attributes."""
 
     def __init__(self, original: Any) -> None:
         self.num_classes: int = original.num_classes
@@ -140,7 +152,7 @@ class Detect:
         self.variance: Sequence[float] = original.variance
 
     def forward(self, loc_data: Tensor, conf_data: Tensor, prior_data: Tensor) -> Tensor:
-        """[B, C, top_k, 5] score and xyxy; conf_data: softmax [B, N, C] or [B * N, C]."""
+        """Return [B, C, top_k, 5], score and xyxy; conf_data is softmax [B, N, C] or [B * N, C]."""
         settings = (self.num_classes, self.top_k, self.conf_thresh, self.nms_thresh)
         return _detect(*settings, self.variance, loc_data, conf_data, prior_data)
 
@@ -157,7 +169,7 @@ class Detect:
         conf_data: Tensor,
         prior_data: Tensor,
     ) -> Tensor:
-        """`forward` with the settings of the call; as originally, `bkg_label` is not read."""
+        """Do the same with the settings of the call; `bkg_label` is ignored, as in the codebase."""
         settings = (num_classes, top_k, conf_thresh, nms_thresh)
         return _detect(*settings, self.variance, loc_data, conf_data, prior_data)
 

@@ -1,28 +1,30 @@
-"""torchvision's SSD with this project's operators.
+"""Use this project's operators in torchvision's SSD.
 
     from mdssd.integrations import torchvision as fast
     fast.patch(model)                       # or: with fast.patch(model): ...
 
-Replaced, of a model such as `torchvision.models.detection.ssd300_vgg16(...)`:
-`model.postprocess_detections`, then one call for the whole batch; `model.compute_loss`;
-`model.proposal_matcher`, which leaves the matching to `compute_loss`. (The IoU matrix that
-`forward` makes before is still made.) Of the package `torchvision`: `torchvision.ops.batched_nms`
-and `torchvision.ops.boxes.batched_nms`, which all its detectors call.
+In a model such as `torchvision.models.detection.ssd300_vgg16(...)`, this replaces
+`model.postprocess_detections` by one call for the whole batch; `model.compute_loss`; and
+`model.proposal_matcher`, which leaves the matching to `compute_loss`. (`forward` still computes the
+IoU matrix before.) In the package `torchvision`, it replaces `torchvision.ops.batched_nms` and
+`torchvision.ops.boxes.batched_nms`, which all its detectors call.
 
-Kept:
-- An IoU of 0.5 is positive; boxes and anchors are in pixels; losses over max(1, positives).
-- Detections: scores above `score_thresh`, the best `topk_candidates` of each class, boxes clipped
-  to the image before NMS, an IoU of at most `nms_thresh` stays, the best `detections_per_img` by
-  falling score; the growth of a box is limited as by the box coder.
-- All settings are read from the model at each call.
+This stays the same:
+- Training: an IoU of 0.5 is positive. Boxes and anchors are in pixels. Losses are divided by
+  max(1, positives).
+- Detections: scores must exceed `score_thresh`, and the best `topk_candidates` of each class enter
+  NMS. Boxes are clipped to the image before NMS, which keeps those with an IoU of at most
+  `nms_thresh`. The best `detections_per_img` are returned by descending score. The box coder's
+  limit on the growth of a box applies.
+- Each call reads all settings from the model.
 
-What differs:
-- Boxes of different classes never meet in NMS. torchvision may shift the classes apart, by which
-  coordinates are rounded; in `batched_nms` boxes with negative coordinates may then meet those of
+This differs:
+- NMS never compares boxes of different classes. torchvision may shift the classes apart, which
+  rounds the coordinates; in `batched_nms` boxes with negative coordinates can then meet those of
   another class.
-- An anchor that is the best of two boxes goes to the later one on a GPU too (undefined). Equal
-  scores rank by the lower anchor (undefined). Detections carry no gradient.
-- With more than a quarter of an image's anchors positive, the loss counts none twice.
+- If two boxes share their best anchor, the later box gets it on a GPU too (undefined). Equal scores
+  are ranked by the lower anchor (undefined). Detections have no gradient.
+- If more than a quarter of an image's anchors are positive, the loss counts none of them twice.
 """
 
 from __future__ import annotations
@@ -37,10 +39,10 @@ from mdssd import ops
 from mdssd.integrations._patch import (
     Patch,
     Replacement,
+    matched_boxes,
+    matched_labels,
     method,
     patch_each,
-    taken,
-    taken_labels,
     to_cxcywh,
 )
 
@@ -49,10 +51,20 @@ def patch(*targets: Any) -> Patch:
     """Patch an SSD of torchvision, the package `torchvision`, or both, in any order.
 
     Returns:
-        Patch: `undo()` it, or use it in a `with`.
+        The patch. Its `undo()`, or the end of a `with` block, restores everything.
 
     Raises:
         TypeError: a target is neither. Nothing is replaced then.
+
+    Example:
+        >>> import torchvision  # doctest: +SKIP
+        >>> model = torchvision.models.detection.ssd300_vgg16()  # doctest: +SKIP
+        >>> with patch(model, torchvision):  # doctest: +SKIP
+        ...     detections = model(images)
+        >>> import torch  # `torchvision.ops.batched_nms` is then:
+        >>> boxes = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 0.9], [2, 2, 3, 3]])
+        >>> batched_nms(boxes, torch.tensor([0.8, 0.9, 0.7]), torch.tensor([1, 1, 1]), 0.5)
+        tensor([1, 2])
     """
     expected = "an SSD of torchvision or the package `torchvision`"
     return patch_each("torchvision", expected, targets, _of_package, _of_model)
@@ -73,16 +85,14 @@ def _of_model(model: Any) -> list[Replacement]:
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
-    """`ops.batched_nms` by torchvision's names of the arguments, and categories of any dtype.
-
-    In autocast boxes and scores may be of two types.
-    """
+    """`ops.batched_nms` with torchvision's argument names, and `idxs` of any dtype."""
+    # In autocast boxes and scores can have different types.
     dtype = torch.promote_types(boxes.dtype, scores.dtype)
     return ops.batched_nms(boxes.to(dtype), scores.to(dtype), idxs.long(), iou_threshold)
 
 
 class _Later:
-    """In place of the matcher: `compute_loss` matches, from the boxes."""
+    """Replaces the matcher and returns nothing, because `compute_loss` matches the boxes."""
 
     def __init__(self, original: Any) -> None:
         self.high_threshold: float = original.high_threshold
@@ -105,7 +115,7 @@ def _compute_loss(
     anchors: list[Tensor],
     matched_idxs: list[Tensor | None],
 ) -> dict[str, Tensor]:
-    """matched_idxs: of each image [N], -1 is background, or None if it is still to be matched."""
+    """Return both losses. matched_idxs are [N] for each image, -1 for background, or None."""
     loc, logits = head_outputs["bbox_regression"], head_outputs["cls_logits"]
     loc_targets, labels = [], []
     for target, own, index in zip(targets, anchors, matched_idxs, strict=True):
@@ -113,9 +123,9 @@ def _compute_loss(
         if index is None:
             threshold = self.proposal_matcher.high_threshold
             index = ops.match_priors([boxes], own, threshold, priors_form="xyxy").index[0]
-        matched = taken(boxes, index, own)
+        matched = matched_boxes(boxes, index, own)
         loc_targets.append(ops.encode_boxes(matched, to_cxcywh(own), _variances(self.box_coder)))
-        labels.append(taken_labels(target["labels"], index))
+        labels.append(matched_labels(target["labels"], index))
     localisation, confidence = ops.multibox_loss(
         loc, logits, torch.stack(loc_targets), torch.stack(labels), self.neg_to_pos_ratio
     )
@@ -128,7 +138,7 @@ def _postprocess_detections(
     image_anchors: list[Tensor],
     image_shapes: list[tuple[int, int]],
 ) -> list[dict[str, Tensor]]:
-    """Of each image: boxes [K, 4] in pixels, scores [K], labels [K]. Shapes are (height, width)."""
+    """Return boxes [K, 4] in pixels, scores [K] and labels [K] of each image."""
     loc, logits = head_outputs["bbox_regression"], head_outputs["cls_logits"]
     if _alike(image_anchors, image_shapes):
         groups = [slice(0, len(loc))]
@@ -150,7 +160,8 @@ def _postprocess_detections(
             clip=(float(width), float(height)),
         )
         boxes, scores = found.boxes, found.scores
-        if not torch.is_autocast_enabled(loc.device.type):  # in it theirs are float32 on a GPU
+        # In autocast on a GPU, torchvision's are float32.
+        if not torch.is_autocast_enabled(loc.device.type):
             boxes, scores = boxes.to(loc.dtype), scores.to(logits.dtype)
         for i, count in enumerate(found.count.tolist()):
             detections.append(
@@ -164,7 +175,7 @@ def _postprocess_detections(
 
 
 def _alike(anchors: list[Tensor], shapes: list[tuple[int, int]]) -> bool:
-    """Whether all images, one or more, have the same size and anchors."""
+    """Whether there are images and all have the same size and anchors."""
     return len(shapes) > 0 and all(
         tuple(shape) == tuple(shapes[0]) and torch.equal(own, anchors[0])
         for own, shape in zip(anchors, shapes, strict=True)
