@@ -1,12 +1,12 @@
-"""Expansion of the operators' cases over backends and devices, for tests and benchmarks alike.
+"""Expands the operators' CASES over backends and devices, for the tests and the benchmarks.
 
-A test that takes `case` runs for every row of CASES; with `size` and `dtype` for each of its
-inputs, with `backend` (a name) and `device` for each backend that can run here. Its `cases`
-marker narrows the rows: `case` and `size` are predicates, `reference` includes that backend,
-`emulated` are the sizes for kernels of a GPU that run on the CPU.
+A test with the argument `case` runs for every row of CASES. With `size` and `dtype` it also runs
+for each input of the row, and with `backend` (a name) and `device` for each backend that can run
+here. The marker `cases` narrows the rows: `case` and `size` are predicates, `reference=True`
+includes that backend, and `emulated` lists the sizes for the kernels of a GPU that run on the CPU.
 
-MDSSD_MODULES names a folder with another build of the native modules to test with, such as the
-sanitized one.
+The environment variable MDSSD_MODULES names a folder with another build of the native modules to
+test, such as the sanitized one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 
 
 def load_native(path: Path) -> None:
-    """Make the module in this file what a later import of mdssd's module of that name finds."""
+    """Load this file in place of the native module of the same name in mdssd."""
     name = f"mdssd.{path.name.partition('.')[0]}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader, path
@@ -35,7 +35,7 @@ if folder := os.environ.get("MDSSD_MODULES"):
     assert modules, f"MDSSD_MODULES: no module in {folder}"
     for path in modules:
         load_native(path)
-# Without a GPU, Triton's kernels run through its interpreter; Triton reads this on import.
+# Without a GPU, Triton's kernels run in its interpreter. Triton reads this when it is imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -44,16 +44,16 @@ from mdssd.ops import _modules  # noqa: E402
 from mdssd.testing import CASES  # noqa: E402
 
 DEVICES = ["cpu"] + [name for name in ("cuda", "xpu") if getattr(torch, name).is_available()]
-_HOME = {"cpp": "cpu", "cuda": "cuda", "simt": "cpu"}  # the others follow the tensor
+_HOME = {"cpp": "cpu", "cuda": "cuda", "simt": "cpu"}  # the others run on any device
 
 
 def _emulated(backend: str, device: str) -> bool:
-    """Whether the kernels are a GPU's, run on the CPU."""
+    """Whether kernels for a GPU run on the CPU."""
     return backend == "simt" or (backend == "triton" and device == "cpu")
 
 
-def _for_the_night(row: dict[str, Any], backend: str, device: str) -> bool:
-    """Whether Triton's interpreter takes minutes for it."""
+def _takes_minutes(row: dict[str, Any], backend: str, device: str) -> bool:
+    """Whether Triton's interpreter takes minutes for this row."""
     if backend != "triton" or device != "cpu" or "size" not in row:
         return False
     size = row["case"].sizes[row["size"]]
@@ -82,7 +82,7 @@ def _rows(
             if _HOME.get(backend, device) == device
             and (backend != "reference" or filters.get("reference", False))
             and (r.get("size") in emulated_sizes or not _emulated(backend, device))
-            and (nightly or not _for_the_night(r, backend, device))
+            and (nightly or not _takes_minutes(r, backend, device))
         ]
     return rows
 
@@ -99,7 +99,7 @@ def _row_id(row: dict[str, Any]) -> str:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Expand tests that take `case`; a `cases` marker narrows them."""
+    """Expand the tests that take `case`; the marker `cases` narrows them."""
     names = set(metafunc.fixturenames) & {"case", "size", "dtype", "backend", "device"}
     if "case" not in names:
         return
@@ -115,7 +115,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--small", action="store_true", help="leave out the sizes of CASES that are benchmarks"
+        "--small", action="store_true", help="skip the sizes of CASES that are also benchmarks"
     )
     parser.addoption(
         "--nightly", action="store_true", help="also run the tests and sizes that take minutes"
@@ -125,7 +125,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=int,
         default=0,
         metavar="SEED",
-        help="run the threads and blocks of the simt backend in an order that follows from SEED",
+        help="run the threads and blocks of the simt backend in an order derived from SEED",
     )
 
 
@@ -140,7 +140,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def _simt_order(request: pytest.FixtureRequest) -> None:
-    # Before each test, so that a test alone repeats what it did among others.
+    # Set before each test, so that a test has the same order alone and among others.
     if _modules.simt is not None:
         _modules.simt.set_shuffle(request.config.getoption("simt_shuffle"))
 

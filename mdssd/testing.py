@@ -1,7 +1,7 @@
-"""CASES: what every operator is tested and measured on, one row per operator.
+"""CASES: the inputs on which every operator is tested and measured, one row per operator.
 
-`conftest.py` expands the rows over backends, devices and dtypes; tests and benchmarks share them.
-Inputs come from a seeded generator on the CPU, so that every machine sees the same numbers.
+conftest.py expands the rows over backends, devices and dtypes, for the tests and the benchmarks.
+The inputs come from a seeded generator on the CPU, so they are the same on every machine.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from mdssd import ops
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
-# Both sides compute in float32 (or float64) and round once: an ulp of the storage type, and for
-# float32 the few ulps by which exp, log and the order of sums may differ.
+# Both sides compute in float32 (or float64) and round once. So half types may differ by an ulp, and
+# float32 by the few ulps by which exp, log and the order of sums differ.
 TOLERANCE = {
     torch.float32: (1e-5, 1e-6),
     torch.float16: (1e-3, 1e-5),
@@ -34,11 +34,11 @@ class Size:
     """One input of a case.
 
     Attributes:
-        arguments: what the case's `make` is called with.
-        dtypes: those it is tested in; large inputs in one only.
-        gradcheck: small and smooth enough for numerical differentiation.
-        benchmark: also a row of the benchmarks.
-        nightly: takes Triton's interpreter minutes, as those of the benchmarks do.
+        arguments: keyword arguments of the case's `make`.
+        dtypes: dtypes to test; large inputs have only one.
+        gradcheck: whether it is small and smooth enough for numerical differentiation.
+        benchmark: whether it is also a row of the benchmarks.
+        nightly: whether Triton's interpreter takes minutes for it, as for those of the benchmarks.
     """
 
     arguments: dict[str, Any]
@@ -55,10 +55,10 @@ class Case:
     Attributes:
         op: name in `mdssd.ops`.
         make: (generator, dtype, **arguments) -> positional and keyword arguments of the operator.
-        sizes: inputs by name.
-        exact: positions of the results that are compared bit for bit.
+        sizes: the inputs by name.
+        exact: positions of the results that must agree bit for bit.
         gradients: positions of the differentiable arguments.
-        tolerance: (rtol, atol) of the other results and the gradients by dtype of the input.
+        tolerance: (rtol, atol) of the other results and the gradients, by dtype of the input.
     """
 
     op: str
@@ -71,32 +71,35 @@ class Case:
     def inputs(
         self, size: str, dtype: torch.dtype, device: str = "cpu", seed: int = 0
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments of one call, on the device."""
+        """Make the arguments of one call, on the device."""
         generator = torch.Generator().manual_seed(seed)
         args, kwargs = self.make(generator, dtype, **self.sizes[size].arguments)
         return tuple(to_device(arg, device) for arg in args), kwargs
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
-        """Call the operator; the result as a tuple."""
+        """Call the operator; return its results as a tuple."""
         result = getattr(ops, self.op)(*args, **kwargs)
         return result if isinstance(result, tuple) else (result,)
 
 
 def to_device(value: Any, device: str) -> Any:
-    """Move a tensor, or a list of them."""
+    """Move a tensor, or a list of tensors, to the device; return other values as they are."""
     if isinstance(value, list):
         return [to_device(item, device) for item in value]
     return value.to(device) if isinstance(value, Tensor) else value
 
 
-def random_boxes(generator: Generator, count: int, kind: str = "random") -> Tensor:
-    """[count, 4] xyxy in 0-1, float64: "random", "ties", "degenerate", "nan" or "inf"."""
-    centre = torch.rand(count, 2, generator=generator, dtype=torch.float64)
-    half = 0.02 + 0.2 * torch.rand(count, 2, generator=generator, dtype=torch.float64)
+def random_boxes(generator: Generator, num_boxes: int, kind: str = "random") -> Tensor:
+    """Make corners [num_boxes, 4] in 0-1, float64.
+
+    `kind` is "random", "ties", "degenerate", "nan" or "inf".
+    """
+    centre = torch.rand(num_boxes, 2, generator=generator, dtype=torch.float64)
+    half = 0.02 + 0.2 * torch.rand(num_boxes, 2, generator=generator, dtype=torch.float64)
     boxes = torch.cat([centre - half, centre + half], 1)
     if kind == "ties":  # few distinct boxes, on a grid that every dtype holds exactly
         boxes = (boxes * 8).round() / 8
-        boxes = boxes[torch.randint(max(1, count // 4), (count,), generator=generator)]
+        boxes = boxes[torch.randint(max(1, num_boxes // 4), (num_boxes,), generator=generator)]
     elif kind == "degenerate":
         boxes[0::4, 2] = boxes[0::4, 0]  # zero width
         boxes[1::4] = boxes[1::4, [2, 3, 0, 1]]  # both sides negative
@@ -109,20 +112,21 @@ def random_boxes(generator: Generator, count: int, kind: str = "random") -> Tens
     return boxes
 
 
-def random_priors(generator: Generator, count: int, kind: str = "random") -> Tensor:
-    """[count, 4] cxcywh in 0-1, float32, all sizes above 0.
+def random_priors(generator: Generator, num_priors: int, kind: str = "random") -> Tensor:
+    """Make priors [num_priors, 4] in 0-1, centre and size, float32, all sizes above 0.
 
-    "ties" repeats a quarter of them; "rows" has them small, and in rows as a detector's.
+    The kind "ties" repeats a quarter of them; "rows" makes them small and puts them in rows, like
+    the priors of a detector.
     """
-    centre = torch.rand(count, 2, generator=generator)
-    size = 0.05 + 0.4 * torch.rand(count, 2, generator=generator)
+    centre = torch.rand(num_priors, 2, generator=generator)
+    size = 0.05 + 0.4 * torch.rand(num_priors, 2, generator=generator)
     priors = torch.cat([centre, size], 1)
     if kind == "ties":
         priors = (priors * 8).round().clamp(min=1) / 8
-        priors = priors[torch.randint(max(1, count // 4), (count,), generator=generator)]
+        priors = priors[torch.randint(max(1, num_priors // 4), (num_priors,), generator=generator)]
     elif kind == "rows":
-        side = math.ceil(math.sqrt(count))
-        cell = torch.arange(count)
+        side = math.ceil(math.sqrt(num_priors))
+        cell = torch.arange(num_priors)
         priors[:, 0], priors[:, 1] = (cell % side + 0.5) / side, (cell // side + 0.5) / side
         priors[:, 2:] /= 4
     return priors
@@ -152,7 +156,7 @@ def _match(
     iou_threshold: float = 0.5,
     **options: Any,
 ) -> Any:
-    gt = [random_boxes(generator, count, kind).to(dtype) for count in boxes]
+    gt = [random_boxes(generator, num_boxes, kind).to(dtype) for num_boxes in boxes]
     priors_given = random_priors(generator, priors, kind)
     if options.get("priors_form") == "xyxy":
         half = priors_given[:, 2:] / 2
@@ -168,7 +172,7 @@ def _targets(
     **options: Any,
 ) -> Any:
     (gt, priors_cxcywh), kwargs = _match(generator, dtype, priors, boxes, **options)
-    labels = [torch.randint(1, 21, (count,), generator=generator) for count in boxes]
+    labels = [torch.randint(1, 21, (num_boxes,), generator=generator) for num_boxes in boxes]
     return (gt, labels, priors_cxcywh), kwargs
 
 
@@ -220,10 +224,10 @@ def detection_inputs(
     kind: str = "trained",
     **options: Any,
 ) -> Any:
-    """Outputs of a network: "trained" (few priors pass), "untrained" (all do) or special.
+    """Make the outputs of a network: "trained" (few priors pass), "untrained" (all do) or special.
 
-    "peaked" is untrained with scores within a thousandth of one another, "alike" with one score;
-    in "empty" many boxes have no area. Without `softmax` the logits are scores.
+    "peaked" is "untrained" with scores within a thousandth of one another, and "alike" with equal
+    scores. In "empty" many boxes have no area. Without `softmax` the logits are scores.
     """
     loc = torch.randn(images, priors, 4, generator=generator, dtype=torch.float64)
     logits = torch.randn(images, priors, classes, generator=generator, dtype=torch.float64)
@@ -234,7 +238,7 @@ def detection_inputs(
         hit = torch.rand(images, priors, generator=generator) < 0.05
         label = torch.randint(1, classes, (images, priors, 1), generator=generator)
         logits.scatter_add_(-1, label, 9.0 * hit[..., None].double())
-    if kind == "ties":  # whole rows alike, so that scores are equal to the bit
+    if kind == "ties":  # whole rows are equal, so that scores are equal to the bit
         row = torch.randint(max(1, priors // 4), (priors,), generator=generator)
         loc, logits = loc[:, row], logits[:, row]
     elif kind == "nan":
@@ -248,7 +252,7 @@ def detection_inputs(
         loc[:, ::3, 3] = -math.inf
     if not options.get("softmax", True):
         logits = logits.softmax(-1)
-        if kind == "inf":  # numbers that are no scores
+        if kind == "inf":  # numbers that are not scores
             logits[:, ::5, 2] = 1.5
             logits[:, 1::5, 2] = math.inf
     priors_cxcywh = random_priors(generator, priors)
@@ -273,8 +277,8 @@ def _l2norm(
 def _l2norm_add_relu(generator: Generator, dtype: torch.dtype, **arguments: Any) -> Any:
     (a, scale_a), _ = _l2norm(generator, dtype, **arguments)
     (b, scale_b), _ = _l2norm(generator, dtype, **arguments)
-    # The gradient jumps where the sum passes 0. No sum may be so small that rounding gives its
-    # sign, in whatever order a backend adds up the squares.
+    # The gradient jumps where the sum crosses 0. No sum may be so small that its sign depends on
+    # rounding, and so on the order in which a backend adds the squares.
     term_a = F.normalize(a.double()) * scale_a.double()[:, None, None]
     term_b = F.normalize(b.double()) * scale_b.double()[:, None, None]
     b[(term_a + term_b).abs() < 1e-6] *= 2
@@ -315,7 +319,7 @@ _SUMS = TOLERANCE | {torch.float32: (2e-5, 2e-6)}
 def _resize(
     generator: Generator, dtype: torch.dtype, shape: tuple[int, ...], size: tuple[int, int]
 ) -> Any:
-    """Bytes, whatever the dtype."""
+    """Make bytes, for any dtype."""
     return (torch.randint(256, shape, generator=generator, dtype=torch.uint8), size), {}
 
 
@@ -493,13 +497,13 @@ CASES = [
                 },
             ),
             "nothing": Size({"images": 2, "priors": 129, "classes": 5, "score_threshold": 1.0}),
-            # Several lanes of a warp share a row; all of them do.
+            # A few lanes of a warp share a row, or all of them.
             "many_classes": Size({"images": 2, "priors": 129, "classes": 81}),
             "most_classes": Size({"images": 2, "priors": 65, "classes": 133}),
-            # The last lanes of a row's warp have a round of classes less than the first.
+            # The last lanes of a warp have fewer classes of a row than the first.
             "more_classes": Size({"images": 1, "priors": 33, "classes": 1030}, _SINGLE),
-            # More candidates than the list of a class has room for: one, two or all digits settle
-            # which are the best; many boxes are kept, of few or of many classes.
+            # More candidates than the list of a class has room for. One, two or all digits decide
+            # which are the best, and many boxes are kept, of few or of many classes.
             "untrained": Size(
                 {"images": 2, "priors": 2501, "classes": 5, "kind": "untrained"}, _HALVES
             ),
@@ -537,7 +541,7 @@ CASES = [
             "nan": Size({"images": 2, "priors": 257, "classes": 5, "kind": "nan"}),
             "inf": Size({"images": 2, "priors": 257, "classes": 5, "kind": "inf"}),
             "scores": Size({"images": 2, "priors": 257, "classes": 21, "softmax": False}),
-            # Several lanes of a warp share a row; a list overflows; what is not in 0 to 1.
+            # Several lanes of a warp share a row; a list overflows; scores outside 0 to 1.
             "scores_many_classes": Size(
                 {"images": 2, "priors": 129, "classes": 81, "softmax": False}, _SINGLE
             ),
@@ -613,12 +617,12 @@ CASES = [
             "zeros": Size({"shape": (2, 33, 7, 5), "zeros": True}),
             "odd": Size({"shape": (2, 257, 19, 7)}),
             "odd_nhwc": Size({"shape": (2, 257, 19, 7), "channels_last": True}),
-            # More than one tile of pixels for each row of the workspace.
+            # More than one tile of pixels per row of the workspace.
             "many_pixels": Size({"shape": (1, 2, 131, 131)}, _SINGLE),
             "many_pixels_nhwc": Size({"shape": (1, 4, 131, 131), "channels_last": True}, _SINGLE),
-            # In loads of 16 bytes.
+            # Channels that can be loaded 16 bytes at a time.
             "vectors_nhwc": Size({"shape": (2, 64, 9, 5), "channels_last": True}),
-            # More channels than a Triton tile has room for, or than a block has threads.
+            # More channels than fit a Triton tile, or than a block has threads.
             "wide": Size({"shape": (2, 1030, 3, 3)}, _SINGLE),
             "wide_nhwc": Size({"shape": (2, 1030, 3, 3), "channels_last": True}, _SINGLE),
             "conv4_3": Size({"shape": (1, 512, 38, 38)}, _SINGLE, benchmark=True),
@@ -638,12 +642,12 @@ CASES = [
             "zeros": Size({"shape": (2, 33, 7, 5), "zeros": True}),
             "odd": Size({"shape": (2, 257, 19, 7)}),
             "odd_nhwc": Size({"shape": (2, 257, 19, 7), "channels_last": True}),
-            # More than one tile of pixels for each row of the workspace.
+            # More than one tile of pixels per row of the workspace.
             "many_pixels": Size({"shape": (1, 2, 131, 131)}, _SINGLE),
             "many_pixels_nhwc": Size({"shape": (1, 4, 131, 131), "channels_last": True}, _SINGLE),
-            # In loads of 16 bytes.
+            # Channels that can be loaded 16 bytes at a time.
             "vectors_nhwc": Size({"shape": (2, 64, 9, 5), "channels_last": True}),
-            # More channels than a Triton tile has room for, or than a block has threads.
+            # More channels than fit a Triton tile, or than a block has threads.
             "wide": Size({"shape": (2, 1030, 3, 3)}, _SINGLE),
             "wide_nhwc": Size({"shape": (2, 1030, 3, 3), "channels_last": True}, _SINGLE),
             "module1": Size({"shape": (1, 256, 75, 75)}, _SINGLE, benchmark=True),
@@ -672,10 +676,10 @@ CASES = [
             "ties": Size({"images": 2, "priors": 1025, "classes": 5, "kind": "ties"}),
             "nan": Size({"images": 2, "priors": 257, "classes": 5, "kind": "nan"}),
             "inf": Size({"images": 2, "priors": 257, "classes": 5, "kind": "inf"}),
-            # A row belongs to 4 lanes, or to 32.
+            # A row has 4 lanes, or 32.
             "many_classes": Size({"images": 2, "priors": 129, "classes": 81}),
             "most_classes": Size({"images": 2, "priors": 65, "classes": 133}),
-            # A block of threads takes one tile of rows after the other.
+            # A block processes several tiles of rows.
             "many_rows": Size(
                 {"images": 2, "priors": 140_001, "classes": 2, "positives": 0.01},
                 _SINGLE,
@@ -692,7 +696,7 @@ CASES = [
                 gradcheck=True,
             ),
             "each": Size({"images": 5, "priors": 257, "classes": 21, "reduction": "image"}),
-            # More classes, or priors of an image, than a Triton program keeps in registers.
+            # More classes, or more priors per image, than a Triton program keeps in registers.
             "more_classes": Size({"images": 2, "priors": 33, "classes": 300}, _HALVES),
             "many_priors": Size(
                 {"images": 1, "priors": 33_001, "classes": 2, "positives": 0.01}, _SINGLE

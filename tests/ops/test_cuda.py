@@ -1,4 +1,4 @@
-"""What only a GPU can show of its kernels: graphs, streams, devices, repeated bits."""
+"""Tests that need a GPU: CUDA graphs, streams, devices and reproducible results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def gpu_backend(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def sizes(case: Case) -> list[str]:
-    """The sizes to try: the one whose edges fit no tile, and those of the benchmarks."""
+    """Names of the sizes to test: the one that fits no tile, and those of the benchmarks."""
     names = [n for n, s in case.sizes.items() if s.benchmark or n in ("odd", "ragged")]
     return [n for n in names if torch.float32 in case.sizes[n].dtypes]
 
@@ -39,7 +39,7 @@ def inputs(case: Case, size: str, seed: int, device: str = "cuda") -> tuple[list
 
 
 def call(case: Case, args: list[Any], kwargs: Any) -> tuple[Tensor, ...]:
-    """The results and the gradients of their sums, of the form of nms that has a fixed size."""
+    """Return the results and the gradients of their sums; nms is called as nms_padded."""
     if case.op in ("nms", "batched_nms"):
         boxes, scores, *idxs, threshold = args
         return tuple(ops.nms_padded(boxes, scores, threshold, *idxs))
@@ -52,7 +52,7 @@ def call(case: Case, args: list[Any], kwargs: Any) -> tuple[Tensor, ...]:
 
 
 def flat(values: list[Any]) -> list[Tensor]:
-    """The tensors of the arguments, those in lists too."""
+    """Return the tensors among the arguments, including those in lists."""
     nested = [v if isinstance(v, list) else [v] for v in values]
     return [v for row in nested for v in row if isinstance(v, Tensor)]
 
@@ -75,8 +75,8 @@ def assert_same_bits(got: tuple[Tensor, ...], want: tuple[Tensor, ...], where: s
         )
 
 
-def test_a_graph_replays_what_eager_gives(case: Case) -> None:
-    """Captured on one input, replayed on another: nothing of the first may stay behind."""
+def test_a_cuda_graph_gives_the_results_of_eager(case: Case) -> None:
+    """The graph is captured on one input and replayed on another."""
     for size in sizes(case):
         args, kwargs = inputs(case, size, seed=0)
         side = torch.cuda.Stream()
@@ -103,7 +103,7 @@ def test_two_runs_give_the_same_bits(case: Case) -> None:
 
 
 def test_the_callers_stream_is_used(case: Case) -> None:
-    """The input arrives late on a side stream: a kernel on another one would read the old one."""
+    """The input is written late on a side stream; a kernel on another stream would miss it."""
     for size in sizes(case):
         args, kwargs = inputs(case, size, seed=0)
         values, _ = inputs(case, size, seed=1)

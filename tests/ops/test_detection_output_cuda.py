@@ -1,4 +1,4 @@
-"""detection_output's CUDA kernels, run on the CPU: what CASES do not say."""
+"""The CUDA kernels of detection_output, run on the CPU, beyond what CASES cover."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def test_launches_do_not_depend_on_the_batch_or_the_data() -> None:
 
 
 def test_a_sample_is_taken_where_lists_could_overflow() -> None:
-    # Zero, bound, append, select, nms, best; the sample of many priors.
+    # Launches: zero, bound, append, select, nms, best. With many priors also sample.
     assert launches(1, priors=2048) == 6
     assert launches(1, priors=2049) == launches(1, priors=20_000) == 7
 
 
 @pytest.mark.parametrize("shift", [3.0, -3.0])
 def test_a_sample_that_misleads(shift: float) -> None:
-    """The sampled priors alone score high, or low: too few reach the bound, or too many."""
+    """Only the sampled priors score high, or low, so too few or too many reach the bound."""
     count = 10_000
     sample = (count + 23) // 24
     i = torch.arange(sample + 1)
@@ -49,11 +49,11 @@ def test_a_sample_that_misleads(shift: float) -> None:
 
 
 def test_a_bound_of_few_candidates() -> None:
-    """More than the sample's rank pass, all of them in the sample, and fewer than top_k in all."""
+    """The candidates are all in the sample: more than its rank, but fewer than top_k."""
     generator = torch.Generator().manual_seed(0)
     (loc, logits, priors), _ = detection_inputs(generator, torch.float32, 1, 2400, 2, "untrained")
     logits[..., 0] += 20
-    i = torch.arange(100)  # of the sample
+    i = torch.arange(100)  # positions in the sample
     logits[:, 24 * i + (i * 2654435761 % 2**32 >> 8) % 24, 1] += 20
     agree_with_reference(loc, logits, priors)
 

@@ -13,7 +13,7 @@ from mdssd.ops import _modules
 from mdssd.ops._settings import EncodeTargetsSettings, MatchPriorsSettings
 from mdssd.testing import random_boxes, random_priors
 
-MOST_IMAGES = 512  # of one launch: kImages of matching.cu
+MOST_IMAGES = 512  # images of one launch: kImages of matching.cu
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_images_of_several_launches(simt: Any) -> None:
 
 
 def test_last_of_many_boxes_with_one_best_prior(simt: Any) -> None:
-    # More boxes than a tile (128) or a round (256) holds: all want prior 1, the last has it.
+    # More boxes than a tile (128) or a round (256) holds. All want prior 1; the last one gets it.
     priors = torch.tensor([[0.1, 0.1, 0.1, 0.1], [0.6, 0.6, 0.4, 0.4], [0.1, 0.9, 0.1, 0.1]])
     boxes = torch.tensor([0.5, 0.5, 0.7, 0.7]).repeat(700, 1)
     assert ops.match_priors([boxes], priors).index.tolist() == [[-1, 699, -1]]
@@ -67,7 +67,7 @@ def test_last_of_many_boxes_with_one_best_prior(simt: Any) -> None:
 
 
 def test_a_prior_that_is_the_best_of_two_boxes(simt: Any) -> None:
-    # Box 0 fits better and meets the threshold, box 1 has no other prior and comes later.
+    # Box 0 fits better and reaches the threshold; box 1 has no other prior and comes later.
     priors = torch.tensor([[0.5, 0.5, 0.4, 0.4], [0.1, 0.1, 0.1, 0.1]])
     boxes = torch.tensor([[0.3, 0.3, 0.7, 0.7], [0.6, 0.6, 0.7, 0.7]])
     assert ops.match_priors([boxes], priors).index.tolist() == [[1, -1]]
@@ -75,7 +75,8 @@ def test_a_prior_that_is_the_best_of_two_boxes(simt: Any) -> None:
 
 
 def test_a_box_beyond_all_priors_takes_prior_0(simt: Any) -> None:
-    # Prior 0 is the best of neither; in the second image it is box 0's, and the later one wins it.
+    # In the first image no box overlaps prior 0. In the second it is the best prior of box 0, and
+    # the later box takes it.
     beyond = torch.tensor([5.0, 5.0, 6.0, 6.0])
     first = torch.tensor([PRIORS[0, 0], PRIORS[0, 1], PRIORS[0, 0], PRIORS[0, 1]])
     first += torch.tensor([-0.5, -0.5, 0.5, 0.5]) * PRIORS[0, 2:].repeat(2)
@@ -86,7 +87,7 @@ def test_a_box_beyond_all_priors_takes_prior_0(simt: Any) -> None:
 
 
 def test_priors_that_are_nan_or_have_no_area(simt: Any) -> None:
-    # Among the 32 of a warp they must not hide a box from the others.
+    # They must not hide a box from the other priors of their warp.
     priors = PRIORS.clone()
     priors[::3, 0] = torch.nan
     priors[1::9, 2] = torch.inf

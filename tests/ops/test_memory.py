@@ -1,4 +1,4 @@
-"""What the C++ operators take beyond their inputs and outputs, at the sizes that could grow."""
+"""Memory of the C++ operators beyond their inputs and outputs, at the sizes that could grow."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def status(name):
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 def extra(call):
-    # The most that the process held during a call, beyond what it held before and the outputs.
+    # The peak of the process during a call, minus what it held before and minus the outputs.
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = status("VmRSS")
@@ -36,14 +36,14 @@ def extra(call):
 make = torch.Generator().manual_seed(0)
 priors = torch.rand(PRIORS, 4, generator=make) * 0.2 + 0.1
 loc = torch.randn(1, PRIORS, 4, generator=make)
-logits = torch.randn(1, PRIORS, CLASSES, generator=make) * 0.1  # every class passes everywhere
+logits = torch.randn(1, PRIORS, CLASSES, generator=make) * 0.1  # every score passes the threshold
 corner = torch.rand(BOXES, 2, generator=make)
 boxes = [torch.cat([corner, corner + 0.1], 1)]
 labels = [torch.ones(BOXES, dtype=torch.int64)]
 targets = ops.encode_targets(boxes, labels, priors)
 small = loc[:, :100].contiguous(), logits[:, :100].contiguous(), priors[:100]
 
-def three(loc, logits, priors):  # the first call of an op takes what stays: threads, code
+def three(loc, logits, priors):  # the first call of an op allocates what stays: threads, code
     t = ops.encode_targets(boxes, labels, priors)
     return {
         "detection_output": lambda: ops.detection_output(loc, logits, priors),
@@ -62,7 +62,7 @@ print(json.dumps({name: extra(call) for name, call in three(loc, logits, priors)
 )
 def test_cpp_takes_little_memory() -> None:
     assert "cpp" in ops.backends()["detection_output"]
-    # Large buffers are then given back, and so counted anew in every call.
+    # Large buffers are then returned to the system, so every call counts them again.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}
     environment.pop("MALLOC_MMAP_MAX_", None)
     done = subprocess.run(

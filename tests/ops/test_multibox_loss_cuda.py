@@ -1,4 +1,4 @@
-"""What CASES do not ask of multibox_loss' kernels, run on the CPU."""
+"""The CUDA kernels of multibox_loss, run on the CPU, beyond what CASES cover."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def make(images: int, priors: int, classes: int, kind: str = "random") -> tuple[
 
 
 def launches(images: int) -> tuple[int, int]:
-    """Launches of a forward and of a backward."""
+    """Count the launches of a forward and of a backward pass."""
     loc, logits, targets, labels = make(images, 300, 5)
     loc.requires_grad_(), logits.requires_grad_()
     with ops.backend("simt"):
@@ -37,7 +37,7 @@ def test_launches_do_not_depend_on_the_batch() -> None:
     assert launches(1) == launches(5) == (3, 1)
 
 
-# Up to 32 classes, up to 128, more.
+# A row of up to 32 classes has one lane, of up to 128 classes four lanes, of more a warp.
 @pytest.mark.parametrize("classes", [3, 40, 130])
 @pytest.mark.parametrize("label", [-1, None, 2**40])
 def test_a_label_that_is_no_class_shows_as_nan(classes: int, label: int | None) -> None:
@@ -52,7 +52,8 @@ def test_a_label_that_is_no_class_shows_as_nan(classes: int, label: int | None) 
     assert nan[1, 69].all() and nan.sum() == classes
 
 
-# The first digits of the losses, all of them and those of the index; 0, some and all of the rest.
+# The selection ends after the first digits of the losses, after all of them, or in the index. It
+# mines no, some and all background priors.
 @pytest.mark.parametrize("kind", ["random", "ties", "nan", "inf"])
 @pytest.mark.parametrize("ratio", [0.0, 0.01, 3.0, 1e9, math.inf])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -66,7 +67,7 @@ def test_mines_the_priors_of_the_reference(kind: str, ratio: float, dtype: torch
     assert torch.equal(got[2], want[2]) and got[3] == want[3]
 
 
-def test_refuses_by_name_what_has_no_32_bit_index() -> None:
+def test_sizes_beyond_a_32_bit_index_are_refused_by_name() -> None:
     for size in ((1, 2**31, 2), (1, 1, 2**31)):
         with pytest.raises(ValueError, match="multibox_loss: more than 2.31 - 1 priors or classes"):
             simt.multibox_loss_workspace(*size, MultiboxLossSettings(3.0, False), 0)

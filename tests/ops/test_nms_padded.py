@@ -1,4 +1,4 @@
-"""`nms_padded`: its fixed size, by hand, and the chunks of the CUDA kernels behind it."""
+"""`nms_padded`: results worked by hand, and the chunks of its CUDA kernels."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def assert_kept(got: Any, keep: list[int], count: int) -> None:
 
 
 def test_indices_by_score_then_zeros(backend: str) -> None:
-    # Box 1 suppresses 0 (IoU 0.75) and not 2 (IoU 0.5); 0 is gone before it could suppress 2.
+    # Box 1 suppresses 0 (IoU 0.75) but not 2 (IoU 0.5). Box 0 is removed before it suppresses 2.
     assert_kept(ops.nms_padded(BOXES, SCORES, 0.5), [1, 2, 3, 0], 3)
     assert_kept(ops.nms_padded(BOXES, SCORES, 0.4), [1, 3, 0, 0], 2)
     assert_kept(ops.nms_padded(BOXES, SCORES, 1.0), [1, 2, 0, 3], 4)
@@ -81,7 +81,7 @@ def test_wrong_input_is_named() -> None:
 
 
 def chain(count: int) -> tuple[Tensor, Tensor]:
-    """Boxes by falling score of which each suppresses the next alone, so that every second stays.
+    """Boxes by falling score, each of which suppresses only the next, so every second one stays.
 
     IoU 1/3 with the neighbour, 0 with the one after that.
     """
@@ -90,9 +90,9 @@ def chain(count: int) -> tuple[Tensor, Tensor]:
     return boxes, -left
 
 
-# Around the sizes of a word, two words and the kernels' chunk.
+# Numbers of boxes around a word, two words and a chunk of the kernels.
 @pytest.mark.parametrize("count", [63, 64, 65, 127, 128, 2047, 2048, 2049, 2112, 4097])
-def test_every_decision_hangs_on_the_one_before(backend: str, count: int) -> None:
+def test_every_decision_depends_on_the_one_before(backend: str, count: int) -> None:
     if backend == "triton" and count > 200 and not torch.cuda.is_available():
         pytest.skip("takes Triton's interpreter minutes")
     got = ops.nms_padded(*chain(count), 0.3)
@@ -108,7 +108,7 @@ def test_launches_follow_from_the_number_of_boxes(simt: Any, count: int) -> None
         before = simt.launch_count()
         ops.nms_padded(boxes, torch.arange(count).float(), 0.45)
         launches.append(simt.launch_count() - before)
-    # One to gather; each chunk is compared, scanned and, but for the last, applied.
+    # One launch gathers. Each chunk is compared, scanned and, except for the last, applied.
     chunks = -(-count // 2048)
     assert launches == [max(1, 3 * chunks)] * 2
 

@@ -12,13 +12,13 @@ from torch import Tensor
 from mdssd import ops
 from mdssd.testing import Case
 
-# What does not depend on the kernels is tried on a few sizes where those are slow.
+# Sizes for tests that do not depend on the kernels, for backends whose kernels are slow.
 _FEW = ("empty", "no_image", "one", "small", "odd", "ragged")
 
 
 @pytest.fixture(autouse=True)
 def memory_filled() -> Iterator[None]:
-    """New tensors hold NaN and the largest integers, so that what no kernel wrote shows."""
+    """Fill new tensors with NaN and the largest integers, so that unwritten results show."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -106,7 +106,7 @@ def test_gradient_agrees_with_reference(
     for position, g, w in zip(case.gradients, got, want, strict=True):
         assert g.stride() == w.stride()
         rtol, atol = case.tolerance[dtype]
-        # A gradient is a sum over many terms: its error follows the largest of them.
+        # A gradient is a sum of many terms, and its error is proportional to the largest of them.
         atol = max(atol, rtol * float(w.nan_to_num(0, 0, 0).abs().max() if w.numel() else 0))
         torch.testing.assert_close(
             g, w, rtol=rtol, atol=atol, equal_nan=True, msg=lambda m, p=position: f"{p}: {m}"
@@ -126,7 +126,7 @@ def test_gradcheck(case: Case, size: str, backend: str, device: str) -> None:
         assert torch.autograd.gradcheck(lambda *a: case(*a, **kwargs), args)
 
 
-# What the public functions hand to torch's op, for those that flatten a list first.
+# The arguments of the torch op, for the public functions that flatten a list first.
 def _torch_arguments(case: Case, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
     recorded: list[tuple[Any, ...]] = []
     overload = getattr(torch.ops.mdssd, "nms" if case.op == "batched_nms" else case.op).default

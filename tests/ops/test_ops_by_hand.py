@@ -55,7 +55,7 @@ def test_iou_of_known_pairs(backend: str) -> None:
             [2.0, 0.0, 4.0, 2.0],  # touches
             [5.0, 5.0, 6.0, 6.0],  # apart
             [1.0, 1.0, 1.0, 1.0],  # no area, inside
-            [2.0, 2.0, 0.0, 0.0],  # both corners swapped
+            [2.0, 2.0, 0.0, 0.0],  # corners swapped
             [0.0, math.nan, 2.0, 2.0],
         ]
     )
@@ -66,8 +66,8 @@ def test_gradient_of_iou_of_a_known_pair(backend: str) -> None:
     a = torch.tensor([[0.0, 0.0, 2.0, 2.0]], requires_grad=True)
     b = torch.tensor([[1.0, 0.5, 3.0, 1.5]])
     ops.box_iou(a, b).backward()
-    # I = 1, U = 4 + 2 - 1 = 5. Moving x2 of a by d: I grows by d, A by 2d, so
-    # dI/U - I (dA - dI) / U^2 = 1/5 - 1/25 = 4/25; the other edges only change A, by 2: -2/25.
+    # I = 1, U = 4 + 2 - 1 = 5. If x2 of a moves by d, I grows by d and A by 2d, so
+    # dI/U - I (dA - dI) / U^2 = 1/5 - 1/25 = 4/25; the other edges only change A, by 2d: -2/25.
     assert_values(a.grad, [[2 / 25, 2 / 25, 4 / 25, -2 / 25]])
 
 
@@ -109,10 +109,10 @@ def test_match_by_threshold(backend: str) -> None:
 
 def test_threshold_is_inclusive(backend: str) -> None:
     gt = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.0, 0.0, 0.5, 1.0]])
-    # The second box takes prior 0 or 2 or 3, each at IoU 0.5, or loses them by a tie.
+    # The second box has IoU 0.5 with priors 0, 2 and 3.
     match = ops.match_priors([gt], PRIORS, 0.5)
     assert_values(match.iou, [[1.0, 0.0, 0.5, 0.5]])
-    # Its best prior is the first of the three, and being later it takes it from the first box.
+    # Its best prior is the first of the three. It takes it from the first box, as it comes later.
     assert_values(match.index, [[1, -1, 1, 1]])
     assert_values(ops.match_priors([gt], PRIORS, 0.51).index, [[1, -1, -1, -1]])
 
@@ -130,7 +130,8 @@ def test_later_box_wins_a_shared_best_prior(backend: str) -> None:
 def test_equal_ious_go_to_the_lower_index(backend: str) -> None:
     twins = torch.tensor([[0.5, 0.5, 0.4, 0.4]]).repeat(3, 1)
     boxes = torch.tensor([[0.3, 0.3, 0.7, 0.7]]).repeat(2, 1)
-    # Each prior's best is box 0 by the tie; each box's best is prior 0, the later box the last.
+    # By the ties, the best box of each prior is box 0, and the best prior of each box is prior 0,
+    # which goes to the later box.
     assert_values(ops.match_priors([boxes], twins).index, [[1, 0, 0]])
 
 
@@ -166,7 +167,7 @@ BOXES = torch.tensor(
 
 def test_nms_keeps_by_score(backend: str) -> None:
     scores = torch.tensor([0.5, 0.9, 0.8, 0.1])
-    # Box 1 suppresses 0 (IoU 0.75) and not 2 (IoU 0.5); 0 is gone before it could suppress 2.
+    # Box 1 suppresses 0 (IoU 0.75) but not 2 (IoU 0.5). Box 0 is removed before it suppresses 2.
     assert_values(ops.nms(BOXES, scores, 0.5), [1, 2, 3])
     assert_values(ops.nms(BOXES, scores, 0.4), [1, 3])
 
@@ -175,7 +176,7 @@ def test_nms_ties_keep_the_lower_index(backend: str) -> None:
     assert_values(ops.nms(BOXES, torch.full((4,), 0.5), 0.7), [0, 2, 3])
 
 
-def test_nms_takes_nan_for_the_highest_score(backend: str) -> None:
+def test_nms_treats_nan_as_the_highest_score(backend: str) -> None:
     assert_values(ops.nms(BOXES, torch.tensor([0.5, math.nan, 0.8, 0.9]), 0.7), [1, 3, 2])
 
 
@@ -186,7 +187,7 @@ def test_batched_nms_keeps_categories_apart(backend: str) -> None:
 
 
 def logit(*scores: float) -> Tensor:
-    """A row of logits whose softmax is `scores`, background first."""
+    """Return a row of logits whose softmax is `scores`, background first."""
     return torch.tensor(scores).log()
 
 
@@ -281,11 +282,11 @@ def test_loss_of_a_known_image(backend: str) -> None:
     labels = torch.tensor([[1, 0, 0, 0, 0]])
     loc, targets = torch.zeros(1, 5, 4), torch.zeros(1, 5, 4)
     loc[0, 0] = torch.tensor([0.5, -2.0, 0.0, 1.0])
-    loc[0, 1] = 100.0  # background: no part of the loss
+    loc[0, 1] = 100.0  # background does not count in the localisation loss
     loc_loss, conf_loss = ops.multibox_loss(loc, logits, targets, labels, neg_pos_ratio=2.0)
     assert_values(loc_loss, 0.5 * 0.25 + 1.5 + 0.5)
     assert_values(conf_loss, -math.log(0.25) - math.log(0.2) - math.log(0.5), 1e-5)
-    # A ratio of 2.9 still mines two; 3 mines the third.
+    # A ratio of 2.9 mines two priors, a ratio of 3 mines three.
     assert_values(ops.multibox_loss(loc, logits, targets, labels, 2.9)[1], conf_loss.item())
     third = ops.multibox_loss(loc, logits, targets, labels, 3.0)[1] - conf_loss
     assert_values(third, -math.log(0.6), 1e-5)
@@ -297,7 +298,7 @@ def test_loss_is_over_the_positives_of_the_batch(backend: str) -> None:
     loc, targets = torch.ones(3, 4, 4), torch.zeros(3, 4, 4)
     loc_loss, conf_loss = ops.multibox_loss(loc, logits, targets, labels)
     assert_values(loc_loss, 3 * 4 * 0.5 / 3)
-    # 3 positives, 2 + 3 negatives (all that there are), none in the image without positives.
+    # 3 positives; 2 + 3 negatives, which are all; none in the image without positives.
     assert_values(conf_loss, 8 * math.log(2) / 3)
 
 
@@ -451,7 +452,7 @@ def test_unknown_backend() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tests what happens without a GPU")
-def test_absent_backend_lists_what_there_is() -> None:
+def test_an_absent_backend_lists_the_available_ones() -> None:
     with pytest.raises(RuntimeError, match="'cuda' is not available here; available: cpp, refer"):
         with ops.backend("cuda"):
             pass
@@ -470,7 +471,7 @@ def test_backends_nest_and_return() -> None:
 
 
 def _calls_of_l2norm(found: list[str], x: Tensor) -> Tensor:
-    """Notes the torch op in `found` where the dispatcher is asked for it."""
+    """Call l2norm; list in `found` the torch ops that reach the dispatcher."""
 
     class Recorder(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
@@ -481,7 +482,7 @@ def _calls_of_l2norm(found: list[str], x: Tensor) -> Tensor:
         return ops.l2norm(x, torch.ones(2))
 
 
-def test_an_ordinary_call_passes_by_the_dispatcher() -> None:
+def test_an_ordinary_call_bypasses_the_dispatcher() -> None:
     x = torch.randn(1, 2, 3, 3)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]):
         assert not _dispatch._plain((x, 1e-10))
@@ -553,11 +554,11 @@ def test_forced_backend_holds_on_other_threads(monkeypatch: pytest.MonkeyPatch) 
 
 def test_cpp_in_a_forked_child() -> None:
     boxes, priors = torch.rand(50, 4), torch.rand(20000, 4)
-    want = ops.match_priors([boxes] * 4, priors)  # the pool's threads exist from here on
+    want = ops.match_priors([boxes] * 4, priors)  # starts the threads of the pool
     child = os.fork()
     if child == 0:
         got = ops.match_priors([boxes] * 4, priors)
-        # numpy compares: torch.equal would wait for OpenMP threads that a fork leaves behind.
+        # Compare with numpy: torch.equal would wait for OpenMP threads, which a fork does not copy.
         os._exit(0 if np.array_equal(got.index.numpy(), want.index.numpy()) else 1)
     assert os.waitpid(child, 0)[1] == 0
 
@@ -620,6 +621,6 @@ def test_resize_names_what_is_wrong(shape: Any, size: Any, error: Any, message: 
         ops.resize(torch.zeros(shape, dtype=torch.uint8), size)
 
 
-def test_resize_takes_bytes_alone() -> None:
+def test_resize_takes_only_bytes() -> None:
     with pytest.raises(TypeError, match="resize: images: expected dtype uint8; got torch.float32"):
         ops.resize(torch.zeros(4, 4, 3), (2, 2))

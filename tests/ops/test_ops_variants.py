@@ -1,4 +1,4 @@
-"""The keyword arguments by which the operators follow other SSD code, by values worked by hand."""
+"""The keyword arguments that reproduce other SSD code, against values worked by hand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mdssd import ops
 
 BACKENDS = ops.backends()["detection_output"]
 
-# The second has half of the first's area: their IoU is 0.5 to the bit.
+# The second box has half the area of the first, so their IoU is exactly 0.5.
 HALVES = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.5]])
 HALVES_CXCYWH = torch.tensor([[0.5, 0.5, 1.0, 1.0], [0.5, 0.25, 1.0, 0.5]])
 
@@ -25,7 +25,7 @@ def backend(request: pytest.FixtureRequest) -> Any:
 
 
 def scores_of(*foreground: float) -> Tensor:
-    """[1, N, 2]: what is background, then the one class."""
+    """Scores [1, N, 2] of the background and of one class."""
     scores = torch.tensor(foreground)
     return torch.stack([1 - scores, scores], -1)[None]
 
@@ -77,7 +77,7 @@ def test_neighbours_of_a_threshold(dtype: torch.dtype) -> None:
     below = torch.tensor(ops.just_below(0.45, dtype), dtype=dtype)
     assert below < at < above
     assert torch.nextafter(below, at) == at == torch.nextafter(above, at)
-    # Rounded to the dtype first: the float64 after 0.45 is still 0.45 in float32.
+    # The threshold is rounded to the dtype first: the float64 after 0.45 is 0.45 in float32.
     assert ops.just_above(0.45) != math.nextafter(0.45, 1)
 
 
@@ -85,7 +85,7 @@ def test_neighbours_of_a_threshold(dtype: torch.dtype) -> None:
 
 
 def test_priors_as_corners_match_to_the_bit(backend: str) -> None:
-    """Corners -> centres -> corners would round some of these."""
+    """Converting the corners to centres and back would round some of these."""
     generator = torch.Generator().manual_seed(0)
     corners = torch.rand(200, 2, 2, generator=generator).sort(1).values.reshape(200, 4)
     match = ops.match_priors([corners[:9]], corners, priors_form="xyxy")
@@ -117,7 +117,7 @@ def test_every_class_has_its_own_rows(backend: str) -> None:
 
 
 def test_boxes_are_clipped_before_suppression(backend: str) -> None:
-    """Within the image the two are the same box; as decoded, a third of their union."""
+    """Clipped to the image the two boxes are equal; before, their IoU is a third."""
     priors = torch.tensor([[0.5, 0.5, 1.0, 1.0], [0.5, 1.0, 1.0, 2.0]])
     scores = scores_of(0.9, 0.8)
     assert detect(priors, scores, nms_threshold=0.6).count.tolist() == [2]
@@ -135,7 +135,7 @@ def test_a_box_grows_no_further_than_the_limit(backend: str) -> None:
     torch.testing.assert_close(found.boxes[0, 0], torch.tensor(want))
 
 
-def test_of_boxes_without_area_the_best_stays(backend: str) -> None:
+def test_only_the_best_box_without_area_is_kept(backend: str) -> None:
     priors = torch.tensor([[0.2, 0.2, 0.1, 0.0], [0.5, 0.5, 0.1, 0.1], [0.8, 0.8, 0.0, 0.1]])
     scores = torch.tensor([[[0.1, 0.5, 0.4], [0.1, 0.6, 0.3], [0.1, 0.7, 0.2]]])
     assert detect(priors, scores).count.tolist() == [6]

@@ -1,4 +1,4 @@
-"""`nms` and `detection_output` of the C++ backend on inputs that reach its shortcuts."""
+"""`nms` and `detection_output` of the C++ backend on inputs that take its shortcuts."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def both(call: Callable[[], Any]) -> tuple[Any, Any]:
 
 
 def placed(generator: Generator, count: int, kind: str) -> Tensor:
-    """[count, 4] xyxy, float64: the kinds of `random_boxes`, and some of their own."""
+    """[count, 4] corners, float64, of the kinds of `random_boxes` and of some more."""
     if kind == "spread":  # few overlap
         return random_boxes(generator, count) * 20 % 19
-    if kind == "crowded":  # around a few places
+    if kind == "crowded":  # clustered around a few places
         place = torch.randint(30, (count, 1), generator=generator)
         return place + random_boxes(generator, count) / 20 + torch.tensor([0.0, 0, 1, 1])
     boxes = random_boxes(generator, count, "random" if kind in ("far", "huge", "line") else kind)
-    if kind == "far":  # from one another, so that all others share a cell of the curve
+    if kind == "far":  # two are far away, so that all others share a cell of the curve
         boxes[0] += 1e12
     elif kind == "huge":  # areas overflow in float32
         boxes[::3] *= 1e25
@@ -67,7 +67,7 @@ def test_many_boxes(kind: str, dtype: torch.dtype, count: int) -> None:
 
 
 def test_more_boxes_than_one_bound_holds() -> None:
-    # Groups of 1,024 come 32 to a bound.
+    # One bound covers 32 groups of 1,024 boxes.
     generator = torch.Generator().manual_seed(0)
     boxes = placed(generator, 40_000, "crowded").float()
     scores = torch.rand(len(boxes), generator=generator)
@@ -91,7 +91,7 @@ def test_one_large_category_and_many_small(threads: int) -> None:
 
 
 def check_detections(inputs: Any, **options: Any) -> Any:
-    """Compare with the reference, in float64, in which no scores are close enough to change places.
+    """Compare with the reference in float64, where no two scores are so close that they swap.
 
     The scores of a float32 softmax differ by an ulp or two.
     """
@@ -110,22 +110,22 @@ def inputs(priors: int, classes: int, kind: str, images: int = 1) -> tuple[Tenso
 
 
 @pytest.mark.parametrize("kind", ["untrained", "peaked", "ties", "nan", "inf", "trained"])
-@pytest.mark.parametrize("classes", [8, 9, 10, 34])  # a vector is eight wide, a mask 32
+@pytest.mark.parametrize("classes", [8, 9, 10, 34])  # a vector has 8 lanes, a mask 32 bits
 def test_limits_from_a_sample(kind: str, classes: int) -> None:
     check_detections(inputs(2003, classes, kind), top_k=20, score_threshold=0.005)
 
 
 def test_sample_that_misleads(threads: int) -> None:
-    # Every sixteenth prior, as the sample takes them, scores high; the others are needed too.
+    # Every sixteenth prior, which the sample takes, scores high. The others are needed too.
     loc, logits, priors = inputs(8000, 3, "untrained", images=2)
     logits[1, ::16, 1] += 5
     logits[:, :, 2] -= 1
     found = check_detections((loc, logits, priors), top_k=900, max_detections=1200)
-    assert int((found.labels[1] == 1).sum()) > 120  # the sample's limit lets 103 through
+    assert int((found.labels[1] == 1).sum()) > 120  # only 103 pass the limit of the sample
 
 
 def test_candidates_beyond_the_first_chunk() -> None:
-    # All boxes of a class are one, so that 60 detections take the candidates of all 60 classes.
+    # All boxes of a class are equal, so 60 detections need the candidates of all 60 classes.
     loc, logits, priors = inputs(3000, 61, "untrained")
     loc.zero_()
     priors[:] = priors[0]
@@ -134,7 +134,7 @@ def test_candidates_beyond_the_first_chunk() -> None:
 
 
 def test_logits_of_any_size() -> None:
-    # A float32 of a million has a sixteenth to spare: more than the margin of the first test.
+    # Near a million, float32 has steps of 1/16: more than the margin of the first test.
     generator = torch.Generator().manual_seed(0)
     (loc, logits, priors), _ = detection_inputs(generator, torch.float64, 1, 500, 21, "trained")
     check_detections((loc, logits + 1e6, priors))

@@ -1,4 +1,4 @@
-"""In PyTorch's own world: torch.compile, torch.export, torch.func, autocast, opcheck."""
+"""The operators under torch.compile, torch.export, torch.func, autocast and opcheck."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAMES = ("ssd300", "ssd512", "mdssd300", "mdssd512", "ssd321", "ssd513", "dssd32
 
 
 class Detect(nn.Module):
-    """Images -> what `ops.detection_output` gives."""
+    """A module from images to the results of `ops.detection_output`."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Detect(nn.Module):
         resnet = name.endswith(("321", "513"))
         config = {"model": name, "num_classes": 3, "width": 0.0625, "batch_norm": resnet}
         self.model = build(config)
-        if resnet:  # the blocks of a stage are alike, but for the first
+        if resnet:  # the blocks of a stage are alike, except for the first
             trunk = self.model.trunk
             for stage in ("layer1", "layer2", "layer3", "layer4"):
                 setattr(trunk, stage, getattr(trunk, stage)[:1])
@@ -75,7 +75,7 @@ def test_compiles_for_any_batch_without_a_graph_break(name: str) -> None:
 @pytest.mark.parametrize("name", ["ssd300", "dssd321"])
 @torch.no_grad()
 def test_exports_for_any_batch(name: str) -> None:
-    """Strictly for one, which takes longer and begins as torch.compile does."""
+    """One model is exported with strict=True, which takes longer and uses Dynamo."""
     detect = Detect(name)
     batch = torch.export.Dim("batch", min=1)
     example, shapes = (detect.images(2),), ({0: batch},)
@@ -142,11 +142,11 @@ def is_tensor(value: Any) -> bool:
 def assert_vmap_is_a_loop(
     case: Case, positions: tuple[int, ...], dim: int, rows: int, backend: str
 ) -> None:
-    """vmap over the arguments at `positions`, along `dim`, against one call for each row."""
+    """Compare vmap over the arguments at `positions`, along `dim`, with one call per row."""
     seeds = [small_inputs(case, seed) for seed in range(rows)]
     args, kwargs = seeds[0]
     for i in positions:
-        # As a view, of which each row has the memory format of the argument itself.
+        # A view: each row keeps the memory format of the argument.
         args[i] = torch.stack([row[0][i] for row in seeds]).movedim(0, dim)
     in_dims = tuple(dim if i in positions else None for i in range(len(args)))
     with ops.backend(backend):
@@ -170,7 +170,7 @@ def test_vmap_gives_the_bits_of_a_loop(case: Case, backend: str, device: str) ->
 @pytest.mark.parametrize("op", ["l2norm", "l2norm_add_relu"])
 @pytest.mark.parametrize("backend", [b for b in ops.backends()["l2norm"] if b != "reference"])
 def test_vmap_of_channels_last_maps(op: str, backend: str) -> None:
-    """The kernels go by it; PyTorch's own sum, in the reference, by the size of the batch too."""
+    """Without the reference: the order of PyTorch's own sum also depends on the batch size."""
     maps = torch.randn(2, 3, 5, 7, 33).permute(0, 1, 4, 2, 3)
     scale = torch.rand(33)
     count = 2 if op == "l2norm_add_relu" else 1
@@ -194,7 +194,10 @@ def test_vmap_over_boxes_of_images() -> None:
 
 def test_vmap_over_nothing_and_over_vmap() -> None:
     priors = torch.rand(5, 4)
-    for op in (ops.decode_boxes, ops.box_iou):  # in one call; b of box_iou row by row
+    for op in (
+        ops.decode_boxes,
+        ops.box_iou,
+    ):  # in one call, and once per row of b
         got = torch.func.vmap(op, in_dims=(0, None))(torch.rand(0, 5, 4), priors)
         assert got.shape == (0, *op(priors, priors).shape)
     assert torch.func.vmap(ops.box_iou)(torch.rand(0, 2, 4), torch.rand(0, 3, 4)).shape == (0, 2, 3)
@@ -210,13 +213,13 @@ def test_vmap_of_nms_names_the_op_to_use() -> None:
 
 
 def total(case: Case, args: list[Any], kwargs: dict[str, Any]) -> Tensor:
-    """One number of which every gradient depends on the arguments."""
+    """Return a number whose gradients depend on the values of the arguments."""
     return sum(result.square().sum() for result in case(*args, **kwargs))
 
 
 @pytest.mark.cases(case=lambda case: case.gradients, emulated=())
 def test_func_gradients_are_those_of_backward(case: Case, backend: str, device: str) -> None:
-    """Also for each row of a batch by itself."""
+    """Checked for one input, and under vmap for each row of a batch."""
     rows = [small_inputs(case, seed) for seed in range(2)]
     args, kwargs = rows[0]
     tensors = tuple(i for i, arg in enumerate(args) if is_tensor(arg))
@@ -250,8 +253,8 @@ def test_gradients_of_a_model_called_as_a_function() -> None:
 
 
 @pytest.mark.cases(case=lambda case: case.gradients)
-def test_what_has_no_derivative_says_so(case: Case) -> None:
-    """PyTorch on its own would go on with zeros."""
+def test_missing_derivatives_raise_an_error(case: Case) -> None:
+    """By default PyTorch would continue with zeros."""
     args, kwargs = small_inputs(case)
     position = case.gradients[0]
 
@@ -286,7 +289,7 @@ def test_targets_have_no_gradient() -> None:
 def test_autocast_changes_nothing(
     case: Case, backend: str, device: str, inputs: torch.dtype
 ) -> None:
-    """Neither what an op computes nor what comes out, nor its gradients."""
+    """Results, their dtypes and gradients stay the same."""
     size = next(name for name in case.sizes if name in ("small", "ragged", "odd"))
 
     def run() -> tuple[Tensor, ...]:
@@ -306,7 +309,7 @@ def test_autocast_changes_nothing(
 
 
 class Recorder(TorchDispatchMode):
-    """Notes the ops of this project and their arguments."""
+    """Records the ops of this project and their arguments."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -319,7 +322,7 @@ class Recorder(TorchDispatchMode):
 
 
 def recorded(case: Case, size: str, dtype: torch.dtype) -> list[tuple[Any, tuple[Any, ...]]]:
-    """The torch ops that a call and its gradient consist of."""
+    """Return the torch ops that a call and its gradient consist of."""
     args, kwargs = case.inputs(size, dtype)
     for position in case.gradients:
         args[position].requires_grad_()
@@ -332,7 +335,7 @@ def recorded(case: Case, size: str, dtype: torch.dtype) -> list[tuple[Any, tuple
 
 @pytest.mark.cases(size=lambda size: not (size.benchmark or size.nightly), emulated=())
 def test_opcheck_of_every_call_in_half(case: Case, size: str, backend: str, device: str) -> None:
-    """Sizes, strides and dtypes that a fake tensor gets, of gradients too."""
+    """Sizes, strides and dtypes of fake tensors, for gradients too."""
     dtype = case.sizes[size].dtypes[-2 if len(case.sizes[size].dtypes) > 2 else 0]
     with ops.backend(backend):
         for overload, args in recorded(case, size, dtype):

@@ -1,4 +1,4 @@
-"""The stand-in for a GPU: kernels that are wrong on purpose, and that each fault is found."""
+"""The CUDA kernels on the CPU: kernels that are wrong on purpose, and whose faults are found."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from mdssd.ops import _modules
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = (ROOT / "csrc" / "simt" / "faults.cu").read_text().splitlines()
 RIGHT = [(i + 1) % 64 for i in range(64)]
-UNSET = -1  # what shared memory holds in the plain order, as an int
+UNSET = -1  # unwritten shared memory as an int, in the order without a seed
 
 pytestmark = pytest.mark.skipif(
     _modules.simt is None, reason="no mdssd._simt: it comes with pip install -e ."
@@ -41,7 +41,7 @@ def test_a_missing_barrier_gives_a_wrong_result():
     assert launch("missing_barrier") != RIGHT
 
 
-def test_a_missing_barrier_gives_a_result_that_moves_with_the_order():
+def test_a_missing_barrier_gives_a_result_that_depends_on_the_order():
     results = {tuple(launch("missing_barrier", seed)) for seed in range(1, 6)}
     assert len(results) == 5 and tuple(RIGHT) not in results
 
@@ -67,7 +67,7 @@ def test_a_fault_is_named_with_its_line(name, message, seed):
     assert "_sync(" in SOURCE[line - 1] or "__syncthreads()" in SOURCE[line - 1]
     kernel = next(text for text in reversed(SOURCE[:line]) if "__global__" in text)
     assert f" {name}_kernel(" in kernel
-    # The next launch starts afresh.
+    # The next launch is not affected.
     assert launch("rotate", seed) == RIGHT
 
 
@@ -82,13 +82,17 @@ def test_shared_memory_that_was_never_written_shows():
     "name, ints, report",
     [
         ("rotate", 64, ""),
-        ("rotate", 63, "AddressSanitizer: heap-buffer-overflow"),  # the last thread's result
+        (
+            "rotate",
+            63,
+            "AddressSanitizer: heap-buffer-overflow",
+        ),  # one too few
         ("shared_overflow", 64, "AddressSanitizer: global-buffer-overflow"),
         ("misaligned", 64, "runtime error: .* misaligned address"),
     ],
 )
 def test_the_sanitized_module_finds(name, ints, report):
-    """Each fault has a process of its own, since it ends it."""
+    """Each fault runs in its own process, since it ends the process."""
     script = (
         "import torch, conftest\n"
         f"out = torch.full(({ints},), 64, dtype=torch.int32)\n"

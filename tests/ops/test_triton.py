@@ -1,4 +1,4 @@
-"""The Triton backend: what only its compiler finds, and what its absence means."""
+"""The Triton backend: its kernels compile for GPUs, and models run on it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def compiled() -> list[str]:
-    """What compiling each kernel once, for each target, printed."""
+    """Compile each kernel once for each target; return the printed lines."""
     done = subprocess.run(
         [sys.executable, SCRIPT, "--largest"],
         env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
@@ -53,7 +53,7 @@ def test_every_kernel_compiles_for_three_gpus(compiled: list[str]) -> None:
 
 
 def test_the_report_is_fresh_and_no_kernel_spills(compiled: list[str]) -> None:
-    """Fresh: by the code and the launches of every line, and by the figures of those compiled."""
+    """Fresh: code and launches of every line, and the numbers of the kernels compiled here."""
     assert [line for line in compiled if line.startswith("stale")] == [], "make resources"
     report = REPORT.read_text().splitlines()
     lines = [line for line in report if line and not line.startswith("#")]
@@ -81,12 +81,12 @@ def test_the_report_goes_stale_with_the_code_not_with_comments(tmp_path: Path) -
     assert fingerprint('A = 2\n\n\ndef f():\n    return "a"\n') != first
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="tests what the interpreter is for")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests the interpreter")
 def test_every_op_has_it() -> None:
     assert all("triton" in row for row in ops.backends().values())
 
 
-def test_a_compiled_model_gives_what_eager_gives() -> None:
+def test_a_compiled_model_gives_the_results_of_eager() -> None:
     import mdssd
 
     torch._dynamo.reset()
@@ -98,7 +98,7 @@ def test_a_compiled_model_gives_what_eager_gives() -> None:
 
 
 def test_train_eval_and_detect_run_on_it(tmp_path: Path) -> None:
-    """A step of training gives the loss of the reference, and a detection its scores."""
+    """A training step has the loss of the reference, and detections have its scores."""
 
     def run(command: str, backend: str, *arguments: object) -> Path:
         out = tmp_path / f"{command}-{backend}"
