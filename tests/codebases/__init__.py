@@ -1,6 +1,6 @@
-"""What other SSD codebases do, written plainly in PyTorch, in packages laid out like theirs.
+"""The behaviour of other SSD codebases in plain PyTorch, in packages laid out like theirs.
 
-Each name that an adapter replaces is where the codebase has it, and is used from there. Two things
-are settled that the originals leave open: equal scores rank by the lower index, and so do equal
-losses in the mining.
+Each name that an adapter replaces is in the same place as in the codebase, and is used from there.
+Two things that the originals leave undefined are defined here: equal scores are ranked by the lower
+index, and so are equal losses in the mining.
 """

@@ -1,4 +1,4 @@
-"""What lufficc/SSD and qfgaohao/pytorch-ssd have in common."""
+"""Code that lufficc/SSD and qfgaohao/pytorch-ssd share."""
 
 import math
 

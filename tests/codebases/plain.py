@@ -1,4 +1,4 @@
-"""What the codebases have in common."""
+"""Code that the codebases share."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def encode(boxes_xyxy: Tensor, priors_cxcywh: Tensor) -> Tensor:
 
 
 def falling(scores: Tensor) -> Tensor:
-    """Indices by falling score, the lower first among equal ones."""
+    """Indices by descending score; among equal scores the lower index is first."""
     return scores.sort(descending=True, stable=True).indices
 
 
 def suppress(boxes: Tensor, limit: float) -> list[int]:
-    """Positions kept of boxes [N, 4] by falling score: of IoU <= limit, or NaN."""
+    """Indices kept of boxes [N, 4] by descending score: an IoU <= limit, or NaN, is kept."""
     rest = torch.arange(len(boxes))
     kept = []
     while len(rest):
@@ -53,7 +53,7 @@ def suppress(boxes: Tensor, limit: float) -> list[int]:
 
 
 def suppress_by_class(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
-    """Indices kept by falling score, each class for itself."""
+    """Indices kept by descending score, separately for each class."""
     kept = []
     for label in idxs.unique():
         own = (idxs == label).nonzero()[:, 0]
@@ -64,7 +64,7 @@ def suppress_by_class(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold
 
 
 def ranks(losses: Tensor) -> Tensor:
-    """[B, N]: the place of each by falling loss."""
+    """The rank [B, N] of each value by descending loss."""
     order = losses.sort(dim=1, descending=True, stable=True).indices
     return order.sort(dim=1).indices
 

@@ -40,7 +40,7 @@ class SSDMatcher:
 
 
 class SSD(nn.Module):
-    """The model behind its head, whose anchors [N, 4] are xyxy in pixels."""
+    """The part of the model after its head; the anchors [N, 4] are xyxy in pixels."""
 
     def __init__(self, anchors):
         super().__init__()

@@ -1,6 +1,6 @@
-"""The adapters for other SSD codebases, each against what that codebase does.
+"""The adapters for other SSD codebases, each compared with its codebase.
 
-`codebases` says it in plain PyTorch. It runs as it is, patched, and as it is again.
+`codebases` reproduces each in plain PyTorch. It runs unpatched, patched, and unpatched again.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ VISION = importlib.import_module("codebases.qfgaohao.vision")
 NVIDIA = importlib.import_module("codebases.nvidia.ssd")
 
 CLASSES = 4
-SIDE = 300  # of an image in pixels
+SIDE = 300  # side of an image in pixels
 
 
 def _grid(side: int) -> Tensor:
-    """[side^2, 4] cxcywh of twice the cell's size, exact in binary."""
+    """Priors [side^2, 4] cxcywh of twice the cell's size, exact in binary."""
     y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     middle = (torch.stack([x, y], -1).reshape(-1, 2) + 0.5) / side
     return torch.cat([middle, torch.full_like(middle, 2 / side)], 1)
@@ -63,7 +63,7 @@ def backend(request: pytest.FixtureRequest) -> Any:
 
 
 def truth() -> list[tuple[Tensor, Tensor]]:
-    """Of three images: boxes xyxy, labels from 1."""
+    """Boxes xyxy and labels from 1 of three images."""
     generator = torch.Generator().manual_seed(1)
     first = plain.corners(PRIORS[[9, 18, 70]])
     first[0, 2] -= 0.125  # half of prior 9: an IoU of exactly 0.5
@@ -71,7 +71,7 @@ def truth() -> list[tuple[Tensor, Tensor]]:
     middle = torch.rand(5, 2, generator=generator)
     half = 0.05 + 0.2 * torch.rand(5, 2, generator=generator)
     beyond = torch.cat([middle - half, middle + half], 1)
-    beyond[0] += 2  # does not meet the image
+    beyond[0] += 2  # outside the image
     boxes = [torch.cat([first, small]), beyond, small[:1]]
     return [(b, torch.randint(1, CLASSES, (len(b),), generator=generator)) for b in boxes]
 
@@ -84,10 +84,10 @@ def with_empty_areas(boxes: Tensor) -> Tensor:
 
 
 def outputs() -> tuple[Tensor, Tensor]:
-    """loc [3, 80, 4] and logits [3, 80, 4], whose last image has nothing to detect.
+    """loc [3, 80, 4] and logits [3, 80, 4]; the last image has nothing to detect.
 
-    The second half repeats the first, but for the boxes: equal scores. Of these, a quarter has
-    equal boxes too, others have no area. Some boxes lie across the border of the image.
+    The second half has the scores of the first. A quarter of it has equal boxes too, and some boxes
+    have no area. Some boxes cross the border of the image.
     """
     generator = torch.Generator().manual_seed(2)
     loc = torch.randn(3, 80, 4, generator=generator)
@@ -111,7 +111,7 @@ def detector_outputs() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def both(targets: tuple[Any, ...], adapter: Any, call: Callable[[], Any]) -> None:
-    """The call gives the same patched, and exactly the same again after that."""
+    """Check that the call returns the same when patched, and exactly the same after `undo`."""
     want = call()
     with adapter.patch(*targets):
         got = call()
@@ -148,7 +148,7 @@ def with_gradients(call: Callable[..., Any], *parameters: Tensor) -> list[Tensor
 
 
 def rows_of_targets() -> list[Tensor]:
-    """Of each image [M, 5]: box, label from 0."""
+    """Targets [M, 5] of each image: box, label from 0."""
     return [torch.cat([boxes, labels[:, None] - 1], 1) for boxes, labels in truth()]
 
 
@@ -168,7 +168,7 @@ def test_ssd_pytorch_match(backend: str) -> None:
 
 def test_ssd_pytorch_loss(backend: str) -> None:
     criterion = multibox_loss.MultiBoxLoss(CLASSES, 0.5, 3)
-    more = torch.cat([PRIORS, PRIORS[:5]])  # as many as are needed are read
+    more = torch.cat([PRIORS, PRIORS[:5]])  # surplus priors are ignored
 
     def call(loc: Tensor, conf: Tensor) -> Any:
         return criterion((loc, conf, more), rows_of_targets())
@@ -188,7 +188,7 @@ def test_ssd_pytorch_detections(backend: str, what: str) -> None:
 
 
 def test_ssd_pytorch_limits(backend: str) -> None:
-    """More candidates than `top_k`, and other settings, also where the call brings them."""
+    """More candidates than `top_k`, and other settings, of the object or of the call."""
     loc, logits, priors = detector_outputs()
     net, other = SSD(CLASSES, priors), SSD(CLASSES, priors)
     other.detect.top_k, other.detect.conf_thresh, other.detect.nms_thresh = 7, 0.2, 0.6
@@ -290,7 +290,7 @@ def test_assign_priors(adapter: Any, package: Any, box_utils: Any, backend: str)
         ]
 
     half = box_utils.assign_priors(truth()[0][0][:1], torch.tensor([1]), corners[[20, 9]], 0.5)[1]
-    assert half.tolist() == [0, 1]  # forced: by itself the IoU is just below
+    assert half.tolist() == [0, 1]  # only because it is the best prior: the IoU is just below
     both((package,), adapter, call)
     with adapter.patch(package):
         boxes, labels = box_utils.assign_priors(
@@ -300,7 +300,7 @@ def test_assign_priors(adapter: Any, package: Any, box_utils: Any, backend: str)
 
 
 def encoded() -> tuple[Tensor, Tensor]:
-    """Targets [3, 80, 4] and labels [3, 80] that lufficc's and qfgaohao's data loader make."""
+    """Targets [3, 80, 4] and labels [3, 80] from the data loader of lufficc and qfgaohao."""
     corners = plain.corners(PRIORS)
     assigned = [lufficc_box_utils.assign_priors(*one, corners, 0.5) for one in truth()]
     boxes, labels = (torch.stack(part) for part in zip(*assigned, strict=True))
@@ -370,7 +370,7 @@ def test_qfgaohao_detections(backend: str, top_k: int, candidates: int) -> None:
 
 
 def test_qfgaohao_eps_is_in_the_suppression(backend: str) -> None:
-    """An IoU of exactly 0.5 falls below; of pixels it does not, but stays as "at most"."""
+    """The eps lowers an IoU of 0.5 by less than 1e-5, in NMS too."""
     boxes, scores = pair_at_half()
     rows = torch.cat([boxes, scores[:, None]], 1)
     for limit, count in ((0.5, 2), (0.499996, 2), (0.49999, 1)):
@@ -395,7 +395,7 @@ def test_nvidia_encode(backend: str) -> None:
 
     both((NVIDIA,), nvidia, call)
     boxes, labels = truth()[0]
-    twice = boxes[[0, 0]]  # the best prior of both is one: of IoU 0.5 is another, by strictness
+    twice = boxes[[0, 0]]  # both share their best prior; the IoU of 0.5 is not above the limit
     with nvidia.patch(NVIDIA):
         assert (encoder.encode(twice, labels[:2])[1] > 0).sum() == 1
         empty = encoder.encode(torch.zeros(0, 4), labels[:0])
@@ -409,7 +409,7 @@ def test_nvidia_loss(backend: str) -> None:
     boxes, labels = (
         torch.stack(part) for part in zip(*[encoder.encode(*one) for one in truth()], strict=True)
     )
-    labels[1] = 0  # this image adds nothing, but counts in the mean
+    labels[1] = 0  # this image adds 0 to the mean
 
     def call(loc: Tensor, conf: Tensor) -> Any:
         return [criterion(loc.transpose(1, 2), conf.transpose(1, 2), boxes.transpose(1, 2), labels)]
@@ -458,7 +458,7 @@ def test_torchvision_detections(
     outputs, anchors = head_outputs()
     model = TorchvisionSSD(anchors)
     model.topk_candidates, model.detections_per_img = candidates, 30
-    model.box_coder.bbox_xform_clip = math.log(1.1)  # below what many would grow by
+    model.box_coder.bbox_xform_clip = math.log(1.1)  # limits the growth of many boxes
     counts = [len(one["scores"]) for one in model(outputs, sizes)]
     assert counts[2] == 0 and (counts[0] == 30 if candidates == 20 else 10 < counts[0] < 25)
     both((model,), fast_torchvision, lambda: model(outputs, sizes))
@@ -521,11 +521,11 @@ def test_against_torchvision_itself(backend: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_two_float_types_as_in_autocast(dtype: torch.dtype) -> None:
-    """What autocast leaves narrow is widened by the codebases themselves, or by their kernels."""
+    """Narrow tensors in autocast are widened by the codebases or by their kernels."""
     loc, logits, priors = detector_outputs()
     loc, scores = loc.to(dtype), logits.to(dtype).float().softmax(-1)
     net = SSD(CLASSES, priors)
-    # The scores alone: theirs multiplies by the variances in the narrow type.
+    # Only the scores: the codebase multiplies by the variances in the narrow type.
     both((LAYERS,), ssd_pytorch, lambda: net.detect(loc, scores, priors)[..., 0])
     boxes = SIDE * plain.corners(priors)
     both((LAYERS,), ssd_pytorch, lambda: detection.nms(boxes.to(dtype), scores[0, :, 1], 0.45)[1])
@@ -552,7 +552,7 @@ def test_patched_models_can_be_copied_and_pickled() -> None:
         for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             want = model(outputs, [(SIDE, SIDE)] * 3)
             assert_same(other(outputs, [(SIDE, SIDE)] * 3), want, exact=True)
-            other.score_thresh = 0.9  # of its own, not of the model's
+            other.score_thresh = 0.9  # its own setting, not the model's
             assert len(other(outputs, [(SIDE, SIDE)] * 3)[0]["scores"]) < len(want[0]["scores"])
 
 
@@ -560,7 +560,7 @@ def test_patched_models_can_be_copied_and_pickled() -> None:
 
 
 def everything() -> dict[str, tuple[Any, tuple[Any, ...], list[tuple[Any, tuple[str, ...]]]]]:
-    """Adapter, targets, and what is replaced of which owner."""
+    """The adapter, its targets, and the replaced attributes of each owner."""
     net, detector = SSD(CLASSES, PRIORS), SSDDetector(PRIORS)
     model = TorchvisionSSD(PRIORS)
     nms = ("batched_nms",)

@@ -1,4 +1,4 @@
-"""SSD and DSSD on ResNet-101: the networks to the layer, options, frozen parts."""
+"""SSD and DSSD on ResNet-101: every layer, the options, and frozen parts."""
 
 import json
 import re
@@ -45,7 +45,7 @@ def tiny(name, num_classes=6, seed=0):
 
 @torch.no_grad()
 def learn_statistics(model):
-    """Let batch normalisation take over the statistics of one batch, as training would."""
+    """Set the statistics of batch normalisation from one batch, as training would."""
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0
@@ -112,7 +112,7 @@ def test_details_of_the_trunk():
 
 
 class Reference:
-    """The networks over again, in functional PyTorch, from a state dict."""
+    """Compute the networks independently, in functional PyTorch, from a state dict."""
 
     def __init__(self, state, input_size, deconvolves):
         self.state = state
@@ -144,7 +144,7 @@ class Reference:
         x = self.bn("trunk.bn1", self.conv("trunk.conv1", x, stride=2, padding=3)).relu()
         x = F.max_pool2d(x, 3, 2, ceil_mode=True)
         maps = []
-        # The blocks of a stage, the stride of its first and the dilation of all.
+        # Number of blocks in a stage, stride of the first block, dilation of all.
         stages = ((3, 1, 1), (4, 2, 1), (23, 2, 1), (3, 1, 2))
         for layer, (blocks, stride, dilation) in enumerate(stages, start=1):
             for k in range(blocks):
@@ -195,7 +195,7 @@ class Reference:
 def test_agrees_with_the_network_written_over_again(name):
     model = tiny(name).double().eval()
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):  # running statistics and weights of no pattern
+        if isinstance(module, nn.BatchNorm2d):  # arbitrary statistics and weights
             for tensor in (module.weight.data, module.running_var):
                 tensor.uniform_(0.5, 1.5)
             for tensor in (module.bias.data, module.running_mean):
@@ -322,7 +322,7 @@ def test_staged_training_evaluation_and_detection_by_command(tmp_path, capsys):
     assert torch.equal(again["trunk.bn1.running_mean"], before["trunk.bn1.running_mean"])
     changed = "deconv.res3b3.deep.1.1.running_mean"
     assert not torch.equal(again[changed], after[changed])
-    # So little, because two images have not made statistics to normalise by.
+    # The tiny learning rate is for batch normalisation by the statistics of only two images.
     stage2 = ("--recipe", "dssd321-voc-stage2", *COMMON, "--init", dssd, "--lr", 1e-7)
     text = run("train", *stage2, "--out", whole)
     assert f"{len(again)} of {len(again)} tensors start from {dssd}\n" in text
@@ -361,7 +361,7 @@ def test_training_leaves_frozen_parts_alone(tmp_path, parts):
     train(model, SyntheticScenes(2), tmp_path, freeze=parts, weight_decay=0.1, **settings)
     after = model.state_dict()
     same = {k for k in before if torch.equal(before[k], after[k])}
-    # Without a gradient, as at the single cell of res9, only what decays or counts must change.
+    # Without a gradient, as at the single cell of res9, decayed weights and counters still change.
     convolutions = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
     changing = convolutions | {k for k in before if "running" in k or "num_batches" in k}
     assert kept <= same
@@ -376,7 +376,7 @@ def test_freeze_replaces_what_was_frozen():
     model = tiny("ssd321", 2).train()
     (model(torch.randn(2, 3, 321, 321))[0].sum()).backward()
     model.freeze("base")
-    assert model.trunk.conv1.weight.grad is None  # SGD would go on with a gradient left there
+    assert model.trunk.conv1.weight.grad is None  # SGD would keep using a gradient left here
     assert not model.trunk.layer1[0].bn1.training
     assert model.predict["res3b3"].bn1.training and model.training
     model.eval()

@@ -1,4 +1,4 @@
-"""The networks to the layer: sizes, parameters, MACs, options, weights."""
+"""SSD and MDSSD on VGG16: every layer, sizes, parameters, MACs, options."""
 
 import pytest
 import torch

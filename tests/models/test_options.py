@@ -1,4 +1,4 @@
-"""The options of the constructors: one list, which everything else follows."""
+"""The options of the constructors: everything follows one list."""
 
 import inspect
 from dataclasses import asdict, fields

@@ -1,4 +1,4 @@
-"""Prior boxes against literal numbers: counts, order, first and last cells, options."""
+"""Prior boxes compared with literal numbers: counts, order, first and last cells, options."""
 
 import math
 
@@ -14,7 +14,7 @@ from mdssd.priors import (
     ssd_prior_layers,
 )
 
-# Worked by hand from the sizes and steps of SSD's code: first centre, then the sizes in a cell.
+# Computed by hand from the sizes and steps of SSD's code: the first centre, then a cell's sizes.
 SSD300_VOC = [
     (0.0133333, [0.1, 0.1414214], [(0.1414214, 0.0707107)]),
     (0.0266667, [0.2, 0.2720294], [(0.2828427, 0.1414214), (0.3464102, 0.1154701)]),
@@ -241,7 +241,7 @@ def test_small_halves_module_1_of_coco(image_size):
 
 
 def test_small_reaches_what_no_other_scales_reach():
-    """Squares of 8 to 14 pixels: some prior overlaps nearly all by 0.5; of "coco" none does any."""
+    """Nearly all squares of 8 to 14 pixels overlap a prior by half; with "coco" none does."""
     random = torch.Generator().manual_seed(0)
     sizes = torch.rand(200, 1, generator=random) * 6 + 8
     centers = torch.rand(200, 2, generator=random) * 260 + 20

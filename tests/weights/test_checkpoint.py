@@ -1,4 +1,4 @@
-"""Checkpoints: round trip, atomicity, and a clear refusal of everything that is not one."""
+"""Checkpoints: round trip, atomicity, and clear errors for files that are not checkpoints."""
 
 import json
 import pickle
@@ -80,7 +80,7 @@ def test_channels_last_weights_round_trip(tmp_path, model):
 
 def test_half_stores_parameters_in_half_the_bytes_and_buffers_exactly(tmp_path, model):
     large = small()
-    large.state_dict()["trunk.conv1.conv1_1.norm.running_var"].fill_(1e6)  # beyond float16
+    large.state_dict()["trunk.conv1.conv1_1.norm.running_var"].fill_(1e6)  # exceeds float16
     save_checkpoint(tmp_path / "h.json", large, classes=NAMES, mean=MEAN, extra={}, half=True)
     save_checkpoint(tmp_path / "f.json", large, classes=NAMES, mean=MEAN, extra={})
     loaded, _ = load_checkpoint(tmp_path / "h.json")
@@ -146,7 +146,7 @@ def test_saving_again_removes_only_what_it_replaces(tmp_path, model, other):
 def test_death_at_any_moment_of_a_save_leaves_a_whole_checkpoint(
     tmp_path, model, other, monkeypatch, moment, dying_write
 ):
-    """Three files are written (weights, state, JSON); die around each, cleaning nothing up."""
+    """Die before or after each of the three writes (weights, state, JSON), without cleaning up."""
     path = tmp_path / "last.json"
 
     def save(model, step):
@@ -172,7 +172,7 @@ def test_death_at_any_moment_of_a_save_leaves_a_whole_checkpoint(
 
     def dying_fsync(descriptor):
         calls["fsync"] += 1
-        # Each file is synchronised twice: itself before the rename, its folder after.
+        # Each write synchronises the file before the rename and the folder after it.
         if moment == "writing" and calls["fsync"] == 2 * dying_write - 1:
             raise Killed
         fsync(descriptor)
@@ -189,7 +189,7 @@ def test_death_at_any_moment_of_a_save_leaves_a_whole_checkpoint(
     assert meta["training"]["step"] == (2 if committed else 1)
     assert same(loaded, other if committed else model)
     assert load_state(path)["s"][0] == meta["training"]["step"]
-    save(other, 3)  # what the dead process left does not disturb, and is cleared away
+    save(other, 3)  # leftovers of the dead process are removed
     assert load_checkpoint(path)[1]["training"]["step"] == 3
     assert len(list(tmp_path.iterdir())) == 3
 
@@ -251,7 +251,7 @@ def test_pickle_in_disguise_is_refused_unread(saved, tmp_path, protocol, place):
         torch.save({"w": torch.zeros(2), "bomb": Bomb(victim)}, file)
     else:
         file.write_bytes(pickle.dumps(Bomb(victim), protocol))
-    if place == "weights":  # even with a JSON that vouches for it
+    if place == "weights":  # even if the JSON states its digest
         content = file.read_bytes()
         digest = checkpoint.hashlib.sha256(content).hexdigest()
         edit(saved, sha256=digest, bytes=len(content))

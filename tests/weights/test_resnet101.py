@@ -18,7 +18,7 @@ def on_meta(name):
 
 
 def resnet_state_dict(blocks=(3, 4, 23, 3)):
-    """torchvision's names and shapes; the tensors are expanded, so they take no memory.
+    """A state dict like torchvision's; the tensors are expanded, so they need no memory.
 
     The n-th tensor holds n / 1024.
     """
@@ -54,7 +54,7 @@ def resnet_state_dict(blocks=(3, 4, 23, 3)):
 
 @pytest.fixture(scope="module")
 def model():
-    """A full-size model of which only the trunk has memory."""
+    """A full-size model in which only the trunk is allocated."""
     model = on_meta("dssd321")
     model.trunk.to_empty(device="cpu")
     return model

@@ -16,12 +16,12 @@ FEATURES |= {14: (256, 256), 17: (512, 256)} | {k: (512, 512) for k in (19, 21, 
 
 
 def vgg16_state_dict():
-    """torchvision's names and shapes; the big tensors are expanded, so they take no memory."""
+    """A state dict like torchvision's; large tensors are expanded, so they need no memory."""
     state = {}
     for index, (out, into) in FEATURES.items():
         state[f"features.{index}.weight"] = torch.tensor(index / 100).expand(out, into, 3, 3)
         state[f"features.{index}.bias"] = torch.arange(out) / 64
-    # A weight of fc6 tells its output, or its place in the 7x7 kernel.
+    # The value of each fc6 weight is the index of its output.
     rows = torch.arange(4096.0)
     state["classifier.0.weight"] = rows[:, None].expand(4096, 25088)
     state["classifier.0.bias"] = rows
@@ -38,7 +38,7 @@ def on_meta(make, **options):
 
 
 def empty_model():
-    """A full-size model without the time to draw its weights."""
+    """A full-size model whose weights are not drawn, to save time."""
     return on_meta(ssd300).to_empty(device="cpu")
 
 
@@ -131,7 +131,7 @@ class Bomb:
 def test_load_vgg16_from_files(tmp_path):
     model = on_meta(ssd300)
     state = small(vgg16_state_dict())
-    # A file without the classifier is read, then found lacking: the content decides the reader.
+    # The content decides the format, not the name: every file is read, then found incomplete.
     for name, save in (
         ("a.pth", safetensors.torch.save_file),
         ("b.safetensors", torch.save),

@@ -1,4 +1,4 @@
-"""Published weights: each codebase's network, written here anew, computes what ours does then."""
+"""Published weights: our network computes the same as each codebase's, which is rewritten here."""
 
 import copy
 import io
@@ -38,7 +38,7 @@ def conv(into, out, kernel, **options):
 
 
 def vgg_layers(end):
-    """conv1_1 to conv4_3 ("conv4_3") or to pool4, conv5_3 ... ("fc7"), as a flat list."""
+    """The layers from conv1_1 to conv4_3 (end "conv4_3") or to fc7 (end "fc7"), as a flat list."""
     layers, into = [], 3
     plan = [64, 64, "M", 128, 128, "M", 256, 256, 256, "C", 512, 512, 512]
     if end == "fc7":
@@ -134,7 +134,7 @@ class Lufficc(Amdegroot):
         self.box_head.predictor = nn.Module()
         self.box_head.predictor.reg_headers = self.loc
         self.box_head.predictor.cls_headers = self.conf
-        # Reachable as before, but no modules of that name.
+        # Still reachable, but not registered as modules of that name.
         for name in ("vgg", "extras", "L2Norm", "loc", "conf"):
             object.__setattr__(self, name, self._modules.pop(name))
 
@@ -184,7 +184,7 @@ class Torchvision(nn.Module):
 
 
 class Caffe(Amdegroot):
-    """The same layers with the names of the original; takes BGR."""
+    """The same layers with the original Caffe names; expects BGR."""
 
     def forward(self, pixels):
         x = pixels.flip(1) - column(104, 117, 123)
@@ -192,7 +192,7 @@ class Caffe(Amdegroot):
         return rows(self.loc, maps, 4), rows(self.conf, maps, self.classes)
 
     def layers(self):
-        """Layer name -> its blobs."""
+        """Return the blobs of each layer by its name."""
         names = [f"conv{s}_{k}" for s, n in enumerate((2, 2, 3, 3, 3), 1) for k in range(1, n + 1)]
         convs = [layer for layer in self.vgg if isinstance(layer, nn.Conv2d)]
         found = dict(zip([*names, "fc6", "fc7"], convs, strict=True))
@@ -220,7 +220,7 @@ SOURCES = {
 }
 
 
-# --- protobuf by hand, so that the reader's schema is not what it is tested with -----------------
+# --- protobuf by hand, independent of the reader's schema ----------------------------------------
 
 
 def varint(value):
@@ -247,7 +247,7 @@ def blob_bytes(blob, old=False, shape=None):
 
 
 def caffemodel(layers, old=False):
-    """A net: its name, a layer without blobs, then these; `old` as before 2015."""
+    """Encode a net: an empty layer, then these layers; `old` is the format before 2015."""
     net = field(1, b"VGG_VOC0712_SSD")
     for name, blobs in {"data": [], **layers}.items():
         if old:
@@ -266,7 +266,7 @@ def source(request):
 
 
 def write(name, model, path):
-    """The file as its codebase writes it."""
+    """Write the file as its codebase does."""
     if name == "Caffe":
         path = path.with_suffix(".caffemodel")
         path.write_bytes(caffemodel(model.layers()))
@@ -277,7 +277,7 @@ def write(name, model, path):
 
 
 def assert_same_outputs(model, theirs, mean):
-    """From pixels on, in float64: in float32 each has rounding errors of its own."""
+    """Run in float64 from the pixels on, because float32 rounds differently in each network."""
     side = model.input_size
     pixels = torch.randint(0, 256, (1, 3, side, side)).double()
     with torch.no_grad():
@@ -343,7 +343,7 @@ def test_full_width_and_the_published_priors(name, size, classes, config):
 
 
 def test_torchvisions_priors():
-    """Centres as they fall, some outside; widths and heights at most 1."""
+    """With clip "size", centres can be outside the image; widths and heights are at most 1."""
     scales = (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05)
     boxes = []
     for k, (size, step) in enumerate(
@@ -377,7 +377,7 @@ def test_mdssd_starts_from_a_published_ssd(source, tmp_path):
     assert {k.partition(".")[0] for k in loaded.fresh} == {
         *("module1", "module2", "module3", "heads")
     }
-    assert len(loaded.unused) == 9  # two maps' heads and the scale
+    assert len(loaded.unused) == 9  # the heads of two maps, and the scale
     other = mdssd300(3, width=WIDTH, init=path)
     assert "heads.conv8_2.loc.weight" in other.loaded.taken
     assert "heads.conv8_2.conf.weight" in other.loaded.fresh
@@ -476,7 +476,7 @@ def test_old_caffe_models_and_other_ways_to_wrap(tmp_path):
     assert len(load_pretrained(ssd300(3, width=WIDTH), path).taken) == len(state)
     for name, save in (
         ("b.safetensors", safetensors.torch.save_file),
-        ("c.safetensors", torch.save),  # the content decides
+        ("c.safetensors", torch.save),  # the content decides the format
         ("d.pth", lambda s, p: torch.save(s, p, _use_new_zipfile_serialization=False)),
     ):
         save(state, tmp_path / name)
@@ -586,7 +586,7 @@ def test_code_in_a_pickle_is_refused_unrun(tmp_path, form):
 
 
 def rezip(path, change):
-    """The same zip archive, with what `change(name, content)` gives: content and compression."""
+    """Rewrite a zip archive; `change(name, content)` returns an entry's content and compression."""
     with zipfile.ZipFile(path) as old:
         entries = [(i.filename, old.read(i)) for i in old.infolist()]
     with zipfile.ZipFile(path, "w") as new:
@@ -603,7 +603,7 @@ def test_zip_bombs_and_storages_larger_than_the_file_are_refused(tmp_path):
         read_tensors("test", path)
     torch.save({"x": torch.zeros(3)}, path)
     read_tensors("test", path)
-    # The pickle's two counts of elements become 2**27, half a gigabyte; the record stays.
+    # Both element counts in the pickle become 2**27 (half a gigabyte); the data does not change.
     huge = b"J" + struct.pack("<i", 2**27)
     rezip(
         path,
@@ -650,7 +650,7 @@ def test_caffe_models_beyond_protobufs_limit_are_not_read(tmp_path):
     path = tmp_path / "a.caffemodel"
     path.write_bytes(field(1, b"net"))
     with path.open("r+b") as file:
-        file.truncate(2**31)  # sparse: takes no room
+        file.truncate(2**31)  # a sparse file, which needs no space
     with pytest.raises(ValueError, match="a Caffe model has less than 2147483648 bytes"):
         read_tensors("test", path)
 
@@ -702,7 +702,7 @@ def test_any_changed_byte_gives_weights_or_a_named_error(tmp_path):
                 assert str(error).startswith(f"test: cannot read {path}: ")
 
 
-# --- checkpoints of them -------------------------------------------------------------------------
+# --- converted checkpoints -----------------------------------------------------------------------
 
 
 def test_convert_makes_a_checkpoint_that_is_the_source(source, tmp_path, capsys):

@@ -4,7 +4,7 @@ from .layers.functions.detection import Detect
 
 
 class SSD(nn.Module):
-    """The network in its phase "test", less its layers."""
+    """The network in phase "test", without its layers."""
 
     def __init__(self, num_classes, priors):
         super().__init__()

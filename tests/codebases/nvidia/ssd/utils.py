@@ -51,7 +51,7 @@ class Encoder:
             while len(rest):
                 kept.append(int(rest[0]))
                 iou = plain.overlaps(boxes[rest[1:]], boxes[rest[0]])
-                rest = rest[1:][iou < criteria]  # not NaN
+                rest = rest[1:][iou < criteria]  # drops NaN
             parts.append((boxes[kept], torch.full((len(kept),), c), scores[kept]))
         boxes, labels, scores = (torch.cat(part) for part in zip(*parts, strict=True))
         if not len(scores):

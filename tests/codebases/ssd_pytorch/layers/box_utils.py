@@ -38,5 +38,5 @@ def nms(boxes, scores, overlap=0.5, top_k=200):
         height = (y2[order].clamp(max=y2[i]) - y1[order].clamp(min=y1[i])).clamp(min=0)
         inside = width * height
         iou = inside / (area[order] - inside + area[i])
-        order = order[iou <= overlap]  # not NaN
+        order = order[iou <= overlap]  # drops NaN
     return keep, count
