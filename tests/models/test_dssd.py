@@ -372,7 +372,7 @@ def test_training_leaves_frozen_parts_alone(tmp_path, parts):
     }
 
 
-def test_freeze_replaces_what_was_frozen():
+def test_freeze_replaces_the_frozen_parts():
     model = tiny("ssd321", 2).train()
     (model(torch.randn(2, 3, 321, 321))[0].sum()).backward()
     model.freeze("base")
@@ -411,7 +411,7 @@ def test_bad_freeze(tmp_path, freeze, message):
     assert not out.exists()
 
 
-def test_one_image_is_a_batch_where_batch_norm_is_frozen(tmp_path):
+def test_batches_of_one_image_need_frozen_batch_norm(tmp_path):
     settings = dict(epochs=1, batch_size=1, workers=0, progress=False)
     with pytest.raises(ValueError, match="batches of 2 images or more"):
         train(tiny("ssd321"), SyntheticScenes(1), tmp_path / "a", **settings)
@@ -421,7 +421,7 @@ def test_one_image_is_a_batch_where_batch_norm_is_frozen(tmp_path):
     assert state.step == 1
 
 
-def test_init_by_command_says_what_does_not_fit(tmp_path, capsys):
+def test_init_by_command_names_the_misfit(tmp_path, capsys):
     path = tmp_path / "resnet.pth"
     torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, path)
     arguments = ["train", "--model", "ssd321", *COMMON, "--init", path, "--out", tmp_path / "run"]

@@ -123,7 +123,7 @@ def test_fusion_module_is_the_papers():
     torch.testing.assert_close(module(low, high), module.out.conv(total).relu())
 
 
-def test_ssd_predicts_from_normalised_conv4_3_and_goes_on_from_the_plain_one():
+def test_only_the_head_of_ssd_sees_the_normalised_conv4_3():
     torch.manual_seed(0)
     model = ssd300(3, width=0.125).eval()
     images = torch.randn(1, 3, 300, 300) * 50

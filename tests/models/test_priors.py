@@ -240,7 +240,7 @@ def test_small_halves_module_1_of_coco(image_size):
     assert (first.size, first.step, first.aspect_ratios) == (image_size // 4, 4, (2,))
 
 
-def test_small_reaches_what_no_other_scales_reach():
+def test_only_small_reaches_the_smallest_objects():
     """Nearly all squares of 8 to 14 pixels overlap a prior by half; with "coco" none does."""
     random = torch.Generator().manual_seed(0)
     sizes = torch.rand(200, 1, generator=random) * 6 + 8

@@ -118,7 +118,7 @@ def test_checkpoint_without_state_cannot_be_resumed(saved):
         load_state(saved)
 
 
-def test_saving_again_removes_only_what_it_replaces(tmp_path, model, other):
+def test_saving_again_removes_only_the_replaced_weights(tmp_path, model, other):
     state = {"a": torch.zeros(2)}
     save_checkpoint(tmp_path / "last.json", model, classes=NAMES, mean=MEAN, extra={}, state=state)
     save_checkpoint(tmp_path / "best.json", model, classes=NAMES, mean=MEAN, extra={})

@@ -288,7 +288,7 @@ def assert_same_outputs(model, theirs, mean):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_ssd300_computes_what_the_source_computes(source, tmp_path):
+def test_ssd300_computes_the_same_as_the_source(source, tmp_path):
     name, theirs = source
     path = write(name, theirs, tmp_path / "a.pth")
     model = ssd300(5, width=WIDTH).eval()
@@ -422,7 +422,7 @@ def test_mdssd_starts_from_an_ssd_with_batch_norm(tmp_path):
     assert "heads.conv8_2.conf.weight" not in taken
 
 
-def test_what_a_model_starts_from_is_none_of_its_options(checkpoint):
+def test_init_is_not_an_option_of_the_model(checkpoint):
     model = ssd300(3, width=WIDTH, init=checkpoint)
     assert model.config() == ssd300(3, width=WIDTH).config()
     save_checkpoint(checkpoint, model, classes=["a", "b"], mean=MEAN_RGB, extra={})
@@ -437,7 +437,7 @@ def test_every_constructor_refuses_a_wrong_start(name):
         getattr(mdssd, name)(3, width=WIDTH, init={"w": torch.zeros(1)})
 
 
-def test_what_is_no_checkpoint_or_does_not_fit_is_refused(checkpoint):
+def test_other_files_and_misfits_are_refused(checkpoint):
     with pytest.raises(FileNotFoundError, match="load_pretrained: .*no.json: no such file"):
         ssd300(3, width=WIDTH, init=checkpoint.with_name("no.json"))
     with pytest.raises(ValueError, match="best.json: no tensor fits: it is .*'ssd300'"):
