@@ -26,6 +26,7 @@ def info() -> str:
         Several lines of text without a final line end.
 
     Example:
+        >>> from mdssd.info import info
         >>> print(info())  # doctest: +ELLIPSIS
         mdssd     ...
         python    ...

@@ -63,6 +63,7 @@ class PriorLayer:
         first: centre of the first cell, in input pixels; None means half a step.
 
     Example:
+        >>> from mdssd.priors import PriorLayer
         >>> PriorLayer(size=38, step=8, min_size=30, max_size=60, aspect_ratios=(2,)).per_cell
         4
     """
@@ -91,6 +92,7 @@ def ssd_prior_layers(image_size: int, scales: str = "voc") -> tuple[PriorLayer, 
         ValueError: an argument has another value.
 
     Example:
+        >>> from mdssd.priors import ssd_prior_layers
         >>> [layer.size for layer in ssd_prior_layers(300)]
         [38, 19, 10, 5, 3, 1]
     """
@@ -126,6 +128,7 @@ def mdssd_prior_layers(image_size: int, scales: str = "voc") -> tuple[PriorLayer
         ValueError: an argument has another value.
 
     Example:
+        >>> from mdssd.priors import mdssd_prior_layers
         >>> [layer.size for layer in mdssd_prior_layers(300)]
         [75, 38, 19, 10, 5, 3, 1]
         >>> [mdssd_prior_layers(300, scales)[0].min_size for scales in ("voc", "coco", "small")]
@@ -164,6 +167,7 @@ def dssd_prior_layers(image_size: int, scales: str) -> tuple[PriorLayer, ...]:
         ValueError: an argument has another value.
 
     Example:
+        >>> from mdssd.priors import dssd_prior_layers
         >>> [layer.size for layer in dssd_prior_layers(321, "voc")]
         [40, 20, 10, 5, 3, 1]
     """
@@ -211,6 +215,7 @@ def make_priors(
     Source: SSD section 2.2 and its code's PriorBox layer.
 
     Example:
+        >>> from mdssd.priors import PriorLayer, make_priors, ssd_prior_layers
         >>> make_priors(ssd_prior_layers(300), 300).shape
         torch.Size([8732, 4])
         >>> layer = PriorLayer(size=1, step=100, min_size=50, max_size=50, aspect_ratios=())

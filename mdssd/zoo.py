@@ -86,6 +86,7 @@ def ssd300(
 
     Example:
         >>> import torch
+        >>> from mdssd import ssd300
         >>> loc, logits = ssd300(3, width=0.0625)(torch.zeros(1, 3, 300, 300))
         >>> loc.shape, logits.shape
         (torch.Size([1, 8732, 4]), torch.Size([1, 8732, 3]))
@@ -103,6 +104,7 @@ def ssd512(
     [B, 24564, num_classes]. The arguments are those of `ssd300`.
 
     Example:
+        >>> from mdssd import ssd512
         >>> ssd512(3, width=0.0625).priors.shape
         torch.Size([24564, 4])
     """
@@ -127,6 +129,7 @@ def mdssd300(
     deconvolutions; the padding here is the one that makes the map sizes meet.
 
     Example:
+        >>> from mdssd import mdssd300
         >>> model = mdssd300(3, width=0.0625, prior_scales="small")
         >>> model.priors.shape
         torch.Size([31232, 4])
@@ -144,6 +147,7 @@ def mdssd512(
     [B, 90100, num_classes]. The arguments are those of `mdssd300`.
 
     Example:
+        >>> from mdssd import mdssd512
         >>> mdssd512(3, width=0.0625).priors.shape
         torch.Size([90100, 4])
     """
@@ -168,6 +172,7 @@ def ssd321(
     Source: DSSD (Fu et al., 2017) and its code.
 
     Example:
+        >>> from mdssd import ssd321
         >>> ssd321(3, width=0.0625).priors.shape
         torch.Size([17080, 4])
     """
@@ -185,6 +190,7 @@ def ssd513(
     be "coco".
 
     Example:
+        >>> from mdssd import ssd513
         >>> ssd513(3, width=0.0625).priors.shape
         torch.Size([43688, 4])
     """
@@ -202,6 +208,7 @@ def dssd321(
     starting from an `ssd321`; see `freeze`.
 
     Example:
+        >>> from mdssd import dssd321
         >>> model = dssd321(3, width=0.0625)
         >>> model.freeze("base")  # the first stage
         >>> model.frozen
@@ -221,6 +228,7 @@ def dssd513(
     starting from an `ssd513`; see `freeze`.
 
     Example:
+        >>> from mdssd import dssd513
         >>> dssd513(3, width=0.0625).priors.shape
         torch.Size([43688, 4])
     """

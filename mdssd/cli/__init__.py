@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         what is wrong. 130: interrupted by Ctrl-C. 143: terminated by SIGTERM.
 
     Example:
+        >>> from mdssd.cli import main
         >>> main(["--version"])
         mdssd 0.1.0
         0

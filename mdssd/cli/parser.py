@@ -27,6 +27,7 @@ def make_parser() -> argparse.ArgumentParser:
         mdssd/cli/commands that runs them.
 
     Example:
+        >>> from mdssd.cli.parser import make_parser
         >>> arguments = make_parser().parse_args(["detect", "run", "a.jpg", "--csv"])
         >>> arguments.command, arguments.images, arguments.csv
         ('detect', ['a.jpg'], True)

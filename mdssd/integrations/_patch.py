@@ -28,6 +28,7 @@ class Patch:
     Undo several patches of the same attribute in reverse order.
 
     Example:
+        >>> from mdssd.integrations._patch import Patch, Replacement
         >>> from types import SimpleNamespace
         >>> codebase = SimpleNamespace(nms="slow")
         >>> with Patch([Replacement(codebase, "nms", "fast")]):

@@ -53,6 +53,7 @@ def patch(*targets: Any) -> Patch:
         TypeError: a target is neither. Nothing is replaced then.
 
     Example:
+        >>> from mdssd.integrations.lufficc import assign_priors, patch
         >>> import ssd  # doctest: +SKIP
         >>> with patch(ssd):  # doctest: +SKIP
         ...     train()

@@ -57,6 +57,7 @@ def patch(*targets: Any) -> Patch:
         TypeError: the target is not that package. Nothing is replaced then.
 
     Example:
+        >>> from mdssd.integrations.nvidia import encode, patch
         >>> import ssd  # doctest: +SKIP
         >>> with patch(ssd):  # doctest: +SKIP
         ...     train()

@@ -43,6 +43,7 @@ def patch(*targets: Any) -> Patch:
         TypeError: the target is not that package. Nothing is replaced then.
 
     Example:
+        >>> from mdssd.integrations.qfgaohao import hard_nms, patch
         >>> import vision  # doctest: +SKIP
         >>> with patch(vision):  # doctest: +SKIP
         ...     train()

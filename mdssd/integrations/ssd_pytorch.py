@@ -51,6 +51,7 @@ def patch(*targets: Any) -> Patch:
         TypeError: a target is neither. Nothing is replaced then.
 
     Example:
+        >>> from mdssd.integrations.ssd_pytorch import nms, patch
         >>> import layers  # doctest: +SKIP
         >>> with patch(layers):  # doctest: +SKIP
         ...     train()

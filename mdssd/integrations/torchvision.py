@@ -57,6 +57,7 @@ def patch(*targets: Any) -> Patch:
         TypeError: a target is neither. Nothing is replaced then.
 
     Example:
+        >>> from mdssd.integrations.torchvision import batched_nms, patch
         >>> import torchvision  # doctest: +SKIP
         >>> model = torchvision.models.detection.ssd300_vgg16()  # doctest: +SKIP
         >>> with patch(model, torchvision):  # doctest: +SKIP

@@ -33,6 +33,7 @@ class Loaded:
         mean: RGB, 0-255; subtract it from the pixels.
 
     Example:
+        >>> from mdssd.models import Loaded
         >>> loaded = Loaded("a checkpoint of ssd300", ("a.weight",), ("b.weight",), (), (0, 0, 0))
         >>> f"{len(loaded.taken)} tensors from {loaded.layout}"
         '1 tensors from a checkpoint of ssd300'
@@ -85,6 +86,7 @@ class SingleShotDetector(nn.Module):
         loaded: the result of the constructor's `init`; None without it.
 
     Example:
+        >>> from mdssd.models import SingleShotDetector
         >>> import mdssd
         >>> model = mdssd.ssd300(3, width=0.0625)
         >>> isinstance(model, SingleShotDetector), model.name, len(model.priors)

@@ -41,6 +41,7 @@ def build(config: Mapping[str, Any]) -> SingleShotDetector:
         ValueError: the model or a key is unknown, or a value is out of range.
 
     Example:
+        >>> from mdssd.models import build
         >>> model = build({"model": "ssd300", "num_classes": 3, "width": 0.0625})
         >>> model.name, model.num_classes, model.options.prior_scales
         ('ssd300', 3, 'voc')

@@ -40,6 +40,7 @@ class ResNetSSD(SingleShotDetector):
     and `mdssd.ssd513` make it.
 
     Example:
+        >>> from mdssd.models import ModelOptions, ResNetSSD
         >>> ResNetSSD(321, ModelOptions(3, width=0.0625, batch_norm=True)).priors.shape
         torch.Size([17080, 4])
     """
@@ -141,6 +142,7 @@ class DSSD(ResNetSSD):
     and priors are those of `ResNetSSD`. `mdssd.dssd321` and `mdssd.dssd513` make it.
 
     Example:
+        >>> from mdssd.models import DSSD, ModelOptions
         >>> DSSD(321, ModelOptions(3, width=0.0625, batch_norm=True)).priors.shape
         torch.Size([17080, 4])
     """

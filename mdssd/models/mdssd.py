@@ -85,6 +85,7 @@ class MDSSD(SingleShotDetector):
     16, 8, 4, 2, 1 for 512 (90100). `mdssd.mdssd300` and `mdssd.mdssd512` make it.
 
     Example:
+        >>> from mdssd.models import MDSSD, ModelOptions
         >>> MDSSD(300, ModelOptions(3, width=0.0625)).priors.shape
         torch.Size([31232, 4])
     """

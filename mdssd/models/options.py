@@ -15,6 +15,7 @@ class ModelOptions:
     constructors' signatures, `model.config()`, checkpoints and recipes follow the fields.
 
     Example:
+        >>> from mdssd.models import ModelOptions
         >>> ModelOptions(3, width=0.5)  # doctest: +NORMALIZE_WHITESPACE
         ModelOptions(num_classes=3, width=0.5, batch_norm=False, prior_scales='voc',
                      clip_priors=False, truncate_sizes=False)

@@ -27,6 +27,7 @@ class SSD(SingleShotDetector):
     2, 1 for 512 (24564). `mdssd.ssd300` and `mdssd.ssd512` make it.
 
     Example:
+        >>> from mdssd.models import ModelOptions, SSD
         >>> SSD(300, ModelOptions(3, width=0.0625)).priors.shape
         torch.Size([8732, 4])
     """

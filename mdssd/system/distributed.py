@@ -91,6 +91,7 @@ def part(items: Sequence[T]) -> Sequence[T]:
     Shares are consecutive. If they cannot be equal, the first ranks have one item more.
 
     Example:
+        >>> from mdssd.system.distributed import part
         >>> part([1, 2, 3])  # a single process has them all
         [1, 2, 3]
     """
@@ -121,6 +122,7 @@ def process_group(device: str) -> Iterator[str]:
         ValueError: the device is neither "cpu" nor "cuda", or there are fewer GPUs than processes.
 
     Example:
+        >>> from mdssd.system.distributed import process_group, world_size
         >>> with process_group("cpu") as device:
         ...     print(device, world_size())
         cpu 1

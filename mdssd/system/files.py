@@ -33,7 +33,9 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
         OSError: the folder is missing or cannot be written.
 
     Example:
+        >>> from pathlib import Path
         >>> import tempfile
+        >>> from mdssd.system.files import atomic_write
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = Path(folder) / "a.txt"
         ...     with atomic_write(path) as file:

@@ -20,6 +20,7 @@ def keep_memory() -> bool:
         Whether the setting was possible.
 
     Example:
+        >>> from mdssd.system.memory import keep_memory
         >>> keep_memory() in (True, False)
         True
     """

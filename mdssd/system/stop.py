@@ -36,6 +36,7 @@ class StopRequest:
 
     Example:
         >>> import signal
+        >>> from mdssd.system.stop import StopRequest
         >>> with StopRequest() as stop:
         ...     signal.raise_signal(signal.SIGTERM)
         ...     stop.asked
@@ -98,6 +99,7 @@ def interruptible() -> Iterator[None]:
 
     Example:
         >>> import signal
+        >>> from mdssd.system.stop import interruptible
         >>> with interruptible():
         ...     try:
         ...         exec("signal.raise_signal(signal.SIGINT)")

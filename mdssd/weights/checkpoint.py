@@ -70,6 +70,7 @@ def save_checkpoint(
         OSError: the folder is missing or cannot be written.
 
     Example:
+        >>> from mdssd.weights.checkpoint import load_checkpoint, save_checkpoint
         >>> import tempfile, mdssd
         >>> model = mdssd.ssd300(3, width=0.0625)
         >>> facts = {"classes": ["cat", "dog"], "mean": (123, 117, 104), "extra": {"epoch": 7}}
@@ -177,6 +178,7 @@ def load_checkpoint(
             another format, inconsistent, or has other classes or another input size.
 
     Example:
+        >>> from mdssd.weights.checkpoint import load_checkpoint, save_checkpoint
         >>> import tempfile, mdssd
         >>> model = mdssd.ssd300(3, width=0.0625)
         >>> facts = {"classes": ["cat", "dog"], "mean": (123, 117, 104), "extra": {}}

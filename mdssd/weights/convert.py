@@ -57,6 +57,8 @@ def convert(
         ValueError: the file is of no published SSD (see `load_pretrained`), or of a trunk only.
 
     Example:
+        >>> from mdssd.models import build
+        >>> from mdssd.weights.convert import convert
         >>> import tempfile, torch
         >>> from mdssd.weights.published import LAYOUTS
         >>> pytorch = next(layout for layout in LAYOUTS if layout.name == "ssd.pytorch")

@@ -56,6 +56,7 @@ def load_pretrained(
             superfluous, renamed, of another shape or not finite. The model is then unchanged.
 
     Example:
+        >>> from mdssd import load_pretrained
         >>> import mdssd, tempfile
         >>> from mdssd.weights.checkpoint import save_checkpoint
         >>> ssd = mdssd.ssd300(2, width=0.0625)
