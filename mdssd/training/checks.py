@@ -82,7 +82,7 @@ def _check_eval_dataset(eval_dataset: DetectionDataset, dataset: DetectionDatase
 def _decode_all(dataset: DetectionDataset, progress: bool) -> None:
     own = distributed.part(range(len(dataset)))
     paths = [path for i in own if (path := dataset.image_path(i)) is not None]
-    hidden = not (progress and distributed.is_main())
+    hidden = not (paths and progress and distributed.is_main())
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         decoded = pool.map(_decode, paths)
         for _ in tqdm(decoded, "check images", len(paths), disable=hidden, leave=False):
