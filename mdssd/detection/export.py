@@ -1,7 +1,7 @@
-"""A detector as a file for other programs: ONNX, torch.export, AOTInductor.
+"""Exports a detector for other programs: as ONNX, torch.export or AOTInductor.
 
-Each takes pixels and gives what `ops.detection_output` gives, in one call: ONNX without this code,
-the others after `import mdssd.ops`.
+An exported file turns pixels into the result of `ops.detection_output` in one call. ONNX needs none
+of this package; the other two need `import mdssd.ops` first.
 """
 
 from __future__ import annotations
@@ -15,20 +15,17 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mdssd import ops
 from mdssd.detection.onnx import onnx_model, traced
-from mdssd.models.vgg import MEAN_RGB
+from mdssd.models import MEAN_RGB, SingleShotDetector
 from mdssd.names import EXPORTS
 from mdssd.system.files import atomic_write
 from mdssd.weights.checkpoint import check_classes
-
-if TYPE_CHECKING:
-    from mdssd.models import SingleShotDetector
 
 
 class _Pipeline(nn.Module):
@@ -62,38 +59,53 @@ def export(
     top_k: int = 400,
     max_detections: int = 200,
 ) -> None:
-    """Write the whole detector, from pixels to detections, into one file.
+    """Write a whole detector, from pixels to detections, into one file.
 
-    Input "pixels" [batch, S, S, 3] uint8: RGB, the image resized to S x S, one image or more.
-    Outputs "boxes" [batch, K, 4] float32 xyxy, 0-1, not clipped; "scores" [batch, K], falling;
-    "labels" [batch, K] int64, from 1; "count" [batch] int64, behind which all rows are 0; K is
-    `max_detections`. With the file come the classes, the mean, S and the settings.
+    The input "pixels" [batch, S, S, 3] uint8 RGB holds one or more images, resized to S x S. The
+    outputs are "boxes" [batch, K, 4] float32 xyxy, 0-1, not clipped; "scores" [batch, K] in
+    descending order; "labels" [batch, K] int64, from 1; and "count" [batch] int64: the rows from
+    `count` on are 0. K is `max_detections`. The file also holds the classes, the mean, S and the
+    settings.
 
     Args:
-        model: a model of `mdssd.models` in float32; it is put in evaluation mode.
-        form: "onnx": standard operators only, NonMaxSuppression among them; metadata_props hold the
-            facts, as JSON; takes the packages onnx and onnxscript. "pt2": for `torch.export.load`
-            after `import mdssd.ops`, which it calls; the extra file mdssd.json holds the facts.
-            "aoti": compiled, with a C++ compiler, for the device that the model is on, for
-            `torch._inductor.aoti_load_package`, also after `import mdssd.ops`.
+        model: a model of `mdssd.models` in float32. It is put in evaluation mode.
+        path: the file to write.
+        form: "onnx" uses ONNX's standard operators only; the facts are in metadata_props, as JSON.
+            "pt2" is for `torch.export.load`; the facts are in its extra file mdssd.json. "aoti" is
+            compiled for the model's device, by a C++ compiler, for
+            `torch._inductor.aoti_load_package`.
         classes: names of labels 1, 2 ...
-        mean: RGB, subtracted from the pixels (0-255), inside.
-        score_threshold, nms_threshold, top_k, max_detections: as in `ops.detection_output`.
+        mean: the mean of each channel (RGB, 0-255), which the exported program subtracts.
+        score_threshold, nms_threshold, top_k, max_detections: see `ops.detection_output`.
 
-    Raises ValueError or TypeError for arguments out of range, ImportError where a package is
-    missing, OSError where the file cannot be written.
+    Raises:
+        ValueError, TypeError: an argument is out of range.
+        ImportError: "onnx" needs the packages onnx and onnxscript.
+        OSError: the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> import mdssd, torch
+        >>> from mdssd.detection.export import export
+        >>> model = mdssd.ssd300(2, width=0.0625)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     export(model, f"{folder}/model.pt2", form="pt2", classes=["cell"])
+        ...     program = torch.export.load(f"{folder}/model.pt2").module()
+        >>> boxes, scores, labels, count = program(torch.zeros(3, 300, 300, 3, dtype=torch.uint8))
+        >>> boxes.shape
+        torch.Size([3, 200, 4])
     """
     if form not in EXPORTS:
         raise ValueError(f"export: form: expected one of {list(EXPORTS)}, got {form!r}")
     check_classes("export", classes, model.num_classes)
+    if len(mean) != 3 or not all(map(math.isfinite, mean)):
+        raise ValueError(f"export: mean: expected three finite numbers, got {list(mean)}")
     settings: dict[str, Any] = {
         "score_threshold": score_threshold,
         "nms_threshold": nms_threshold,
         "top_k": top_k,
         "max_detections": max_detections,
     }
-    if len(mean) != 3 or not all(map(math.isfinite, mean)):
-        raise ValueError(f"export: mean: expected three finite numbers, got {list(mean)}")
     nothing = model.priors.new_zeros(0, 4)
     ops.detection_output(nothing[None], nothing[None, :, :2], nothing, **settings)  # checks them
     facts: dict[str, Any] = {
@@ -104,26 +116,30 @@ def export(
         **settings,
     }
     model.eval()
-    path = Path(path)
     with torch.no_grad(), _quiet():
         if form == "onnx":
             content = onnx_model(model, facts).SerializeToString()
-            with atomic_write(path, "wb") as file:
-                file.write(content)
-            return
-        program = traced(_Pipeline(model, facts["mean"], settings), _pixels(model))
-        with atomic_write(path, "wb") as file, tempfile.TemporaryDirectory() as folder:
-            package = Path(folder) / "model.pt2"
-            if form == "pt2":
-                torch.export.save(program, package, extra_files={"mdssd.json": json.dumps(facts)})
-            else:
-                texts = {name: json.dumps(value) for name, value in facts.items()}
-                torch._inductor.aoti_compile_and_package(
-                    program,
-                    package_path=str(package),
-                    inductor_configs={"aot_inductor.metadata": texts},
-                )
-            file.write(package.read_bytes())
+        else:
+            content = _program(_Pipeline(model, facts["mean"], settings), form, facts)
+    with atomic_write(path, "wb") as file:
+        file.write(content)
+
+
+def _program(pipeline: _Pipeline, form: str, facts: dict[str, Any]) -> bytes:
+    """Return the bytes of a "pt2" or "aoti" file."""
+    program = traced(pipeline, _pixels(pipeline.model))
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder) / "model.pt2"
+        if form == "pt2":
+            torch.export.save(program, package, extra_files={"mdssd.json": json.dumps(facts)})
+        else:
+            texts = {name: json.dumps(value) for name, value in facts.items()}
+            torch._inductor.aoti_compile_and_package(
+                program,
+                package_path=str(package),
+                inductor_configs={"aot_inductor.metadata": texts},
+            )
+        return package.read_bytes()
 
 
 def _pixels(model: SingleShotDetector) -> Tensor:
@@ -133,7 +149,7 @@ def _pixels(model: SingleShotDetector) -> Tensor:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what PyTorch's exporters say of packages that are not needed and of themselves."""
+    """Suppress the exporters' messages about packages that are not needed and about themselves."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

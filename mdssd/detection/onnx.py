@@ -14,12 +14,13 @@ from mdssd.ops._settings import VARIANCES
 
 
 def traced(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    """Export a module for any number of images, from an example of two."""
     batch = torch.export.Dim("batch", min=1)
     return torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
 
 
 def onnx_model(model: SingleShotDetector, facts: dict[str, Any]) -> Any:
-    """The network as PyTorch exports it, between nodes for the pixels and for the detections."""
+    """Return the network as PyTorch exports it, between nodes for the pixels and the detections."""
     try:
         import onnx
         import onnxscript  # noqa: F401  # torch.onnx needs it
@@ -68,9 +69,10 @@ def onnx_model(model: SingleShotDetector, facts: dict[str, Any]) -> Any:
 
 
 def _detection_nodes(priors: Tensor, facts: dict[str, Any]) -> tuple[dict[str, Tensor], list[Any]]:
-    """`ops.detection_output` in operators of ONNX, from "loc" and "logits"; the constants first.
+    """Return constants and nodes that compute `ops.detection_output` from "loc" and "logits".
 
-    Ties fall as there: TopK prefers the lower index, and the last one goes over prior, then class.
+    Ties are broken in the same way: TopK prefers the lower index, and the last TopK goes over the
+    priors first, then over the classes.
     """
     import onnx
 
@@ -122,7 +124,7 @@ def _detection_nodes(priors: Tensor, facts: dict[str, Any]) -> tuple[dict[str, T
         node("Where", "broken no_score probability", "sound"),
         node("Slice", "sound 1 end 2", "foreground"),
         node("Transpose", "foreground", "by_class", perm=[0, 2, 1]),  # [B, C - 1, N]
-        # NonMaxSuppression knows no limit ahead of it: the scores behind the best become 0.
+        # NonMaxSuppression has no limit on its candidates: the scores after the best become 0.
         node("TopK", "by_class candidates", "top_scores top_priors", axis=2),
         node("Shape", "by_class", "shape"),
         node("ConstantOfShape", "shape", "zeros"),

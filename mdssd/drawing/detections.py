@@ -1,4 +1,4 @@
-"""Pictures of detections that can be read: boxes, tags with class and score, a legend."""
+"""Draws detections on an image: boxes, tags with class and score, and a legend."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -16,8 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 Color = tuple[int, int, int]
 
-# Hues that are told apart on skin, soil, grass, sky and asphalt, and from each other; the classes
-# beyond go round the colour wheel by the golden angle, which never comes close to repeating.
+# Colours that differ from each other and from skin, soil, grass, sky and asphalt. Further classes
+# step round the colour wheel by the golden angle, which never nearly repeats a hue.
 _PALETTE: tuple[Color, ...] = (
     (255, 140, 0),
     (0, 200, 255),
@@ -37,7 +37,7 @@ _LONGEST_SIDE = 4096
 
 
 def class_color(label: int) -> Color:
-    """The RGB colour of a class; label 1 is the first."""
+    """Return the RGB colour of a label, which counts from 1."""
     if label <= len(_PALETTE):
         return _PALETTE[label - 1]
     k = label - len(_PALETTE)
@@ -56,74 +56,116 @@ def draw_detections(
     min_side: int = 900,
     legend: bool = True,
 ) -> NDArray[np.uint8]:
-    """A copy of the image with boxes, tags such as "car 0.87", and a legend in a strip below.
+    """Draw boxes, tags such as "car 0.87", and a legend in a strip below, on a copy of an image.
 
-    image: uint8 [H, W, 3] RGB, left as it is. boxes_xyxy: [K, 4] in its pixels; labels: [K]
-    from 1; scores: [K], or None for tags that name the class alone; arrays or tensors. classes:
-    names of labels 1, 2 ... gt: [M, 4] xyxy of the ground truth, drawn as thin dashed white boxes;
-    None where it is not known.
-    min_side: an image with a shorter side is enlarged to it (as long as the longer stays below
-    4096 pixels), so that tags on objects of 20 pixels can be read.
-    Where objects crowd, a tag goes beside, below or inside its box, shrinks to the score or, as
-    the last resort, is left out: colour and legend still tell the class. Tags never overlap.
-    K and M may be 0; boxes are clipped to the image. Returns uint8 RGB of the enlarged size, plus
-    the strip.
-    Raises ValueError on shapes or labels that do not fit.
+    Where objects are crowded, a tag is placed beside, below or inside its box, is shortened to the
+    score or, as the last resort, is left out: the colour and the legend still tell the class. Tags
+    never overlap.
+
+    Args:
+        image: uint8 [H, W, 3] RGB. It is not changed.
+        boxes_xyxy: [K, 4] in pixels of the image, an array or a tensor. K may be 0. Boxes are
+            clipped to the image.
+        labels: [K], from 1.
+        scores: [K], or None for tags with the class alone.
+        classes: names of labels 1, 2 ...
+        gt: [M, 4] xyxy of the ground truth, drawn as thin dashed white boxes; None if unknown.
+        min_side: an image whose shorter side is below this is enlarged to it, so that tags on
+            objects of 20 pixels can be read. The longer side stays below 4096 pixels.
+        legend: whether to add the strip.
+
+    Returns:
+        uint8 RGB of the enlarged size, plus the strip.
+
+    Raises:
+        ValueError: a shape, a label or a number does not fit.
+
+    Example:
+        >>> import numpy as np
+        >>> from mdssd.drawing import draw_detections
+        >>> photo = np.zeros((300, 400, 3), np.uint8)
+        >>> boxes = [[10, 10, 60, 60]]
+        >>> draw_detections(photo, boxes, [1], [0.87], ["car"], legend=False).shape
+        (900, 1200, 3)
     """
+    found = _checked(image, boxes_xyxy, labels, scores, classes)
+    truth = None if gt is None else _boxes("gt", gt)
+    height, width = image.shape[:2]
+    scale = min(min_side / min(height, width), _LONGEST_SIDE / max(height, width))
+    if scale > 1:
+        size = (round(width * scale), round(height * scale))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC).astype(np.uint8)
+    canvas = Image.fromarray(image)
+    stretch = np.array([canvas.width / width, canvas.height / height] * 2)
+    edge = np.array(canvas.size * 2, np.float64)
+    found = found._replace(boxes=np.clip(found.boxes * stretch, 0, edge))
+    truth = None if truth is None else np.clip(truth * stretch, 0, edge)
+    short = min(canvas.size)
+    style = _Style(line=max(2, round(short / 300)), font=_font(max(13, round(short / 56))))
+    _draw(canvas, found, truth, classes, style)
+    if legend:
+        canvas = _with_legend(canvas, found.labels, classes, truth, style)
+    return np.array(canvas)
+
+
+class _Found(NamedTuple):
+    """Detections, checked: float64 [K, 4], int64 [K], and float64 [K] or None."""
+
+    boxes: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    scores: NDArray[np.float64] | None
+
+
+def _checked(
+    image: NDArray[np.uint8], boxes_xyxy: Any, labels: Any, scores: Any, classes: Sequence[str]
+) -> _Found:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(
             "draw_detections: image: expected a non-empty uint8 array [H, W, 3], "
             f"got {image.dtype} {list(image.shape)}"
         )
     boxes = _boxes("boxes_xyxy", boxes_xyxy)
-    truth = None if gt is None else _boxes("gt", gt)
     names = np.asarray(labels).reshape(-1).astype(np.int64)
-    known = scores is not None
-    values = np.asarray(scores if known else np.ones(len(names)), dtype=np.float64).reshape(-1)
-    if not len(boxes) == len(names) == len(values):
+    values = None if scores is None else np.asarray(scores, np.float64).reshape(-1)
+    count = len(names) if values is None else len(values)
+    if not len(boxes) == len(names) == count:
         raise ValueError(
             "draw_detections: expected as many labels and scores as boxes, "
-            f"got {len(names)} and {len(values)} for {len(boxes)}"
+            f"got {len(names)} and {count} for {len(boxes)}"
         )
     if len(names) and not (1 <= names.min() and names.max() <= len(classes)):
         raise ValueError(
             f"draw_detections: labels: expected 1 to {len(classes)}, "
             f"got {names.min()} to {names.max()}"
         )
+    return _Found(boxes, names, values)
 
-    height, width = image.shape[:2]
-    scale = min(min_side / min(height, width), _LONGEST_SIDE / max(height, width))
-    if scale > 1:
-        size = (round(width * scale), round(height * scale))
-        image = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC).astype(np.uint8)
-        stretch = np.array([size[0] / width, size[1] / height] * 2)
-        boxes = boxes * stretch
-        truth = None if truth is None else truth * stretch
-    canvas = Image.fromarray(image)
-    edge = np.array(canvas.size * 2, np.float64)
-    boxes = np.clip(boxes, 0, edge)
-    truth = None if truth is None else np.clip(truth, 0, edge)
-    short = min(canvas.size)
-    style = _Style(line=max(2, round(short / 300)), font=_font(max(13, round(short / 56))))
+
+def _draw(
+    canvas: Image.Image,
+    found: _Found,
+    truth: NDArray[np.float64] | None,
+    classes: Sequence[str],
+    style: _Style,
+) -> None:
+    """Draw the boxes, the best on top, then the ground truth, then the tags."""
     pen = ImageDraw.Draw(canvas)
-
-    order = np.argsort(-values, kind="stable")
+    boxes, labels, scores = found
+    rank = np.zeros(len(boxes)) if scores is None else -scores
+    order = np.argsort(rank, kind="stable")
     for k in order[::-1]:
-        _box(pen, boxes[k], class_color(int(names[k])), style.line)
+        _box(pen, boxes[k], class_color(int(labels[k])), style.line)
     for box in truth if truth is not None else ():
         _dashed_box(pen, box, max(1, style.line // 3))
-    texts = [(classes[names[k] - 1],) * 2 for k in order]
-    if known:
+    texts = [(classes[labels[k] - 1],) * 2 for k in order]
+    if scores is not None:
         texts = [
-            (f"{text} {values[k]:.2f}", f"{values[k]:.2f}")
+            (f"{text} {scores[k]:.2f}", f"{scores[k]:.2f}")
             for (text, _), k in zip(texts, order, strict=True)
         ]
     for k, tag in zip(order, _place_tags(boxes[order], texts, canvas.size, style), strict=True):
         if tag is not None:
-            _tag(pen, tag, class_color(int(names[k])), style)
-    if legend:
-        canvas = _with_legend(canvas, names, classes, truth, style)
-    return np.array(canvas)
+            _tag(pen, tag, class_color(int(labels[k])), style)
 
 
 @dataclass(frozen=True)
@@ -168,14 +210,14 @@ def _boxes(argument: str, boxes_xyxy: Any) -> NDArray[np.float64]:
 
 @lru_cache(maxsize=8)
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    # Matplotlib brings DejaVu Sans, which has Greek, Cyrillic and accents; OpenCV's has ASCII only.
+    # Matplotlib contains DejaVu Sans, which has Greek, Cyrillic and accents. OpenCV's font has not.
     from matplotlib import get_data_path
 
     return ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
 def _rect(box: NDArray[np.float64]) -> tuple[int, int, int, int]:
-    """Whole pixels of a box, both corners inside, at least one pixel."""
+    """Return a box in whole pixels, with both corners inside it; it has at least one pixel."""
     x1, y1, x2, y2 = (round(float(v)) for v in box)
     return x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)
 
@@ -183,7 +225,7 @@ def _rect(box: NDArray[np.float64]) -> tuple[int, int, int, int]:
 def _box(pen: ImageDraw.ImageDraw, box: NDArray[np.float64], color: Color, line: int) -> None:
     x1, y1, x2, y2 = _rect(box)
     line = max(1, min(line, (x2 - x1) // 6, (y2 - y1) // 6))
-    # A dark edge on either side keeps the colour visible on a background of the same colour.
+    # Dark lines on both sides keep the colour visible on a background of the same colour.
     pen.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=_BLACK)
     if min(x2 - x1, y2 - y1) > 2 * line + 2:
         pen.rectangle((x1 + line, y1 + line, x2 - line, y2 - line), outline=_BLACK)
@@ -197,7 +239,7 @@ def _dashed_box(pen: ImageDraw.ImageDraw, box: NDArray[np.float64], line: int) -
 
 
 def _dashes(pen: ImageDraw.ImageDraw, ends: tuple[int, int, int, int], line: int) -> None:
-    """White dashes with black between them, from one end to the other of a straight line."""
+    """Draw a straight line of white dashes with black between them."""
     x1, y1, x2, y2 = ends
     dash = 3 * line + 3
     length = abs(x2 - x1) + abs(y2 - y1)
@@ -214,7 +256,7 @@ def _place_tags(
     size: tuple[int, int],
     style: _Style,
 ) -> list[_Tag | None]:
-    """A place for the tag of every box, the most certain first; None where there is no room."""
+    """Find a place for the tag of each box, in their order; None if there is no room."""
     tags: list[_Tag | None] = []
     taken = np.zeros((0, 4))
     for k, box in enumerate(boxes):
@@ -242,9 +284,10 @@ def _place_tag(
     style: _Style,
     hide: float,
 ) -> _Tag | None:
-    """The first of the usual places that hides least of other objects, and no tag.
+    """Return the tag at the place that hides least of other objects and no other tag.
 
-    hide: the part of another object that may be covered.
+    Ties go to the first of the usual places. `hide` is the fraction of another object that the tag
+    may cover.
     """
     x1, y1, x2, y2 = _rect(box)
     w, h = style.tag_width(text), style.tag_height
@@ -265,7 +308,7 @@ def _place_tag(
         spots += [(x1 + gap + 1, y1 + gap + 1), (x1 + gap + 1, y2 - gap - h)]
     best, least = None, float("inf")
     for preference, (x, y) in enumerate(spots):
-        # Sideways a tag may slide along its box into the picture; it must still touch the box.
+        # A tag may slide sideways into the picture, as long as it still touches its box.
         x = min(max(x, 0), size[0] - w)
         if y < 0 or y + h > size[1]:
             continue
@@ -283,12 +326,12 @@ def _place_tag(
 
 
 def _covers_own(spot: NDArray[np.float64], rect: tuple[int, int, int, int], number: int) -> bool:
-    """Whether a place meant to be beside the box was pushed over it by the picture's edge."""
+    """Whether the picture's edge has pushed a place beside the box onto the box."""
     return number < 8 and bool(_shared(spot, np.array([rect], np.float64))[0] > 0)
 
 
 def _shared(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Area that rectangle a [4] shares with each of b [N, 4]."""
+    """Return the area that rectangle a [4] shares with each rectangle of b [N, 4]."""
     w = np.minimum(a[2], b[:, 2]) - np.maximum(a[0], b[:, 0])
     h = np.minimum(a[3], b[:, 3]) - np.maximum(a[1], b[:, 1])
     shared: NDArray[np.float64] = np.maximum(w, 0.0) * np.maximum(h, 0.0)
@@ -301,7 +344,7 @@ def _tag(pen: ImageDraw.ImageDraw, tag: _Tag, color: Color, style: _Style) -> No
 
 
 def _ink(color: Color) -> Color:
-    """Black or white, whichever stands out more (relative luminance of WCAG 2)."""
+    """Return black or white, whichever contrasts more (relative luminance of WCAG 2)."""
     r, g, b = ((c / 255) ** 2.2 for c in color)
     return _BLACK if 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 else _WHITE
 
@@ -313,7 +356,7 @@ def _with_legend(
     truth: NDArray[np.float64] | None,
     style: _Style,
 ) -> Image.Image:
-    """The picture with a strip below it: colour, name and count of each class, ground truth."""
+    """Add a strip below: the colour, name and number of each class, and the ground truth."""
     present, counts = np.unique(names, return_counts=True)
     entries: list[tuple[str, Color | None]] = [
         (f"{classes[k - 1]}: {n}", class_color(int(k)))

@@ -1,4 +1,4 @@
-"""Files that the evaluation servers of PASCAL VOC and COCO take."""
+"""Detections as the evaluation servers of PASCAL VOC and COCO accept them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,34 @@ def write_submission(
     detections: Sequence[Mapping[str, Any]],
     classes: Sequence[str],
 ) -> list[Path]:
-    """Write what the server of the data set's layout takes into a folder; gives the paths.
+    """Write the detections in a data set as files for the server of its format.
 
-    See `write_voc_submission` and `write_coco_submission`. The latter's file is
-    detections_TESTSET_mdssd_results.json, with test-dev2017 of image_info_test-dev2017.json.
-    Raises ValueError for data of neither layout.
+    Args:
+        folder: where to write; it must exist.
+        dataset: a VOC folder or a COCO file.
+        detections: one dict per image of the data set, in order: "boxes" [D, 4] xyxy in pixels,
+            "scores" [D], "labels" [D].
+        classes: the detector's class names; label k is `classes[k - 1]`. Detections of a class
+            that the data set lacks are left out.
+
+    Returns:
+        The paths of the files: those of `write_voc_submission`, or of `write_coco_submission`
+        detections_TESTSET_mdssd_results.json. For image_info_test-dev2017.json, TESTSET is
+        test-dev2017.
+
+    Raises:
+        ValueError: the data set has another format, or does not fit the detections.
+
+    Example:
+        >>> import tempfile
+        >>> from mdssd.data import SyntheticScenes, VOCDataset, write_voc
+        >>> from mdssd.evaluation.submission import write_submission
+        >>> found = {"boxes": [[1.0, 2.0, 30.0, 40.0]], "scores": [0.5], "labels": [1]}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     dataset = VOCDataset(write_voc(SyntheticScenes(1), f"{folder}/voc"), "all")
+        ...     paths = write_submission(folder, dataset, [found], dataset.classes)
+        ...     paths[0].name, paths[0].read_text().split()[1:]
+        ('comp4_det_all_cross.txt', ['0.5', '1.000', '2.000', '30.000', '40.000'])
     """
     if dataset.submission == "voc":
         return write_voc_submission(folder, dataset, detections, classes)
@@ -41,16 +64,17 @@ def write_voc_submission(
     detections: Sequence[Mapping[str, Any]],
     classes: Sequence[str],
 ) -> list[Path]:
-    """Write `comp4_det_SPLIT_CLASS.txt` for each class of the data set; gives the paths.
+    """Write comp4_det_SPLIT_CLASS.txt for each class of the data set, and return the paths.
 
-    detections: one dict per image of the data set, in order: "boxes" [D, 4] xyxy, "scores" [D],
-    "labels" [D] (label k is classes[k - 1]). Those of a class that the data set has not are left
-    out.
-    A line is `image score xmin ymin xmax ymax`, images in order. The boxes are written as they
-    are, to a thousandth: a network trained on VOC's annotations, whose first pixel is 1, gives
-    its boxes in the same coordinates. A class without detections has an empty file.
-    Raises ValueError for a class name that cannot be part of a file name, an image name with
-    white space, or a list of another length.
+    A line is `image score xmin ymin xmax ymax`; the images come in order. A class without
+    detections has an empty file. The boxes are written unchanged, to a thousandth of a pixel: VOC
+    counts pixels from 1, and a network that is trained on VOC's annotations does so too.
+
+    The arguments are those of `write_submission`.
+
+    Raises:
+        ValueError: a class name cannot be part of a file name, an image name contains white
+            space, or there are not as many entries as images.
     """
     _check_length("write_voc_submission", dataset.image_ids, detections)
     for name in [str(dataset.split), *dataset.classes]:
@@ -78,11 +102,14 @@ def write_coco_submission(
     detections: Sequence[Mapping[str, Any]],
     classes: Sequence[str],
 ) -> Path:
-    """Write a list of {"image_id", "category_id", "bbox", "score"} as JSON; gives the path.
+    """Write a list of {"image_id", "category_id", "bbox", "score"} as JSON; return the path.
 
-    detections, classes: as for `write_voc_submission`. Ids are those of the data set's file;
-    bbox is [x, y, width, height] in pixels, to a hundredth, as COCO's own annotations.
-    Raises ValueError for a list of another length.
+    The ids are those of the data set's file. "bbox" is [x, y, width, height] in pixels, to a
+    hundredth, as in COCO's own annotations. The arguments are those of `write_submission`, except
+    for the path of the file.
+
+    Raises:
+        ValueError: there are not as many entries as images.
     """
     _check_length("write_coco_submission", dataset.image_ids, detections)
     category_of = {
@@ -109,12 +136,12 @@ def write_coco_submission(
 
 
 def _label(classes: Sequence[str], name: str) -> int:
-    """The detector's label of a class of the data set; 0, which no detection has, if none."""
+    """Return the detector's label of a class. It is 0, which no detection has, if it has none."""
     return list(classes).index(name) + 1 if name in classes else 0
 
 
 def _score(found: Mapping[str, Any], k: int) -> str:
-    # Nine digits tell every two float32 apart, so the order stays.
+    # Nine digits distinguish any two float32 values, so the order is kept.
     return f"{float(found['scores'][k]):.9g}"
 
 
