@@ -39,7 +39,7 @@ def check_tensor(
         raise TypeError(f"{op}: {argument}: expected dtype {names}; got {tensor.dtype}")
     if like is not None and tensor.device != like.device:
         raise ValueError(
-            f"{op}: {argument}: expected device {like.device} as of the first argument, "
+            f"{op}: {argument}: expected device {like.device} like the first argument, "
             f"got {tensor.device}"
         )
 
@@ -62,7 +62,7 @@ def check_same_dtype(op: str, argument: str, tensor: Tensor, like: Tensor) -> No
     """Check that two arguments have the same dtype."""
     if tensor.dtype != like.dtype:
         raise TypeError(
-            f"{op}: {argument}: expected dtype {like.dtype} as of the first argument, "
+            f"{op}: {argument}: expected dtype {like.dtype} like the first argument, "
             f"got {tensor.dtype}"
         )
 

@@ -89,7 +89,7 @@ def define(
     """Define the torch op `mdssd::<schema>`; return the function that calls it.
 
     Args:
-        schema: what torch.library takes. The first argument is a tensor. "{settings}", after the
+        schema: that of torch.library. The first argument is a tensor. "{settings}", after the
             tensors, stands for the fields of `settings`.
         reference, cpp, cuda: the backends' forms. Like `fake` and `setup_context` they take the
             tensors and then, if there are any, the settings as a whole. `cuda` takes the module of

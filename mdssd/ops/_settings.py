@@ -1,4 +1,4 @@
-"""The settings of the operators: what a public function takes besides tensors, checked.
+"""The settings of the operators: the checked arguments of a public function besides tensors.
 
 The settings of a call travel whole, as the last argument of every backend's form. Each class has a
 twin of the same name and fields in csrc/ops.h, which csrc/bind.cpp fills. The fields are also the

@@ -166,7 +166,7 @@ def _next(threshold: float, towards: float, dtype: torch.dtype) -> float:
 def _check_num_priors(op: str, priors_cxcywh: Tensor, boxes: Tensor) -> None:
     if priors_cxcywh.shape[0] != boxes.shape[-2]:
         raise ValueError(
-            f"{op}: priors_cxcywh: expected shape [{boxes.shape[-2]}, 4] as of the first argument, "
+            f"{op}: priors_cxcywh: expected shape [{boxes.shape[-2]}, 4] like the first argument, "
             f"got {list(priors_cxcywh.shape)}"
         )
 
