@@ -1,4 +1,4 @@
-"""The charts of an evaluation report, as SVG that suits a light or a dark page."""
+"""The charts of an evaluation report, as SVG for a light or a dark page."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from mdssd.metrics.sizes import SIZES
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# More points on a curve than this cannot be told apart in a panel of three inches.
+# In a panel of three inches more points on a curve cannot be distinguished.
 _MOST_POINTS = 200
 _CLASSES_A_ROW = 7
 
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours: of the page, of text, of lines of the grid, and of five sizes from XS to XL."""
+    """The colours of the page, the text, the grid, the main line, and the five sizes XS to XL."""
 
     paper: str
     ink: str
@@ -45,8 +45,9 @@ DARK = Theme(
 
 
 def size_chart(sizes: SizeResult, classes: Sequence[str], theme: Theme) -> Figure:
-    """Normalised AP of each class by size as bars, and of all sizes as a dashed line; the mean
-    over the classes first. Seven classes in a row, as in the paper's Fig. 6.
+    """Draw the normalised AP of each class: a bar per size, and a dashed line for all sizes.
+
+    The mean over the classes comes first. A row has seven classes, as in the paper's Fig. 6.
     """
     names = ["mean of classes", *classes]
     values = np.vstack([sizes.mean_normalized_ap, sizes.normalized_ap])  # [1 + K, 5]
@@ -132,7 +133,7 @@ def curve_chart(voc12: VocResult, classes: Sequence[str], theme: Theme) -> Figur
 
 
 def svg(figure: Figure) -> bytes:
-    """The figure as SVG without a date; text stays text, so that the reader's fonts draw it."""
+    """Return the figure as SVG, without a date. Text stays text, for the reader's fonts."""
     import matplotlib
 
     buffer = io.BytesIO()
@@ -143,9 +144,9 @@ def svg(figure: Figure) -> bytes:
 
 
 def _panels(rows: int, columns: int, width: float, height: float, theme: Theme) -> Figure:
-    """A figure of panels, each of so many inches with what is written around it.
+    """Return a figure of panels; a panel and its labels take `width` x `height` inches.
 
-    Places are fixed, because Matplotlib takes seconds to lay out dozens of panels.
+    The places are fixed, because Matplotlib takes seconds to lay out dozens of panels.
     """
     from matplotlib.figure import Figure
 
@@ -183,7 +184,7 @@ def _style(axes: Any, theme: Theme) -> None:
 
 
 def _thin(recall: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The positions to draw: those where recall rises, thinned out evenly, and the last."""
+    """Return the positions to draw: those where recall rises, evenly thinned, and the last."""
     rises = np.flatnonzero(np.diff(recall, prepend=0.0) > 0)
     some = np.linspace(0, max(len(rises) - 1, 0), min(len(rises), _MOST_POINTS)).astype(np.int64)
     return np.unique([*rises[some], *range(len(recall))[-1:]]).astype(np.int64)

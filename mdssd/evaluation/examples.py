@@ -1,4 +1,4 @@
-"""The objects that were missed and the false detections most worth looking at, drawn."""
+"""Chooses the worst misses and the worst false detections, and draws them."""
 
 from __future__ import annotations
 
@@ -20,16 +20,20 @@ from mdssd.metrics.matching import TRUE, Matches, match
 
 # Pixels of a picture's longer side; the page shows it at 260 or more.
 _SIDE = 420
-# A picture shows this many times the subject's longer side, and at least so many pixels.
+# A picture shows this many times the subject's longer side, but at least _LEAST pixels.
 _SURROUNDINGS = 4.0
 _LEAST = 64
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A box [4] xyxy of an image (its position in the data set), and what is said of it.
+    """A box to show, and its caption.
 
-    detection: its number among the image's detections; None: it is an object that was missed.
+    Attributes:
+        image: the position of its image in the data set.
+        box_xyxy: the box [4].
+        caption, details: the text below the picture.
+        detection: its position among the image's detections; None for a missed object.
     """
 
     image: int
@@ -45,10 +49,10 @@ def misses(
     count: int,
     score_threshold: float,
 ) -> list[Subject]:
-    """At most so many objects that were found below score_threshold or not at all.
+    """Choose at most `count` objects that were not found, or with a score below the threshold.
 
-    Never found ones come first, of these the largest; then by rising score. The classes take
-    turns; one object of an image.
+    Objects that were never found come first, the largest of them first, then the others by
+    ascending score. The classes take turns, and no two objects are from the same image.
     """
     matches = _match(data, len(classes) + 1)
     boxes = np.concatenate([np.zeros((0, 4)), *(_array(t["boxes"]) for t in data.truth)])
@@ -72,7 +76,7 @@ def misses(
 
 
 def false_ones(data: EvalData, result: EvalResult, count: int) -> list[Subject]:
-    """At most so many false detections by falling score, one of an image."""
+    """Choose the `count` false detections with the highest scores, at most one per image."""
     matches = _match(data, len(result.classes) + 1)
     kinds = np.full(len(matches.scores), TRUE_KIND)
     for rows, of_rows in zip(result.errors.rows, result.errors.kinds, strict=True):
@@ -106,9 +110,9 @@ def show(
     classes: Sequence[str],
     score_threshold: float,
 ) -> bytes:
-    """A JPEG of the subject and what is around it, with detections and ground truth.
+    """Return a JPEG of the subject and its surroundings, with detections and ground truth.
 
-    Detections of score_threshold or more are drawn, and the subject's own.
+    The detections shown are those that reach `score_threshold`, and the subject itself.
     """
     image = dataset[subject.image].image
     height, width = image.shape[:2]
@@ -148,7 +152,7 @@ def _match(data: EvalData, num_classes: int) -> Matches:
 
 
 def _nearest_try(matches: Matches, n: int) -> str:
-    """What came nearest to an object that was never found."""
+    """Describe the best attempt at an object that was never found."""
     tries = np.flatnonzero(matches.nearest == n)
     if not tries.size or matches.iou[tries].max() <= 0:
         return "no detection of its class touches it"
@@ -157,14 +161,14 @@ def _nearest_try(matches: Matches, n: int) -> str:
 
 
 def _cut(iou: float) -> str:
-    # Not rounded: 0.50 would seem to be enough where 0.496 is not.
+    # Cut rather than rounded: an IoU of 0.496 must not read as 0.50, which would be a match.
     return f"{math.floor(100 * iou) / 100:.2f}"
 
 
 def _turns(
     ranked: NDArray[np.int64], labels: NDArray[np.int64], images: NDArray[np.int64], count: int
 ) -> list[int]:
-    """The first of each class, then the second of each ..., one of an image."""
+    """Order by turns: the first of each class, then the second of each; one per image."""
     seen: dict[int, int] = {}
     turn = []
     for n in ranked.tolist():
@@ -184,14 +188,14 @@ def _one_an_image(ranked: NDArray[np.int64], images: NDArray[np.int64], count: i
 
 
 def _span(centre: float, side: float, length: int) -> tuple[int, int]:
-    """Where a window of this side around a point begins and ends, moved into the image."""
+    """Return where a window around a point begins and ends, after it is moved into the image."""
     side = min(round(side), length)
     start = min(max(round(centre - side / 2), 0), length - side)
     return start, start + side
 
 
 def _lit(image: NDArray[np.uint8], box_xyxy: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """The image with all but the box and a margin darkened."""
+    """Darken the image, except for the box and a margin."""
     x1, y1, x2, y2 = box_xyxy
     margin = 3 + 0.1 * max(x2 - x1, y2 - y1)
     left, top = (max(0, round(v - margin)) for v in (x1, y1))
@@ -204,7 +208,7 @@ def _lit(image: NDArray[np.uint8], box_xyxy: NDArray[np.float64]) -> NDArray[np.
 def _inside(
     boxes: NDArray[np.float64], shown: NDArray[np.bool_], size: tuple[int, int]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Those of the shown boxes that reach into the picture, clipped to it, and their numbers."""
+    """Return the shown boxes that reach into the picture, clipped to it, and their positions."""
     clipped = np.clip(boxes, 0, np.array(size * 2))
     kept = np.flatnonzero(shown & ((clipped[:, 2:] - clipped[:, :2]) >= 2).all(axis=1))
     return clipped[kept], kept

@@ -1,4 +1,4 @@
-"""One HTML file that shows how a detector did, for any browser, without a network or scripts."""
+"""Writes an evaluation as one HTML file, for any browser, without a network or scripts."""
 
 from __future__ import annotations
 
@@ -48,11 +48,20 @@ def write_report(
 ) -> None:
     """Write the figures, charts and pictures of an evaluation as one HTML file.
 
-    data, dataset: what the result was computed from. pictures: how many of the worst misses,
-    and of the worst false positives, to show; they are read from the data set again.
-    Charts and pictures are inside the file. Names from the data are escaped. `path` is replaced
-    at once or not at all.
-    Raises ValueError where pictures is negative, DataError for an image that cannot be read.
+    Charts and pictures are inside the file, and names from the data are escaped. `path` is
+    replaced at once or not at all.
+
+    Args:
+        path: the file to write.
+        result: the figures.
+        data, dataset: the detections and the data set that the figures were computed from.
+        pictures: the number of worst misses, and of worst false positives, to show. Their images
+            are read from the data set again.
+
+    Raises:
+        ValueError: `pictures` is negative.
+        DataError: an image cannot be read.
+        OSError: the file cannot be written.
     """
     if pictures < 0:
         raise ValueError(f"write_report: pictures: expected 0 or more, got {pictures}")
@@ -68,9 +77,9 @@ def write_report(
         _confusion(result),
         _gallery(
             "Worst misses",
-            "Objects that no detection of their class found at IoU 0.5, or only one of a low "
-            "score, the lowest first, the largest first of those never found; the classes take "
-            "turns, one object of an image. " + _HOW_DRAWN.format(result.score_threshold),
+            "Objects that no detection of their class found at IoU 0.5, the largest first; then "
+            "objects that were found with a low score only, the lowest first. The classes take "
+            "turns, and each image is shown once. " + _HOW_DRAWN.format(result.score_threshold),
             missed,
             data,
             dataset,
@@ -78,7 +87,7 @@ def write_report(
         ),
         _gallery(
             "Worst false positives",
-            "False detections of the highest score, one of an image. "
+            "The false detections with the highest scores. Each image is shown once. "
             + _HOW_DRAWN.format(result.score_threshold),
             false,
             data,
@@ -138,16 +147,16 @@ def _by_class(result: EvalResult) -> str:
     ]
     total = ["mean", f"{voc.objects.sum():,}", f"{voc.detections.sum():,}", *map(_digits, means)]
     note = (
-        "<p>Average precision at IoU 0.5 over 11 recalls (VOC07) and over every recall (VOC12), "
-        "widths counted with both edge pixels, and as COCO defines it. A class without objects "
-        "(–) is left out of the mean.</p>"
+        "<p>VOC07 AP is the mean precision at 11 recalls, VOC12 AP the area under the whole curve, "
+        "both at IoU 0.5 and with both edge pixels counted in a width. COCO AP is COCO's own. A "
+        "class without objects (–) is left out of the mean.</p>"
     )
     return "<h2>Average precision</h2>" + note + _table(heads, rows, total)
 
 
 def _coco(result: EvalResult) -> str:
     if result.coco is None:
-        return "<h2>COCO</h2><p>Left out: pycocotools is not installed.</p>"
+        return "<h2>COCO</h2><p>COCO's figures are left out: pycocotools is not installed.</p>"
     figures = result.coco.figures
     rows = [[text, _digits(figures[name])] for text, name in _COCO_ROWS]
     return "<h2>COCO’s twelve figures</h2>" + _table(["", ""], rows)
@@ -157,10 +166,10 @@ def _sizes(result: EvalResult) -> str:
     sizes = result.sizes
     text = (
         "<p>The objects of each class are ranked by the area of their boxes: XS are the smallest "
-        "10%, S the next 20%, M 40%, L 20%, XL the largest 10% (Hoiem et al.). True detections of "
-        "other sizes are left out, false ones count against every size. Precision is normalised "
-        f"to {sizes.normal_objects:g} objects, so that sizes and classes can be compared. Dashed: "
-        "all sizes.</p>"
+        "10%, S the next 20%, M 40%, L 20%, XL the largest 10% (Hoiem et al.). For each size, true "
+        "detections of other sizes are left out, and every false detection counts. Precision is "
+        f"normalised to {sizes.normal_objects:g} objects, so that sizes and classes can be "
+        "compared. The dashed line is the AP of all sizes.</p>"
     )
     chart = _chart(
         lambda theme: charts.size_chart(sizes, result.classes, theme),
@@ -189,9 +198,10 @@ def _sizes(result: EvalResult) -> str:
         "<h2>Size of the objects</h2>"
         + text
         + chart
-        + "<p>Normalised AP (objects), and the greatest area in pixels of XS, S, M and L:</p>"
+        + "<p>Normalised AP with the number of objects, and the greatest area of XS, S, M and L in "
+        "square pixels:</p>"
         + _table(["class", *SIZES, "area up to"], normal, [*means[0], ""])
-        + "<p>AP as it is, not normalised:</p>"
+        + "<p>AP without normalisation:</p>"
         + _table(["class", *SIZES], plain, means[1])
     )
 
@@ -201,7 +211,7 @@ def _curves(result: EvalResult) -> str:
         lambda theme: charts.curve_chart(result.voc12, result.classes, theme),
         "precision over recall for each class",
     )
-    note = "<p>At IoU 0.5, with the VOC12 AP, the area under the thick line.</p>"
+    note = "<p>At IoU 0.5. VOC12 AP, in each title, is the area under the thick line.</p>"
     return "<h2>Precision and recall</h2>" + note + chart
 
 
@@ -224,13 +234,13 @@ def _errors(result: EvalResult) -> str:
         )
     heads = "".join(f"<th>{name}</th>" for name in ("class", "", *names))
     text = (
-        "<p>The first detections of each class by score, as many as it has objects. Localisation: "
-        "IoU of 0.1 to 0.5 with an object of the class, or a second detection of one. Similar and "
-        "other: IoU of 0.1 or more with an object of another class, in a group with this one or "
-        "not. Background: the rest.</p>"
+        "<p>Each class has N objects; these are its N best-scored detections. Localisation: the "
+        "IoU with an object of the class is 0.1 to 0.5, or the object was found already. Similar "
+        "and other: the IoU with an object of another class, similar or not, is at least 0.1. "
+        "Background: all others.</p>"
     )
     return (
-        f"<h2>What false positives are</h2>{text}<p>{legend}</p>"
+        f"<h2>Kinds of false positives</h2>{text}<p>{legend}</p>"
         f'<div class="scroll"><table><thead><tr>{heads}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
@@ -248,8 +258,9 @@ def _confusion(result: EvalResult) -> str:
         )
         rows.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
     text = (
-        f"<p>Detections with a score of {result.score_threshold:g} or more. Row: what the object "
-        "is; column: what it was taken for, at IoU 0.5. The colour is the share of the row.</p>"
+        f"<p>Detections with a score of at least {result.score_threshold:g}, matched at IoU 0.5. A "
+        "row is the class of an object, a column the class of its detection. The colour shows the "
+        "share of the row.</p>"
     )
     return (
         f'<h2>Confusion</h2>{text}<div class="scroll"><table class="confusion"><thead><tr>'
@@ -258,7 +269,7 @@ def _confusion(result: EvalResult) -> str:
 
 
 _HOW_DRAWN = (
-    "Solid: detections with a score of {0:g} or more. Dashed: the ground truth. "
+    "Solid boxes are detections with a score of at least {0:g}, dashed boxes the ground truth. "
     "The surroundings are darkened."
 )
 
@@ -298,7 +309,7 @@ def _speed(result: EvalResult) -> str:
 def _table(
     heads: Sequence[str], rows: Iterable[Sequence[str]], total: Sequence[str] | None = None
 ) -> str:
-    """A table of escaped text, the first column its rows' heads."""
+    """Return a table of escaped text. The first column holds the heads of the rows."""
 
     def line(cells: Sequence[str]) -> str:
         rest = "".join(f"<td>{escape(cell)}</td>" for cell in cells[1:])
@@ -314,7 +325,7 @@ def _table(
 
 
 def _chart(draw: Callable[[charts.Theme], Figure], text: str) -> str:
-    """A picture that follows the page from light to dark."""
+    """Return a chart in a light and a dark form, of which the browser shows one."""
     light, dark = (
         _data_uri("image/svg+xml", charts.svg(draw(theme))) for theme in (charts.LIGHT, charts.DARK)
     )

@@ -1,4 +1,4 @@
-"""Detector, evaluate and detect, on a model whose detections are known from the picture."""
+"""Detector, evaluate and detect, with a model whose detections are known from the picture."""
 
 import csv
 import dataclasses
@@ -25,7 +25,7 @@ RED, GREEN, GREY = (255, 0, 0), (0, 255, 0), (110, 105, 104)
 
 
 class Quadrants(nn.Module):
-    """Four priors, the quarters of the picture: a red one is class 1, a green one class 2."""
+    """A model with four priors, the quarters of the picture: red is class 1, green class 2."""
 
     input_size = 32
     num_classes = 3
@@ -132,7 +132,7 @@ def test_boxes_are_clipped_and_empty_ones_left_out():
     class Outside(Quadrants):
         def forward(self, images):
             loc, logits = super().forward(images)
-            # Centre of the first to the left by half its width, of the last by two widths out.
+            # The first box moves left by half its width, the last by two widths out of the image.
             loc[:, 0, 0], loc[:, 3, 0] = -5.0, 20.0
             return loc, logits
 
@@ -297,7 +297,7 @@ def test_checkpoint_gives_classes_and_mean(tmp_path):
 
 @dataclasses.dataclass
 class Scenes(DetectionDataset):
-    """A data set of quarter pictures: the colours of each tell its objects."""
+    """A data set of quarter pictures, whose colours are its objects."""
 
     colors: list
     classes: list = dataclasses.field(default_factory=lambda: ["red", "green"])
@@ -354,8 +354,8 @@ def test_evaluate_finds_all(detector, tmp_path):
 
 
 def test_evaluate_counts_misses_and_inventions(detector):
-    # The truth says that what is green is red: every green quarter is a false red one and an
-    # object missed, unless it is difficult.
+    # The ground truth calls green quarters red. So each of them is a false detection and a missed
+    # object, unless it is difficult.
     scenes = Scenes(COLORS, names={RED: "red", GREEN: "red"})
     result = evaluate(detector, scenes, progress=False)
     assert result.voc07.objects.tolist() == [10, 0]
@@ -514,7 +514,7 @@ def test_detect_replaces_no_photograph(detector, photos, tmp_path):
 
 def test_detect_gives_equal_names_a_number(detector, photos, tmp_path):
     save(photos / "deeper" / "b.jpg", picture([RED] * 4))
-    # "A" comes after "a": on a file system that ignores case its picture would replace the other.
+    # On a file system that ignores case, the picture of "A" would replace that of "a".
     save(photos / "deeper" / "A.png", picture([RED] * 4))
     report = detect(detector, [photos, photos / "deeper"], tmp_path / "out", progress=False)
     assert len({path.name.lower() for path in report.pictures}) == len(report.images) == 6
@@ -548,7 +548,7 @@ def test_detect_bad_options_are_named(detector, photos, tmp_path):
 
 
 class Killer(os.PathLike):
-    """A path whose reader dies; only a worker process may read it."""
+    """A path that kills the process that reads it, so only a worker may read it."""
 
     def __init__(self, path):
         self.path, self.caller = str(path), os.getpid()

@@ -1,4 +1,4 @@
-"""The exported files give the detections that the operators give."""
+"""An exported file returns the detections that the operators return."""
 
 import contextlib
 import io
@@ -36,7 +36,7 @@ def expected(model, pixels, mean=MEAN, **settings):
 
 
 def assert_same(got, want):
-    """The same rows, in the same order; what a rounding error of the network can change is not."""
+    """Compare rows and their order, except where rounding in the network can change them."""
     boxes, scores, labels, count = (np.asarray(value) for value in got)
     assert labels.dtype == count.dtype == np.int64
     np.testing.assert_array_equal(count, want.count.numpy())
@@ -58,7 +58,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def onnx_file(tmp_path_factory):
-    """Of the demo's network, by the command."""
+    """The demo's network, exported by the command."""
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
     path = tmp_path_factory.mktemp("export") / "model.onnx"
     with contextlib.redirect_stdout(io.StringIO()) as text:
@@ -155,7 +155,7 @@ def test_pt2_is_a_program_for_any_batch(model, tmp_path):
     export(model, tmp_path / "m.pt2", form="pt2", classes=CLASSES, mean=MEAN, score_threshold=0.1)
     files = {"mdssd.json": ""}
     loaded = torch.export.load(tmp_path / "m.pt2", extra_files=files)
-    # Infinity is a word in a compiled package, and loading ends at it.
+    # A compiled package stores infinity as a word, and cannot be loaded then.
     numbers = [x for node in loaded.graph.nodes for x in node.args if isinstance(x, float)]
     assert numbers and np.isfinite(numbers).all()
     program = loaded.module()

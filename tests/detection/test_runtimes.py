@@ -1,4 +1,4 @@
-"""Every runtime of Detector gives what "eager" gives; what cannot run says why."""
+"""Every runtime of Detector returns what "eager" returns, or says why it cannot run."""
 
 import sys
 
@@ -18,7 +18,7 @@ OPTIONS = {"score_threshold": 0.3, "max_detections": 10, "batch_size": 3}
 
 
 def model(build=mdssd300):
-    """One whose scores and boxes are in the range of a trained one's."""
+    """Make a model whose scores and boxes are in the range of a trained model's."""
     torch.manual_seed(0)
     network = build(4, width=0.0625, batch_norm=True)
     for module in network.modules():
@@ -55,14 +55,14 @@ def test_openvino_gives_the_detections_of_eager():
 
 
 def test_compile_gives_the_detections_of_eager():
-    # Of the smaller network and for one size, as it takes its time to compile.
+    # Only the smaller network and one batch size, as compiling is slow.
     eager = Detector(model(ssd300), **OPTIONS)
     other = Detector(model(ssd300), runtime="compile", **OPTIONS)
     assert_same_detections(other(images(5)), eager(images(5)), 1e-5)  # 3, and 2 filled up
 
 
 def test_bfloat16_gives_nearly_the_same():
-    """The whole pass in bfloat16 errs at most thrice as much as its rounded weights alone do."""
+    """The error of bfloat16 is at most three times that of rounding the weights alone."""
     eager, other = Detector(model(), **OPTIONS), Detector(model(), dtype=torch.bfloat16, **OPTIONS)
     rounded = Detector(model(), **OPTIONS)
     with torch.inference_mode():
@@ -127,7 +127,7 @@ def test_the_smallest_size_that_fits():
 def test_graphs_give_the_detections_of_eager(dtype):
     options = {**OPTIONS, "device": "cuda", "dtype": dtype, "batch_size": 4}
     eager, graph = Detector(model(), **options), Detector(model(), runtime="graph", **options)
-    # cuDNN may choose other algorithms for a capture; half precision rounds differently then.
+    # cuDNN may choose other algorithms for a capture, which round differently in half precision.
     tolerance = 1e-3 if dtype == torch.float32 else 0.05
     for seed, count in enumerate((3, 1, 4, 2, 5, 9)):
         got, want = graph(images(count, seed)), eager(images(count, seed))
@@ -143,7 +143,7 @@ def test_graphs_give_the_detections_of_eager(dtype):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_stream_through_graphs_is_its_images_one_by_one(workers):
     graph = Detector(model(), device="cuda", runtime="graph", **OPTIONS)
-    # Of the input's size, as workers resize with OpenCV and the GPU by itself.
+    # Images of the input's size, because workers resize with OpenCV and a GPU by its own operator.
     pictures = [graph._preprocess.warp(image) for image in images(17)]
     expected = [graph(picture)[0] for picture in pictures]
     for size in (1, 3):

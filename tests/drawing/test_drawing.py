@@ -1,4 +1,4 @@
-"""Pictures of detections: what is drawn where, and that it can be read."""
+"""Pictures of detections: each part is drawn in its place and can be read."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def count(image, color):
 
 
 def placed(monkeypatch):
-    """The tags of the next picture, as a list that is filled by drawing it."""
+    """Return a list that receives the tags of the next picture."""
     tags = []
     plain = draw._tag
     monkeypatch.setattr(
@@ -42,7 +42,7 @@ def test_the_outline_lies_on_the_box():
         assert tuple(picture[y, x]) == color
     for y, x in ((550, 400), (550, 290), (550, 510), (710, 450)):
         assert tuple(picture[y, x]) == (128, 128, 128)
-    # Dark on both sides, so that it shows on any background.
+    # The line is dark on both sides, so that it shows on any background.
     assert tuple(picture[550, 299]) == (0, 0, 0) and tuple(picture[550, 500]) == (0, 0, 0)
     assert tuple(picture[550, 303]) == (0, 0, 0)
 

@@ -1,4 +1,4 @@
-"""The HTML report: whole, self-contained, escaped; what its pictures and charts show."""
+"""The HTML report is complete, self-contained and escaped; its pictures and charts are right."""
 
 import base64
 import io
@@ -88,7 +88,7 @@ VOID = {"meta", "img", "br", "source"}
 
 
 class Checker(HTMLParser):
-    """Fails on tags that do not match; collects text, tags and what would be fetched."""
+    """Fails on tags that do not match. Collects the text, the tags and the addresses."""
 
     def __init__(self):
         super().__init__()
@@ -142,11 +142,11 @@ def test_the_tables_hold_the_figures(parsed, result):
     assert f"AP at IoU 0.75|{result.coco.figures['AP75']:.3f}" in text
     for heading in (
         "Average precision", "COCO’s twelve figures", "Size of the objects",
-        "Precision and recall", "What false positives are", "Confusion", "Worst misses",
+        "Precision and recall", "Kinds of false positives", "Confusion", "Worst misses",
         "Worst false positives", "Time per image",
     ):  # fmt: skip
         assert heading in text
-    # Confusion, row of class 1: of four objects 2 missed, 1 found, 1 taken for class 2.
+    # The row of class 1 in the confusion matrix: 2 missed, 1 found, 1 taken for class 2.
     assert "<b>&\"'|2|1|1|" in text
 
 
@@ -163,7 +163,7 @@ def test_every_embedded_picture_can_be_read(parsed):
         else:
             assert max(Image.open(io.BytesIO(content)).size) == 420
         kinds.append(kind)
-    # Two charts, light and dark; misses in all images; false ones in images 1 and 2.
+    # Two charts, each light and dark; misses in all images; false detections in images 1 and 2.
     assert kinds.count("svg+xml") == 4 and kinds.count("jpeg") == 5
 
 
@@ -243,13 +243,13 @@ def test_a_picture_shows_the_subject_lit_and_the_truth_dashed():
     found = Photos().found()
     subject = Subject(1, np.array([20.0, 20, 60, 60]), "", "")
     picture = np.asarray(Image.open(io.BytesIO(show(subject, found, Photos(), CLASSES, 0.99))))
-    # A window of 160 pixels, of which 120 are there in height: 420 x 315, 2.625 to a pixel.
+    # A window of 160 pixels in an image 120 high: 420 x 315, at 2.625 per pixel.
     assert picture.shape == (315, 420, 3)
     assert abs(int(picture[105, 105, 0]) - 100) < 6  # inside the subject, as it was
     assert abs(int(picture[290, 300, 0]) - 60) < 6  # around it, darkened
     edge = picture[52, 60:150].astype(int).max(axis=1)  # the subject's upper edge, y = 20
     assert edge.max() > 180 and edge.min() < 60  # white dashes with black between
-    # The detection of class 1 is drawn once the threshold lets it; so is the subject's own.
+    # The detection of class 1 is drawn if it reaches the threshold, and the subject always.
     colour = np.array(class_color(1))
     for options in ({"score_threshold": 0.5}, {"score_threshold": 0.99, "own": 0}):
         own = Subject(1, subject.box_xyxy, "", "", options.pop("own", None))

@@ -46,7 +46,7 @@ def voc(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def coco(voc):
-    """The same as a COCO file, image ids counting down."""
+    """The same scenes as a COCO file, whose image ids count down."""
     dataset = VOCDataset(voc, "test", CLASSES)
     images, annotations = [], []
     for i in range(len(dataset)):
@@ -103,7 +103,7 @@ def guesses(dataset, order):
 
 
 def read_voc(folder, dataset):
-    """What a VOC server reads: per image the boxes, scores and labels of all classes."""
+    """Read the files as a VOC server does: boxes, scores and labels per image."""
     rows = {name: [] for name in dataset.image_ids}
     for label, name in enumerate(dataset.classes, 1):
         for line in (folder / f"comp4_det_test_{name}.txt").read_text().splitlines():
@@ -132,7 +132,7 @@ def test_voc_files_give_the_same_ap(tmp_path, voc):
 def test_a_line_of_voc(tmp_path, voc):
     dataset = VOCDataset(voc, "test", CLASSES)
     none = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0)}
-    # The detector has a class more, and "ring" first.
+    # The detector has one more class, and "ring" comes first.
     one = {
         "boxes": torch.tensor([[1.0, 2.5, 30.25, 41.0], [0, 0, 9, 9], [5, 5, 9, 9]]),
         "scores": torch.tensor([0.5, 0.9, 0.1]),
@@ -164,7 +164,7 @@ def test_coco_file_gives_the_same_figures(tmp_path, coco):
         evaluation.summarize()
     ours = list(coco_ap(found, truth, 6).figures.values())
     assert 0.1 < ours[0] < 0.99
-    # To a hundredth of a pixel in the file; a rounded IoU may cross a threshold.
+    # The file has hundredths of a pixel, so that an IoU may cross a threshold.
     np.testing.assert_allclose(evaluation.stats, np.nan_to_num(ours, nan=-1), atol=5e-3)
     first = json.loads(path.read_text())[0]
     assert set(first) == {"image_id", "category_id", "bbox", "score"}
@@ -204,7 +204,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def bare(tmp_path, voc):
-    """A VOC folder as a server gives it out: two images, a list, no annotation."""
+    """A VOC test set as the server publishes it: two images, a list, no annotations."""
     root = tmp_path / "bare"
     (root / "JPEGImages").mkdir(parents=True)
     (root / "ImageSets/Main").mkdir(parents=True)
@@ -224,7 +224,7 @@ def test_voc_without_annotations(bare, voc):
     dataset = VOCDataset(bare, "test", CLASSES, unlabelled=True)
     assert not dataset.labelled and len(dataset) == 2 and not dataset.size_faults
     assert dataset[0].boxes_xyxy.shape == (0, 4) and dataset[0].image.shape == (300, 300, 3)
-    # With some annotations there, those are read.
+    # If some annotations exist, they are read.
     (bare / "Annotations").mkdir()
     name = dataset.image_ids[0]
     (bare / f"Annotations/{name}.xml").write_bytes((voc / f"Annotations/{name}.xml").read_bytes())
