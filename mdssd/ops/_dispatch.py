@@ -335,6 +335,7 @@ def backend(name: str) -> Iterator[None]:
             only some ops have the backend, the first op without it raises the error.
 
     Example:
+        >>> import torch
         >>> from mdssd import ops
         >>> with ops.backend("reference"):
         ...     ops.box_iou(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[0.0, 0, 1, 2]]))

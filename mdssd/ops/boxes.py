@@ -35,6 +35,7 @@ def box_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
     Source: the Jaccard overlap of SSD, section 2.2.
 
     Example:
+        >>> import torch
         >>> from mdssd import ops
         >>> a = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
         >>> b = torch.tensor([[0.0, 0.0, 1.0, 2.0], [3.0, 3.0, 4.0, 4.0]])
@@ -71,6 +72,7 @@ def encode_boxes(
     Source: SSD, section 2.2, equation 2, with the variances of its code.
 
     Example:
+        >>> import torch
         >>> from mdssd import ops
         >>> priors = torch.tensor([[0.5, 0.5, 0.25, 0.25]])
         >>> ops.encode_boxes(torch.tensor([[0.625, 0.375, 0.875, 0.625]]), priors)
@@ -105,6 +107,7 @@ def decode_boxes(
     Source: SSD, section 2.2, equation 2 solved for the box.
 
     Example:
+        >>> import torch
         >>> from mdssd import ops
         >>> priors = torch.tensor([[0.5, 0.5, 0.2, 0.2]])
         >>> ops.decode_boxes(torch.zeros(1, 4), priors)

@@ -29,6 +29,7 @@ class Detections(NamedTuple):
     With `per_class`, [B, ...] is [B, C - 1, ...] throughout: row c - 1 is that of class c.
 
     Example:
+        >>> import torch
         >>> from mdssd import ops
         >>> logits = torch.tensor([[[0.0, 0.0, 9.0]]])
         >>> found = ops.detection_output(torch.zeros(1, 1, 4), logits, torch.ones(1, 4))
@@ -95,6 +96,7 @@ def detection_output(
     Source: SSD, sections 2.2 and 3.7, with the numbers of its DetectionOutput layer.
 
     Example:
+        >>> import torch
         >>> from mdssd import ops
         >>> priors = torch.tensor([[0.3, 0.3, 0.2, 0.2], [0.7, 0.7, 0.2, 0.2]])
         >>> logits = torch.tensor([[[0.0, 5.0], [9.0, 0.0]]])

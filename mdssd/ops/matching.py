@@ -27,6 +27,7 @@ class Match(NamedTuple):
     """Result of `match_priors` for B images and N priors.
 
     Example:
+        >>> import torch
         >>> from mdssd import ops
         >>> ops.match_priors([torch.rand(0, 4)], torch.rand(2, 4)).index
         tensor([[-1, -1]])
@@ -40,6 +41,7 @@ class Targets(NamedTuple):
     """Result of `encode_targets` for B images and N priors.
 
     Example:
+        >>> import torch
         >>> from mdssd import ops
         >>> box, prior = torch.tensor([[0.4, 0.4, 0.6, 0.6]]), torch.tensor([[0.5, 0.5, 0.2, 0.2]])
         >>> ops.encode_targets([box], [torch.tensor([7])], prior).labels
@@ -91,6 +93,7 @@ def match_priors(
     Source: SSD, section 2.2, in the form of its PyTorch ports (Caffe assigns one by one).
 
     Example:
+        >>> import torch
         >>> from mdssd import ops
         >>> priors = torch.tensor([[0.25, 0.25, 0.5, 0.5], [0.75, 0.75, 0.5, 0.5]])
         >>> ops.match_priors([torch.tensor([[0.5, 0.5, 0.9, 1.0]])], priors).index
@@ -142,6 +145,7 @@ def encode_targets(
     Source: SSD, section 2.2.
 
     Example:
+        >>> import torch
         >>> from mdssd import ops
         >>> priors = torch.tensor([[0.25, 0.25, 0.5, 0.5], [0.75, 0.75, 0.5, 0.5]])
         >>> box = torch.tensor([[0.5, 0.5, 1.0, 1.0]])

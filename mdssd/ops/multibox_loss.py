@@ -57,6 +57,7 @@ def multibox_loss(
     Source: SSD, section 2.2, equations 1 to 3 and "hard negative mining".
 
     Example:
+        >>> import torch
         >>> from mdssd import ops
         >>> loc, logits = torch.zeros(1, 2, 4), torch.zeros(1, 2, 2)
         >>> ops.multibox_loss(loc, logits, loc + 2.0, torch.tensor([[1, 0]]))

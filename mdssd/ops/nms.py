@@ -18,6 +18,7 @@ class PaddedKeep(NamedTuple):
     """Result of `nms_padded` for N boxes.
 
     Example:
+        >>> import torch
         >>> from mdssd import ops
         >>> boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.9]])
         >>> ops.nms_padded(boxes, torch.tensor([0.5, 0.9]), 0.5).count
@@ -53,6 +54,7 @@ def nms(
     Source: SSD, section 2.2 (inference).
 
     Example:
+        >>> import torch
         >>> from mdssd import ops
         >>> boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.9], [2.0, 2.0, 3.0, 3.0]])
         >>> ops.nms(boxes, torch.tensor([0.5, 0.9, 0.3]), 0.5)
@@ -89,6 +91,7 @@ def batched_nms(
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range.
 
     Example:
+        >>> import torch
         >>> from mdssd import ops
         >>> boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.9]])
         >>> ops.batched_nms(boxes, torch.tensor([0.5, 0.9]), torch.tensor([1, 2]), 0.5)
@@ -127,6 +130,7 @@ def nms_padded(
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range.
 
     Example:
+        >>> import torch
         >>> from mdssd import ops
         >>> boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.9]])
         >>> ops.nms_padded(boxes, torch.tensor([0.5, 0.9]), 0.5)

@@ -31,6 +31,7 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
             pixel, or a size is below 1.
 
     Example:
+        >>> import torch
         >>> from mdssd import ops
         >>> row = torch.tensor([0, 100], dtype=torch.uint8).reshape(1, 2, 1)
         >>> ops.resize(row, (1, 4)).flatten()

@@ -78,6 +78,7 @@ def train(
 
     Example:
         >>> import tempfile
+        >>> from mdssd.training.loop import train
         >>> import mdssd
         >>> from mdssd.data import SyntheticScenes
         >>> model, scenes = mdssd.ssd300(6, width=0.0625), SyntheticScenes(2)

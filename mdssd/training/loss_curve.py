@@ -20,6 +20,7 @@ def plot_losses(csv_path: str | os.PathLike[str], png_path: str | os.PathLike[st
 
     Example:
         >>> import tempfile
+        >>> from mdssd.training.loss_curve import plot_losses
         >>> from pathlib import Path
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     csv_path, png_path = Path(folder, "loss.csv"), Path(folder, "loss.png")

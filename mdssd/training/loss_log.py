@@ -50,7 +50,9 @@ class LossLog:
         ValueError: the file to continue is not such a CSV.
 
     Example:
+        >>> from pathlib import Path
         >>> import tempfile
+        >>> from mdssd.training.loss_log import LossLog
         >>> row = dict(epoch=1, lr=0.1, loc=1.0, conf=2.0, total=3.0, images_per_s=9.0, waiting=0.5)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     with LossLog(Path(folder, "loss.csv")) as log:

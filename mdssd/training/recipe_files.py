@@ -52,6 +52,7 @@ def read_recipe(name: str) -> dict[str, Any]:
             exist.
 
     Example:
+        >>> from mdssd.training.recipe_files import read_recipe
         >>> settings = read_recipe("mdssd300-voc")
         >>> settings["model"], settings["iterations"], settings["lr"]
         ('mdssd300', 120000, 0.001)
@@ -98,6 +99,7 @@ def combine(
             the same number of images. Without a recipe, the reference is a batch of 32.
 
     Example:
+        >>> from mdssd.training.recipe_files import combine
         >>> combine({"iterations": 100, "lr": 0.01, "batch_size": 32}, {"batch_size": 64})
         {'iterations': 100, 'lr': 0.01, 'batch_size': 64}
         >>> combine({"iterations": 100, "lr": 0.01}, {"batch_size": 64}, scale_lr=True)
@@ -134,6 +136,8 @@ def format_recipe(model: Mapping[str, Any], recipe: Recipe) -> str:
         recipe: the settings of the run.
 
     Example:
+        >>> from mdssd.training.recipe_files import format_recipe
+        >>> from mdssd.training.settings import Recipe
         >>> print(format_recipe({"model": "ssd300"}, Recipe(epochs=10)))  # doctest: +ELLIPSIS
         model = "ssd300"
         width = 1.0

@@ -67,6 +67,7 @@ class Recipe:
         ValueError: a setting is out of range.
 
     Example:
+        >>> from mdssd.training.settings import Recipe
         >>> recipe = Recipe(epochs=10, lr=0.01, schedule="steps", drops=[0.5, 0.75])
         >>> [round(recipe.learning_rate(0, progress), 6) for progress in (0.0, 0.5, 0.9)]
         [0.01, 0.001, 0.0001]
