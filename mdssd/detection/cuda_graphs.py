@@ -145,7 +145,8 @@ def fitting_size(count: int, batch_size: int) -> int:
 class GraphRuntime(Runtime):
     """Runs everything from pixels to detections as one CUDA graph per batch size.
 
-    All its time counts as "network", since the stages are one launch.
+    All its time counts as "network", since the stages are one launch. It never waits for the sake
+    of the times: the next batch would then be uploaded too late.
     """
 
     under_way = _SLOTS
@@ -158,13 +159,13 @@ class GraphRuntime(Runtime):
         self._limits: DetectionLimits | None = None
 
     def start(self, pixels: Sequence[Pixels], limits: DetectionLimits) -> tuple[_Slot, int]:
-        with self._times.stage("network", overlaps=True):
+        with self._times.stage("network"):
             if self._graphs is None or limits != self._limits:  # a graph has the limits in it
                 self._graphs, self._limits = self._capture_with(limits), limits
             return self._graphs.start(pixels)
 
     def finish(self, ticket: tuple[_Slot, int]) -> ops.Detections:
-        with self._times.stage("network", overlaps=True):
+        with self._times.stage("network"):
             return ops.Detections(*Graphs.finish(ticket))
 
     def _capture_with(self, limits: DetectionLimits) -> Graphs:

@@ -77,8 +77,9 @@ class Detector:
         model, classes, device, batch_size: as above.
         input_size: side S of the network's input, in pixels.
         timings: seconds spent so far per stage: decode, preprocess, network, detection_output. A
-            GPU's time counts towards the stage that waits for it, unless the calls are made in
-            `with detector.separate_stages():`. With runtime "graph" it all counts as "network".
+            GPU's time counts towards detection_output, which fetches the results, unless the calls
+            are made in `with detector.separate_stages():`. With runtime "graph" it all counts
+            towards network.
 
     Raises:
         ValueError: classes and model disagree, batch_size is below 1, or runtime, device and dtype
@@ -315,7 +316,8 @@ class Detector:
     def separate_stages(self) -> Iterator[None]:
         """In this block wait for the GPU after each stage, so that `timings` tell them apart.
 
-        On a CPU this changes nothing.
+        Waiting costs speed, so only `evaluate` and `detect`, which print the times, ask for it. It
+        changes nothing on a CPU or with the runtime "graph".
         """
         before, self._times.separate = self._times.separate, True
         try:

@@ -42,8 +42,9 @@ class DetectionLimits:
 class StageTimes:
     """The seconds that a detector has spent in each stage.
 
-    A GPU computes while Python continues, so the time that it takes counts towards the stage that
-    waits for it. With `separate` every stage waits for the GPU, and its time is its own.
+    A GPU computes while Python continues, so its time counts towards the stage that fetches the
+    results. With `separate` the stages that compute on the GPU wait for it, and its time counts
+    towards each of them.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -52,18 +53,19 @@ class StageTimes:
         self.seconds = dict.fromkeys(STAGES, 0.0)
 
     @contextmanager
-    def stage(self, name: str, *, overlaps: bool = False) -> Iterator[None]:
+    def stage(self, name: str, *, computes: bool = False) -> Iterator[None]:
         """Add the time of the block to a stage.
 
         Args:
             name: one of `STAGES`.
-            overlaps: True if the stage must never wait for the GPU, as batches overlap on it.
+            computes: whether the block computes on the device, so that `separate` concerns it. A
+                block that reads images leaves the GPU to the batch that is under way.
         """
         start = time.perf_counter()
         try:
             yield
         finally:
-            if self.separate and not overlaps and self.device.type == "cuda":
+            if self.separate and computes and self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             self.seconds[name] += time.perf_counter() - start
 
@@ -150,11 +152,11 @@ class NetworkRuntime(Runtime):
         self._times = times
 
     def start(self, pixels: Sequence[Pixels], limits: DetectionLimits) -> ops.Detections:
-        with self._times.stage("preprocess"):
+        with self._times.stage("preprocess", computes=True):
             batch = self._pipeline.network_input(pixels)
-        with self._times.stage("network"):
+        with self._times.stage("network", computes=True):
             loc, logits = self._pipeline.network(batch)
-        with self._times.stage("detection_output"):
+        with self._times.stage("detection_output", computes=True):
             return self._pipeline.detections(loc, logits, limits)
 
     def finish(self, ticket: ops.Detections) -> ops.Detections:

@@ -108,7 +108,7 @@ def draw_detections(
     return np.array(canvas)
 
 
-class _Found(NamedTuple):
+class _Boxes(NamedTuple):
     """Detections, checked: float64 [K, 4], int64 [K], and float64 [K] or None."""
 
     boxes: NDArray[np.float64]
@@ -118,7 +118,7 @@ class _Found(NamedTuple):
 
 def _checked(
     image: NDArray[np.uint8], boxes_xyxy: Any, labels: Any, scores: Any, classes: Sequence[str]
-) -> _Found:
+) -> _Boxes:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(
             "draw_detections: image: expected a non-empty uint8 array [H, W, 3], "
@@ -138,12 +138,12 @@ def _checked(
             f"draw_detections: labels: expected 1 to {len(classes)}, "
             f"got {names.min()} to {names.max()}"
         )
-    return _Found(boxes, names, values)
+    return _Boxes(boxes, names, values)
 
 
 def _draw(
     canvas: Image.Image,
-    found: _Found,
+    found: _Boxes,
     truth: NDArray[np.float64] | None,
     classes: Sequence[str],
     style: _Style,

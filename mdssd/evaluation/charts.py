@@ -90,10 +90,10 @@ def _size_bars(
 
 
 def curve_chart(voc12: VocResult, classes: Sequence[str], theme: Theme) -> Figure:
-    """Precision over recall, a panel for each class that has objects, with its VOC12 AP.
+    """Draw precision over recall, with the VOC12 AP, in one panel per class that has objects.
 
-    Precision is drawn as it is, thin, and made monotonic, as AP takes it, thick. Where no class
-    has objects, one panel says so.
+    The thin line is the precision; the thick line is its monotonic envelope, whose area is the AP.
+    If no class has objects, a single panel says so.
     """
     shown = [k for k in range(len(classes)) if voc12.objects[k]]
     columns = min(max(len(shown), 1), 4)

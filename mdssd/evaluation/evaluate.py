@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
@@ -96,13 +96,14 @@ def find_all(
             f"evaluate: {dataset.name} has classes the detector does not know: "
             f"{', '.join(unknown)}; it knows {', '.join(detector.classes)}"
         )
-    label_of = np.array([0, *(detector.classes.index(name) + 1 for name in dataset.classes)])
     indices = _own_indices(len(dataset), batch_size)
     # A data set without files makes its images here: a worker would only send them back.
     alone = len(indices) <= batch_size or dataset.image_path(0) is None
-    images = (dataset.image_path(i) or dataset[i].image for i in indices)
     workers = 0 if alone else None
-    detections, truth = [], []
+    detections: list[dict[str, NDArray[Any]]] = []
+    truth: list[dict[str, NDArray[Any]]] = []
+    label_of = np.array([0, *(detector.classes.index(name) + 1 for name in dataset.classes)])
+    images = _images(dataset, indices, label_of, truth)
     before = dict(detector.timings)
     with (
         detector.separate_stages(),
@@ -114,11 +115,10 @@ def find_all(
             disable=not (progress and distributed.is_main()),
         ) as bar,
     ):
-        for index, result in zip(indices, results, strict=True):
+        for result in results:
             if result.error is not None:
                 raise result.error
             detections.append({name: value.numpy() for name, value in result.found.items()})
-            truth.append(_truth(dataset, index, label_of))
             bar.update()
     spent = {stage: seconds - before[stage] for stage, seconds in detector.timings.items()}
     seconds = {"read": spent.pop("decode"), **spent}
@@ -145,18 +145,29 @@ def _own_indices(images: int, batch_size: int) -> list[int]:
     return [i for start in starts for i in range(start, min(start + batch_size, images))]
 
 
-def _truth(
-    dataset: DetectionDataset, index: int, label_of: NDArray[np.int64]
-) -> dict[str, NDArray[Any]]:
-    """Return the ground truth of an image, with the detector's labels, as `voc_ap` takes it."""
-    sample = dataset.annotation(index)
-    return {
-        "boxes": sample.boxes_xyxy,
-        "labels": label_of[sample.labels],
-        "difficult": sample.difficult,
-        "crowd": sample.crowd,
-        "area": sample.area,
-    }
+def _images(
+    dataset: DetectionDataset,
+    indices: Sequence[int],
+    label_of: NDArray[np.int64],
+    truth: list[dict[str, NDArray[Any]]],
+) -> Iterator[Path | NDArray[np.uint8]]:
+    """Yield each image, as its path if it has one, and append its ground truth to `truth`.
+
+    The ground truth has the detector's labels, as `voc_ap` takes it.
+    """
+    for index in indices:
+        path = dataset.image_path(index)
+        sample = dataset[index] if path is None else dataset.annotation(index)
+        truth.append(
+            {
+                "boxes": sample.boxes_xyxy,
+                "labels": label_of[sample.labels],
+                "difficult": sample.difficult,
+                "crowd": sample.crowd,
+                "area": sample.area,
+            }
+        )
+        yield sample.image if path is None else path
 
 
 def _joined(shares: list[EvalData]) -> EvalData:

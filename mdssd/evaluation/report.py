@@ -126,7 +126,7 @@ def _summary(result: EvalResult) -> str:
         f"{voc.detections.sum():,} detections"
     )
     if voc.difficult.any():
-        line += f"; {voc.difficult.sum():,} difficult objects and crowds left out"
+        line += f"; {voc.difficult.sum():,} difficult objects and crowds are not counted"
     body = "".join(
         f'<div class="tile"><b>{_digits(value)}</b><span>{name}</span></div>'
         for name, value in tiles

@@ -55,8 +55,24 @@ class EvalResult:
         voc07, voc12, coco, sizes, errors: see `mdssd.metrics`. `coco` is None if pycocotools is
             not installed.
         confusion: the confusion matrix of the detections with a score of `score_threshold` or more.
+        score_threshold: see `confusion`.
         seconds: time per stage: read (waiting for the images, which worker processes read ahead),
             preprocess, network, detection_output.
+
+    Example:
+        >>> import numpy as np
+        >>> from mdssd.data import SyntheticScenes
+        >>> from mdssd.evaluation.result import EvalData, measure
+        >>> scenes = SyntheticScenes(1)
+        >>> truth = scenes.annotation(0)
+        >>> objects = {"boxes": truth.boxes_xyxy, "labels": truth.labels}
+        >>> found = objects | {"scores": np.ones(len(truth.labels))}
+        >>> data = EvalData(detections=[found], truth=[objects], seconds={})
+        >>> result = measure(data, scenes, scenes.classes)
+        >>> result.headline("VOC07 mAP")
+        1.0
+        >>> result.to_dict()["images"]
+        1
     """
 
     dataset: str
@@ -73,14 +89,18 @@ class EvalResult:
 
     @property
     def images_per_second(self) -> float:
-        """Return the number of images divided by the time of all stages."""
+        """The number of images divided by the time of all stages; NaN if no time was measured."""
         total = sum(self.seconds.values())
         return self.images / total if total else math.nan
 
     def headline(self, metric: str) -> float:
-        """Return "VOC07 mAP" or "COCO AP", the figure that training keeps the best model by.
+        """Return the figure by which training chooses its best checkpoint.
 
-        A figure that does not exist, for want of objects, is 0.
+        Args:
+            metric: "VOC07 mAP" or "COCO AP".
+
+        Returns:
+            The figure, from 0 to 1; 0.0 if it is undefined because there are no objects.
 
         Raises:
             ImportError: the figure is COCO's, and pycocotools is not installed.
@@ -224,7 +244,13 @@ def measure(
     similar: Sequence[Sequence[str]] | None = None,
     score_threshold: float = 0.5,
 ) -> EvalResult:
-    """Compute every figure of an evaluation. `classes` are the detector's; see `evaluate`.
+    """Compute every figure of an evaluation.
+
+    Args:
+        data: the detections and the ground truth, from `find_all`.
+        dataset: the data set that they belong to.
+        classes: the detector's class names.
+        similar, score_threshold: as in `evaluate`.
 
     Raises:
         ValueError: the data set has images without an annotation.

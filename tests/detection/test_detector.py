@@ -20,6 +20,7 @@ from mdssd.detection.detector import STAGES, Detector
 from mdssd.detection.files import detect
 from mdssd.detection.runtime import StageTimes
 from mdssd.evaluation.evaluate import evaluate
+from mdssd.system.stop import StopRequest, Terminated
 
 RED, GREEN, GREY = (255, 0, 0), (0, 255, 0), (110, 105, 104)
 
@@ -50,7 +51,7 @@ class Quadrants(nn.Module):
 
 
 def picture(colors, height=40, width=60):
-    """An image of four quarters: upper left, upper right, lower left, lower right."""
+    """Return an image of four colours: upper left, upper right, lower left, lower right."""
     image = np.empty((height, width, 3), np.uint8)
     for k, color in enumerate(colors):
         y, x = divmod(k, 2)
@@ -82,7 +83,7 @@ def test_boxes_are_in_pixels_of_the_image(detector):
         2: pytest.approx([30, 20, 60, 40], abs=1e-4),
     }
     assert (found["scores"].diff() <= 0).all()
-    # The logits are 0.05 * (colour - mean), averaged; resizing mixes colours at the borders only.
+    # The logits are the average of 0.05 * (colour - mean). Resizing mixes colours only at borders.
     exact = torch.tensor([0.0, 0.05 * (255 - MEAN_RGB[0]), 0.05 * (0 - MEAN_RGB[1])]).softmax(0)[1]
     assert found["scores"].tolist()[found["labels"].tolist().index(1)] == pytest.approx(
         exact.item(), abs=0.01
@@ -104,7 +105,7 @@ def test_a_batch_is_its_images_one_by_one(detector):
         batch = detector(images, batch_size=size)
         for one, other in zip(single, batch, strict=True):
             assert all(torch.equal(one[name], other[name]) for name in one)
-    # Each image went through once per batch size, in lists of that size.
+    # Each image went through the network once per batch size, in batches of that size.
     assert [shape[0] for shape in detector.model.shapes] == [1] * 5 + [2, 2, 1] + [5] + [5]
 
 
@@ -192,7 +193,7 @@ def test_backends_agree(detector):
     torch.testing.assert_close(found["boxes"], expected["boxes"])
 
 
-def test_stages_wait_for_a_gpu_only_if_they_are_to_be_told_apart(monkeypatch):
+def test_only_separate_stages_that_compute_wait_for_a_gpu(monkeypatch):
     waits = []
     monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
     gpu = torch.device("cuda", 1)
@@ -201,15 +202,31 @@ def test_stages_wait_for_a_gpu_only_if_they_are_to_be_told_apart(monkeypatch):
         pass
     assert waits == [] and times.seconds["network"] > 0
     times.separate = True
-    with times.stage("network", overlaps=True):
+    with times.stage("decode"):
         pass
     assert waits == []
-    with times.stage("network"):
+    with times.stage("network", computes=True):
         pass
     assert waits == [gpu]
 
 
-def test_detect_and_evaluate_tell_the_stages_apart(detector, photos, tmp_path, monkeypatch):
+def test_a_gpu_is_waited_for_three_times_a_batch_and_only_on_request(detector, monkeypatch):
+    waits = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
+    detector._times.device = torch.device("cuda")  # a stand-in: the detector computes on the CPU
+    images = [picture([RED] * 4)] * 5
+    detector(images)
+    list(detector.stream(images, workers=0))
+    assert not waits and all(seconds > 0 for seconds in detector.timings.values())
+    with detector.separate_stages():
+        detector(images, batch_size=2)
+        list(detector.stream(images, workers=0, batch_size=2))
+    assert len(waits) == 2 * 3 * 3  # preprocess, network, detection_output of 2 x 3 batches
+    detector(images)
+    assert len(waits) == 2 * 3 * 3
+
+
+def test_detect_and_evaluate_separate_the_stages(detector, photos, tmp_path, monkeypatch):
     asked = []
     stream = Detector.stream
 
@@ -389,6 +406,94 @@ def test_evaluate_in_batches_is_the_same(detector):
         assert other == whole
 
 
+class Files(Scenes):
+    """The same pictures as files in `folder`, so that worker processes read them."""
+
+    folder = None
+
+    def image_path(self, index):
+        return self.folder / f"{index}.png"
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)  # two workers
+    dataset = Files(COLORS * 4)
+    dataset.folder = tmp_path / "files"
+    dataset.folder.mkdir()
+    for index in range(len(dataset)):
+        save(dataset.image_path(index), dataset[index].image)
+    return dataset
+
+
+def test_evaluate_reads_files_in_workers_to_the_same_result(detector, files, monkeypatch):
+    workers = []
+    monkeypatch.setattr(
+        Files, "__getitem__", lambda *_: pytest.fail("the workers should read the files")
+    )
+    monkeypatch.setattr(
+        Files, "annotation", lambda self, index: Scenes(self.colors).annotation(index)
+    )
+    forward = Quadrants.forward
+
+    def counted(self, images):
+        workers.append(len(multiprocessing.active_children()))
+        return forward(self, images)
+
+    monkeypatch.setattr(Quadrants, "forward", counted)
+    result = evaluate(detector, files, batch_size=3, progress=False).to_dict()
+    assert max(workers) == 2 and not multiprocessing.active_children()
+    assert list(result["seconds"]) == ["read", "preprocess", "network", "detection_output"]
+    monkeypatch.setattr(Quadrants, "forward", forward)
+    expected = evaluate(detector, Scenes(COLORS * 4), batch_size=3, progress=False).to_dict()
+    for volatile in ("seconds", "images_per_second"):
+        result[volatile] = expected[volatile]
+    assert result == expected
+
+
+def test_evaluate_stops_at_a_broken_file(detector, files):
+    files.image_path(13).write_bytes(b"no picture")
+    with pytest.raises(DataError, match="13.png: not an image"):
+        evaluate(detector, files, batch_size=3, progress=False)
+    assert not multiprocessing.active_children()
+
+
+def test_sigterm_ends_an_evaluation_and_its_workers(detector, files, monkeypatch):
+    forward = Quadrants.forward
+
+    def terminated(self, images):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return forward(self, images)
+
+    monkeypatch.setattr(Quadrants, "forward", terminated)
+    with StopRequest() as stop, pytest.raises(Terminated), stop.at_once():
+        evaluate(detector, files, batch_size=3, progress=False)
+    assert not multiprocessing.active_children()
+
+
+def test_evaluate_reads_a_generated_image_once(detector):
+    read = []
+
+    class Counted(Scenes):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    evaluate(detector, Counted(COLORS), batch_size=2, progress=False)
+    assert read == [0, 1, 2, 3, 4]
+
+
+def test_the_headline_of_a_result(detector):
+    result = evaluate(detector, Scenes(COLORS, names={RED: "red", GREEN: "red"}), progress=False)
+    assert result.headline("VOC07 mAP") == result.voc07.mean_ap
+    assert result.headline("COCO AP") == result.coco.figures["AP"]
+    nothing = evaluate(detector, Scenes([[GREY] * 4]), progress=False)
+    assert nothing.headline("VOC07 mAP") == nothing.headline("COCO AP") == 0
+    without = dataclasses.replace(result, coco=None)
+    with pytest.raises(ImportError, match="COCO AP of scenes needs pycocotools"):
+        without.headline("COCO AP")
+
+
 def test_evaluate_stops_at_a_broken_image_and_writes_nothing(detector, tmp_path):
     class Broken(Scenes):
         def __getitem__(self, index):
@@ -474,7 +579,7 @@ def test_detect_patterns_files_and_repeats(detector, photos, tmp_path):
     assert report.images[0]["file"] == str(odd)
 
 
-def test_detect_goes_on_after_a_bad_file(detector, photos, tmp_path, capsys):
+def test_detect_continues_after_a_bad_file(detector, photos, tmp_path, capsys):
     (photos / "b.png").write_bytes((photos / "b.png").read_bytes()[:60])
     sources = [str(photos), str(tmp_path / "gone.png"), str(tmp_path / "*.gif")]
     report = detect(detector, sources, tmp_path / "out", formats=(), progress=True)
@@ -490,7 +595,7 @@ def test_detect_goes_on_after_a_bad_file(detector, photos, tmp_path, capsys):
     assert "failed: " + str(photos / "b.png") in capsys.readouterr().out
 
 
-def test_detect_writes_nothing_where_nothing_was_read(detector, tmp_path):
+def test_detect_writes_nothing_if_nothing_was_read(detector, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no image found: .*empty: the folder has no image"):
         detect(detector, [tmp_path / "empty"], tmp_path / "out", progress=False)
@@ -512,7 +617,7 @@ def test_detect_replaces_no_photograph(detector, photos, tmp_path):
     assert {path: path.read_bytes() for path in photos.rglob("*") if path.is_file()} == before
 
 
-def test_detect_gives_equal_names_a_number(detector, photos, tmp_path):
+def test_detect_numbers_equal_names(detector, photos, tmp_path):
     save(photos / "deeper" / "b.jpg", picture([RED] * 4))
     # On a file system that ignores case, the picture of "A" would replace that of "a".
     save(photos / "deeper" / "A.png", picture([RED] * 4))
@@ -581,7 +686,7 @@ def test_a_stream_is_its_images_one_by_one(detector, tmp_path, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_stream_names_bad_images_and_goes_on(detector, tmp_path, workers):
+def test_a_stream_names_bad_images_and_continues(detector, tmp_path, workers):
     good = save(tmp_path / "good.png", picture([RED] * 4))
     (tmp_path / "bad.png").write_bytes(good.read_bytes()[:60])
     sources = [good, tmp_path / "bad.png", tmp_path / "gone.png", b"", good]
@@ -595,7 +700,7 @@ def test_a_stream_names_bad_images_and_goes_on(detector, tmp_path, workers):
         list(detector.stream([good, np.zeros((8, 8, 3))], workers=workers))
 
 
-def test_a_stream_outlives_the_processes_that_read_it(detector, tmp_path):
+def test_a_stream_survives_the_death_of_its_workers(detector, tmp_path):
     good = save(tmp_path / "good.png", picture([RED] * 4))
     sources = [good] * 9
     sources[4] = Killer(tmp_path / "deadly.png")

@@ -24,7 +24,7 @@ MEAN = (123.0, 117.0, 104.0)
 
 
 def scenes(count):
-    """Pixels [count, 300, 300, 3] uint8."""
+    """Return the pixels of generated scenes, uint8 [count, 300, 300, 3]."""
     data = SyntheticScenes(count, seed=3)
     return np.stack([data[k].image for k in range(count)])
 
@@ -98,7 +98,7 @@ def test_onnx_file_tells_what_it_needs(onnx_file):
 
 
 def outputs_with_ties(images, priors, classes):
-    """Twelve kinds of scores, two classes alike, on priors that overlap; one has a NaN."""
+    """Twelve kinds of scores, two of the classes equal, on overlapping priors; one has a NaN."""
     generator = torch.Generator().manual_seed(5)
     loc = torch.randn(images, priors, 4, generator=generator) * 0.5
     kinds = torch.randn(12, classes, generator=generator) * 2
@@ -146,7 +146,7 @@ def test_onnx_post_processing_agrees_to_the_row_where_scores_tie(priors, setting
     with ops.backend("reference"):
         want = ops.detection_output(loc, logits, boxes, **settings)
     for got, value in zip(found, want, strict=True):
-        # The graph has at most one row for each prior and class.
+        # The graph has at most one row per prior and class.
         np.testing.assert_allclose(got, value[:, : got.shape[1]] if got.ndim > 1 else value, 1e-5)
     assert settings["score_threshold"] == 1 or want.count.min() > 20
 

@@ -13,7 +13,7 @@ from mdssd.detection.detector import Detector
 from mdssd.names import RUNTIMES
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
-# Few enough detections for their scores to differ by more than rounding does.
+# With so few detections the scores differ by more than rounding errors.
 OPTIONS = {"score_threshold": 0.3, "max_detections": 10, "batch_size": 3}
 
 
@@ -44,7 +44,7 @@ def assert_same_detections(got, want, tolerance=1e-3):
         torch.testing.assert_close(g["boxes"], w["boxes"], rtol=0, atol=100 * tolerance)
 
 
-def test_openvino_gives_the_detections_of_eager():
+def test_openvino_returns_the_detections_of_eager():
     pytest.importorskip("openvino", reason="openvino is not installed")
     eager, other = Detector(model(), **OPTIONS), Detector(model(), runtime="openvino", **OPTIONS)
     expected = eager(images(5))
@@ -96,7 +96,7 @@ def test_a_device_resizes_as_the_host_does_to_within_a_level():
     assert got.shape == want.shape and np.abs(got - want).max() <= 1
 
 
-def test_what_does_not_go_together_is_named():
+def test_runtime_device_and_dtype_that_do_not_fit_are_named():
     for runtime in RUNTIMES:  # the command offers what the detector takes
         cli.make_parser().parse_args(["detect", "x", "y", "--runtime", runtime])
     with pytest.raises(ValueError, match="runtime: expected one of .*got 'magic'"):
@@ -124,7 +124,7 @@ def test_the_smallest_size_that_fits():
 
 @needs_gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_graphs_give_the_detections_of_eager(dtype):
+def test_graphs_return_the_detections_of_eager(dtype):
     options = {**OPTIONS, "device": "cuda", "dtype": dtype, "batch_size": 4}
     eager, graph = Detector(model(), **options), Detector(model(), runtime="graph", **options)
     # cuDNN may choose other algorithms for a capture, which round differently in half precision.

@@ -24,11 +24,12 @@ CLASSES = ["<b>&\"'", "a$b_{^", "_red", "日本"]
 
 
 class Photos(DetectionDataset):
-    """Grey photographs of 200 x 120 pixels, and what a detector made of them.
+    """Grey photographs of 200 x 120 pixels, with the detections of an imaginary detector.
 
-    Image 0: class 1 found; class 2 found with 0.2 only. Image 1: class 1 missed, twice, the
-    larger touched by a box of IoU 0.375. Image 2: class 3 (of class 3's) difficult; a false one of
-    class 1, 0.8, far off, and one of class 2, 0.95, on the object of class 1.
+    Image 0: class 1 is detected, class 2 only with score 0.2. Image 1: two objects of class 1 are
+    missed; a detection has IoU 0.375 with the larger one. Image 2: a difficult object of class 3
+    and one of class 1; a false detection of class 1 (0.8) on neither, and one of class 2 (0.95) on
+    the object of class 1.
     """
 
     name = "photos </title><script>"
@@ -117,7 +118,7 @@ def parsed(page):
     return checker
 
 
-def test_the_page_is_whole_and_fetches_nothing(page, parsed):
+def test_the_page_is_complete_and_fetches_nothing(page, parsed):
     assert page.startswith("<!DOCTYPE html>") and page.endswith("</html>\n")
     assert not {"script", "link", "iframe", "object"} & set(parsed.tags)
     assert parsed.fetched and all(uri.startswith("data:image/") for uri in parsed.fetched)
@@ -173,7 +174,7 @@ def test_same_bytes_every_time(tmp_path, page, result):
     assert again == page
 
 
-def test_a_number_of_pictures_below_none_is_named(tmp_path, result):
+def test_a_negative_number_of_pictures_is_named(tmp_path, result):
     with pytest.raises(ValueError, match="pictures: expected 0 or more, got -1"):
         write_report(tmp_path / "a.html", result, Photos().found(), Photos(), pictures=-1)
     write_report(tmp_path / "a.html", result, Photos().found(), Photos(), pictures=0)
@@ -202,7 +203,7 @@ def test_json_has_the_new_parts(result):
     stored = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     name = CLASSES[0]
     assert stored["sizes"]["objects"][name] == {"XS": 0, "S": 2, "M": 1, "L": 1, "XL": 0}
-    # Four objects: 20 x 20 (two, so both are S), 40 x 30 (M), 40 x 40 (L).
+    # Four objects: 20 x 20 (twice, so both are S), 40 x 30 (M), 40 x 40 (L).
     assert stored["sizes"]["greatest_area"][name]["XS"] is None
     assert stored["sizes"]["normal_objects"] == pytest.approx(0.45)
     assert stored["sizes"]["AP"]["_red"] == dict.fromkeys(("XS", "S", "M", "L", "XL"))
@@ -217,7 +218,7 @@ def test_json_has_the_new_parts(result):
 def test_worst_misses():
     found = Photos().found()
     subjects = misses(found, CLASSES, 10, 0.5)
-    # Class 1's largest that was never found, then class 2's that was found with 0.2.
+    # First the largest undetected object of class 1, then the one of class 2 with score 0.2.
     assert [(s.image, s.caption) for s in subjects] == [
         (1, "missed: <b>&\"'"),
         (0, "missed: a$b_{^"),
@@ -275,7 +276,7 @@ def test_charts_of_many_classes_and_detections():
 
 
 def test_a_curve_keeps_the_points_where_recall_rises():
-    # Two hits, then 5000 misses: a chart that samples evenly would lose the second.
+    # Two true detections, then 5000 false ones: even sampling would lose the second.
     boxes = np.array([[0, 0, 9, 9], [20, 0, 29, 9]] + [[500, 500, 509, 509]] * 5000, float)
     found = [{"boxes": boxes, "labels": [1] * 5002, "scores": np.linspace(1, 0, 5002)}]
     truth = [{"boxes": boxes[:2], "labels": [1, 1]}]

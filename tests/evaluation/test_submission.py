@@ -1,4 +1,4 @@
-"""Submission files, read back the way the servers do, and test sets without annotations."""
+"""Submission files, read back as the servers do, and test sets without annotations."""
 
 import contextlib
 import io
@@ -78,7 +78,9 @@ def coco(voc):
 
 
 def guesses(dataset, order):
-    """Detections on a grid of 1/8 pixel: objects, moved; some doubled, some invented.
+    """Return detections: each object twice, slightly moved, and some false ones.
+
+    The boxes lie on a grid of 1/8 pixel.
 
     order: the detector's class names, which need not be the data set's.
     """
