@@ -12,13 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import cv2
 import torch
 
 from mdssd import Detector, ops
 from mdssd.data import Sample, open_dataset
-from mdssd.drawing import draw_detections
-from mdssd.system.files import atomic_write
+from mdssd.drawing import draw_detections, encode_image, write_image
 from mdssd.system.memory import keep_memory
 
 CHECKPOINT = Path(__file__).with_name("mdssd300-shapes.json")
@@ -107,13 +105,12 @@ def write_picture(path: Path, sample: Sample, found: dict[str, Any], classes: li
     picture = draw_detections(
         sample.image, found["boxes"], found["labels"], found["scores"], classes, sample.boxes_xyxy
     )
-    with atomic_write(path, "wb") as file:
-        file.write(cv2.imencode(".png", picture[..., ::-1])[1].tobytes())
+    write_image(picture, path)
 
 
 def print_times(detector: Detector, samples: list[Sample]) -> None:
     """Print the time per image and stage, starting from the encoded bytes of each scene."""
-    files = [cv2.imencode(".png", sample.image[..., ::-1])[1].tobytes() for sample in samples]
+    files = [encode_image(sample.image) for sample in samples]
     print(f"Time per image in ms, {torch.get_num_threads()} threads, batch 1")
     for number, backend in enumerate(BACKENDS):
         with ops.backend(backend):

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import gc
 import json
 import math
 import multiprocessing
@@ -712,6 +713,7 @@ def test_a_stream_survives_the_death_of_its_workers(detector, tmp_path):
 
 
 def test_a_stream_takes_what_it_needs_and_leaves_no_process(detector, tmp_path):
+    gc.collect()  # ends the processes of loaders that earlier tests have left
     good = save(tmp_path / "good.png", picture([RED] * 4))
     taken = []
 
