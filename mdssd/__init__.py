@@ -1,4 +1,4 @@
-"""Fast single-shot detection of small objects: operators, models, training and detection."""
+"""Fast single-shot detection of small objects: operators, models and a detector."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -1,1 +1,1 @@
-"""Files, processes, memory and signals, for every other part of the package."""
+"""Files that are whole or absent, the processes of torchrun, memory, and signals."""
