@@ -1,4 +1,4 @@
-"""The charts of an evaluation report, as SVG for a light or a dark page."""
+"""Draws the charts of an evaluation report as SVG, for a light or a dark page."""
 
 from __future__ import annotations
 
@@ -18,14 +18,22 @@ from mdssd.metrics.sizes import SIZES
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# In a panel of three inches more points on a curve cannot be distinguished.
+# More points on a curve could not be distinguished in a panel of three inches.
 _MOST_POINTS = 200
 _CLASSES_A_ROW = 7
 
 
 @dataclass(frozen=True)
 class Theme:
-    """The colours of the page, the text, the grid, the main line, and the five sizes XS to XL."""
+    """The colours of a chart.
+
+    Attributes:
+        paper: the background.
+        ink: the text.
+        grid: the grid and the axes.
+        accent: the main line.
+        sizes: the bars of XS, S, M, L and XL.
+    """
 
     paper: str
     ink: str
@@ -45,9 +53,10 @@ DARK = Theme(
 
 
 def size_chart(sizes: SizeResult, classes: Sequence[str], theme: Theme) -> Figure:
-    """Draw the normalised AP of each class: a bar per size, and a dashed line for all sizes.
+    """Draw the normalised AP of each class with a bar per size and a dashed line for all sizes.
 
-    The mean over the classes comes first. A row has seven classes, as in the paper's Fig. 6.
+    The first group of bars is the mean over the classes. A row has seven groups, as in Fig. 6 of
+    the MDSSD paper.
     """
     names = ["mean of classes", *classes]
     values = np.vstack([sizes.mean_normalized_ap, sizes.normalized_ap])  # [1 + K, 5]
@@ -92,7 +101,8 @@ def _size_bars(
 def curve_chart(voc12: VocResult, classes: Sequence[str], theme: Theme) -> Figure:
     """Draw precision over recall, with the VOC12 AP, in one panel per class that has objects.
 
-    The thin line is the precision; the thick line is its monotonic envelope, whose area is the AP.
+    The thin line is the precision. The thick line is its monotonic envelope, and the area under
+    it is the AP.
     If no class has objects, a single panel says so.
     """
     shown = [k for k in range(len(classes)) if voc12.objects[k]]
@@ -128,12 +138,12 @@ def curve_chart(voc12: VocResult, classes: Sequence[str], theme: Theme) -> Figur
         if number + columns >= len(shown):
             axes.set_xlabel("recall", color=theme.ink)
     if not shown:
-        figure.axes[0].text(0.5, 0.5, "no object", ha="center", color=theme.ink)
+        figure.axes[0].text(0.5, 0.5, "no objects", ha="center", color=theme.ink)
     return figure
 
 
 def svg(figure: Figure) -> bytes:
-    """Return the figure as SVG, without a date. Text stays text, for the reader's fonts."""
+    """Return the figure as SVG without a date. Text stays text, in the browser's fonts."""
     import matplotlib
 
     buffer = io.BytesIO()
@@ -144,9 +154,9 @@ def svg(figure: Figure) -> bytes:
 
 
 def _panels(rows: int, columns: int, width: float, height: float, theme: Theme) -> Figure:
-    """Return a figure of panels; a panel and its labels take `width` x `height` inches.
+    """Return a figure of panels. A panel and its labels take `width` x `height` inches.
 
-    The places are fixed, because Matplotlib takes seconds to lay out dozens of panels.
+    The positions are fixed because Matplotlib's own layout takes seconds for dozens of panels.
     """
     from matplotlib.figure import Figure
 
@@ -184,7 +194,7 @@ def _style(axes: Any, theme: Theme) -> None:
 
 
 def _thin(recall: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return the positions to draw: those where recall rises, evenly thinned, and the last."""
+    """Return the points to draw: those at which recall rises, thinned evenly, and the last."""
     rises = np.flatnonzero(np.diff(recall, prepend=0.0) > 0)
     some = np.linspace(0, max(len(rises) - 1, 0), min(len(rises), _MOST_POINTS)).astype(np.int64)
     return np.unique([*rises[some], *range(len(recall))[-1:]]).astype(np.int64)

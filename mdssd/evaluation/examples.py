@@ -18,9 +18,10 @@ from mdssd.metrics.boxes import check_images
 from mdssd.metrics.errors import KINDS, TRUE_KIND
 from mdssd.metrics.matching import TRUE, Matches, match
 
-# Pixels of a picture's longer side; the page shows it at 260 or more.
+# The longer side of a picture in pixels. The page shows it at 260 or more.
 _SIDE = 420
-# A picture shows this many times the subject's longer side, but at least _LEAST pixels.
+# A picture shows a square of this many times the subject's longer side, but at least _LEAST
+# pixels of the image.
 _SURROUNDINGS = 4.0
 _LEAST = 64
 
@@ -30,10 +31,11 @@ class Subject:
     """A box to show, and its caption.
 
     Attributes:
-        image: the position of its image in the data set.
-        box_xyxy: the box [4].
-        caption, details: the text below the picture.
-        detection: its position among the image's detections; None for a missed object.
+        image: the position of the image in the data set.
+        box_xyxy: [4], in pixels of the image.
+        caption: the first line below the picture.
+        details: the second line.
+        detection: the position among the image's detections. None for a missed object.
     """
 
     image: int
@@ -49,10 +51,10 @@ def misses(
     count: int,
     score_threshold: float,
 ) -> list[Subject]:
-    """Choose at most `count` objects that were not found, or with a score below the threshold.
+    """Choose at most `count` objects that no detection with `score_threshold` or more matches.
 
-    Objects that were never found come first, the largest of them first, then the others by
-    ascending score. The classes take turns, and no two objects are from the same image.
+    Objects that no detection matches come first, from the largest to the smallest. The others
+    follow by ascending score. The classes take turns, and each image occurs at most once.
     """
     matches = _match(data, len(classes) + 1)
     boxes = np.concatenate([np.zeros((0, 4)), *(_array(t["boxes"]) for t in data.truth)])
@@ -65,7 +67,7 @@ def misses(
     subjects = []
     for n in _turns(missed, matches.gt_labels, matches.gt_images, count):
         name = classes[matches.gt_labels[n] - 1]
-        how = f"found with score {score[n]:.2f} only"
+        how = f"found only with score {score[n]:.2f}"
         if score[n] == -np.inf:
             how = _nearest_try(matches, n)
         size = f"{sides[n, 0]:.0f} x {sides[n, 1]:.0f} pixels"
@@ -76,7 +78,7 @@ def misses(
 
 
 def false_ones(data: EvalData, result: EvalResult, count: int) -> list[Subject]:
-    """Choose the `count` false detections with the highest scores, at most one per image."""
+    """Choose at most `count` false detections, with the highest scores, one per image."""
     matches = _match(data, len(result.classes) + 1)
     kinds = np.full(len(matches.scores), TRUE_KIND)
     for rows, of_rows in zip(result.errors.rows, result.errors.kinds, strict=True):
@@ -112,7 +114,7 @@ def show(
 ) -> bytes:
     """Return a JPEG of the subject and its surroundings, with detections and ground truth.
 
-    The detections shown are those that reach `score_threshold`, and the subject itself.
+    The picture shows the detections whose score is at least `score_threshold`, and the subject.
     """
     image = dataset[subject.image].image
     height, width = image.shape[:2]
@@ -152,7 +154,7 @@ def _match(data: EvalData, num_classes: int) -> Matches:
 
 
 def _nearest_try(matches: Matches, n: int) -> str:
-    """Describe the best attempt at an object that was never found."""
+    """Describe the detection with the highest IoU with an object that none matches."""
     tries = np.flatnonzero(matches.nearest == n)
     if not tries.size or matches.iou[tries].max() <= 0:
         return "no detection of its class touches it"
@@ -161,14 +163,14 @@ def _nearest_try(matches: Matches, n: int) -> str:
 
 
 def _cut(iou: float) -> str:
-    # Cut rather than rounded: an IoU of 0.496 must not read as 0.50, which would be a match.
+    # The IoU is rounded down: 0.496 must not read as 0.50, which would be a match.
     return f"{math.floor(100 * iou) / 100:.2f}"
 
 
 def _turns(
     ranked: NDArray[np.int64], labels: NDArray[np.int64], images: NDArray[np.int64], count: int
 ) -> list[int]:
-    """Order by turns: the first of each class, then the second of each; one per image."""
+    """Take the first object of each class, then the second of each, at most one per image."""
     seen: dict[int, int] = {}
     turn = []
     for n in ranked.tolist():
@@ -179,6 +181,7 @@ def _turns(
 
 
 def _one_an_image(ranked: NDArray[np.int64], images: NDArray[np.int64], count: int) -> list[int]:
+    """Return the first entry of each image, at most `count`."""
     chosen: dict[int, int] = {}
     for n in ranked.tolist():
         if len(chosen) == count:
@@ -188,14 +191,14 @@ def _one_an_image(ranked: NDArray[np.int64], images: NDArray[np.int64], count: i
 
 
 def _span(centre: float, side: float, length: int) -> tuple[int, int]:
-    """Return where a window around a point begins and ends, after it is moved into the image."""
+    """Return the first and the end pixel of a window around a point, moved into the image."""
     side = min(round(side), length)
     start = min(max(round(centre - side / 2), 0), length - side)
     return start, start + side
 
 
 def _lit(image: NDArray[np.uint8], box_xyxy: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Darken the image, except for the box and a margin."""
+    """Return a copy of the image that is darkened except in the box and a margin around it."""
     x1, y1, x2, y2 = box_xyxy
     margin = 3 + 0.1 * max(x2 - x1, y2 - y1)
     left, top = (max(0, round(v - margin)) for v in (x1, y1))

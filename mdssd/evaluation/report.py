@@ -1,4 +1,4 @@
-"""Writes an evaluation as one HTML file, for any browser, without a network or scripts."""
+"""Writes an evaluation report as one HTML file, which needs no network and no scripts."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COCO_ROWS = (
-    ("AP, IoU 0.50 to 0.95", "AP"),
+    ("AP, mean over IoU 0.50 to 0.95", "AP"),
     ("AP at IoU 0.50", "AP50"),
     ("AP at IoU 0.75", "AP75"),
-    ("AP, small: area below 32² pixels", "AP_small"),
-    ("AP, medium: below 96²", "AP_medium"),
-    ("AP, large", "AP_large"),
+    ("AP, small objects: area below 32² pixels", "AP_small"),
+    ("AP, medium objects: 32² to 96² pixels", "AP_medium"),
+    ("AP, large objects: above 96² pixels", "AP_large"),
     ("AR with 1 detection per image and class", "AR1"),
-    ("AR with 10", "AR10"),
-    ("AR with 100", "AR100"),
-    ("AR, small", "AR_small"),
-    ("AR, medium", "AR_medium"),
-    ("AR, large", "AR_large"),
+    ("AR with 10 detections", "AR10"),
+    ("AR with 100 detections", "AR100"),
+    ("AR, small objects", "AR_small"),
+    ("AR, medium objects", "AR_medium"),
+    ("AR, large objects", "AR_large"),
 )
 
 
@@ -48,15 +48,15 @@ def write_report(
 ) -> None:
     """Write the figures, charts and pictures of an evaluation as one HTML file.
 
-    Charts and pictures are inside the file, and names from the data are escaped. `path` is
-    replaced at once or not at all.
+    Charts and pictures are embedded in the file, and names from the data are escaped. An existing
+    file is replaced only when the new one is complete.
 
     Args:
         path: the file to write.
         result: the figures.
-        data, dataset: the detections and the data set that the figures were computed from.
-        pictures: the number of worst misses, and of worst false positives, to show. Their images
-            are read from the data set again.
+        data: the detections and the ground truth from which `result` was computed.
+        dataset: the data set of `data`. The images of the pictures are read from it again.
+        pictures: the largest number of missed objects to show, and of false positives.
 
     Raises:
         ValueError: `pictures` is negative.
@@ -77,9 +77,11 @@ def write_report(
         _confusion(result),
         _gallery(
             "Worst misses",
-            "Objects that no detection of their class found at IoU 0.5, the largest first; then "
-            "objects that were found with a low score only, the lowest first. The classes take "
-            "turns, and each image is shown once. " + _HOW_DRAWN.format(result.score_threshold),
+            "The first objects are those that no detection of their class matches at IoU 0.5, from "
+            "the largest to the smallest. The others were found only with a score below "
+            f"{result.score_threshold:g}, and the lowest score comes first. The classes take "
+            "turns, and each image is shown at most once. "
+            + _HOW_DRAWN.format(result.score_threshold),
             missed,
             data,
             dataset,
@@ -87,7 +89,8 @@ def write_report(
         ),
         _gallery(
             "Worst false positives",
-            "The false detections with the highest scores. Each image is shown once. "
+            "These are the false detections with the highest scores. Each image is shown at most "
+            "once. A captioned detection is drawn even if its score is lower. "
             + _HOW_DRAWN.format(result.score_threshold),
             false,
             data,
@@ -147,16 +150,17 @@ def _by_class(result: EvalResult) -> str:
     ]
     total = ["mean", f"{voc.objects.sum():,}", f"{voc.detections.sum():,}", *map(_digits, means)]
     note = (
-        "<p>VOC07 AP is the mean precision at 11 recalls, VOC12 AP the area under the whole curve, "
-        "both at IoU 0.5 and with both edge pixels counted in a width. COCO AP is COCO's own. A "
-        "class without objects (–) is left out of the mean.</p>"
+        "<p>VOC07 AP is the mean of the precision at 11 recalls. VOC12 AP is the area under the "
+        "whole precision-recall curve. Both match at IoU 0.5 and compute a width as x2 - x1 + 1. "
+        "COCO AP is the mean over ten IoU thresholds, and COCO AP50 is the AP at IoU 0.5. A class "
+        "without objects has no AP (–) and is left out of the mean.</p>"
     )
     return "<h2>Average precision</h2>" + note + _table(heads, rows, total)
 
 
 def _coco(result: EvalResult) -> str:
     if result.coco is None:
-        return "<h2>COCO</h2><p>COCO's figures are left out: pycocotools is not installed.</p>"
+        return "<h2>COCO</h2><p>These figures need pycocotools, which is not installed.</p>"
     figures = result.coco.figures
     rows = [[text, _digits(figures[name])] for text, name in _COCO_ROWS]
     return "<h2>COCO’s twelve figures</h2>" + _table(["", ""], rows)
@@ -165,11 +169,12 @@ def _coco(result: EvalResult) -> str:
 def _sizes(result: EvalResult) -> str:
     sizes = result.sizes
     text = (
-        "<p>The objects of each class are ranked by the area of their boxes: XS are the smallest "
-        "10%, S the next 20%, M 40%, L 20%, XL the largest 10% (Hoiem et al.). For each size, true "
-        "detections of other sizes are left out, and every false detection counts. Precision is "
-        f"normalised to {sizes.normal_objects:g} objects, so that sizes and classes can be "
-        "compared. The dashed line is the AP of all sizes.</p>"
+        "<p>The objects of each class are ranked by the area of their boxes. XS are the smallest "
+        "10%, S the next 20%, M the next 40%, L the next 20%, and XL the largest 10% (Hoiem et "
+        "al.). The AP of a size ignores true detections of other sizes, and counts every false "
+        "detection. The normalised AP computes the precision as if every class and size had "
+        f"{sizes.normal_objects:g} objects, so that they can be compared. The dashed line is the "
+        "normalised AP of all sizes together.</p>"
     )
     chart = _chart(
         lambda theme: charts.size_chart(sizes, result.classes, theme),
@@ -198,10 +203,10 @@ def _sizes(result: EvalResult) -> str:
         "<h2>Size of the objects</h2>"
         + text
         + chart
-        + "<p>Normalised AP with the number of objects, and the greatest area of XS, S, M and L in "
-        "square pixels:</p>"
+        + "<p>This table shows the normalised AP, with the number of objects in brackets. The last "
+        "column is the greatest area of an XS, S, M and L object in square pixels.</p>"
         + _table(["class", *SIZES, "area up to"], normal, [*means[0], ""])
-        + "<p>AP without normalisation:</p>"
+        + "<p>This table shows the AP without normalisation.</p>"
         + _table(["class", *SIZES], plain, means[1])
     )
 
@@ -211,7 +216,7 @@ def _curves(result: EvalResult) -> str:
         lambda theme: charts.curve_chart(result.voc12, result.classes, theme),
         "precision over recall for each class",
     )
-    note = "<p>At IoU 0.5. VOC12 AP, in each title, is the area under the thick line.</p>"
+    note = "<p>A title shows the VOC12 AP: the area under the thick line at IoU 0.5.</p>"
     return "<h2>Precision and recall</h2>" + note + chart
 
 
@@ -234,10 +239,11 @@ def _errors(result: EvalResult) -> str:
         )
     heads = "".join(f"<th>{name}</th>" for name in ("class", "", *names))
     text = (
-        "<p>Each class has N objects; these are its N best-scored detections. Localisation: the "
-        "IoU with an object of the class is 0.1 to 0.5, or the object was found already. Similar "
-        "and other: the IoU with an object of another class, similar or not, is at least 0.1. "
-        "Background: all others.</p>"
+        "<p>For a class with N objects, the N detections with the highest scores are counted. A "
+        "localisation error has an IoU of 0.1 to 0.5 with an object of its class, or repeats an "
+        "object that was already found. If a false detection has an IoU of at least 0.1 with an "
+        "object of another class only, its kind is similar or other, depending on whether that "
+        "class is similar to its own. All others are background.</p>"
     )
     return (
         f"<h2>Kinds of false positives</h2>{text}<p>{legend}</p>"
@@ -258,9 +264,9 @@ def _confusion(result: EvalResult) -> str:
         )
         rows.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
     text = (
-        f"<p>Detections with a score of at least {result.score_threshold:g}, matched at IoU 0.5. A "
-        "row is the class of an object, a column the class of its detection. The colour shows the "
-        "share of the row.</p>"
+        f"<p>Detections with a score of at least {result.score_threshold:g} are matched at IoU "
+        "0.5. A row is the class of an object, and a column is the class of its detection. The "
+        "colour shows the cell's share of its row.</p>"
     )
     return (
         f'<h2>Confusion</h2>{text}<div class="scroll"><table class="confusion"><thead><tr>'
@@ -269,8 +275,8 @@ def _confusion(result: EvalResult) -> str:
 
 
 _HOW_DRAWN = (
-    "Solid boxes are detections with a score of at least {0:g}, dashed boxes the ground truth. "
-    "The surroundings are darkened."
+    "Solid boxes are detections with a score of at least {0:g}. Dashed boxes are the ground truth. "
+    "The surroundings of the captioned box are darkened."
 )
 
 
@@ -302,14 +308,14 @@ def _speed(result: EvalResult) -> str:
         [stage.replace("_", " "), f"{1000 * seconds / result.images:.1f} ms"]
         for stage, seconds in result.seconds.items()
     ]
-    heading = f"<h2>Time per image</h2><p>{result.images_per_second:.1f} images/s</p>"
-    return heading + _table(["stage", "time"], rows)
+    speed = f"The evaluation processed {result.images_per_second:.1f} images per second."
+    return f"<h2>Time per image</h2><p>{speed}</p>" + _table(["stage", "time"], rows)
 
 
 def _table(
     heads: Sequence[str], rows: Iterable[Sequence[str]], total: Sequence[str] | None = None
 ) -> str:
-    """Return a table of escaped text. The first column holds the heads of the rows."""
+    """Return an HTML table of escaped text. The first column holds the row headings."""
 
     def line(cells: Sequence[str]) -> str:
         rest = "".join(f"<td>{escape(cell)}</td>" for cell in cells[1:])
@@ -325,7 +331,7 @@ def _table(
 
 
 def _chart(draw: Callable[[charts.Theme], Figure], text: str) -> str:
-    """Return a chart in a light and a dark form, of which the browser shows one."""
+    """Return a chart for light and for dark pages. The browser shows the one that fits."""
     light, dark = (
         _data_uri("image/svg+xml", charts.svg(draw(theme))) for theme in (charts.LIGHT, charts.DARK)
     )

@@ -1,4 +1,4 @@
-"""Detector, evaluate and detect, with a model whose detections are known from the picture."""
+"""Detector, evaluate and detect are tested with a model that finds red and green quarters."""
 
 import csv
 import dataclasses
@@ -157,7 +157,8 @@ def test_thresholds_and_limits_reach_detection_output():
     class Same(Quadrants):
         def __init__(self):
             super().__init__()
-            self.priors[:, 0] = torch.tensor([0.45, 0.55, 0.45, 0.55])  # IoU 2/3 in a row
+            # The two boxes in a row have IoU 2/3.
+            self.priors[:, 0] = torch.tensor([0.45, 0.55, 0.45, 0.55])
 
     two = Detector(Same(), score_threshold=0.9, nms_threshold=0.45)(image)[0]
     four = Detector(Same(), score_threshold=0.9, nms_threshold=0.7)(image)[0]
@@ -295,7 +296,7 @@ def test_bad_options_are_named():
     assert Detector(Quadrants()).classes == ["class 1", "class 2"]
 
 
-def test_checkpoint_gives_classes_and_mean(tmp_path):
+def test_a_checkpoint_supplies_classes_and_mean(tmp_path):
     from mdssd import ssd300
     from mdssd.weights.checkpoint import save_checkpoint
 
@@ -372,8 +373,8 @@ def test_evaluate_finds_all(detector, tmp_path):
 
 
 def test_evaluate_counts_misses_and_inventions(detector):
-    # The ground truth calls green quarters red. So each of them is a false detection and a missed
-    # object, unless it is difficult.
+    # The ground truth calls green quarters red. Each of them is therefore a false detection and a
+    # missed object, unless it is difficult.
     scenes = Scenes(COLORS, names={RED: "red", GREEN: "red"})
     result = evaluate(detector, scenes, progress=False)
     assert result.voc07.objects.tolist() == [10, 0]
@@ -712,8 +713,8 @@ def test_a_stream_survives_the_death_of_its_workers(detector, tmp_path):
     assert str(results[5].error).endswith("too.png: the process that read it was killed")
 
 
-def test_a_stream_takes_what_it_needs_and_leaves_no_process(detector, tmp_path):
-    gc.collect()  # ends the processes of loaders that earlier tests have left
+def test_a_stream_reads_only_a_little_ahead_and_leaves_no_process(detector, tmp_path):
+    gc.collect()  # ends loader processes that earlier tests left behind
     good = save(tmp_path / "good.png", picture([RED] * 4))
     taken = []
 
@@ -724,7 +725,7 @@ def test_a_stream_takes_what_it_needs_and_leaves_no_process(detector, tmp_path):
 
     stream = detector.stream(endless(), workers=2, batch_size=3)
     assert not taken
-    for _ in range(7):  # the first of the third batch
+    for _ in range(7):  # the seventh is the first image of the third batch
         next(stream)
     assert len(taken) <= 3 * 3 + 2 * 2 + 3
     assert len(multiprocessing.active_children()) == 2
@@ -743,7 +744,7 @@ def test_bad_streams_are_named(detector):
         detector.stream([], batch_size=0)
 
 
-def test_detect_without_keeping_what_it_found(detector, photos, tmp_path):
+def test_detect_without_keeping_its_detections(detector, photos, tmp_path):
     kept = detect(detector, [photos], tmp_path / "a", formats=("json", "csv"), progress=False)
     other = detect(
         detector,
@@ -761,7 +762,9 @@ def test_detect_without_keeping_what_it_found(detector, photos, tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_detect_interrupted_leaves_what_was_done(detector, photos, tmp_path, monkeypatch):
+def test_detect_that_is_interrupted_keeps_the_finished_images(
+    detector, photos, tmp_path, monkeypatch
+):
     stream = Detector.stream
 
     def interrupted(self, *args, **options):

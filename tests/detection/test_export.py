@@ -67,14 +67,14 @@ def onnx_file(tmp_path_factory):
     return path
 
 
-def test_onnx_gives_the_same_detections_for_any_batch(model, onnx_file):
+def test_onnx_returns_the_same_detections_for_any_batch(model, onnx_file):
     run = session(onnx_file).run
     pixels = scenes(3)
     for batch in (pixels, pixels[:1], pixels[1:]):
         assert_same(run(None, {"pixels": batch}), expected(model, batch))
 
 
-def test_onnx_file_tells_what_it_needs(onnx_file):
+def test_onnx_file_describes_its_inputs_and_outputs(onnx_file):
     onnx = pytest.importorskip("onnx")
     loaded = session(onnx_file)
     (pixels,) = loaded.get_inputs()
@@ -98,7 +98,10 @@ def test_onnx_file_tells_what_it_needs(onnx_file):
 
 
 def outputs_with_ties(images, priors, classes):
-    """Twelve kinds of scores, two of the classes equal, on overlapping priors; one has a NaN."""
+    """Return loc, logits and overlapping priors. The scores tie often, and one logit is NaN.
+
+    There are only twelve different rows of logits, and classes 2 and 4 are equal in each.
+    """
     generator = torch.Generator().manual_seed(5)
     loc = torch.randn(images, priors, 4, generator=generator) * 0.5
     kinds = torch.randn(12, classes, generator=generator) * 2
@@ -155,7 +158,7 @@ def test_pt2_is_a_program_for_any_batch(model, tmp_path):
     export(model, tmp_path / "m.pt2", form="pt2", classes=CLASSES, mean=MEAN, score_threshold=0.1)
     files = {"mdssd.json": ""}
     loaded = torch.export.load(tmp_path / "m.pt2", extra_files=files)
-    # A compiled package stores infinity as a word, and cannot be loaded then.
+    # A compiled package stores infinity as a word and can then not be loaded.
     numbers = [x for node in loaded.graph.nodes for x in node.args if isinstance(x, float)]
     assert numbers and np.isfinite(numbers).all()
     program = loaded.module()
@@ -184,7 +187,7 @@ def test_detector_finds_the_same(onnx_file):
     inside = (edges[:, 2:] > edges[:, :2]).all(1)
     np.testing.assert_allclose(edges[inside], found["boxes"], rtol=1e-4, atol=0.01)
     np.testing.assert_allclose(scores[0, :count][inside], found["scores"], rtol=1e-4)
-    for form in EXPORTS:  # the command offers what export takes
+    for form in EXPORTS:  # the command accepts every format of export
         cli.make_parser().parse_args(["export", "x", "--out", "y", "--format", form])
 
 

@@ -1,4 +1,4 @@
-"""Every runtime of Detector returns what "eager" returns, or says why it cannot run."""
+"""Every runtime of Detector returns the detections of "eager" or says why it cannot run."""
 
 import sys
 
@@ -13,7 +13,7 @@ from mdssd.detection.detector import Detector
 from mdssd.names import RUNTIMES
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
-# With so few detections the scores differ by more than rounding errors.
+# The scores of 10 detections differ by more than rounding errors, so their order is certain.
 OPTIONS = {"score_threshold": 0.3, "max_detections": 10, "batch_size": 3}
 
 
@@ -23,7 +23,7 @@ def model(build=mdssd300):
     network = build(4, width=0.0625, batch_norm=True)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 1.0  # statistics of one pass
+            module.momentum = 1.0  # the statistics are those of one pass
     if build is ssd300:
         torch.nn.init.ones_(network.conv4_3_scale)
     with torch.no_grad():
@@ -50,18 +50,20 @@ def test_openvino_returns_the_detections_of_eager():
     expected = eager(images(5))
     for count in (1, 3):
         assert_same_detections(other(images(count)), expected[:count], 1e-5)
-    results = list(other.stream(images(5), workers=0))  # 3, and 2 that are filled up
+    # The second batch has two images and is filled up to three.
+    results = list(other.stream(images(5), workers=0))
     assert_same_detections([result.found for result in results], expected, 1e-5)
 
 
-def test_compile_gives_the_detections_of_eager():
-    # Only the smaller network and one batch size, as compiling is slow.
+def test_compile_returns_the_detections_of_eager():
+    # Compiling is slow, so only the smaller network runs, with one batch size.
     eager = Detector(model(ssd300), **OPTIONS)
     other = Detector(model(ssd300), runtime="compile", **OPTIONS)
-    assert_same_detections(other(images(5)), eager(images(5)), 1e-5)  # 3, and 2 filled up
+    # The second batch has two images and is filled up to three.
+    assert_same_detections(other(images(5)), eager(images(5)), 1e-5)
 
 
-def test_bfloat16_gives_nearly_the_same():
+def test_bfloat16_returns_nearly_the_same():
     """The error of bfloat16 is at most three times that of rounding the weights alone."""
     eager, other = Detector(model(), **OPTIONS), Detector(model(), dtype=torch.bfloat16, **OPTIONS)
     rounded = Detector(model(), **OPTIONS)
@@ -97,7 +99,7 @@ def test_a_device_resizes_as_the_host_does_to_within_a_level():
 
 
 def test_runtime_device_and_dtype_that_do_not_fit_are_named():
-    for runtime in RUNTIMES:  # the command offers what the detector takes
+    for runtime in RUNTIMES:  # the command accepts every runtime of the detector
         cli.make_parser().parse_args(["detect", "x", "y", "--runtime", runtime])
     with pytest.raises(ValueError, match="runtime: expected one of .*got 'magic'"):
         Detector(model(), runtime="magic")
@@ -151,7 +153,7 @@ def test_a_stream_through_graphs_is_its_images_one_by_one(workers):
         assert_same_detections([result.found for result in results], expected)
     stream = graph.stream(pictures, batch_size=2, workers=workers)
     next(stream)
-    stream.close()  # with a batch under way
+    stream.close()  # while a batch is in flight
     assert_same_detections(graph(pictures), expected)
 
 
@@ -165,7 +167,7 @@ def test_graphs_resize_as_eager_does():
 
 
 @needs_gpu
-def test_two_batches_under_way_keep_apart():
+def test_two_batches_in_flight_do_not_mix():
     graphs = Graphs(lambda pixels: (pixels.float().mean((1, 2, 3)),), 8, 4, torch.device("cuda"))
     batches = [
         [np.full((8, 8, 3), 10 * k + n, np.uint8) for n in range(1 + k % 4)] for k in range(9)

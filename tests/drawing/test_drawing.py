@@ -1,4 +1,4 @@
-"""Pictures of detections: each part is drawn in its place and can be read."""
+"""In pictures of detections, each part is drawn in its place and can be read."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def test_the_outline_lies_on_the_box():
         assert tuple(picture[y, x]) == color
     for y, x in ((550, 400), (550, 290), (550, 510), (710, 450)):
         assert tuple(picture[y, x]) == (128, 128, 128)
-    # The line is dark on both sides, so that it shows on any background.
+    # The line has dark edges, so it is visible on any background.
     assert tuple(picture[550, 299]) == (0, 0, 0) and tuple(picture[550, 500]) == (0, 0, 0)
     assert tuple(picture[550, 303]) == (0, 0, 0)
 
@@ -135,7 +135,7 @@ def test_letters_are_large_enough_and_stand_out():
         light = (paper**2.2) @ [0.2126, 0.7152, 0.0722]
         ink_light = 0.0 if draw._ink(class_color(label)) == (0, 0, 0) else 1.0
         contrast = (max(light, ink_light) + 0.05) / (min(light, ink_light) + 0.05)
-        assert contrast >= 4.5  # what WCAG 2 asks of text
+        assert contrast >= 4.5  # the least contrast of text in WCAG 2
 
 
 def test_colours_of_classes_differ():

@@ -147,7 +147,7 @@ def test_the_tables_hold_the_figures(parsed, result):
         "Worst false positives", "Time per image",
     ):  # fmt: skip
         assert heading in text
-    # The row of class 1 in the confusion matrix: 2 missed, 1 found, 1 taken for class 2.
+    # In the confusion matrix, 2 objects of class 1 are missed, 1 is found, 1 is taken for class 2.
     assert "<b>&\"'|2|1|1|" in text
 
 
@@ -164,7 +164,8 @@ def test_every_embedded_picture_can_be_read(parsed):
         else:
             assert max(Image.open(io.BytesIO(content)).size) == 420
         kinds.append(kind)
-    # Two charts, each light and dark; misses in all images; false detections in images 1 and 2.
+    # There are two charts, each light and dark, and five pictures: misses in all three images, and
+    # false detections in images 1 and 2.
     assert kinds.count("svg+xml") == 4 and kinds.count("jpeg") == 5
 
 
@@ -203,7 +204,7 @@ def test_json_has_the_new_parts(result):
     stored = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     name = CLASSES[0]
     assert stored["sizes"]["objects"][name] == {"XS": 0, "S": 2, "M": 1, "L": 1, "XL": 0}
-    # Four objects: 20 x 20 (twice, so both are S), 40 x 30 (M), 40 x 40 (L).
+    # There are four objects: 20 x 20 (twice, so both are S), 40 x 30 (M), 40 x 40 (L).
     assert stored["sizes"]["greatest_area"][name]["XS"] is None
     assert stored["sizes"]["normal_objects"] == pytest.approx(0.45)
     assert stored["sizes"]["AP"]["_red"] == dict.fromkeys(("XS", "S", "M", "L", "XL"))
@@ -218,7 +219,7 @@ def test_json_has_the_new_parts(result):
 def test_worst_misses():
     found = Photos().found()
     subjects = misses(found, CLASSES, 10, 0.5)
-    # First the largest undetected object of class 1, then the one of class 2 with score 0.2.
+    # The largest undetected object of class 1 is first. The object with score 0.2 is second.
     assert [(s.image, s.caption) for s in subjects] == [
         (1, "missed: <b>&\"'"),
         (0, "missed: a$b_{^"),
@@ -226,7 +227,7 @@ def test_worst_misses():
     ]
     assert subjects[0].box_xyxy.tolist() == [20, 20, 60, 60]
     assert subjects[0].details == "40 x 40 pixels; best IoU 0.37, with score 0.60"
-    assert subjects[1].details == "20 x 40 pixels; found with score 0.20 only"
+    assert subjects[1].details == "20 x 40 pixels; found only with score 0.20"
     assert subjects[2].details.endswith("no detection of its class touches it")
     assert len(misses(found, CLASSES, 1, 0.5)) == 1
     assert [s.image for s in misses(found, CLASSES, 10, 0.1)] == [1, 2]
@@ -244,13 +245,13 @@ def test_a_picture_shows_the_subject_lit_and_the_truth_dashed():
     found = Photos().found()
     subject = Subject(1, np.array([20.0, 20, 60, 60]), "", "")
     picture = np.asarray(Image.open(io.BytesIO(show(subject, found, Photos(), CLASSES, 0.99))))
-    # A window of 160 pixels in an image 120 high: 420 x 315, at 2.625 per pixel.
+    # The window is 160 x 120 pixels, limited by the image, and is enlarged 2.625 times.
     assert picture.shape == (315, 420, 3)
-    assert abs(int(picture[105, 105, 0]) - 100) < 6  # inside the subject, as it was
+    assert abs(int(picture[105, 105, 0]) - 100) < 6  # inside the subject, unchanged
     assert abs(int(picture[290, 300, 0]) - 60) < 6  # around it, darkened
     edge = picture[52, 60:150].astype(int).max(axis=1)  # the subject's upper edge, y = 20
     assert edge.max() > 180 and edge.min() < 60  # white dashes with black between
-    # The detection of class 1 is drawn if it reaches the threshold, and the subject always.
+    # The detection of class 1 is drawn if it reaches the threshold or is the subject itself.
     colour = np.array(class_color(1))
     for options in ({"score_threshold": 0.5}, {"score_threshold": 0.99, "own": 0}):
         own = Subject(1, subject.box_xyxy, "", "", options.pop("own", None))
@@ -276,7 +277,7 @@ def test_charts_of_many_classes_and_detections():
 
 
 def test_a_curve_keeps_the_points_where_recall_rises():
-    # Two true detections, then 5000 false ones: even sampling would lose the second.
+    # Two true detections come before 5000 false ones. Even sampling would lose the second.
     boxes = np.array([[0, 0, 9, 9], [20, 0, 29, 9]] + [[500, 500, 509, 509]] * 5000, float)
     found = [{"boxes": boxes, "labels": [1] * 5002, "scores": np.linspace(1, 0, 5002)}]
     truth = [{"boxes": boxes[:2], "labels": [1, 1]}]

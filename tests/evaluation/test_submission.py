@@ -1,4 +1,4 @@
-"""Submission files, read back as the servers do, and test sets without annotations."""
+"""Submission files can be read back as the servers read them, also without annotations."""
 
 import contextlib
 import io
@@ -78,11 +78,13 @@ def coco(voc):
 
 
 def guesses(dataset, order):
-    """Return detections: each object twice, slightly moved, and some false ones.
+    """Return detections and ground truth. Each object is detected twice, slightly moved.
 
-    The boxes lie on a grid of 1/8 pixel.
+    There are also some false detections. The boxes lie on a grid of 1/8 pixel.
 
-    order: the detector's class names, which need not be the data set's.
+    Args:
+        dataset: the data set with the objects.
+        order: the detector's class names. Their order may differ from the data set's.
     """
     rng = np.random.default_rng(5)
     found, truth = [], []
@@ -121,7 +123,7 @@ def read_voc(folder, dataset):
     ]
 
 
-def test_voc_files_give_the_same_ap(tmp_path, voc):
+def test_voc_files_have_the_same_ap(tmp_path, voc):
     dataset = VOCDataset(voc, "test", CLASSES)
     found, truth = guesses(dataset, CLASSES)
     paths = write_voc_submission(tmp_path, dataset, found, CLASSES)
@@ -150,7 +152,7 @@ def test_a_line_of_voc(tmp_path, voc):
     assert not list(tmp_path.glob("*star*")) and not list(tmp_path.glob("*.tmp"))
 
 
-def test_coco_file_gives_the_same_figures(tmp_path, coco):
+def test_coco_file_has_the_same_figures(tmp_path, coco):
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -166,7 +168,7 @@ def test_coco_file_gives_the_same_figures(tmp_path, coco):
         evaluation.summarize()
     ours = list(coco_ap(found, truth, 6).figures.values())
     assert 0.1 < ours[0] < 0.99
-    # The file has hundredths of a pixel, so that an IoU may cross a threshold.
+    # The file stores hundredths of a pixel, so an IoU may cross a threshold.
     np.testing.assert_allclose(evaluation.stats, np.nan_to_num(ours, nan=-1), atol=5e-3)
     first = json.loads(path.read_text())[0]
     assert set(first) == {"image_id", "category_id", "bbox", "score"}
