@@ -22,7 +22,7 @@ import torch
 import mdssd
 from mdssd import ops
 from mdssd.cli import make_parser
-from mdssd.data import SyntheticScenes
+from mdssd.data import SyntheticScenes, write_voc
 from mdssd.weights.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,9 +58,10 @@ def test_readme_fits_on_a_page_and_names_the_command_for_the_tests() -> None:
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the pages' Python opens: runs/mine, photo.jpg, photos/a.jpg."""
+    """A folder with what the pages' Python opens: runs/mine, DIR, photo.jpg, photos/a.jpg."""
     folder = tmp_path_factory.mktemp("inputs")
     scenes = SyntheticScenes(2)
+    write_voc(scenes, folder / "DIR", "test")
     (folder / "photos").mkdir()
     (folder / "runs/mine").mkdir(parents=True)
     for name, k in (("photo.jpg", 0), ("photos/a.jpg", 1)):
