@@ -139,8 +139,9 @@ class EpochLoader:
         return [self._image_ids[index] for index in distributed.part(indices)]
 
     def close(self) -> None:
-        """Allow SIGTERM to end the worker processes from now on."""
+        """End the worker processes, and allow SIGTERM to end those that are still needed."""
         self._samples.closed.fill_(True)
+        del self._loader
 
 
 class _Samples(Dataset[Any]):

@@ -51,6 +51,13 @@ class Quadrants(nn.Module):
         return logits.new_zeros(len(images), 4, 4), logits
 
 
+@pytest.fixture
+def no_processes():
+    """End the processes of loaders that failed trainings of earlier tests still hold."""
+    gc.collect()
+    assert not multiprocessing.active_children()
+
+
 def picture(colors, height=40, width=60):
     """Return an image of four colours: upper left, upper right, lower left, lower right."""
     image = np.empty((height, width, 3), np.uint8)
@@ -428,7 +435,9 @@ def files(tmp_path, monkeypatch):
     return dataset
 
 
-def test_evaluate_reads_files_in_workers_to_the_same_result(detector, files, monkeypatch):
+def test_evaluate_reads_files_in_workers_to_the_same_result(
+    detector, files, monkeypatch, no_processes
+):
     workers = []
     monkeypatch.setattr(
         Files, "__getitem__", lambda *_: pytest.fail("the workers should read the files")
@@ -453,14 +462,14 @@ def test_evaluate_reads_files_in_workers_to_the_same_result(detector, files, mon
     assert result == expected
 
 
-def test_evaluate_stops_at_a_broken_file(detector, files):
+def test_evaluate_stops_at_a_broken_file(detector, files, no_processes):
     files.image_path(13).write_bytes(b"no picture")
     with pytest.raises(DataError, match="13.png: not an image"):
         evaluate(detector, files, batch_size=3, progress=False)
     assert not multiprocessing.active_children()
 
 
-def test_sigterm_ends_an_evaluation_and_its_workers(detector, files, monkeypatch):
+def test_sigterm_ends_an_evaluation_and_its_workers(detector, files, monkeypatch, no_processes):
     forward = Quadrants.forward
 
     def terminated(self, images):
@@ -713,7 +722,7 @@ def test_a_stream_survives_the_death_of_its_workers(detector, tmp_path):
     assert str(results[5].error).endswith("too.png: the process that read it was killed")
 
 
-def test_a_stream_reads_only_a_little_ahead_and_leaves_no_process(detector, tmp_path):
+def test_a_stream_reads_only_a_little_ahead_and_leaves_no_process(detector, tmp_path, no_processes):
     gc.collect()  # ends loader processes that earlier tests left behind
     good = save(tmp_path / "good.png", picture([RED] * 4))
     taken = []
