@@ -6,6 +6,7 @@ import torch
 
 from mdssd.drawing import class_color, draw_detections
 from mdssd.drawing import detections as draw
+from mdssd.drawing.tags import shared_area
 
 CLASSES = ["car", "bus", "éléphant"]
 
@@ -110,7 +111,7 @@ def test_tags_hide_little_of_other_objects(monkeypatch):
         own = texts.get(tag.text)
         if own is None:
             continue
-        shared = draw._shared(
+        shared = shared_area(
             np.array([tag.x1, tag.y1, tag.x2, tag.y2]), np.delete(boxes * 3, own, 0)
         )
         assert shared.max() <= 0.25 * 60 * 60 + 1e-6
@@ -145,15 +146,37 @@ def test_colours_of_classes_differ():
     assert apart.min() >= 20
 
 
-def test_ground_truth_is_dashed_white():
-    truth = [[100, 100, 250, 250]]
-    plain = draw_detections(grey(), [], [], [], CLASSES, legend=False)
-    picture = draw_detections(grey(), [], [], [], CLASSES, gt=truth, legend=False)
-    assert count(plain, (255, 255, 255)) == 0
-    edge = picture[300, 300:750]
-    white, black = ((edge == value).all(axis=1).sum() for value in (255, 0))
-    assert white + black == 450 and white > 150 and black > 150
-    assert (picture[310:740, 310:740] == 128).all()
+@pytest.mark.parametrize("light", [0, 128, 250])
+@pytest.mark.parametrize("scale", [1, 3])
+def test_ground_truth_is_dashed_white_with_a_dark_edge(light, scale):
+    image = np.full((300, 300, 3), light, np.uint8)
+    truth = np.array([[100, 100, 250, 250]])
+    plain = draw_detections(image, [], [], [], CLASSES, legend=False, scale=scale)
+    picture = draw_detections(image, [], [], [], CLASSES, gt=truth, legend=False, scale=scale)
+    first, end = 100 * scale, 250 * scale
+    edge = picture[first, first:end, 0]
+    beside = picture[first - 1, first:end, 0]  # the pixels above the line
+    # White dashes make up more than half of the line, and all have a dark edge.
+    assert (edge == 255).sum() > 0.5 * len(edge)
+    assert (beside[edge == 255] == 0).all() and (edge == 0).sum() >= 4 * scale
+    inside = slice(first + 5, end - 5)
+    assert (picture[inside, inside] == plain[inside, inside]).all()
+
+
+def test_scale_sets_the_size_of_the_picture():
+    box = [[100, 100, 200, 200]]
+    for size in (300, 1400):
+        image = grey(size, 2 * size)
+        own = draw_detections(image, box, [1], [0.5], CLASSES, legend=False, scale=1)
+        assert own.shape == image.shape and tuple(own[150, 100]) == class_color(1)
+        double = draw_detections(image, box, [1], [0.5], CLASSES, legend=False, scale=2)
+        assert double.shape == (2 * size, 4 * size, 3)
+        assert tuple(double[300, 200]) == class_color(1)
+        half = draw_detections(image, box, [1], [0.5], CLASSES, legend=False, scale=0.5)
+        assert half.shape == (size // 2, size, 3)
+    for scale in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="scale: expected more than 0, got"):
+            draw_detections(grey(), [], [], [], CLASSES, scale=scale)
 
 
 def test_the_legend_is_a_strip_below():
