@@ -1,25 +1,142 @@
-"""Write files so that a crash never leaves a partial one."""
+"""Read regular files only, and write files so that a crash never leaves a partial one."""
 
 from __future__ import annotations
 
+import errno
 import glob
+import hashlib
 import os
+import re
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
-TEMPORARY_SUFFIX = ".tmp"
+try:
+    import fcntl
+except ImportError:  # on Windows: `remove_all_leftovers` then removes nothing
+    fcntl = None  # type: ignore[assignment]
+
+TEMPORARY_SUFFIX = ".mdssd.tmp"
+_TEMPORARY = re.compile(rf"\..+\.\d+{re.escape(TEMPORARY_SUFFIX)}", re.DOTALL)
+# A name of a temporary file has at most about this many bytes. File systems allow 255, some 143.
+_LONG_NAME = 100
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a regular file for reading. Every file that a user names is opened by this.
+
+    Reading from a pipe or a device might wait or go on for ever, so they are refused. Symbolic
+    links are followed.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The file, open for reading bytes.
+
+    Raises:
+        OSError: the path is missing, cannot be read, or is not a regular file. Its `strerror`
+            says what it is, its `filename` is the path.
+
+    Example:
+        >>> import tempfile
+        >>> from mdssd.system.files import open_regular
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     open_regular(folder)
+        Traceback (most recent call last):
+            ...
+        IsADirectoryError: [Errno 21] is a folder, expected a regular file: '...'
+    """
+    try:
+        _check_regular(os.stat(path), path)  # before it is opened, which a device may notice
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        file = os.fdopen(os.open(path, flags), "rb")
+    except ValueError as error:  # a NUL in the name
+        raise OSError(errno.EINVAL, str(error), path) from None
+    try:
+        _check_regular(os.fstat(file.fileno()), path)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _check_regular(status: os.stat_result, path: str | os.PathLike[str]) -> None:
+    kind = stat.S_IFMT(status.st_mode)
+    if kind != stat.S_IFREG:
+        code = errno.EISDIR if kind == stat.S_IFDIR else errno.EINVAL
+        what = _KINDS.get(kind, "a special file")
+        raise OSError(code, f"is {what}, expected a regular file", path)
+
+
+def read_regular(path: str | os.PathLike[str], limit: int | None = None) -> bytes:
+    """Return the bytes of a regular file, of which there may be at most `limit`.
+
+    Args:
+        path: the file; see `open_regular`.
+        limit: the most bytes; None for any number.
+
+    Returns:
+        The bytes.
+
+    Raises:
+        OSError: as `open_regular` says, or the file is longer than the limit, which is found
+            without reading it.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import tempfile
+        >>> from mdssd.system.files import read_regular
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "a"
+        ...     _ = path.write_bytes(b"whole")
+        ...     read_regular(path, limit=100)
+        b'whole'
+    """
+    with open_regular(path) as file:
+        if limit is None:
+            return file.read()
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(limit + 1) if size <= limit else b""
+        if max(size, len(data)) > limit:  # a file of /proc states a size of 0
+            got, most = format_bytes(max(size, len(data))), format_bytes(limit)
+            raise OSError(errno.EFBIG, f"has {got}, expected at most {most}", path)
+        return data
+
+
+def format_bytes(count: int) -> str:
+    """Return a number of bytes for people: 3,100,000,000 is "3.1 GB".
+
+    Example:
+        >>> from mdssd.system.files import format_bytes
+        >>> format_bytes(64), format_bytes(3_100_000_000)
+        ('64 bytes', '3.1 GB')
+    """
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if count >= unit:
+            return f"{count / unit:.3g} {name}"
+    return f"{count} bytes"
 
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file that replaces `path` only when the block ends without an error.
 
-    The data goes to a temporary file in the same folder (`.<name>.<process>.tmp`), which is
-    flushed to the disk and then renamed to `path`; the folder is flushed as well. A reader of
-    `path` sees the old file or the new one, even after a crash or a power cut. On an error in the
-    block the temporary file is removed and `path` stays as it was.
+    The data goes to a temporary file in the same folder (`.<name>.<process>.mdssd.tmp`, with a
+    digest in place of a long name), which is flushed to the disk and then renamed to `path`; the
+    folder is flushed as well. A reader of `path` sees the old file or the new one, even after a
+    crash or a power cut. On an error in the block the temporary file is removed and `path` stays
+    as it was.
 
     Args:
         path: the file to write. Its folder must exist.
@@ -30,7 +147,8 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
 
     Raises:
         ValueError: the mode is neither "w" nor "wb".
-        OSError: the folder is missing or cannot be written.
+        OSError: the folder is missing or cannot be written, or the disk is full. An error that
+            names no file, as that of a full disk, is given `path` as its filename.
 
     Example:
         >>> from pathlib import Path
@@ -46,18 +164,41 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
     if mode not in ("w", "wb"):
         raise ValueError(f"atomic_write: mode: expected 'w' or 'wb', got {mode!r}")
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    temporary = path.with_name(f"{_stem(path)}.{os.getpid()}{TEMPORARY_SUFFIX}")
     encoding, newline = (None, None) if mode == "wb" else ("utf-8", "\n")
     try:
         with open(temporary, mode, encoding=encoding, newline=newline) as file:
+            _lock(file)  # until it is closed
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            error.filename = os.fspath(path)
+        raise
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def _stem(path: Path) -> str:
+    """Return the beginning of the name of a temporary file of `atomic_write(path)`."""
+    name = os.fsencode(path.name)
+    if len(name) <= _LONG_NAME:
+        return f".{path.name}"
+    return f".{hashlib.sha256(name).hexdigest()[:32]}"
+
+
+def _lock(file: IO[Any]) -> bool:
+    """Lock a file until it is closed. Return False if another process has, or if it cannot be."""
+    if fcntl is not None:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    return False
 
 
 def remove_leftovers(path: str | os.PathLike[str]) -> None:
@@ -66,8 +207,37 @@ def remove_leftovers(path: str | os.PathLike[str]) -> None:
     No `atomic_write(path)` may be in progress.
     """
     path = Path(path)
-    for file in path.parent.glob(f".{glob.escape(path.name)}.*{TEMPORARY_SUFFIX}"):
+    for file in path.parent.glob(f"{glob.escape(_stem(path))}.*{TEMPORARY_SUFFIX}"):
         file.unlink(missing_ok=True)
+
+
+def remove_all_leftovers(folder: str | os.PathLike[str]) -> None:
+    """Remove the temporary files that killed `atomic_write` calls have left in a folder.
+
+    A file that is being written, by this process or another, is locked and therefore stays.
+
+    Args:
+        folder: the folder. It may be missing.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import tempfile
+        >>> from mdssd.system.files import remove_all_leftovers
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     (Path(folder) / ".a.jpg.4242.mdssd.tmp").touch()
+        ...     remove_all_leftovers(folder)
+        ...     list(Path(folder).iterdir())
+        []
+    """
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return
+    for name in filter(_TEMPORARY.fullmatch, names):
+        path = os.path.join(folder, name)
+        with suppress(OSError), open_regular(path) as file:
+            if _lock(file):
+                os.unlink(path)
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:

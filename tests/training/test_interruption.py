@@ -156,7 +156,7 @@ def test_keeps_the_last_checkpoints_and_goes_back_to_one(tmp_path, straight):
         assert read_meta(tmp_path / f"step-{step:08}.json")["training"]["step"] == step
         load_state(tmp_path / f"step-{step:08}.json")
     shutil.copy(tmp_path / "step-00000005.json", tmp_path / "last.json")
-    (tmp_path / ".step-00000003.json.4242.tmp").write_text("half of it")  # left by a kill
+    (tmp_path / ".step-00000003.json.4242.mdssd.tmp").write_text("half of it")  # left by a kill
     run(tmp_path, seed=7, resume=True, save_iterations=1, keep=2)
     expect_same(tmp_path / "last.json", straight / "last.json")
     run(tmp_path, resume=True, iterations=7)

@@ -126,7 +126,7 @@ def test_saving_again_removes_only_the_replaced_weights(tmp_path, model, other):
     (tmp_path / "copy.json").write_bytes((tmp_path / "last.json").read_bytes())
     mine = tmp_path / "last-notes.safetensors"
     mine.write_bytes(b"mine")
-    stale = tmp_path / ".last.json.4242.tmp"
+    stale = tmp_path / ".last.json.4242.mdssd.tmp"
     stale.write_bytes(b"half a file")
 
     save_checkpoint(tmp_path / "last.json", other, classes=NAMES, mean=MEAN, extra={})
