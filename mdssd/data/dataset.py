@@ -42,6 +42,8 @@ class DetectionDataset:
         image_ids: one string per image.
         dropped: one line "file: reason" per box that was left out because it is unusable.
         size_faults: one line per annotation that states a different size from its image's.
+        notes: one line per thing that was guessed or repaired, and per group of boxes that was
+            left out on request.
         labelled: False if some images have no annotation, so that nothing can be measured.
         metric: the figure that training selects its best checkpoint by: "VOC07 mAP" or "COCO AP".
         submission: the evaluation server that takes detections of this data set: "voc", "coco" or
@@ -76,6 +78,7 @@ class DetectionDataset:
     image_ids: list[str]
     dropped: Sequence[str] = ()
     size_faults: Sequence[str] = ()
+    notes: Sequence[str] = ()
     labelled: bool = True
     metric: str = "VOC07 mAP"
     submission: str | None = None
@@ -104,9 +107,17 @@ class DetectionDataset:
         """Return the file of image `index`, or None (the default) if there is no file.
 
         If there is one, training reads and decodes it by itself and takes only the annotation
-        from the data set: the file must hold exactly the pixels of `self[index].image`.
+        from the data set: the file must hold exactly the pixels of `self[index].image`, turned
+        as `upright` says.
         """
         return None
+
+    def upright(self, index: int) -> bool:
+        """Return whether the boxes of image `index` refer to it turned as its EXIF data say.
+
+        If not, which is the default, they refer to the pixels as the file stores them.
+        """
+        return False
 
     def split_lists(self, faults: list[str]) -> list[SplitLists]:
         """Read which images each split lists, to find images that are in two of them.
@@ -120,6 +131,50 @@ class DetectionDataset:
     def report(self) -> str:
         """Return the number of boxes per class, of images without boxes, and every dropped box."""
         return describe(self, [self.annotation(index) for index in range(len(self))])
+
+
+class DataPart(DetectionDataset):
+    """Some of the images of another data set, with all of its classes.
+
+    Args:
+        dataset: the data set.
+        indices: the images, in this order.
+
+    Example:
+        >>> from mdssd.data import SyntheticScenes
+        >>> from mdssd.data.dataset import DataPart
+        >>> scenes = SyntheticScenes(3)
+        >>> part = DataPart(scenes, [2])
+        >>> len(part), part.image_ids == scenes.image_ids[2:]
+        (1, True)
+    """
+
+    def __init__(self, dataset: DetectionDataset, indices: Sequence[int]) -> None:
+        self.dataset = dataset
+        self.indices = list(indices)
+        self.image_ids = [dataset.image_ids[index] for index in self.indices]
+        self.name, self.classes = dataset.name, dataset.classes
+        self.dropped, self.size_faults = dataset.dropped, dataset.size_faults
+        self.notes = dataset.notes
+        self.labelled, self.metric = dataset.labelled, dataset.metric
+        self.submission, self.split = dataset.submission, dataset.split
+        self.category_ids = dataset.category_ids
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return image `index` of the part with its ground truth; see `DetectionDataset`."""
+        return self.dataset[self.indices[index]]
+
+    def annotation(self, index: int) -> Sample:
+        """Return sample `index` of the part without its pixels."""
+        return self.dataset.annotation(self.indices[index])
+
+    def image_path(self, index: int) -> Path | None:
+        """Return the file of image `index` of the part, if it has one."""
+        return self.dataset.image_path(self.indices[index])
+
+    def upright(self, index: int) -> bool:
+        """Return whether the boxes of image `index` of the part refer to it turned upright."""
+        return self.dataset.upright(self.indices[index])
 
 
 def describe(dataset: DetectionDataset, annotations: Sequence[Sample | Annotation]) -> str:

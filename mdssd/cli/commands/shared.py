@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from mdssd import ops
-from mdssd.data import DetectionDataset, open_dataset
-from mdssd.system.distributed import process_group
+from mdssd.data import DataError, DetectionDataset, open_dataset
+from mdssd.data.faults import check_faults, faults_line, nothing_to_learn, without_damaged
+from mdssd.system.distributed import is_main, process_group
 
 
 @contextmanager
@@ -55,13 +56,21 @@ def open_data(
     unlabelled: bool = False,
     faults: list[str] | None = None,
 ) -> DetectionDataset:
-    """Open the data set that the options data, split, image_dir and scenes describe."""
+    """Open the data set that the options data, split, image_dir and scenes describe.
+
+    The first process prints one line if anything was left out, repaired or guessed. Files that
+    cannot be used, and more than 5% unusable boxes, are an error unless the option allow_faults is
+    set; the files are then left out.
+
+    faults: receives a line about each file that cannot be used; nothing is then refused or printed.
+    """
     path = options.get("data")
     if path is not None and options.get("scenes"):
         raise ValueError(f"--scenes: expected no data beside it, got {path}")
     # Only a VOC folder takes class names; those of other data are compared later.
     takes_classes = path is not None and Path(path).is_dir()
-    return open_dataset(
+    found: list[str] = [] if faults is None else faults
+    dataset = open_dataset(
         path,
         options.get("split"),
         train=train,
@@ -70,8 +79,19 @@ def open_data(
         image_size=input_size,
         count=options.get("scenes"),
         unlabelled=unlabelled,
-        faults=faults,
+        faults=found,
     )
+    if faults is not None:
+        return dataset
+    if options.get("allow_faults"):
+        dataset = without_damaged(dataset, found)
+    else:
+        check_faults(dataset, found)
+    if train and (reason := nothing_to_learn(dataset)):
+        raise DataError(reason)
+    if (line := faults_line(dataset, found)) and is_main():
+        print(line)
+    return dataset
 
 
 def open_whole_data(

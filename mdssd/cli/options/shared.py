@@ -24,6 +24,24 @@ def add_traceback(parser: argparse.ArgumentParser | Group, help: str = argparse.
     parser.add_argument("--traceback", action="store_true", help=help)
 
 
+def add_data_rules(parser: argparse.ArgumentParser | Group) -> None:
+    """Add the options that `open_data` reads beside the place of the data; absent if not given."""
+    parser.add_argument(
+        "--allow-faults",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="leave out images and annotations that cannot be used, and say how many (default: "
+        "such a file is an error, and so are more than 5%% unusable boxes)",
+    )
+    parser.add_argument(
+        "--max-pixels",
+        type=count,
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help="refuse images of more than N pixels (default 100,000,000)",
+    )
+
+
 def add_machine_options(parser: argparse.ArgumentParser) -> Group:
     machine = parser.add_argument_group("machine")
     machine.add_argument(
