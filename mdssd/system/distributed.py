@@ -56,9 +56,9 @@ def add_up(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def any_of(flag: bool) -> bool:
-    """Return whether `flag` is true in at least one process."""
-    return bool(add_up(torch.tensor(int(flag)))) if running() else flag
+def any_of_each(*flags: bool) -> list[bool]:
+    """Return for each flag whether it is true in at least one process."""
+    return (add_up(torch.tensor(flags, dtype=torch.int64)) > 0).tolist()
 
 
 def from_main(value: T) -> T:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -25,14 +26,20 @@ class Terminated(SystemExit):
 
 
 class StopRequest:
-    """Record SIGTERM within the block, so that the work can stop at a safe point.
+    """Record SIGTERM and Ctrl-C within the block, so that the work can stop at a safe point.
 
-    A second SIGTERM kills the process. With `patient` it does not: torchrun forwards the SIGTERM
-    that it receives to its processes, which may have received one already, and waits before it
-    kills them. Outside the main thread, where Python handles no signals, this does nothing.
+    After the first signal, a second SIGTERM kills the process and a second Ctrl-C raises
+    `Interrupted`. With `patient` they do neither: torchrun forwards the signals that it receives to
+    its processes, which may have received them already, and waits before it kills them. Outside the
+    main thread, where Python handles no signals, this does nothing. A handler of the program's own
+    for Ctrl-C stays.
+
+    Args:
+        patient: whether further signals are ignored.
+        note: a line that is written to standard error when Ctrl-C arrives.
 
     Attributes:
-        asked: whether SIGTERM has arrived.
+        signal: the first signal that has arrived, or None.
 
     Example:
         >>> import signal
@@ -43,31 +50,42 @@ class StopRequest:
         True
     """
 
-    def __init__(self, patient: bool = False) -> None:
-        self.asked = False
+    def __init__(self, patient: bool = False, note: str = "") -> None:
+        self.signal: int | None = None
         self._patient = patient
+        self._note = note
         self._at_once = False
-        self._entered = False
-        self._before: Any = None
+        self._before: dict[int, Any] = {}
+
+    @property
+    def asked(self) -> bool:
+        """Whether a signal has arrived."""
+        return self.signal is not None
 
     def __enter__(self) -> StopRequest:
-        self._entered = threading.current_thread() is threading.main_thread()
-        if self._entered:
-            self._before = signal.signal(signal.SIGTERM, self._record)
+        if threading.current_thread() is threading.main_thread():
+            self._take(signal.SIGTERM)
+            if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, _interrupt):
+                self._take(signal.SIGINT)
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._entered:  # the handler before is None if it was not set from Python
-            signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)
+        for number, handler in self._before.items():
+            # The handler before is None if it was not set from Python.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def error(self) -> Interrupted | Terminated:
+        """Return what ends the work: `Interrupted` after Ctrl-C, otherwise `Terminated`."""
+        return Interrupted() if self.signal == signal.SIGINT else Terminated()
 
     def check(self) -> None:
-        """Raise `Terminated` if SIGTERM has arrived."""
+        """Raise `error()` if a signal has arrived."""
         if self.asked:
-            raise Terminated
+            raise self.error()
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within this block SIGTERM raises `Terminated` immediately, for work that can be lost."""
+        """Within this block a signal raises `error()` immediately, for work that can be lost."""
         self._at_once = True
         try:
             self.check()
@@ -75,11 +93,19 @@ class StopRequest:
         finally:
             self._at_once = False
 
+    def _take(self, number: int) -> None:
+        self._before[number] = signal.signal(number, self._record)
+
     def _record(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        signal.signal(signal.SIGTERM, signal.SIG_IGN if self._patient else signal.SIG_DFL)
+        self.signal = number
+        again: dict[int, Any] = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: _interrupt}
+        for each in self._before:
+            signal.signal(each, signal.SIG_IGN if self._patient else again[each])
         if self._at_once:
-            raise Terminated
+            raise self.error()
+        if self._note and number == signal.SIGINT:
+            # Not by print: the signal may have come while the program was printing.
+            os.write(2, f"\n{self._note}\n".encode())
 
 
 class Interrupted(KeyboardInterrupt):

@@ -44,9 +44,9 @@ def train(
 ) -> TrainState:
     """Train a model with SSD's loss and augmentation and SGD (SSD, section 2.2).
 
-    Writes last.json after every epoch, best.json if there is an `eval_dataset`, loss.csv and
-    loss.png. SIGTERM saves after the current iteration. A checkpoint that cannot be written, on a
-    full disk, costs a warning, and an error only at the end.
+    Writes last.json after every epoch and every five minutes, best.json if there is an
+    `eval_dataset`, loss.csv and loss.png. SIGTERM and Ctrl-C save after the current iteration; a
+    second Ctrl-C stops at once. A full disk costs a warning, and an error only at the end.
 
     Crowd boxes are left out; difficult ones are used. In a torch.distributed group, all processes
     call this with the same arguments and train one model; only the first writes.
@@ -74,7 +74,7 @@ def train(
         CheckpointError: the run to resume cannot be read.
         FileExistsError: `out_dir` contains a run and `resume` is not set.
         TrainingError: the loss is not finite, or the last checkpoint cannot be written.
-        Terminated: SIGTERM came, and the checkpoint is saved.
+        Terminated, KeyboardInterrupt: SIGTERM or Ctrl-C came, and the checkpoint is saved.
 
     Example:
         >>> import tempfile

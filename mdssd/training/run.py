@@ -13,7 +13,7 @@ from mdssd.data import DetectionDataset, subtract_mean
 from mdssd.detection.detector import Detector
 from mdssd.evaluation.evaluate import evaluate
 from mdssd.system import distributed
-from mdssd.system.stop import StopRequest, Terminated
+from mdssd.system.stop import StopRequest
 from mdssd.training.bad_batch import keep_batch
 from mdssd.training.folder import BEST, CURVE, LAST, LOSSES, RunFolder
 from mdssd.training.loading import Batch, EpochLoader
@@ -26,6 +26,9 @@ from mdssd.training.step import Losses, TrainingStep
 
 # Drawing the curve takes 0.3 s, longer than an epoch of a few images.
 _SECONDS_BETWEEN_CURVES = 20.0
+# A run that is killed loses at most this much work, however long its epochs are.
+_SECONDS_BETWEEN_SAVES = 300.0
+_STOPPING = "mdssd: stopping after this iteration (Ctrl-C again stops at once, without saving)"
 
 
 class TrainingError(RuntimeError):
@@ -67,8 +70,9 @@ class Run:
     log: LossLog | None  # in the main process
     bar: Bar
     tally: Tally = field(default_factory=Tally)
-    stopping: bool = False  # SIGTERM came to a process during the last iteration
+    stopping: bool = False  # a signal came to a process during the last iteration
     curve_drawn_at: float = -math.inf
+    saved_at: float = field(default_factory=time.monotonic)
 
     @classmethod
     @contextmanager
@@ -93,7 +97,7 @@ class Run:
         clock = Clock(state.seconds, shared=settings.minutes is not None)
         with (
             closing(loader),
-            StopRequest(patient=distributed.running()) as stop,
+            StopRequest(distributed.running(), _STOPPING if main else "") as stop,
             LossLog(folder.path / LOSSES, state.step) if main else nullcontext() as log,
             Bar(state, settings, len(loader), progress and main) as bar,
         ):
@@ -115,7 +119,7 @@ class Run:
 
         Raises:
             TrainingError: the loss is NaN or infinite, or the last checkpoint cannot be written.
-            Terminated: SIGTERM came during the iteration; the checkpoint is saved.
+            Terminated, Interrupted: a signal came; the checkpoint is saved.
         """
         state, settings = self.state, self.settings
         lr = settings.learning_rate(state.step, self._progress())
@@ -129,8 +133,9 @@ class Run:
         state.batch += 1
         self.tally.add(losses, lr)
         # A signal that comes after this waits for the next iteration.
-        self.stopping = distributed.any_of(self.stop.asked)
-        to_save = self.stopping or _is_multiple(state.step, settings.save_iterations)
+        late = distributed.is_main() and time.monotonic() - self.saved_at > _SECONDS_BETWEEN_SAVES
+        self.stopping, late = distributed.any_of_each(self.stop.asked, late)
+        to_save = self.stopping or late or _is_multiple(state.step, settings.save_iterations)
         epoch_ends = state.batch == len(self.loader)
         if to_save or epoch_ends or state.step % settings.log_every == 0:
             self.report()
@@ -139,7 +144,7 @@ class Run:
             state.seconds = self.clock.seconds()
             self.save(LAST)
             if self.stopping:
-                raise Terminated
+                raise self.stop.error()
 
     def report(self) -> None:
         """Write the mean losses of the iterations since the last report."""
@@ -160,7 +165,7 @@ class Run:
 
         Raises:
             TrainingError: the last checkpoint of the run cannot be written.
-            Terminated: SIGTERM came; the checkpoint is saved.
+            Terminated, Interrupted: a signal came; the checkpoint is saved.
         """
         state, settings = self.state, self.settings
         if self.tally.count:
@@ -180,7 +185,7 @@ class Run:
         ):
             self.save(LAST)
             if self.stopping and not state.complete:
-                raise Terminated
+                raise self.stop.error()
         self.evaluate()
         self._draw_curve()
 
@@ -189,7 +194,7 @@ class Run:
 
         Raises:
             TrainingError: the last checkpoint of the run cannot be written.
-            Terminated: SIGTERM came. A resumed run repeats the evaluation.
+            Terminated, Interrupted: a signal came. A resumed run repeats the evaluation.
         """
         state, dataset = self.state, self.evaluation.dataset
         if dataset is None or not state.to_evaluate:
@@ -216,6 +221,7 @@ class Run:
             TrainingError: the checkpoint cannot be written and no later one will be.
         """
         failure = self._write(name) if distributed.is_main() else None
+        self.saved_at = time.monotonic()
         if failure := distributed.from_main(failure):
             raise TrainingError(failure)
 

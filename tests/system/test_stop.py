@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from mdssd.system.stop import StopRequest, Terminated, interruptible
+from mdssd.system.stop import Interrupted, StopRequest, Terminated, interruptible
 
 
 @pytest.fixture
@@ -63,3 +63,30 @@ def test_stop_request_raises_when_asked_for(sigint):
             signal.raise_signal(signal.SIGTERM)
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_stop_request_waits_after_the_first_ctrl_c_and_raises_at_the_second(sigint, capfd):
+    with interruptible():
+        before = signal.getsignal(signal.SIGINT)
+        with StopRequest(note="stopping soon") as stop:
+            signal.raise_signal(signal.SIGINT)
+            assert stop.asked and isinstance(stop.error(), Interrupted)
+            with pytest.raises(Interrupted):
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is before
+        with pytest.raises(Interrupted), StopRequest() as stop, stop.at_once():
+            signal.raise_signal(signal.SIGINT)
+        with StopRequest(patient=True) as stop:
+            for _ in range(3):
+                signal.raise_signal(signal.SIGINT)
+            with pytest.raises(Interrupted):
+                stop.check()
+    assert capfd.readouterr().err == "\nstopping soon\n"
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *_: None])
+def test_stop_request_leaves_other_handlers_of_ctrl_c_alone(sigint, handler):
+    signal.signal(signal.SIGINT, handler)
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert not stop.asked

@@ -261,7 +261,11 @@ def test_interrupt_ends_both_with_one_message(voc, tmp_path):
             process.send_signal(signal.SIGINT)
         status, _, errors = ends(processes)
     lines = [line for line in errors.splitlines() if line.startswith("mdssd: ")]
-    assert len(lines) == 1 and lines[0].startswith("mdssd: interrupted; resume with: "), errors
+    ends_with = f"; resume with: mdssd train --resume --out {tmp_path}"
+    stops = [line for line in lines if line.startswith("mdssd: stopping after this iteration")]
+    assert len(stops) == 1 and len(lines) == 2, errors
+    assert lines[1].startswith(f"mdssd: interrupted; {tmp_path}/last.json has iteration "), errors
+    assert lines[1].endswith(ends_with), errors
     assert "Traceback" not in errors
     assert 130 in status and 0 not in status
 

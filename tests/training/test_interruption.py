@@ -184,6 +184,44 @@ def test_sigterm_saves_after_the_iteration_that_it_comes_in(tmp_path, straight):
     expect_tidy(tmp_path)
 
 
+def test_ctrl_c_saves_after_the_iteration_that_it_comes_in(tmp_path, straight):
+    """Also in the first epoch, before any checkpoint. A second Ctrl-C stops at once."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, lambda read: read == 1 and os.kill(os.getpid(), signal.SIGINT))
+        assert read_meta(tmp_path / "last.json")["training"]["step"] == 1
+        with pytest.raises(KeyboardInterrupt):
+            # Python handles each signal before the next line of the hook's caller.
+            run(tmp_path, resume=True, hook=twice)
+        assert read_meta(tmp_path / "last.json")["training"]["step"] == 1
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    run(tmp_path, seed=7, resume=True)
+    expect_same(tmp_path / "last.json", straight / "last.json")
+    assert rows_of(tmp_path)[-1] == rows_of(straight)[-1]
+    expect_tidy(tmp_path)
+
+
+def twice(read):
+    if read < 2:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_long_epoch_is_saved_by_the_clock(tmp_path, monkeypatch):
+    """A kill then loses minutes, not the epoch."""
+    monkeypatch.setattr(run_module, "_SECONDS_BETWEEN_SAVES", -1.0)
+    seen = []
+
+    def hook(read):
+        if (tmp_path / "last.json").exists() and read % 2 == 0:
+            seen.append(read_meta(tmp_path / "last.json")["training"]["step"])
+
+    run(tmp_path, hook, save_iterations=None)
+    assert seen[:3] == [1, 2, 3]
+
+
 def test_sigterm_ends_an_evaluation_at_once_and_a_resumed_run_repeats_it(tmp_path, monkeypatch):
     def evaluation(*arguments, **_):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -287,7 +325,7 @@ def test_full_disk_costs_a_warning_and_the_next_checkpoint_is_written(
         if read in (2, 8):  # the second and the fifth iteration
             full_disk(read == 2)
         if read == 8:
-            expect_tidy(tmp_path, ".loss.csv.lock")
+            expect_tidy(tmp_path)
 
     run(tmp_path, hook, save_iterations=1)
     assert "last.json: the checkpoint of iteration 2 cannot be written" in capsys.readouterr().err

@@ -22,6 +22,7 @@ from mdssd.training.loop import train
 from mdssd.training.recipe_files import format_recipe
 from mdssd.training.settings import Recipe
 from mdssd.training.state import TrainState
+from mdssd.weights.checkpoint_json import read_meta
 from mdssd.weights.pretrained import load_pretrained
 
 
@@ -145,10 +146,11 @@ def _train(
     try:
         return train(model, dataset, out_dir, **options)
     except KeyboardInterrupt:
-        saved = (out_dir / "last.json").exists()
-        raise KeyboardInterrupt(
-            f"resume with: {resume}" if saved else "no checkpoint was saved, nothing to resume"
-        ) from None
+        last = out_dir / "last.json"
+        if not last.exists():
+            raise KeyboardInterrupt("no checkpoint was saved, nothing to resume") from None
+        step = read_meta(last)["training"]["step"]
+        raise KeyboardInterrupt(f"{last} has iteration {step}; resume with: {resume}") from None
     except Terminated:
         raise Terminated(
             f"terminated after saving {out_dir / 'last.json'}; resume with: {resume}"
