@@ -37,7 +37,9 @@ def plot_losses(csv_path: str | os.PathLike[str], png_path: str | os.PathLike[st
     figure = Figure(figsize=(8, 4.5), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     for name, label in (("total", "total"), ("conf", "classes"), ("loc", "boxes")):
-        axes.plot(steps, [float(row[name]) for row in rows], label=label, linewidth=1.2)
+        losses = [float(row[name]) for row in rows]
+        # A single row is a point: a line needs two.
+        axes.plot(steps, losses, "o" if len(rows) == 1 else "-", label=label, linewidth=1.2)
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     if any(float(row["total"]) > 0 for row in rows):

@@ -34,7 +34,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class LossLog:
-    """Appends rows to a CSV file and flushes each. The file is locked while it is open.
+    """Appends rows to a CSV file and flushes each. The file itself is locked while it is open.
 
     Steps and epochs count from 1. The losses are means over the iterations since the previous row.
     "waiting" is the fraction of the time (0 to 1) that was spent waiting for images. A full disk
@@ -64,36 +64,38 @@ class LossLog:
 
     def __init__(self, path: str | os.PathLike[str], last_step: int = 0) -> None:
         self.path = Path(path)
-        self._lock_path = self.path.with_name(f".{self.path.name}.lock")
         self._lock = self._take_lock()
         try:
             remove_leftovers(self.path)
             rows = _rows_up_to(self.path, last_step)
             with atomic_write(self.path) as file:
                 csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
+            # The path names a new file now. Whoever still opens the old one sees that in
+            # _take_lock, so the old lock is held until the new one is.
+            before, self._lock = self._lock, self._take_lock()
+            before.close()
             self._file: IO[str] = open(self.path, "a", encoding="utf-8", newline="")
         except BaseException:
-            self._release_lock()
+            self._lock.close()
             raise
         self._warned = False
         self._writer = csv.writer(self._file, lineterminator="\n")
 
     def _take_lock(self) -> IO[str]:
-        lock = open(self._lock_path, "w")
-        if fcntl is not None:
-            try:
+        lock = open(self.path, "a")
+        try:
+            if fcntl is not None:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                lock.close()
-                raise RuntimeError(
-                    f"{self.path.parent}: another process is training in this folder"
-                ) from None
+            taken = os.path.samestat(os.fstat(lock.fileno()), os.stat(self.path))
+        except (BlockingIOError, FileNotFoundError):
+            taken = False
+        except OSError:  # a file system without locks: a second run goes unnoticed
+            taken = True
+        if not taken:
+            lock.close()
+            raise RuntimeError(f"{self.path.parent}: another process is training in this folder")
         _locks.add(lock)
         return lock
-
-    def _release_lock(self) -> None:
-        self._lock_path.unlink(missing_ok=True)
-        self._lock.close()
 
     def write(self, **row: Any) -> None:
         """Append one row. The arguments are those of `COLUMNS`."""
@@ -119,14 +121,17 @@ class LossLog:
         except OSError:
             pass  # write() has warned already
         finally:
-            self._release_lock()
+            self._lock.close()
 
 
 def is_loss_log(path: Path) -> bool:
-    """Return whether a file begins with the header of a loss CSV."""
+    """Return whether a file begins with the header of a loss CSV, or is empty.
+
+    It is empty if a run was killed while it created the file.
+    """
     start = ",".join(COLUMNS).encode()
     with open(path, "rb") as file:
-        return file.read(len(start)) == start
+        return file.read(len(start)) in (b"", start)
 
 
 def _text(value: Any) -> str:
@@ -138,7 +143,9 @@ def _rows_up_to(path: Path, last_step: int) -> list[list[str]]:
         return []
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
-    if not rows or tuple(rows[0]) not in (COLUMNS, COLUMNS[:-1]):
+    if not rows:
+        return []
+    if tuple(rows[0]) not in (COLUMNS, COLUMNS[:-1]):
         raise ValueError(
             f"{path}: is not the loss CSV of a run: expected the columns {','.join(COLUMNS)}"
         )

@@ -4,6 +4,8 @@ import csv
 import json
 import math
 import multiprocessing
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
@@ -25,6 +27,7 @@ from mdssd.training import step as step_module
 from mdssd.training.folder import check_folder
 from mdssd.training.loading import EpochBatches
 from mdssd.training.loop import train
+from mdssd.training.loss_curve import plot_losses
 from mdssd.training.loss_log import LossLog
 from mdssd.training.run import TrainingError
 from mdssd.training.settings import Recipe
@@ -622,3 +625,24 @@ def test_loss_log_continues_after_the_checkpoint(tmp_path):
         LossLog(path, last_step=3)
     assert path.read_text() == "my,own,table\n"
     assert [entry.name for entry in tmp_path.iterdir() if entry.name != "loss.csv"] == []
+
+
+def test_loss_log_leaves_nothing_but_its_file_when_its_process_is_killed(tmp_path):
+    code = "import os, signal; from mdssd.training.loss_log import LossLog; "
+    code += f"log = LossLog({str(tmp_path / 'loss.csv')!r}); os.kill(os.getpid(), signal.SIGKILL)"
+    subprocess.run([sys.executable, "-c", code], check=False)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["loss.csv"]
+    (tmp_path / "loss.csv").write_text("")  # killed before the header was written
+    with LossLog(tmp_path / "loss.csv", last_step=3) as log:
+        log.write(step=4, **ROW)
+    assert [row["step"] for row in rows_of(tmp_path)] == ["4"]
+
+
+def test_curve_of_a_single_row_shows_its_points(tmp_path):
+    path = tmp_path / "loss.csv"
+    path.write_text("step,loc,conf,total\n1,1,2,3\n")
+    plot_losses(path, tmp_path / "loss.png")
+    blue, green, red = cv2.imread(str(tmp_path / "loss.png")).astype(int).transpose(2, 0, 1)
+    for mask in (blue > red + 80, red > blue + 80, (green > red + 60) & (green > blue + 60)):
+        spots, _ = cv2.connectedComponents(mask.astype(np.uint8))
+        assert spots - 1 == 2  # the point and its sign in the legend
