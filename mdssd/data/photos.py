@@ -6,11 +6,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from tqdm import tqdm
-
 from mdssd.data.dataset import DetectionDataset, describe
 from mdssd.data.images import read_image
 from mdssd.data.sample import NO_IMAGE, Annotation, BoxRow, DataError, Sample
+from mdssd.system.progress import progress_bar
 
 T = TypeVar("T")
 
@@ -83,4 +82,4 @@ class CollectFaults:
 
 def progress(items: Sequence[T], what: str) -> Iterable[T]:
     """Iterate with a progress bar, which appears if it takes more than two seconds."""
-    return tqdm(items, desc=what, delay=2, leave=False)
+    return progress_bar(items, desc=what, delay=2, leave=False)

@@ -8,11 +8,10 @@ import tempfile
 from pathlib import Path
 from xml.etree import ElementTree
 
-from tqdm import tqdm
-
 from mdssd.data.dataset import DetectionDataset
 from mdssd.data.sample import Sample
 from mdssd.drawing import encode_image
+from mdssd.system.progress import progress_bar
 
 
 def write_voc(
@@ -52,7 +51,7 @@ def write_voc(
         for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
             (work / name).mkdir(parents=True)
         names = []
-        for index in tqdm(range(len(dataset)), desc=f"writing {folder}", delay=2):
+        for index in progress_bar(range(len(dataset)), desc=f"writing {folder}", delay=2):
             sample = dataset[index]
             name = sample.image_id.replace("/", "_")
             (work / "JPEGImages" / f"{name}.png").write_bytes(encode_image(sample.image))

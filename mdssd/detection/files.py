@@ -14,13 +14,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tqdm import tqdm
-
 from mdssd.data.images import IMAGE_SUFFIXES
 from mdssd.detection.detector import STAGES, Detector, Streamed
 from mdssd.detection.tables import AddImage, open_table, table_entry
 from mdssd.drawing import draw_detections, write_image
 from mdssd.names import TABLES
+from mdssd.system.progress import progress_bar
 
 
 @dataclass
@@ -156,7 +155,7 @@ class _Job:
         before = dict(detector.timings)
         interrupted = False
         with ExitStack() as stack:
-            bar = tqdm(total=len(files), desc="detect", unit="image", disable=not progress)
+            bar = progress_bar(desc="detect", total=len(files), unit="image", visible=progress)
             stack.enter_context(bar)
             stack.enter_context(detector.separate_stages())
             results = detector.stream(files, workers=workers, with_images=self.draw)

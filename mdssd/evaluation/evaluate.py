@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from mdssd.data import DetectionDataset
 from mdssd.detection.detector import Detector
@@ -18,6 +17,7 @@ from mdssd.evaluation.report import write_report
 from mdssd.evaluation.result import EvalData, EvalResult, measure
 from mdssd.metrics import similar_labels
 from mdssd.system import distributed
+from mdssd.system.progress import progress_bar
 
 
 def evaluate(
@@ -108,11 +108,11 @@ def find_all(
     with (
         detector.separate_stages(),
         closing(detector.stream(images, batch_size=batch_size, workers=workers)) as results,
-        tqdm(
+        progress_bar(
             total=len(indices),
             desc="evaluate",
             unit="image",
-            disable=not (progress and distributed.is_main()),
+            visible=progress and distributed.is_main(),
         ) as bar,
     ):
         for result in results:

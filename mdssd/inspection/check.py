@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from mdssd import ops
 from mdssd.data import DataError, DetectionDataset, Sample, decode_image
@@ -21,6 +20,7 @@ from mdssd.data.sample import NO_IMAGE
 from mdssd.inspection.leaks import find_leaks, same_files
 from mdssd.inspection.result import IOU, DataCheck, share_reached
 from mdssd.ops.reference.boxes import to_xyxy
+from mdssd.system.progress import progress_bar
 
 _CHUNK = 64  # boxes at a time: with mdssd512's 90,100 priors, their IoU takes 23 MB
 _MARGIN = 1.0  # pixels: VOC counts from 1, so a box may end one pixel beyond the image
@@ -132,7 +132,9 @@ def _read_all(
     pool = ThreadPoolExecutor(workers or os.cpu_count())
     try:
         results = pool.map(read, range(len(dataset)))
-        everything = list(tqdm(results, "images", len(dataset), disable=not progress, leave=False))
+        everything = list(
+            progress_bar(results, desc="images", total=len(dataset), visible=progress, leave=False)
+        )
     finally:
         pool.shutdown(cancel_futures=True)
     images = [each for each in everything if isinstance(each, _Checked)]

@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from mdssd.data import DetectionDataset, read_image
 from mdssd.models import SingleShotDetector
 from mdssd.system import distributed
+from mdssd.system.progress import progress_bar
 from mdssd.training.settings import Recipe
 from mdssd.weights.checkpoint import check_classes
 
@@ -82,10 +82,12 @@ def _check_eval_dataset(eval_dataset: DetectionDataset, dataset: DetectionDatase
 def _decode_all(dataset: DetectionDataset, progress: bool) -> None:
     own = distributed.part(range(len(dataset)))
     paths = [path for i in own if (path := dataset.image_path(i)) is not None]
-    hidden = not (paths and progress and distributed.is_main())
+    visible = bool(paths) and progress and distributed.is_main()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         decoded = pool.map(_decode, paths)
-        for _ in tqdm(decoded, "check images", len(paths), disable=hidden, leave=False):
+        for _ in progress_bar(
+            decoded, desc="check images", total=len(paths), visible=visible, leave=False
+        ):
             pass
 
 

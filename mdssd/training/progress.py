@@ -7,9 +7,8 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
-from tqdm import tqdm
-
 from mdssd.system import distributed
+from mdssd.system.progress import progress_bar
 from mdssd.training.settings import Recipe
 from mdssd.training.state import TrainState
 from mdssd.training.step import Losses
@@ -94,14 +93,12 @@ class Bar:
         self._timed = settings.minutes is not None
         total = settings.minutes * 60 if settings.minutes else (settings.epochs or 0) * batches
         total = settings.iterations or total
-        self._bar = tqdm(
+        self._bar = progress_bar(
             total=round(total),
             initial=round(state.seconds) if self._timed else state.step,
             desc="train",
             unit="s" if self._timed else "it",
-            # A log file should get a line now and then, not ten lines per second.
-            mininterval=0.1 if sys.stderr.isatty() else 30.0,
-            disable=not visible,
+            visible=visible,
         )
 
     def __enter__(self) -> Bar:
