@@ -28,6 +28,7 @@ from mdssd.detection.reading import (
 from mdssd.detection.runtime import STAGES, DetectionLimits, Pipeline, StageTimes
 from mdssd.detection.runtimes import check_runtime, make_runtime, network_dtype
 from mdssd.system import distributed
+from mdssd.system.devices import best_device
 from mdssd.weights.checkpoint import load_checkpoint
 
 
@@ -143,7 +144,7 @@ class Detector:
         Args:
             path: the checkpoint's JSON, the weights file beside it, or the folder of a run.
             options: the keywords of `Detector`. Classes and mean come from the checkpoint unless
-                they are passed.
+                they are passed. Without a device it is the best that there is, see `best_device`.
 
         Raises:
             CheckpointError: a ValueError that names the file and the fault.
@@ -166,6 +167,8 @@ class Detector:
         model, meta = load_checkpoint(path)
         options.setdefault("classes", meta["classes"])
         options.setdefault("mean", tuple(meta["mean"]))
+        if options.get("device") is None:
+            options["device"] = best_device()
         return cls(model, **options)
 
     def __call__(

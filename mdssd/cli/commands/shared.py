@@ -13,23 +13,26 @@ import torch
 from mdssd import ops
 from mdssd.data import DataError, DetectionDataset, open_dataset
 from mdssd.data.faults import check_faults, faults_line, nothing_to_learn, without_damaged
+from mdssd.system.devices import best_device, describe_device
 from mdssd.system.distributed import is_main, process_group
 
 
 @contextmanager
 def machine(given: Mapping[str, Any], *, together: bool = False) -> Iterator[str]:
-    """Apply the machine options for the time of the block, and yield the device.
+    """Apply the machine options for the time of the block, print the device and yield it.
 
     together: join the processes that torchrun started, which then share the work.
     """
     if given.get("threads"):
         torch.set_num_threads(given["threads"])
-    device = given.get("device") or "cpu"
+    device = given.get("device") or best_device()
     _check_device(device)
     with (
         process_group(device) if together else nullcontext(device) as device,
         ops.backend(given["backend"]) if given.get("backend") else nullcontext(),
     ):
+        if is_main():
+            print(f"device: {describe_device(device)}", flush=True)
         yield device
 
 

@@ -45,7 +45,9 @@ def add_data_rules(parser: argparse.ArgumentParser | Group) -> None:
 def add_machine_options(parser: argparse.ArgumentParser) -> Group:
     machine = parser.add_argument_group("machine")
     machine.add_argument(
-        "--device", help="device to compute on: cpu, cuda, cuda:1, ... (default cpu)"
+        "--device",
+        help="device to compute on: cpu, cuda, cuda:1, ... (default: cuda if there is a GPU, "
+        "otherwise cpu)",
     )
     machine.add_argument(
         "--threads",
