@@ -4,10 +4,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from mdssd import ops
 from mdssd.names import PRIOR_SCALES, SSD_PRIOR_SCALES
+from mdssd.ops.reference.boxes import to_xyxy
+
+_CHUNK = 64  # boxes at a time: with mdssd512's 90,100 priors, their IoU takes 23 MB
 
 # min_size of each layer in pixels, then max_size of the last layer. The max_size of any other layer
 # is the min_size of the next one.
@@ -245,6 +251,32 @@ def make_priors(
     if clip:
         priors[:, 2 if clip == "size" else 0 :].clamp_(0, 1)
     return priors.float()
+
+
+def best_iou(boxes_xyxy: NDArray[np.floating], priors_cxcywh: Tensor) -> NDArray[np.float64]:
+    """Return the greatest IoU of each box with any prior.
+
+    Args:
+        boxes_xyxy: [M, 4], in the same units as the priors.
+        priors_cxcywh: [N, 4].
+
+    Returns:
+        [M], computed in float32; 0 without priors.
+
+    Example:
+        >>> import numpy as np
+        >>> from mdssd.priors import best_iou, make_priors, ssd_prior_layers
+        >>> priors_cxcywh = make_priors(ssd_prior_layers(300), 300)
+        >>> boxes_xyxy = np.array([[0.1, 0.1, 0.2, 0.2], [0.5, 0.5, 0.51, 0.51]])
+        >>> best_iou(boxes_xyxy, priors_cxcywh).round(2)
+        array([0.88, 0.01])
+    """
+    boxes = torch.from_numpy(np.asarray(boxes_xyxy, np.float32))
+    priors = to_xyxy(priors_cxcywh.float())
+    if not len(priors):
+        return np.zeros(len(boxes))
+    parts = [ops.box_iou(chunk, priors).amax(1) for chunk in boxes.split(_CHUNK)]
+    return torch.cat([torch.zeros(0), *parts]).double().numpy()
 
 
 def _layers(image_size: int, sizes: Sequence[float]) -> tuple[PriorLayer, ...]:

@@ -13,16 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mdssd import ops
 from mdssd.data import DataError, DetectionDataset, Sample, decode_image
 from mdssd.data.images import read_bytes
 from mdssd.data.sample import NO_IMAGE
 from mdssd.inspection.leaks import find_leaks, same_files
 from mdssd.inspection.result import IOU, DataCheck, share_reached
-from mdssd.ops.reference.boxes import to_xyxy
+from mdssd.priors import best_iou
 from mdssd.system.progress import progress_bar
 
-_CHUNK = 64  # boxes at a time: with mdssd512's 90,100 priors, their IoU takes 23 MB
 _MARGIN = 1.0  # pixels: VOC counts from 1, so a box may end one pixel beyond the image
 
 
@@ -184,16 +182,6 @@ def _measure(
 def _clipped(image: _Checked) -> NDArray[np.float64]:
     boxes_xyxy = image.sample.boxes_xyxy[~image.sample.crowd].astype(np.float64)
     return np.clip(boxes_xyxy, 0, (*image.size, *image.size))
-
-
-def best_iou(boxes_xyxy: NDArray[np.float64], priors_cxcywh: Tensor) -> NDArray[np.float64]:
-    """Return the greatest IoU of each box [M, 4] with any prior [N, 4]: [M]; 0 without priors."""
-    boxes = torch.from_numpy(boxes_xyxy.astype(np.float32))
-    priors = to_xyxy(priors_cxcywh.float())
-    if not len(priors):
-        return np.zeros(len(boxes))
-    parts = [ops.box_iou(chunk, priors).amax(1) for chunk in boxes.split(_CHUNK)]
-    return torch.cat([torch.zeros(0), *parts]).double().numpy()
 
 
 def _suspicious(image: _Checked, classes: Sequence[str], input_size: int, tiny: float) -> list[str]:
