@@ -250,8 +250,10 @@ class SingleShotDetector(nn.Module):
         (For a deconvolution this is outputs * kernel^2, as in Caffe.) With batch normalisation,
         the other layers draw from N(0, 2 / inputs) (He et al.), where inputs is the number of
         values that reach one output: for a deconvolution channels * kernel^2 / stride^2. Biases
-        start at 0.
+        start at 0. On the meta device there are no weights to draw.
         """
+        if any(parameter.is_meta for parameter in self.parameters()):
+            return
         heads = set(self.heads.modules())
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):

@@ -3,6 +3,10 @@
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, TypedDict
 
+# Upper limits, so that a mistyped number or a hostile file cannot ask for a model that no memory
+# holds. COCO has 80 classes and LVIS 1,203; the models of the papers have width 1.
+MAX_CLASSES = 10_000
+MAX_WIDTH = 4
 # The options that decide the priors.
 PRIOR_OPTIONS = ("prior_scales", "clip_priors", "truncate_sizes")
 
@@ -34,15 +38,16 @@ class ModelOptions:
 
         `prior_scales` is checked by the functions of `mdssd.priors`.
         """
-        if not isinstance(self.num_classes, int) or self.num_classes < 2:
+        classes: Any = self.num_classes
+        if type(classes) is not int or not 2 <= classes <= MAX_CLASSES:
             raise ValueError(
-                f"{model}: num_classes must be an integer of at least 2 (background and one "
-                f"class), got {self.num_classes!r}"
+                f"{model}: num_classes must be an integer from 2 (background and one class) to "
+                f"{MAX_CLASSES}, got {classes!r}"
             )
         width: Any = self.width
-        if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width <= 16:
+        if type(width) not in (int, float) or not 0 < width <= MAX_WIDTH:
             raise ValueError(
-                f"{model}: width must be a number above 0 and at most 16, got {width!r}"
+                f"{model}: width must be a number above 0 and at most {MAX_WIDTH}, got {width!r}"
             )
         for name in ("batch_norm", "clip_priors", "truncate_sizes"):
             value = getattr(self, name)

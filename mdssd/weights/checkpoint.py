@@ -4,10 +4,14 @@ A checkpoint is the JSON. It names its weights file, which is in the same folder
 weights file contains the start of its SHA-256, so that no save overwrites the weights of another
 checkpoint. A save writes the weights first and then renames the JSON into place, which commits it.
 If the process dies at any moment, the folder contains either the old checkpoint or the new one.
+
+The JSON has the SHA-256 of the weights, and a digest of all its other entries. So no changed byte
+goes unnoticed, in either file.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -16,7 +20,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -24,18 +27,22 @@ from torch import Tensor, nn
 from mdssd.models.base import SingleShotDetector
 from mdssd.models.build import build
 from mdssd.models.options import PRIOR_OPTIONS
-from mdssd.system.files import TEMPORARY_SUFFIX, atomic_write
+from mdssd.system.files import atomic_write, read_regular, remove_all_leftovers
 from mdssd.version import __version__
 from mdssd.weights.checkpoint_json import (
     FORMAT,
+    JSON_BYTES,
     VERSION,
     CheckpointError,
+    check_depth,
+    digest_of,
     find_checkpoint,
-    is_safetensors,
+    is_class_name,
+    is_mean,
     listed,
-    not_safetensors,
     read_meta,
 )
+from mdssd.weights.checkpoint_tensors import fault_of, read_checkpoint_tensors
 
 
 def save_checkpoint(
@@ -65,8 +72,9 @@ def save_checkpoint(
         state: tensors needed to resume training, for a second file; see `load_state`.
 
     Raises:
-        ValueError: path is not a .json, classes do not fit the model, a weight is not finite (or
-            exceeds float16, with half), or `extra` is not JSON. Nothing is written then.
+        ValueError: path is not a .json, classes do not fit the model, the mean is not of pixels, a
+            weight is not finite (or exceeds float16, with half), a variance is negative, or
+            `extra` is not JSON. Nothing is written then.
         OSError: the folder is missing or cannot be written.
 
     Example:
@@ -83,8 +91,10 @@ def save_checkpoint(
     if path.suffix != ".json":
         raise ValueError(f"save_checkpoint: path: expected a .json, got {str(path)!r}")
     check_classes("save_checkpoint", classes, model.num_classes)
+    mean = [float(value) for value in mean]
+    if not is_mean(mean):
+        raise ValueError(f"save_checkpoint: mean: expected three numbers from 0 to 255, got {mean}")
     weights = _to_bytes(_weights(model, half))
-    weights_digest = hashlib.sha256(weights).hexdigest()
     meta: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
@@ -92,22 +102,17 @@ def save_checkpoint(
         "model": model.config(),
         "input_size": model.input_size,
         "classes": list(classes),
-        "mean": [float(value) for value in mean],
+        "mean": mean,
         "priors": _prior_facts(model),
-        "weights": f"{path.stem}-{weights_digest[:12]}.safetensors",
-        "sha256": weights_digest,
-        "bytes": len(weights),
+        **_facts_of("", path.stem, weights),
         "training": dict(extra),
     }
     files = {meta["weights"]: weights}
     if state is not None:
         data = _to_bytes({name: tensor.detach() for name, tensor in state.items()})
-        digest = hashlib.sha256(data).hexdigest()
-        meta["state"] = f"{path.stem}-state-{digest[:12]}.safetensors"
-        meta["state_sha256"] = digest
-        meta["state_bytes"] = len(data)
+        meta |= _facts_of("state", path.stem, data)
         files[meta["state"]] = data
-    text = json.dumps(meta, indent=1, allow_nan=False) + "\n"
+    text = _signed(meta)
     try:
         for name, data in files.items():
             with atomic_write(path.with_name(name), "wb") as file:
@@ -135,11 +140,9 @@ def keep_last(path: str | os.PathLike[str], step: int, count: int) -> None:
         OSError: the folder cannot be written.
     """
     path = Path(path)
-    for stale in path.parent.glob(f".step-*.json.*{TEMPORARY_SUFFIX}"):  # left by a killed process
-        stale.unlink(missing_ok=True)
     if count > 1:
         with atomic_write(path.with_name(f"step-{step:08}.json"), "wb") as file:
-            file.write(path.read_bytes())
+            file.write(read_regular(path, JSON_BYTES))
     copies = {
         int(match[1]): file
         for file in path.parent.iterdir()
@@ -175,7 +178,8 @@ def load_checkpoint(
 
     Raises:
         CheckpointError: the file is missing, cut short, changed since it was written, a pickle, of
-            another format, inconsistent, or has other classes or another input size.
+            another format, inconsistent, has weights that are not finite or a negative variance,
+            or has other classes or another input size.
 
     Example:
         >>> from mdssd.weights.checkpoint import load_checkpoint, save_checkpoint
@@ -199,14 +203,15 @@ def load_checkpoint(
         raise CheckpointError(
             f"{path}: is for another input size: expected {input_size}, got {meta['input_size']}"
         )
-    tensors = _read_tensors(path, meta, "")
+    # On the meta device, where weights take no memory: the sizes in the JSON may be of any model.
     try:
-        model = build(meta["model"])
+        with torch.device("meta"):
+            model = build(meta["model"])
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path}: its model cannot be built: {error}") from None
     _check_meta_fits(path, meta, model)
-    _check_tensors_fit(path.with_name(meta["weights"]), tensors, model.state_dict())
-    model.load_state_dict(tensors)
+    weights = read_checkpoint_tensors(path, meta, "", model.state_dict())
+    model.load_state_dict(weights, assign=True)
     return model.to(device).eval(), meta
 
 
@@ -220,7 +225,7 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     meta = read_meta(path)
     if "state" not in meta:
         raise CheckpointError(f"{path}: has no training state, so training cannot resume from it")
-    return _read_tensors(path, meta, "state")
+    return read_checkpoint_tensors(path, meta, "state")
 
 
 def check_classes(where: str, classes: Sequence[str], num_classes: int) -> None:
@@ -229,7 +234,7 @@ def check_classes(where: str, classes: Sequence[str], num_classes: int) -> None:
     Raises:
         ValueError: they are not; the message begins with `where`.
     """
-    if not classes or not all(isinstance(name, str) and name for name in classes):
+    if not classes or not all(map(is_class_name, classes)):
         raise ValueError(f"{where}: classes: expected one or more names, got {classes!r}")
     if len(set(classes)) != len(classes):
         raise ValueError(f"{where}: classes: expected distinct names, got {listed(classes)}")
@@ -247,13 +252,32 @@ def _weights(model: nn.Module, half: bool) -> dict[str, Tensor]:
         tensor = tensor.detach()
         if half and name in parameters and tensor.is_floating_point():
             tensor = tensor.half()
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        if fault := fault_of(name, tensor):
             raise ValueError(
-                f"save_checkpoint: model: expected finite weights, {name} has NaN or infinity"
+                f"save_checkpoint: model: expected finite weights, {fault}"
                 + (" in float16" if half else "")
             )
         weights[name] = tensor
     return weights
+
+
+def _facts_of(kind: str, stem: str, content: bytes) -> dict[str, Any]:
+    """Return the entries of the JSON for a file of tensors: its name, SHA-256 and size."""
+    digest = hashlib.sha256(content).hexdigest()
+    name = "-".join(part for part in (stem, kind, digest[:12]) if part)
+    prefix = f"{kind}_" if kind else ""
+    return {
+        kind or "weights": f"{name}.safetensors",
+        f"{prefix}sha256": digest,
+        f"{prefix}bytes": len(content),
+    }
+
+
+def _signed(meta: Mapping[str, Any]) -> str:
+    """Return the text of the JSON, with the digest of its entries."""
+    meta = json.loads(json.dumps(meta, allow_nan=False))  # as it will be read
+    check_depth(meta)
+    return json.dumps({**meta, "digest": digest_of(meta)}, indent=1) + "\n"
 
 
 def _to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
@@ -269,42 +293,18 @@ def _prior_facts(model: SingleShotDetector) -> dict[str, Any]:
 
 def _remove_leftovers(path: Path) -> None:
     """Remove this checkpoint's files that no JSON names, and temporary files of killed saves."""
-    stem = re.escape(path.stem)
-    weights = re.compile(rf"{stem}(-state)?-[0-9a-f]{{12}}\.safetensors")
-    temporary = re.compile(rf"\.({stem}\.json|{weights.pattern})\.\d+{re.escape(TEMPORARY_SUFFIX)}")
-    try:
-        named = "".join(p.read_text(encoding="utf-8") for p in path.parent.glob("*.json"))
-    except (OSError, UnicodeDecodeError):
-        return
+    remove_all_leftovers(path.parent)
+    weights = re.compile(rf"{re.escape(path.stem)}(-state)?-[0-9a-f]{{12}}\.safetensors")
+    named = b""
+    for file in path.parent.glob("*.json"):
+        try:
+            named += read_regular(file, JSON_BYTES)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EISDIR, errno.EFBIG):
+                return
     for file in path.parent.iterdir():
-        unnamed = weights.fullmatch(file.name) and file.name not in named
-        if unnamed or temporary.fullmatch(file.name):
+        if weights.fullmatch(file.name) and file.name.encode() not in named:
             file.unlink(missing_ok=True)
-
-
-def _read_tensors(path: Path, meta: dict[str, Any], kind: str) -> dict[str, Tensor]:
-    """Read the file that the JSON names as its weights, or as its state if `kind` is "state"."""
-    prefix = f"{kind}_" if kind else ""
-    file = path.with_name(meta[kind or "weights"])
-    try:
-        content = file.read_bytes()
-    except FileNotFoundError:
-        raise CheckpointError(f"{file}: no such file, though {path.name} names it") from None
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from None
-    expected = meta[f"{prefix}bytes"]
-    if not is_safetensors(content):
-        raise CheckpointError(not_safetensors(file, content))
-    if len(content) < expected:
-        raise CheckpointError(f"{file}: is cut short: {len(content)} of {expected} bytes")
-    if hashlib.sha256(content).hexdigest() != meta[f"{prefix}sha256"]:
-        raise CheckpointError(
-            f"{file}: is not the file that {path.name} was written with: its SHA-256 differs"
-        )
-    try:
-        return safetensors.torch.load(content)
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{file}: is not a sound safetensors file ({error})") from None
 
 
 def _check_meta_fits(path: Path, meta: dict[str, Any], model: SingleShotDetector) -> None:
@@ -319,23 +319,3 @@ def _check_meta_fits(path: Path, meta: dict[str, Any], model: SingleShotDetector
                 f"{path}: {name}: its model {meta['model'].get('model')} has {expected}, "
                 f"the file says {got}"
             )
-
-
-def _check_tensors_fit(
-    file: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]
-) -> None:
-    faults = [f"{name} is missing" for name in expected if name not in tensors]
-    faults += [f"{name} is not of this model" for name in tensors if name not in expected]
-    for name, want in expected.items():
-        got = tensors.get(name)
-        if got is None:
-            continue
-        if got.shape != want.shape:
-            faults.append(f"{name}: expected shape {list(want.shape)}, got {list(got.shape)}")
-        elif got.is_floating_point() != want.is_floating_point():
-            faults.append(f"{name}: expected {want.dtype}, got {got.dtype}")
-    if faults:
-        more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise CheckpointError(
-            f"{file}: the weights do not fit the model: {'; '.join(faults[:3])}{more}"
-        )

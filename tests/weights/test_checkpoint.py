@@ -1,6 +1,7 @@
 """Checkpoints: round trip, atomicity, and clear errors for files that are not checkpoints."""
 
 import json
+import os
 import pickle
 
 import pytest
@@ -11,7 +12,7 @@ from mdssd import ssd300, ssd512
 from mdssd.system import files
 from mdssd.weights import checkpoint
 from mdssd.weights.checkpoint import load_checkpoint, load_state, save_checkpoint
-from mdssd.weights.checkpoint_json import CheckpointError, read_meta
+from mdssd.weights.checkpoint_json import CheckpointError, digest_of, read_meta
 
 MEAN = (123.0, 117.0, 104.0)
 NAMES = ["cat", "dog"]
@@ -47,9 +48,24 @@ def weights_of(path):
 
 
 def edit(path, **changes):
+    """Change entries of the JSON as its writer would, with a digest that fits."""
     meta = json.loads(path.read_text())
     meta.update(changes)
+    meta["digest"] = digest_of(meta)
     path.write_text(json.dumps(meta))
+
+
+def edit_weights(path, change):
+    """Change the tensors of the weights file, and the JSON so that it fits."""
+    tensors = safetensors.torch.load_file(weights_of(path))
+    change(tensors)
+    content = safetensors.torch.save(tensors)
+    replace_weights(path, content)
+
+
+def replace_weights(path, content):
+    weights_of(path).write_bytes(content)
+    edit(path, sha256=checkpoint.hashlib.sha256(content).hexdigest(), bytes=len(content))
 
 
 def same(a, b):
@@ -252,9 +268,7 @@ def test_pickle_in_disguise_is_refused_unread(saved, tmp_path, protocol, place):
     else:
         file.write_bytes(pickle.dumps(Bomb(victim), protocol))
     if place == "weights":  # even if the JSON states its digest
-        content = file.read_bytes()
-        digest = checkpoint.hashlib.sha256(content).hexdigest()
-        edit(saved, sha256=digest, bytes=len(content))
+        replace_weights(saved, file.read_bytes())
     with pytest.raises(CheckpointError, match=f"{file.name}: is a pickle"):
         load_checkpoint(saved if place == "weights" else file)
     assert not victim.exists()
@@ -263,8 +277,7 @@ def test_pickle_in_disguise_is_refused_unread(saved, tmp_path, protocol, place):
 def test_pickle_that_starts_like_safetensors_is_refused(saved, tmp_path):
     weights = weights_of(saved)
     content = b"\x80\x02\0\0\0\0\0\0{" + b"x" * 2000
-    weights.write_bytes(content)
-    edit(saved, sha256=checkpoint.hashlib.sha256(content).hexdigest(), bytes=len(content))
+    replace_weights(saved, content)
     with pytest.raises(CheckpointError, match=f"{weights.name}: is not a sound safetensors file"):
         load_checkpoint(saved)
 
@@ -284,19 +297,28 @@ def test_json_of_another_kind(tmp_path, text):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("version", 2),
+        ("version", 0),
+        ("version", 3),
+        ("version", True),
         ("version", None),
         ("model", "ssd300"),
         ("model", {"model": "ssd999"}),
         ("model", {"model": "ssd300", "width": "wide"}),
         ("model", {}),
+        ("model", {"model": "ssd300", "num_classes": 3, "width": 4.5}),
+        ("model", {"model": "ssd300", "num_classes": 100_000}),
+        ("model", {"model": "ssd300", "num_classes": 10**400}),
         ("classes", []),
+        ("classes", ["cat", "\ud800"]),
         ("classes", ["cat"]),
         ("classes", ["cat", "cat"]),
         ("classes", ["cat", ""]),
         ("classes", "ab"),
         ("mean", [1, 2]),
         ("mean", [1, 2, "3"]),
+        ("mean", [1, 2, 10**400]),
+        ("mean", [1, 2, 256]),
+        ("mean", [-1, 2, 3]),
         ("input_size", 512),
         ("input_size", "300"),
         ("priors", {"count": 24564}),
@@ -318,6 +340,144 @@ def test_json_with_a_bad_entry(saved, field, value):
     edit(saved, **{field: value})
     with pytest.raises(CheckpointError, match=r"best\.json: "):
         load_checkpoint(saved)
+
+
+def test_no_changed_bit_of_the_json_goes_unnoticed(saved):
+    """A changed bit is refused, or it is in a place that is not read, such as a space."""
+    content, meta = saved.read_bytes(), read_meta(saved)
+    accepted = set()
+    for bit in range(8 * len(content)):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        saved.write_bytes(damaged)
+        try:
+            found = read_meta(saved)
+        except CheckpointError as error:
+            assert str(error).startswith(f"{saved}: "), bit
+        else:
+            assert found == meta, bit
+            accepted.add(chr(content[bit // 8]))
+    assert accepted <= set("\n ")
+
+
+def test_an_edited_json_is_refused_and_the_message_says_what_to_do(saved):
+    saved.write_text(saved.read_text().replace('"dog"', '"dogs"'))
+    with pytest.raises(CheckpointError, match="its digest differs.*load the original and save"):
+        load_checkpoint(saved)
+
+
+def test_version_1_has_no_digest_and_is_read(saved, model):
+    meta = json.loads(saved.read_text())
+    del meta["digest"]
+    saved.write_text(json.dumps({**meta, "version": 1}))
+    loaded, found = load_checkpoint(saved)
+    assert same(loaded, model)
+    assert found == {**meta, "version": 1}
+    saved.write_text(json.dumps(meta))  # of version 2
+    with pytest.raises(CheckpointError, match="its digest differs"):
+        load_checkpoint(saved)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"version": 1, "version": 2}', "the entry 'version' occurs twice"),
+        ('{"mean": [NaN]}', "expected finite numbers, got 'NaN'"),
+        ('{"mean": [-Infinity]}', "expected finite numbers, got '-Infinity'"),
+        ('{"mean": [1e400]}', "expected finite numbers, got '1e400'"),
+        ('{"a": ' + "[" * 100 + "]" * 100 + "}", "expected lists and objects at most 64 deep"),
+        ('{"bytes": ' + "1" * 5000 + "}", "4300"),
+        (" " * 2**24 + "{}", "has 16.8 MB, expected at most 16.8 MB"),
+    ],
+    ids=["repeated", "NaN", "infinity", "overflow", "deep", "digits", "long"],
+)
+def test_json_that_other_programs_would_read(tmp_path, text, message):
+    path = tmp_path / "best.json"
+    path.write_text(text)
+    with pytest.raises(CheckpointError, match=f"best.json: .*{message}"):
+        load_checkpoint(path)
+
+
+def spoil(name, value):
+    return lambda tensors: tensors[name].view(-1)[-1:].fill_(value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (spoil("trunk.fc6.conv.weight", float("nan")), "trunk.fc6.conv.weight has NaN or infinity"),
+        (spoil("heads.conv7.loc.bias", float("-inf")), "heads.conv7.loc.bias has NaN or infinity"),
+        (
+            spoil("trunk.fc7.norm.running_var", -1e-3),
+            "trunk.fc7.norm.running_var has a negative variance",
+        ),
+    ],
+    ids=["NaN", "infinity", "variance"],
+)
+def test_weights_that_detect_nothing_are_refused(saved, change, message):
+    edit_weights(saved, change)
+    with pytest.raises(CheckpointError, match=f"{weights_of(saved).name}: {message}"):
+        load_checkpoint(saved)
+
+
+def test_the_largest_model_takes_no_memory_before_its_weights_are_seen(saved, monkeypatch):
+    """The options of a JSON can ask for 10 GB; a weights file that does not have them is small."""
+    options = {**json.loads(saved.read_text())["model"], "num_classes": 10_000, "width": 4}
+    edit(saved, model=options, classes=[f"class {k}" for k in range(1, 10_000)])
+    seen = []
+    read = checkpoint.read_checkpoint_tensors
+
+    def spy(path, meta, kind, expected):
+        seen.extend(expected.values())
+        return read(path, meta, kind, expected)
+
+    monkeypatch.setattr(checkpoint, "read_checkpoint_tensors", spy)
+    with pytest.raises(CheckpointError, match="do not fit the model"):
+        load_checkpoint(saved)
+    assert sum(tensor.nbytes for tensor in seen) > 8e9
+    assert all(tensor.is_meta for tensor in seen)
+
+
+@pytest.mark.parametrize("size", [2**24 + 1, 2**63], ids=["more than allowed", "more than any"])
+def test_header_of_a_false_length(saved, size):
+    replace_weights(saved, size.to_bytes(8, "little") + weights_of(saved).read_bytes()[8:])
+    with pytest.raises(CheckpointError, match=f"is not a sound .*its header has {size} bytes"):
+        load_checkpoint(saved)
+
+
+def test_weights_longer_than_the_json_says(saved):
+    with weights_of(saved).open("ab") as file:
+        file.truncate(2**40)  # sparse, which needs no space
+    with pytest.raises(CheckpointError, match=rf"has {2**40} bytes instead of \d+"):
+        load_checkpoint(saved)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("place", ["json", "weights", "alone", "folder"])
+def test_named_pipes_are_refused_at_once(saved, tmp_path, place):
+    pipe = {
+        "json": saved,
+        "weights": weights_of(saved),
+        "alone": tmp_path / "x.safetensors",
+        "folder": tmp_path / "best.json",
+    }[place]
+    pipe.unlink(missing_ok=True)
+    os.mkfifo(pipe)
+    path = {"weights": saved, "folder": tmp_path}.get(place, pipe)
+    with pytest.raises(CheckpointError, match=f"{pipe.name}: is a named pipe"):
+        load_checkpoint(path)
+
+
+def test_other_files_named_json_are_in_nobodys_way(tmp_path, model, other):
+    os.mkfifo(tmp_path / "a.json")
+    (tmp_path / "b.json").mkdir()
+    with (tmp_path / "c.json").open("wb") as file:
+        file.truncate(2**40)
+    path = tmp_path / "last.json"
+    for each in (model, other):  # the second save looks for files that no JSON names
+        save_checkpoint(path, each, classes=NAMES, mean=MEAN, extra={})
+    assert [file.name for file in tmp_path.glob("*.safetensors")] == [weights_of(path).name]
+    assert same(load_checkpoint(weights_of(path))[0], other)
 
 
 def test_name_that_leaves_the_folder_is_refused_though_the_file_is_there(tmp_path, model):
@@ -351,13 +511,10 @@ def test_weights_of_another_model(saved, tmp_path, options, message):
 
 def test_weights_of_another_dtype(saved, tmp_path):
     weights = weights_of(saved)
-    tensors = safetensors.torch.load_file(weights)
     name = "trunk.fc6.conv.weight"
-    tensors[name] = tensors[name].long()
-    content = safetensors.torch.save(tensors)
-    weights.write_bytes(content)
-    edit(saved, sha256=checkpoint.hashlib.sha256(content).hexdigest(), bytes=len(content))
-    with pytest.raises(CheckpointError, match=f"{name}: expected torch.float32, got torch.int64"):
+    edit_weights(saved, lambda tensors: tensors.update({name: tensors[name].long()}))
+    message = f"{weights.name}: .*{name}: expected torch.float32, got I64"
+    with pytest.raises(CheckpointError, match=message):
         load_checkpoint(saved)
 
 
@@ -377,13 +534,16 @@ def test_other_classes_or_size_than_asked_for(saved):
         ("a.txt", {}, "expected a .json"),
         ("a.json", {"classes": ["cat"]}, "expected 2 names"),
         ("a.json", {"classes": ["cat", "cat"]}, "expected distinct"),
+        ("a.json", {"classes": ["cat", "\ud800"]}, "expected one or more names"),
         ("a.json", {"extra": {"loss": float("nan")}}, "JSON"),
+        ("a.json", {"extra": {"a": json.loads("[" * 100 + "]" * 100)}}, "at most 64 deep"),
+        ("a.json", {"mean": (1, 2, float("nan"))}, "expected three numbers from 0 to 255"),
     ],
 )
 def test_save_refuses_and_writes_nothing(tmp_path, model, name, options, message):
-    options = {"classes": NAMES, "extra": {}, **options}
+    options = {"classes": NAMES, "mean": MEAN, "extra": {}, **options}
     with pytest.raises(ValueError, match=message):
-        save_checkpoint(tmp_path / name, model, mean=MEAN, **options)
+        save_checkpoint(tmp_path / name, model, **options)
     assert not list(tmp_path.iterdir())
 
 
