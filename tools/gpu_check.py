@@ -45,7 +45,7 @@ def pytest(*arguments: str) -> list[str]:
 
 def left_out() -> dict[str, str]:
     """Return the test files that need a package that is not installed, with the reason."""
-    wanted = ("defusedxml", "pycocotools")
+    wanted = ("defusedxml", "pycocotools", "simplejpeg")
     missing = [name for name in wanted if importlib.util.find_spec(name) is None]
     users = re.compile(r"from mdssd\.(cli|data|detection|evaluation|inspection|metrics|training)")
     files = sorted((ROOT / "tests").rglob("test_*.py")) if missing else []

@@ -2,32 +2,75 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import ImageFile
 
+from mdssd.data.image_headers import ImageHeader, open_with_pillow, parse_header, truncation
 from mdssd.data.sample import DataError
+from mdssd.system.files import format_bytes, open_regular
 
 # The suffixes, in lower case, of the files that count as images when a folder is searched.
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif"),
+    *(".avif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
 # A JPEG, whose blocks are 8 x 8, can be decoded at these fractions of its size at less cost.
 REDUCTIONS = (2, 4, 8)
-_DECODE = {
-    1: cv2.IMREAD_COLOR,
-    2: cv2.IMREAD_REDUCED_COLOR_2,
-    4: cv2.IMREAD_REDUCED_COLOR_4,
-    8: cv2.IMREAD_REDUCED_COLOR_8,
-}
-# A marker is FF and a code. FF00 is pixel data, FFD0 to FFD7 are restart markers in it, FFFF is
-# padding.
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
-_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-# The frame header is usually within the first part; after large EXIF or ICC data, the second.
-_HEADER_BYTES = (1 << 13, 1 << 20)
+# What simplejpeg says of a whole picture that its encoder wrote carelessly, or in a rare way.
+_NO_DAMAGE = re.compile("^Invalid SOS|^Unknown Adobe|unknown JFIF|subsampling level")
+# The numbers of bits that cameras and scanners store in 16.
+_BITS = (8, 10, 12, 14, 16)
+# Pillow's modes of pixels that do not have 8 bits.
+_DEEP_MODES = ("I;16", "I;16B", "I;16L", "I", "F")
+# A picture is converted to RGB in strips of this many rows, because a copy might be large.
+_STRIP = 256
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """Which images are read.
+
+    Attributes:
+        max_pixels: the most pixels of an image. A larger one is refused before it is decoded. A
+            file may have ten times as many bytes.
+        accept_damage: whether to accept a JPEG of which a part is missing or damaged, as far as
+            it can be decoded.
+
+    Raises:
+        ValueError: max_pixels is below 1.
+
+    Example:
+        >>> from mdssd.data.images import ImageLimits
+        >>> ImageLimits().max_pixels
+        100000000
+    """
+
+    max_pixels: int = 100_000_000
+    accept_damage: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_pixels < 1:
+            raise ValueError(f"max_pixels: expected 1 or more, got {self.max_pixels}")
+
+    def check(self, header: ImageHeader, name: str) -> None:
+        """Raise DataError if an image has too many pixels."""
+        pixels = header.width * header.height
+        if pixels > self.max_pixels:
+            raise DataError(
+                f"{name}: has {header.width:,} x {header.height:,} pixels, expected at most "
+                f"{self.max_pixels:,} in all; raise the limit by --max-pixels {pixels} if the "
+                "image is meant to be so large"
+            )
 
 
 def path_inside(folder: Path, name: str, where: str) -> Path:
@@ -46,20 +89,30 @@ def path_inside(folder: Path, name: str, where: str) -> Path:
     return path
 
 
-def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+def read_image(
+    path: str | os.PathLike[str], *, upright: bool = False, limits: ImageLimits = ImageLimits()
+) -> NDArray[np.uint8]:
     """Read an image file.
 
-    Grey, 16-bit, palette and alpha images are converted to RGB. The EXIF orientation is not
-    applied, because annotations refer to the pixels as stored.
+    Every part of mdssd reads images by this function. Grey, palette and CMYK images are converted
+    to RGB. An alpha channel is ignored. Of a file with several pages or frames the first is read.
+
+    Pixels of 16 bits are scaled by the number of bits that the largest of them needs: 8, 10, 12,
+    14 or 16. So 12 bits stored in 16 have their full brightness. Floating-point pixels are taken
+    as 0 to 1, or as 0 to 255 if the largest is above 1.
 
     Args:
-        path: the file, in any format that OpenCV reads.
+        path: a file in one of the formats JPEG, PNG, BMP, WebP, TIFF, GIF, AVIF, JPEG 2000 and
+            PPM. Its contents decide the format, not its name.
+        upright: whether to turn the picture as its EXIF orientation says. False returns the
+            pixels as stored.
+        limits: which images are accepted.
 
     Returns:
         uint8 [H, W, 3], RGB.
 
     Raises:
-        DataError: the file is missing, truncated or not an image. The message names it.
+        DataError: the file is missing, not an image, damaged or too large. The message names it.
 
     Example:
         >>> import tempfile
@@ -70,23 +123,62 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         ...     read_image(f"{folder}/a.png").shape
         (60, 80, 3)
     """
-    return decode_image(read_bytes(path), os.fspath(path))
+    data = read_bytes(path, limits)
+    return decode_image(data, os.fspath(path), upright=upright, limits=limits)
 
 
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """Return a file's bytes. Raises DataError if it cannot be read."""
+def read_bytes(path: str | os.PathLike[str], limits: ImageLimits = ImageLimits()) -> bytes:
+    """Return the bytes of an image file, if its header says that it can be decoded.
+
+    Raises:
+        DataError: the file cannot be read, or it is not an image within the limits.
+    """
+    name = os.fspath(path)
     try:
-        return Path(path).read_bytes()
+        with open_regular(path) as file:
+            limits.check(parse_header(file, name), name)
+            size, most = os.fstat(file.fileno()).st_size, 10 * limits.max_pixels
+            if size > most:
+                raise DataError(
+                    f"{name}: has {format_bytes(size)}, expected at most {format_bytes(most)}; "
+                    "the limit is ten bytes for each pixel of --max-pixels"
+                )
+            file.seek(0)
+            return file.read(most)
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read ({error.strerror})") from None
+
+
+def read_header(path: str | os.PathLike[str]) -> ImageHeader:
+    """Return the size, the orientation and the format of an image file, from its header.
+
+    Raises:
+        DataError: the file cannot be read or is not an image. The message says what it is.
+
+    Example:
+        >>> import tempfile
+        >>> import cv2, numpy as np
+        >>> from mdssd.data.images import read_header
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = cv2.imwrite(f"{folder}/a.png", np.zeros((60, 80, 3), np.uint8))
+        ...     read_header(f"{folder}/a.png").size(upright=True)
+        (80, 60)
+    """
+    try:
+        with open_regular(path) as file:
+            return parse_header(file, os.fspath(path))
     except OSError as error:
         raise DataError(f"{os.fspath(path)}: cannot be read ({error.strerror})") from None
 
 
-def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Return (width, height) of a JPEG, or None for other formats and a missing header."""
-    return _jpeg(data)[0] if data[:2] == b"\xff\xd8" else None
-
-
-def decode_image(data: bytes, name: str = "image", reduction: int = 1) -> np.ndarray:
+def decode_image(
+    data: bytes,
+    name: str = "image",
+    reduction: int = 1,
+    *,
+    upright: bool = False,
+    limits: ImageLimits = ImageLimits(),
+) -> NDArray[np.uint8]:
     """Decode the bytes of an image file; see `read_image`.
 
     Args:
@@ -94,12 +186,14 @@ def decode_image(data: bytes, name: str = "image", reduction: int = 1) -> np.nda
         name: the image's name in messages.
         reduction: 1, 2, 4 or 8. Width and height are divided by it and rounded up. For a JPEG
             this makes decoding faster, because the full image is never computed.
+        upright: whether to turn the picture as its EXIF orientation says.
+        limits: which images are accepted.
 
     Returns:
-        uint8 [ceil(H / reduction), ceil(W / reduction), 3], RGB.
+        uint8 [ceil(H / reduction), ceil(W / reduction), 3], RGB; turned upright if asked.
 
     Raises:
-        DataError: the data are truncated or not an image.
+        DataError: the data are not an image, damaged, or too large.
 
     Example:
         >>> import cv2, numpy as np
@@ -108,79 +202,117 @@ def decode_image(data: bytes, name: str = "image", reduction: int = 1) -> np.nda
         >>> decode_image(data).shape, decode_image(data, reduction=2).shape
         ((60, 81, 3), (30, 41, 3))
     """
-    if not data:
-        raise DataError(f"{name}: the file is empty")
-    # OpenCV silently fills the missing part of a truncated JPEG with grey.
-    if fault := _truncation(data):
-        raise DataError(f"{name}: the image is truncated ({fault})")
+    header = parse_header(io.BytesIO(data), name)
+    limits.check(header, name)
+    reduced = header._replace(
+        width=-(-header.width // reduction), height=-(-header.height // reduction)
+    )
+    if header.format == "JPEG":
+        image = _decode_jpeg(data, name, reduced, reduction, limits.accept_damage)
+    elif header.format in ("PNG", "BMP", "DIB") or _is_still_webp(data):
+        image = _decode_with_opencv(data, name)
+    else:
+        image = _decode_with_pillow(data, name, header.format)
+    if image.dtype != np.uint8:
+        image = _to_8_bits(image, name)
+    turns = header.orientation if upright else 1
+    if header.format == "TIFF":  # the decoders always turn it upright
+        turns = 1 if upright else {6: 8, 8: 6}.get(header.orientation, header.orientation)
+    image = _turned(image, turns)
+    size = reduced.size(upright)
+    if image.shape[1::-1] != size:  # of the formats only JPEG is decoded at a fraction
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+    return image
+
+
+def _decode_jpeg(
+    data: bytes, name: str, reduced: ImageHeader, reduction: int, accept_damage: bool
+) -> NDArray[Any]:
+    """Decode a JPEG. libjpeg fills the missing parts with grey and warns, which is damage here."""
+    size = {"min_height": reduced.height, "min_width": reduced.width, "min_factor": reduction}
     try:
-        image = cv2.imdecode(
-            np.frombuffer(data, np.uint8), _DECODE[reduction] | cv2.IMREAD_IGNORE_ORIENTATION
-        )
+        return simplejpeg.decode_jpeg(data, "RGB", strict=not accept_damage, **size)
+    except KeyError:  # colours that are subsampled in a rare way
+        return _decode_with_opencv(data, name)
+    except ValueError as error:
+        fault = str(error)
+    if accept_damage or _NO_DAMAGE.search(fault):
+        return _decode_with_opencv(data, name)
+    if "Premature end of JPEG file" in fault:
+        raise DataError(f"{name}: the image is truncated (no end-of-image marker)")
+    raise DataError(f"{name}: the image is damaged ({fault})")
+
+
+def _decode_with_opencv(data: bytes, name: str) -> NDArray[Any]:
+    """Decode to RGB of 8 bits, or of more if the file has more."""
+    if fault := truncation(io.BytesIO(data)):
+        raise DataError(f"{name}: the image is {fault}")
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         raise DataError(f"{name}: cannot be decoded as an image ({error.err})") from None
     if image is None:
-        raise DataError(f"{name}: not an image, or a damaged one")
+        raise DataError(f"{name}: the image is damaged, or of a kind that cannot be decoded")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 
 
-def read_size(path: Path) -> tuple[int, int] | None:
-    """Return (width, height) from the header of a JPEG or PNG file, or None if it has none.
-
-    Raises DataError if the file cannot be read.
-    """
+def _decode_with_pillow(data: bytes, name: str, form: str) -> NDArray[Any]:
+    """Decode to RGB of 8 bits, or to grey of more."""
+    image = open_with_pillow(io.BytesIO(data), (form,))
+    assert image is not None  # its header was read before
+    if image.mode not in _DEEP_MODES and max(_bits_of(image)) > 8:
+        return _decode_with_opencv(data, name)  # Pillow has no colours of more than 8 bits
     try:
-        file = open(path, "rb")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    with file:
-        data = b""
-        for amount in _HEADER_BYTES:
-            data += file.read(amount)
-            if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 24:
-                return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
-            if data[:2] != b"\xff\xd8":
-                return None
-            if size := _jpeg(data)[0]:
-                return size
-    return None
+        image.load()
+        if image.mode in _DEEP_MODES:
+            return np.asarray(image)
+        pixels = np.empty((image.height, image.width, 3), np.uint8)
+        for top in range(0, image.height, _STRIP):
+            strip = image.crop((0, top, image.width, min(top + _STRIP, image.height)))
+            pixels[top : top + _STRIP] = np.asarray(strip.convert("RGB"))
+        return pixels
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises many types for damaged pixels
+        raise DataError(f"{name}: the image is damaged ({error})") from None
 
 
-def _truncation(data: bytes) -> str | None:
-    """Return why the data are truncated, or None if they are complete or cannot be checked."""
-    if data[:2] == b"\xff\xd8":
-        return None if _jpeg(data)[1] else "no end-of-image marker"
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
-        return None if _png_ends(data) else "no IEND chunk"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        stated = int.from_bytes(data[4:8], "little") + 8
-    elif data[:2] == b"BM":
-        stated = int.from_bytes(data[2:6], "little")
-    else:
-        return None
-    return f"{len(data)} of {stated} bytes" if stated > len(data) else None
+def _bits_of(image: ImageFile.ImageFile) -> tuple[int, ...]:
+    """Return the number of bits of each channel of a TIFF, and (8,) for other formats."""
+    bits = image.tag_v2.get(258, (8,)) if image.format == "TIFF" else (8,)  # type: ignore[attr-defined]
+    return bits if isinstance(bits, tuple) else (bits,)
 
 
-def _jpeg(data: bytes) -> tuple[tuple[int, int] | None, bool]:
-    """Walk the segments. Return (width, height), None without a frame header, and if it ends."""
-    size, at = None, 2
-    while marker := _JPEG_MARKER.search(data, at):
-        code, at = data[marker.end() - 1], marker.end()
-        if code == 0xD9:
-            return size, True
-        if code in _JPEG_FRAMES and len(data) >= at + 7:
-            size = (
-                int.from_bytes(data[at + 5 : at + 7], "big"),
-                int.from_bytes(data[at + 3 : at + 5], "big"),
+def _to_8_bits(image: NDArray[Any], name: str) -> NDArray[np.uint8]:
+    """Scale whole numbers by the bits that they use, and fractions from 0-1. Return RGB."""
+    low, high = image.min(), image.max()
+    if image.dtype.kind == "f":
+        if not 0 <= low <= high <= 255:  # or NaN
+            raise DataError(
+                f"{name}: its pixels are floating-point numbers from {low:.4g} to {high:.4g}, "
+                "expected 0 to 1 or 0 to 255; convert the image to 8 bits"
             )
-        at += int.from_bytes(data[at : at + 2], "big")
-    return size, False
+        scaled = np.rint(image * (255 if high <= 1 else 1)).astype(np.uint8)
+    else:
+        if low < 0 or high >= 1 << 16:
+            raise DataError(
+                f"{name}: its pixels are numbers from {low} to {high}, expected 0 to 65535; "
+                "convert the image to 8 bits"
+            )
+        bits = next(bits for bits in _BITS if high < 1 << bits)
+        scaled = (image >> (bits - 8)).astype(np.uint8)
+    return scaled if scaled.ndim == 3 else np.repeat(scaled[..., None], 3, axis=2)
 
 
-def _png_ends(data: bytes) -> bool:
-    at = 8
-    while at + 12 <= len(data):
-        if data[at + 4 : at + 8] == b"IEND":
-            return True
-        at += 12 + int.from_bytes(data[at : at + 4], "big")
-    return False
+def _turned(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Return a picture turned and mirrored as an EXIF orientation says."""
+    if orientation >= 5:
+        image = cv2.transpose(image).astype(np.uint8, copy=False)
+    flip = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}.get(orientation)
+    return image if flip is None else cv2.flip(image, flip).astype(np.uint8, copy=False)
+
+
+def _is_still_webp(data: bytes) -> bool:
+    animated = data[12:16] == b"VP8X" and bool(data[20] & 2)
+    return data[:4] == b"RIFF" and data[8:12] == b"WEBP" and not animated

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from mdssd.data.augment import Augmentation
 from mdssd.data.dataset import DetectionDataset
-from mdssd.data.images import decode_image, jpeg_size, read_bytes
+from mdssd.data.image_headers import parse_header
+from mdssd.data.images import decode_image, read_bytes
 
 
 class TrainingSet(torch.utils.data.Dataset):
@@ -71,11 +73,11 @@ class TrainingSet(torch.utils.data.Dataset):
         if path is None:
             return self.augmentation(self.dataset[index], rng)
         sample, data = self.dataset.annotation(index), read_bytes(path)
-        size = jpeg_size(data)
-        if size is None:
+        header = parse_header(io.BytesIO(data), str(path))
+        if header.format != "JPEG":
             sample.image = decode_image(data, str(path))
             return self.augmentation(sample, rng)
-        view = self.augmentation.draw(sample, size, rng, reduced=True)
+        view = self.augmentation.draw(sample, header.size(False), rng, reduced=True)
         return self.augmentation.apply(view, decode_image(data, str(path), view.reduction))
 
 

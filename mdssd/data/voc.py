@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mdssd.data.dataset import SPLITS, SplitLists
-from mdssd.data.images import IMAGE_SUFFIXES, path_inside, read_size
+from mdssd.data.images import IMAGE_SUFFIXES, path_inside, read_header
 from mdssd.data.photos import CollectFaults, PhotoDataset, progress
 from mdssd.data.sample import BoxRow, DataError
 from mdssd.data.voc_xml import VocAnnotation, read_annotation
@@ -146,11 +146,9 @@ class VOCDataset(PhotoDataset):
         else:
             raise DataError(f"{path}: no such annotation (the split {self.split} lists it)")
         image_path = self._find_image(image_id)
-        stated, size = annotation.size, read_size(image_path)
+        stated, size = annotation.size, read_header(image_path).size(False)
         fault = None
-        if size is None:
-            size = stated if min(stated) > 0 else None
-        elif size != stated and annotated:
+        if size != stated and annotated:
             fault = (
                 f"{path}: states {stated[0]} x {stated[1]}, "
                 f"{image_path.name} is {size[0]} x {size[1]}"

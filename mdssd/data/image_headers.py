@@ -1,0 +1,239 @@
+"""What the first bytes of an image file say: its format, size and orientation."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+import simplejpeg
+from PIL import Image, ImageFile
+
+from mdssd.data.sample import DataError
+from mdssd.system.kinds import kind_of_bytes
+
+# The formats that Pillow is asked about. It is not asked about those that run other programs.
+_PILLOW_FORMATS = ("WEBP", "TIFF", "BMP", "DIB", "GIF", "AVIF", "JPEG2000", "PPM")
+# The names that `kind_of_bytes` gives the formats that can be read.
+_READ = re.compile("a JPEG|a PNG|a GIF|a TIFF|a BMP|a WebP|an AVIF")
+# The markers of a JPEG before its pixels usually fit into the first part.
+_JPEG_PARTS = (1 << 16, 1 << 26)
+_PNG = b"\x89PNG\r\n\x1a\n"
+_ORIENTATION = 274
+
+
+class ImageHeader(NamedTuple):
+    """What the header of an image file says.
+
+    Attributes:
+        width, height: the size in pixels, as stored.
+        orientation: how the picture is turned to stand upright, 1 to 8 as in EXIF. 1 is as
+            stored; 5 to 8 exchange width and height.
+        format: the name that Pillow gives the format, such as "JPEG".
+    """
+
+    width: int
+    height: int
+    orientation: int
+    format: str
+
+    def size(self, upright: bool) -> tuple[int, int]:
+        """Return (width, height) of the picture as stored, or turned upright.
+
+        Example:
+            >>> from mdssd.data.image_headers import ImageHeader
+            >>> ImageHeader(4000, 3000, 6, "JPEG").size(upright=True)
+            (3000, 4000)
+        """
+        if upright and self.orientation >= 5:
+            return self.height, self.width
+        return self.width, self.height
+
+
+def parse_header(file: BinaryIO, name: str) -> ImageHeader:
+    """Read the header of an image.
+
+    Args:
+        file: a seekable file at its beginning. It is left at any position.
+        name: the image's name in messages.
+
+    Raises:
+        DataError: the file is not an image of a format that can be read. The message says what
+            it is.
+
+    Example:
+        >>> import io
+        >>> from PIL import Image
+        >>> from mdssd.data.image_headers import parse_header
+        >>> file = io.BytesIO()
+        >>> Image.new("L", (60, 40)).save(file, "PNG")
+        >>> _ = file.seek(0)
+        >>> parse_header(file, "a.png")
+        ImageHeader(width=60, height=40, orientation=1, format='PNG')
+    """
+    start = file.read(4096)
+    if not start:
+        raise DataError(f"{name}: the file is empty")
+    header = None
+    if start[:2] == b"\xff\xd8":
+        header = _jpeg(file, start) or _with_pillow(file, ("JPEG",))
+    elif start[:8] == _PNG:
+        header = _png(file, start)
+    else:
+        header = _with_pillow(file, _PILLOW_FORMATS)
+    if header is None or min(header.width, header.height) < 1:
+        fault = truncation(file)
+        raise DataError(f"{name}: {f'the image is {fault}' if fault else _no_image(start)}")
+    return header
+
+
+def truncation(file: BinaryIO) -> str | None:
+    """Return "truncated (why)" if a PNG, BMP or WebP file ends early; None for other formats."""
+    file.seek(0)
+    start = file.read(12)
+    length = file.seek(0, os.SEEK_END)
+    if start[:8] == _PNG:
+        whole = any(kind == b"IEND" for kind, _ in png_chunks(file))
+        return None if whole else "truncated (no IEND chunk)"
+    if start[:4] == b"RIFF" and start[8:] == b"WEBP":
+        stated = int.from_bytes(start[4:8], "little") + 8
+    elif start[:2] == b"BM":
+        stated = int.from_bytes(start[2:6], "little")
+    else:
+        return None
+    return f"truncated ({length} of {stated} bytes)" if stated > length else None
+
+
+def _no_image(start: bytes) -> str:
+    """Return what is wrong with a file that begins like this and has no header of an image."""
+    kind = "a JPEG image" if start[:2] == b"\xff\xd8" else kind_of_bytes(start)
+    if _READ.match(kind):
+        return f"is {kind} with a damaged header, or of a kind that cannot be read"
+    if kind.endswith("image") or "raw" in kind:
+        return f"is {kind}, which cannot be read; convert it to JPEG or PNG"
+    return f"is not an image, but {kind}"
+
+
+def open_with_pillow(file: BinaryIO, formats: tuple[str, ...]) -> ImageFile.ImageFile | None:
+    """Open an image of one of these formats with Pillow, which reads its header; None if it fails.
+
+    This is what `PIL.Image.open` does, without its limit on the number of pixels, which is global.
+    """
+    Image.init()
+    file.seek(0)
+    start = file.read(16)
+    for name in formats:
+        factory, accept = Image.OPEN.get(name, (None, None))
+        if factory is None or (accept and accept(start) is not True):
+            continue
+        file.seek(0)
+        try:
+            image: ImageFile.ImageFile = factory(file, "")
+        except Exception:  # Pillow raises many types for a damaged header
+            continue
+        return image
+    return None
+
+
+def _with_pillow(file: BinaryIO, formats: tuple[str, ...]) -> ImageHeader | None:
+    image = open_with_pillow(file, formats)
+    if image is None:
+        return None
+    width, height = image.size
+    if image.format == "TIFF":
+        orientation = _checked(image.tag_v2.get(_ORIENTATION))  # type: ignore[attr-defined]
+        if orientation >= 5:  # the size that Pillow states is that of the upright picture
+            width, height = height, width
+    else:
+        orientation = exif_orientation(image.info.get("exif", b"").removeprefix(b"Exif\0\0"))
+    name = "JPEG" if image.format == "MPO" else str(image.format)
+    return ImageHeader(width, height, orientation, name)
+
+
+def _jpeg(file: BinaryIO, start: bytes) -> ImageHeader | None:
+    data = start
+    for amount in _JPEG_PARTS:
+        more = file.read(amount)
+        data += more
+        try:
+            height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+        except (ValueError, KeyError):  # KeyError: colours that are subsampled in a rare way
+            if not more:
+                return None
+            continue
+        orientation = exif_orientation(_jpeg_exif(data))
+        return ImageHeader(width, height, orientation, "JPEG")
+    return None
+
+
+def _jpeg_exif(data: bytes) -> bytes:
+    """Return the TIFF structure of a JPEG's EXIF segment, or nothing."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+        size = int.from_bytes(data[at + 2 : at + 4], "big")
+        if data[at + 1] == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+            return data[at + 10 : at + 2 + size]
+        at += 2 + size
+    return b""
+
+
+def _png(file: BinaryIO, start: bytes) -> ImageHeader | None:
+    if len(start) < 33 or start[12:16] != b"IHDR":
+        return None
+    width, height = struct.unpack_from(">II", start, 16)
+    orientation = 1
+    for kind, size in png_chunks(file):
+        if kind == b"eXIf":
+            orientation = exif_orientation(file.read(min(size, 1 << 16)))
+    return ImageHeader(width, height, orientation, "PNG")
+
+
+def png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Yield the name and the size of each chunk of a PNG file, with the file at its content.
+
+    The last is IEND, if the file is whole.
+    """
+    at = len(_PNG)
+    while True:
+        file.seek(at)
+        head = file.read(8)
+        if len(head) < 8:
+            return
+        size, kind = struct.unpack(">I4s", head)
+        yield kind, size
+        if kind == b"IEND":
+            return
+        at += 12 + size
+
+
+def exif_orientation(tiff: bytes) -> int:
+    """Return the orientation, 1 to 8, of the TIFF structure of EXIF data; 1 if there is none.
+
+    Example:
+        >>> from PIL import Image
+        >>> from mdssd.data.image_headers import exif_orientation
+        >>> exif = Image.Exif()
+        >>> exif[274] = 6
+        >>> exif_orientation(exif.tobytes().removeprefix(b"Exif" + bytes(2)))
+        6
+    """
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None:
+        return 1
+    try:
+        (at,) = struct.unpack_from(f"{order}I", tiff, 4)
+        (count,) = struct.unpack_from(f"{order}H", tiff, at)
+        for k in range(count):
+            tag, _, _, value = struct.unpack_from(f"{order}HHIH", tiff, at + 2 + 12 * k)
+            if tag == _ORIENTATION:
+                return _checked(value)
+    except struct.error:  # it is cut short
+        pass
+    return 1
+
+
+def _checked(orientation: object) -> int:
+    valid = isinstance(orientation, int) and 1 <= orientation <= 8
+    return orientation if valid else 1  # type: ignore[return-value]
