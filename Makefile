@@ -12,7 +12,9 @@ BIN := $(VENV)/bin
 # until another process becomes idle.
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q \
 	-n $(TEST_PROCESSES) --maxprocesses 4 --dist worksteal
+PIP_INSTALL := $(BIN)/python -m pip install $(PIP_ARGS) --constraint constraints.txt
 STAMP := $(VENV)/mdssd-installed
+TEST_STAMP := $(VENV)/mdssd-test-installed
 SOURCES := pyproject.toml setup.py constraints.txt CMakeLists.txt \
 	$(shell find cmake csrc -type f -not -name '*.py*' -not -name resources.txt)
 SANITIZED := $(CURDIR)/build/simt-sanitized
@@ -22,28 +24,35 @@ SANITIZED := $(CURDIR)/build/simt-sanitized
 	lint format
 
 help:
-	@echo "make demo    install into $(VENV) and detect objects in sample scenes"
-	@echo "make test    install and run the tests"
+	@echo "make demo    install what mdssd runs with into $(VENV), and detect objects in sample scenes"
+	@echo "make test    install the test tools too, and run the tests"
 	@echo "make simt-check  install, run the CUDA kernels on the CPU in shuffled order and under sanitizers"
 	@echo "make gpu-check   build and check the kernels on an NVIDIA GPU, with PYTHON as it is"
 	@echo "make bench       install, measure, write benchmarks/results/<machine>.json"
 	@echo "make bench-report  write docs/benchmarks.md from the newest result, or from FILES='...'"
 	@echo "make resources   list registers and shared memory of the kernels in resources.txt (needs nvcc)"
-	@echo "make lint    install, run ruff and mypy"
-	@echo "make format  install, let ruff reformat the Python files"
-	@echo "make venv    only install"
+	@echo "make lint    install the same, run ruff and mypy"
+	@echo "make format  install the same, let ruff reformat the Python files"
+	@echo "make venv    only install what mdssd runs with"
 	@echo "make demo-checkpoint  train the demo's network again (36 minutes on one core)"
 
 venv: $(STAMP)
 
-$(STAMP): $(SOURCES)
+$(BIN)/python:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || \
 		{ echo "mdssd needs Python 3.10 or later as '$(PYTHON)'; name one: make PYTHON=..." >&2; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -c "import ensurepip, venv" || \
+	@$(PYTHON) -c "import ensurepip, venv" || \
 		{ echo "$(PYTHON) cannot make a virtual environment; Debian, Ubuntu: apt install python3-venv" >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install $(PIP_ARGS) --constraint constraints.txt --editable '.[test,dev]'
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP): $(SOURCES) | $(BIN)/python
+	$(PIP_INSTALL) --editable .
 	touch $@
+
+# The tests and the linters use the same environment, with more packages in it.
+$(TEST_STAMP): $(SOURCES) | $(BIN)/python
+	$(PIP_INSTALL) --editable '.[test,dev]'
+	touch $(STAMP) $@
 
 demo: $(STAMP)
 	$(BIN)/python demo/demo.py
@@ -51,12 +60,12 @@ demo: $(STAMP)
 demo-checkpoint: $(STAMP)
 	$(BIN)/python demo/train.py
 
-test: $(STAMP)
+test: $(TEST_STAMP)
 	$(PYTEST)
 
 # The second part runs the C++ backend too. LD_PRELOAD loads the sanitizers' libraries before Python
 # allocates memory.
-simt-check: $(STAMP)
+simt-check: $(TEST_STAMP)
 	for seed in 1 2 3; do \
 		$(PYTEST) --small --simt-shuffle $$seed -k "simt and agrees" tests/ops/test_ops.py \
 			|| exit 1; \
@@ -71,15 +80,15 @@ simt-check: $(STAMP)
 		$(PYTEST) --small -k "simt or cpp and (agrees or post_processing)" \
 			tests/ops/test_ops.py tests/ops/test_simt.py tests/ops/test_post_processing_cpp.py
 
-resources: $(STAMP)
+resources: $(TEST_STAMP)
 	$(BIN)/python tools/compile_triton.py --report
 	$(BIN)/python tools/cuda_resources.py
 
 gpu-check:
 	$(PYTHON) tools/gpu_check.py
 
-$(VENV)/mdssd-bench-installed: $(STAMP)
-	$(BIN)/python -m pip install $(PIP_ARGS) --constraint constraints.txt --editable '.[test,dev,bench]'
+$(VENV)/mdssd-bench-installed: $(TEST_STAMP)
+	$(PIP_INSTALL) --editable '.[test,dev,bench]'
 	touch $@
 
 # BENCH_ARGS: additional arguments of pytest, such as -k nms.
@@ -89,14 +98,14 @@ bench: $(VENV)/mdssd-bench-installed
 		$(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.report --keep build/benchmarks.json
 
-bench-report: $(STAMP)
+bench-report: $(TEST_STAMP)
 	$(BIN)/python -m benchmarks.report $(FILES)
 
-lint: $(STAMP)
+lint: $(TEST_STAMP)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-format: $(STAMP)
+format: $(TEST_STAMP)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
