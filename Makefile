@@ -12,7 +12,8 @@ BIN := $(VENV)/bin
 # until another process becomes idle.
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q \
 	-n $(TEST_PROCESSES) --maxprocesses 4 --dist worksteal
-PIP_INSTALL := $(BIN)/python -m pip install $(PIP_ARGS) --constraint constraints.txt
+# Python compiles a module when it is first imported; compiling all of them here takes 180 MB.
+PIP_INSTALL := $(BIN)/python -m pip install --no-compile $(PIP_ARGS) --constraint constraints.txt
 STAMP := $(VENV)/mdssd-installed
 TEST_STAMP := $(VENV)/mdssd-test-installed
 SOURCES := pyproject.toml setup.py constraints.txt CMakeLists.txt \

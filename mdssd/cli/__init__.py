@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with interruptible():
         try:
-            return _run(make_parser().parse_args(argv))
+            words = list(sys.argv[1:] if argv is None else argv)
+            return _run(make_parser().parse_args(argv, argparse.Namespace(words=words)))
         except SystemExit as end:  # argparse's, SIGTERM's, or another process has failed
             if note := getattr(end, "note", ""):
                 print(f"mdssd: {note}", file=sys.stderr)

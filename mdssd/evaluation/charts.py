@@ -52,16 +52,19 @@ DARK = Theme(
 )  # fmt: skip
 
 
-def size_chart(sizes: SizeResult, classes: Sequence[str], theme: Theme) -> Figure:
+def size_chart(
+    sizes: SizeResult, classes: Sequence[str], theme: Theme, shown: Sequence[int] | None = None
+) -> Figure:
     """Draw the normalised AP of each class with a bar per size and a dashed line for all sizes.
 
     The first group of bars is the mean over the classes. A row has seven groups, as in Fig. 6 of
-    the MDSSD paper.
+    the MDSSD paper. `shown` are the positions of the classes to draw; None draws all.
     """
-    names = ["mean of classes", *classes]
-    values = np.vstack([sizes.mean_normalized_ap, sizes.normalized_ap])  # [1 + K, 5]
+    rows_shown = np.arange(len(classes)) if shown is None else np.asarray(shown, np.int64)
+    names = ["mean of classes", *(classes[k] for k in rows_shown)]
+    values = np.vstack([sizes.mean_normalized_ap, sizes.normalized_ap[rows_shown]])  # [1 + K, 5]
     known = sizes.overall[~np.isnan(sizes.overall)]
-    overall = [known.mean() if known.size else math.nan, *sizes.overall]
+    overall = [known.mean() if known.size else math.nan, *sizes.overall[rows_shown]]
     rows = math.ceil(len(names) / _CLASSES_A_ROW)
     columns = min(len(names), _CLASSES_A_ROW)
     figure = _panels(rows, 1, max(4.0, 1.5 * columns), 2.5, theme)
@@ -70,10 +73,10 @@ def size_chart(sizes: SizeResult, classes: Sequence[str], theme: Theme) -> Figur
         first = row * _CLASSES_A_ROW
         for place, k in enumerate(range(first, min(first + _CLASSES_A_ROW, len(names)))):
             _size_bars(axes, 6.5 * place, values[k], overall[k], theme)
-        shown = names[first : first + _CLASSES_A_ROW]
+        ticks = names[first : first + _CLASSES_A_ROW]
         axes.set_xlim(-1, 6.5 * columns - 1)
-        axes.set_xticks([6.5 * n + 2 for n in range(len(shown))])
-        axes.set_xticklabels([shorten(name, 16) for name in shown], parse_math=False)
+        axes.set_xticks([6.5 * n + 2 for n in range(len(ticks))])
+        axes.set_xticklabels([shorten(name, 16) for name in ticks], parse_math=False)
         axes.tick_params(axis="x", length=0, pad=14)
         axes.set_ylabel("normalised AP", color=theme.ink)
         axes.grid(visible=False, axis="x")
@@ -98,14 +101,19 @@ def _size_bars(
         axes.plot([left - 0.5, left + 4.5], [overall] * 2, "--", color=theme.ink, linewidth=0.9)
 
 
-def curve_chart(voc12: VocResult, classes: Sequence[str], theme: Theme) -> Figure:
+def curve_chart(
+    voc12: VocResult, classes: Sequence[str], theme: Theme, shown: Sequence[int] | None = None
+) -> Figure:
     """Draw precision over recall, with the VOC12 AP, in one panel per class that has objects.
+
+    `shown` are the positions of the classes to draw; None draws all that have objects.
 
     The thin line is the precision. The thick line is its monotonic envelope, and the area under
     it is the AP.
     If no class has objects, a single panel says so.
     """
-    shown = [k for k in range(len(classes)) if voc12.objects[k]]
+    if shown is None:
+        shown = [k for k in range(len(classes)) if voc12.objects[k]]
     columns = min(max(len(shown), 1), 4)
     rows = max(math.ceil(len(shown) / columns), 1)
     figure = _panels(rows, columns, 2.7, 2.4, theme)

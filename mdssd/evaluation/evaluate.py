@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mdssd.data import DetectionDataset
+from mdssd.data import DataError, DetectionDataset
 from mdssd.detection.detector import Detector
+from mdssd.evaluation.about import describe_run
 from mdssd.evaluation.report import write_report
-from mdssd.evaluation.result import EvalData, EvalResult, measure
+from mdssd.evaluation.result import EvalData, EvalResult, measure, some
 from mdssd.metrics import similar_labels
 from mdssd.system import distributed
+from mdssd.system.files import writable_folder
 from mdssd.system.progress import progress_bar
 
 
@@ -29,6 +33,8 @@ def evaluate(
     progress: bool = True,
     similar: Sequence[Sequence[str]] | None = None,
     score_threshold: float = 0.5,
+    workers: int | None = None,
+    allow_faults: bool = False,
 ) -> EvalResult:
     """Detect in every image of a data set and compute VOC's and COCO's average precision.
 
@@ -40,7 +46,8 @@ def evaluate(
     stage are those of the slowest process. The first process writes the files.
 
     Args:
-        detector: a detector whose classes include those of the data set, by name.
+        detector: a detector whose classes, by name, include those of the data set's objects. The
+            data set may name further classes, without objects.
         dataset: a data set whose images all have annotations.
         batch_size: how many images go through the network at once.
         out_dir: where to write evaluation.json and report.html; created if it is missing.
@@ -48,15 +55,19 @@ def evaluate(
         similar: groups of similar class names, for the breakdown of false positives. None uses
             VOC's groups if all classes are VOC's.
         score_threshold: the least score of a detection in the confusion matrix.
+        workers: processes that read the images, as in `Detector.stream`; None: 0 for one batch.
+        allow_faults: leave out, and count, objects of classes that the detector lacks and images
+            that cannot be read.
 
     Returns:
         An `EvalResult`; `print(result.table())` shows it.
 
     Raises:
-        ValueError: the data set is empty, has images without an annotation, or has a class that
-            the detector does not know.
+        ValueError: the data set is empty, has images without an annotation, or has objects of a
+            class that the detector does not know; an argument is not as described.
         DataError: an image cannot be read. (The average over the others would be a different
             figure.)
+        OSError: `out_dir` cannot be written.
 
     Example:
         >>> import mdssd
@@ -69,40 +80,75 @@ def evaluate(
         >>> result.images, result.voc07.mean_ap < 0.1
         (2, True)
     """
-    similar_labels(detector.classes, similar)  # its errors should not come after the long part
-    data = find_all(detector, dataset, batch_size=batch_size, progress=progress)
+    _check_early(detector, dataset, similar, score_threshold)
+    if out_dir is not None and distributed.is_main():
+        writable_folder(out_dir)
+    data = find_all(
+        detector,
+        dataset,
+        batch_size=batch_size,
+        progress=progress,
+        workers=workers,
+        allow_faults=allow_faults,
+    )
     result = None
     if distributed.is_main():
         result = measure(
-            data, dataset, detector.classes, similar=similar, score_threshold=score_threshold
+            data,
+            dataset,
+            detector.classes,
+            similar=similar,
+            score_threshold=score_threshold,
+            about=describe_run(detector, dataset),
         )
         if out_dir is not None:
             write_result(result, data, dataset, out_dir)
     return cast(EvalResult, distributed.from_main(result))
 
 
+def _check_early(
+    detector: Detector,
+    dataset: DetectionDataset,
+    similar: Sequence[Sequence[str]] | None,
+    score_threshold: float,
+) -> None:
+    """Raise the errors that can be known before the long part."""
+    similar_labels(detector.classes, similar)
+    if not math.isfinite(score_threshold):
+        raise ValueError(f"evaluate: score_threshold: expected a number, got {score_threshold}")
+    if not dataset.labelled:
+        raise ValueError(f"evaluate: {dataset.name} has images without an annotation")
+
+
 def find_all(
-    detector: Detector, dataset: DetectionDataset, *, batch_size: int = 8, progress: bool = True
+    detector: Detector,
+    dataset: DetectionDataset,
+    *,
+    batch_size: int = 8,
+    progress: bool = True,
+    workers: int | None = None,
+    allow_faults: bool = False,
 ) -> EvalData:
     """Detect in every image of a data set; arguments and errors are those of `evaluate`.
 
-    In a torch.distributed group the first process returns the data of all, the others none.
+    The images need not have annotations. In a torch.distributed group the first process returns
+    the data of all, the others none.
     """
     if not len(dataset):
         raise ValueError(f"evaluate: dataset: expected at least one image, {dataset.name} has none")
-    unknown = [name for name in dataset.classes if name not in detector.classes]
-    if unknown:
-        raise ValueError(
-            f"evaluate: {dataset.name} has classes the detector does not know: "
-            f"{', '.join(unknown)}; it knows {', '.join(detector.classes)}"
-        )
+    left_out = _unknown_objects(detector.classes, dataset)
+    if left_out and not allow_faults:
+        raise ValueError(_unknown_text(left_out, detector.classes, dataset))
     indices = _own_indices(len(dataset), batch_size)
     # A data set without files makes its images here: a worker would only send them back.
     alone = len(indices) <= batch_size or dataset.image_path(0) is None
-    workers = 0 if alone else None
+    if workers is None and alone:
+        workers = 0
     detections: list[dict[str, NDArray[Any]]] = []
     truth: list[dict[str, NDArray[Any]]] = []
-    label_of = np.array([0, *(detector.classes.index(name) + 1 for name in dataset.classes)])
+    failed: list[str] = []
+    known = {name: label for label, name in enumerate(detector.classes, 1)}
+    label_of = np.array([0, *(known.get(name, 0) for name in dataset.classes)])
     images = _images(dataset, indices, label_of, truth)
     before = dict(detector.timings)
     with (
@@ -117,12 +163,17 @@ def find_all(
     ):
         for result in results:
             if result.error is not None:
-                raise result.error
+                if not allow_faults:
+                    raise _with_remedy(result.error)
+                # The image stays in its place, without detections and without objects.
+                failed.append(str(result.error))
+                truth[len(detections)] = {name: v[:0] for name, v in truth[0].items()}
             detections.append({name: value.numpy() for name, value in result.found.items()})
             bar.update()
     spent = {stage: seconds - before[stage] for stage, seconds in detector.timings.items()}
     seconds = {"read": spent.pop("decode"), **spent}
-    return _joined(distributed.gather(EvalData(detections, truth, seconds)))
+    share = EvalData(detections, truth, seconds, detector.score_threshold, left_out, failed)
+    return _joined(distributed.gather(share))
 
 
 def write_result(
@@ -132,6 +183,35 @@ def write_result(
     Path(out_dir).mkdir(parents=True, exist_ok=True)
     result.save(Path(out_dir) / "evaluation.json")
     write_report(Path(out_dir) / "report.html", result, data, dataset)
+
+
+def _unknown_objects(classes: Sequence[str], dataset: DetectionDataset) -> dict[str, int]:
+    """Return the number of objects of each class that the detector lacks, if there are any."""
+    unknown = [k for k, name in enumerate(dataset.classes, 1) if name not in classes]
+    if not unknown:
+        return {}
+    counts = np.zeros(len(dataset.classes) + 1, np.int64)
+    for index in range(len(dataset)):
+        counts += np.bincount(dataset.annotation(index).labels, minlength=len(counts))
+    return {dataset.classes[k - 1]: int(counts[k]) for k in unknown if counts[k]}
+
+
+def _unknown_text(
+    unknown: Mapping[str, int], classes: Sequence[str], dataset: DetectionDataset
+) -> str:
+    counts = some([f"{name} ({count:,} objects)" for name, count in unknown.items()])
+    return (
+        f"evaluate: {dataset.name} has objects of classes that the checkpoint lacks: {counts}; the "
+        f"checkpoint's classes are {some(classes, 20)}. Rename the classes of one side, or leave "
+        "these objects out with --allow-faults (in Python: allow_faults=True)"
+    )
+
+
+def _with_remedy(error: DataError) -> DataError:
+    return DataError(
+        f"{error}; repair or remove the image, or leave it out with --allow-faults "
+        "(in Python: allow_faults=True)"
+    )
 
 
 def _own_indices(images: int, batch_size: int) -> list[int]:
@@ -153,30 +233,34 @@ def _images(
 ) -> Iterator[Path | NDArray[np.uint8]]:
     """Yield each image, as its path if it has one, and append its ground truth to `truth`.
 
-    The ground truth has the detector's labels, as `voc_ap` takes it.
+    The ground truth has the detector's labels, as `voc_ap` takes it, without the objects of classes
+    that the detector lacks.
     """
     for index in indices:
         path = dataset.image_path(index)
         sample = dataset[index] if path is None else dataset.annotation(index)
-        truth.append(
-            {
-                "boxes": sample.boxes_xyxy,
-                "labels": label_of[sample.labels],
-                "difficult": sample.difficult,
-                "crowd": sample.crowd,
-                "area": sample.area,
-            }
-        )
+        labels = label_of[sample.labels]
+        objects = {
+            "boxes": sample.boxes_xyxy,
+            "labels": labels,
+            "difficult": sample.difficult,
+            "crowd": sample.crowd,
+            "area": sample.area,
+        }
+        truth.append({name: values[labels > 0] for name, values in objects.items()})
         yield sample.image if path is None else path
 
 
 def _joined(shares: list[EvalData]) -> EvalData:
-    """Join the shares of all processes."""
-    return EvalData(
-        [image for share in shares for image in share.detections],
-        [image for share in shares for image in share.truth],
-        {
-            stage: max(share.seconds[stage] for share in shares)
-            for stage in (shares[0].seconds if shares else ())
+    """Join the shares of all processes; there is none in a process other than the first."""
+    if not shares:
+        return EvalData([], [], {})
+    return replace(
+        shares[0],
+        detections=[image for share in shares for image in share.detections],
+        truth=[image for share in shares for image in share.truth],
+        seconds={
+            stage: max(share.seconds[stage] for share in shares) for stage in shares[0].seconds
         },
+        failed=[line for share in shares for line in share.failed],
     )

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mdssd.data import DetectionDataset
 from mdssd.evaluation import charts
+from mdssd.evaluation.about import about_rows
 from mdssd.evaluation.examples import Subject, false_ones, misses, show
+from mdssd.evaluation.page import CSS, chart, data_uri, digits, facts, table
 from mdssd.evaluation.result import EvalData, EvalResult
 from mdssd.metrics.errors import KINDS
 from mdssd.metrics.sizes import SIZES
 from mdssd.system.files import atomic_write
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _COCO_ROWS = (
     ("AP, mean over IoU 0.50 to 0.95", "AP"),
@@ -36,6 +34,10 @@ _COCO_ROWS = (
     ("AR, medium objects", "AR_medium"),
     ("AR, large objects", "AR_large"),
 )
+# Charts draw this many classes; a chart of a thousand would take minutes and tens of megabytes.
+_MOST_CHARTS = 20
+# The confusion matrix has this many classes; its size grows with the square of their number.
+_MOST_CONFUSED = 30
 
 
 def write_report(
@@ -69,6 +71,7 @@ def write_report(
     false = false_ones(data, result, pictures)
     sections = [
         _summary(result),
+        _about(result),
         _by_class(result),
         _coco(result),
         _sizes(result),
@@ -105,7 +108,7 @@ def write_report(
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             '<meta name="color-scheme" content="light dark">\n'
-            f"<title>{title}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n<main>\n"
+            f"<title>{title}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
             f"<h1>{title}</h1>\n"
         )
         for section in sections:
@@ -124,17 +127,33 @@ def _summary(result: EvalResult) -> str:
             ("COCO AP small", figures["AP_small"]),
         ]
     tiles.append(("normalised AP, XS", float(result.sizes.mean_normalized_ap[0])))
-    line = (
-        f"{result.images:,} images, {voc.objects.sum():,} objects, "
-        f"{voc.detections.sum():,} detections"
-    )
-    if voc.difficult.any():
-        line += f"; {voc.difficult.sum():,} difficult objects and crowds are not counted"
     body = "".join(
-        f'<div class="tile"><b>{_digits(value)}</b><span>{name}</span></div>'
+        f'<div class="tile"><b>{digits(value)}</b><span>{name}</span></div>'
         for name, value in tiles
     )
-    return f'<p>{line}</p>\n<div class="tiles">{body}</div>'
+    lines = "<br>".join(escape(line) for line in result.summary())
+    return f'<p>{lines}</p>\n<div class="tiles">{body}</div>'
+
+
+def _about(result: EvalResult) -> str:
+    rows = about_rows(result.about)
+    if not rows:
+        return ""
+    return "<h2>What was measured</h2>" + facts(rows)
+
+
+def _drawn(result: EvalResult, most: int) -> tuple[list[int], str]:
+    """Return the positions of the classes with most objects, in order, and a note on the others."""
+    objects = result.voc07.objects
+    ranked = np.argsort(-objects, kind="stable")[:most]
+    shown = sorted(int(k) for k in ranked if objects[k])
+    others = int((objects > 0).sum()) - len(shown)
+    if not others:
+        return shown, ""
+    return shown, (
+        f"<p>These are the {len(shown)} classes with most objects. The other {others:,} classes "
+        "that have objects are not drawn. The tables and evaluation.json have all classes.</p>"
+    )
 
 
 def _by_class(result: EvalResult) -> str:
@@ -145,25 +164,25 @@ def _by_class(result: EvalResult) -> str:
     means = [voc.mean_ap, result.voc12.mean_ap]
     means += [coco.figures["AP"], coco.figures["AP50"]] if coco else []
     rows = [
-        [name, f"{voc.objects[k]:,}", f"{voc.detections[k]:,}", *(_digits(c[k]) for c in columns)]
+        [name, f"{voc.objects[k]:,}", f"{voc.detections[k]:,}", *(digits(c[k]) for c in columns)]
         for k, name in enumerate(result.classes)
     ]
-    total = ["mean", f"{voc.objects.sum():,}", f"{voc.detections.sum():,}", *map(_digits, means)]
+    total = ["mean", f"{voc.objects.sum():,}", f"{voc.detections.sum():,}", *map(digits, means)]
     note = (
         "<p>VOC07 AP is the mean of the precision at 11 recalls. VOC12 AP is the area under the "
         "whole precision-recall curve. Both match at IoU 0.5 and compute a width as x2 - x1 + 1. "
         "COCO AP is the mean over ten IoU thresholds, and COCO AP50 is the AP at IoU 0.5. A class "
         "without objects has no AP (–) and is left out of the mean.</p>"
     )
-    return "<h2>Average precision</h2>" + note + _table(heads, rows, total)
+    return "<h2>Average precision</h2>" + note + table(heads, rows, total)
 
 
 def _coco(result: EvalResult) -> str:
     if result.coco is None:
         return "<h2>COCO</h2><p>These figures need pycocotools, which is not installed.</p>"
     figures = result.coco.figures
-    rows = [[text, _digits(figures[name])] for text, name in _COCO_ROWS]
-    return "<h2>COCO’s twelve figures</h2>" + _table(["", ""], rows)
+    rows = [[text, digits(figures[name])] for text, name in _COCO_ROWS]
+    return "<h2>COCO’s twelve figures</h2>" + table(["", ""], rows)
 
 
 def _sizes(result: EvalResult) -> str:
@@ -176,14 +195,15 @@ def _sizes(result: EvalResult) -> str:
         f"{sizes.normal_objects:g} objects, so that they can be compared. The dashed line is the "
         "normalised AP of all sizes together.</p>"
     )
-    chart = _chart(
-        lambda theme: charts.size_chart(sizes, result.classes, theme),
+    shown, note = _drawn(result, _MOST_CHARTS)
+    drawing = note + chart(
+        lambda theme: charts.size_chart(sizes, result.classes, theme, shown),
         "normalised average precision by class and size of the objects",
     )
     normal = [
         [
             name,
-            *(f"{_digits(v)} ({n:,})" for v, n in zip(values, objects, strict=True)),
+            *(f"{digits(v)} ({n:,})" for v, n in zip(values, objects, strict=True)),
             ", ".join(f"{a:,.0f}" if math.isfinite(a) else "–" for a in limits),
         ]
         for name, values, objects, limits in zip(
@@ -195,29 +215,30 @@ def _sizes(result: EvalResult) -> str:
         )
     ]
     plain = [
-        [name, *map(_digits, values)]
+        [name, *map(digits, values)]
         for name, values in zip(result.classes, sizes.ap.tolist(), strict=True)
     ]
-    means = [["mean", *map(_digits, m.tolist())] for m in (sizes.mean_normalized_ap, sizes.mean_ap)]
+    means = [["mean", *map(digits, m.tolist())] for m in (sizes.mean_normalized_ap, sizes.mean_ap)]
     return (
         "<h2>Size of the objects</h2>"
         + text
-        + chart
+        + drawing
         + "<p>This table shows the normalised AP, with the number of objects in brackets. The last "
         "column is the greatest area of an XS, S, M and L object in square pixels.</p>"
-        + _table(["class", *SIZES, "area up to"], normal, [*means[0], ""])
+        + table(["class", *SIZES, "area up to"], normal, [*means[0], ""])
         + "<p>This table shows the AP without normalisation.</p>"
-        + _table(["class", *SIZES], plain, means[1])
+        + table(["class", *SIZES], plain, means[1])
     )
 
 
 def _curves(result: EvalResult) -> str:
-    chart = _chart(
-        lambda theme: charts.curve_chart(result.voc12, result.classes, theme),
+    shown, others = _drawn(result, _MOST_CHARTS)
+    drawing = others + chart(
+        lambda theme: charts.curve_chart(result.voc12, result.classes, theme, shown),
         "precision over recall for each class",
     )
     note = "<p>A title shows the VOC12 AP: the area under the thick line at IoU 0.5.</p>"
-    return "<h2>Precision and recall</h2>" + note + chart
+    return "<h2>Precision and recall</h2>" + note + drawing
 
 
 def _errors(result: EvalResult) -> str:
@@ -253,11 +274,11 @@ def _errors(result: EvalResult) -> str:
 
 
 def _confusion(result: EvalResult) -> str:
-    matrix = result.confusion
+    matrix, names, note = _largest_classes(result)
     most = np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    heads = "".join(f"<th>{escape(name)}</th>" for name in ("no detection", *result.classes))
+    heads = "".join(f"<th>{escape(name)}</th>" for name in ("no detection", *names))
     rows = []
-    for k, name in enumerate(("no object", *result.classes)):
+    for k, name in enumerate(("no object", *names)):
         cells = "".join(
             f'<td style="--share:{n / int(most[k, 0]):.3f}" class="cell">{n or ""}</td>'
             for n in matrix[k].tolist()
@@ -266,12 +287,33 @@ def _confusion(result: EvalResult) -> str:
     text = (
         f"<p>Detections with a score of at least {result.score_threshold:g} are matched at IoU "
         "0.5. A row is the class of an object, and a column is the class of its detection. The "
-        "colour shows the cell's share of its row.</p>"
+        f"colour shows the cell's share of its row.{note}</p>"
     )
     return (
         f'<h2>Confusion</h2>{text}<div class="scroll"><table class="confusion"><thead><tr>'
         f"<th></th>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
+
+
+def _largest_classes(result: EvalResult) -> tuple[NDArray[np.int64], list[str], str]:
+    """Return the confusion matrix with at most `_MOST_CONFUSED` classes; the last joins the others.
+
+    Also returns the names of its classes, and a note if some are joined.
+    """
+    matrix, classes = result.confusion, list(result.classes)
+    if len(classes) <= _MOST_CONFUSED:
+        return matrix, classes, ""
+    chosen = np.sort(np.argsort(-result.voc07.objects, kind="stable")[: _MOST_CONFUSED - 1]) + 1
+    place = np.full(len(matrix), _MOST_CONFUSED)  # the row and the column of the other classes
+    place[0], place[chosen] = 0, np.arange(1, _MOST_CONFUSED)
+    joined = np.zeros((_MOST_CONFUSED + 1, _MOST_CONFUSED + 1), np.int64)
+    np.add.at(joined, (place[:, None], place[None, :]), matrix)
+    others = len(classes) - len(chosen)
+    note = (
+        f" The {others:,} classes with fewest objects are joined in the last row and column. Their "
+        "common cell also counts those that are detected as another of these classes."
+    )
+    return joined, [*(classes[k - 1] for k in chosen), f"{others:,} other classes"], note
 
 
 _HOW_DRAWN = (
@@ -294,7 +336,7 @@ def _gallery(
     for subject in subjects:
         jpeg = show(subject, data, dataset, result.classes, result.score_threshold)
         cards.append(
-            f'<figure><img src="{_data_uri("image/jpeg", jpeg)}" alt="{escape(subject.caption)}">'
+            f'<figure><img src="{data_uri("image/jpeg", jpeg)}" alt="{escape(subject.caption)}">'
             f"<figcaption><b>{escape(subject.caption)}</b><br>{escape(subject.details)}<br>"
             f"<small>{escape(dataset.image_ids[subject.image])}</small></figcaption></figure>"
         )
@@ -305,93 +347,8 @@ def _speed(result: EvalResult) -> str:
     if not result.seconds:
         return ""
     rows = [
-        [stage.replace("_", " "), f"{1000 * seconds / result.images:.1f} ms"]
+        [stage.replace("_", " "), f"{1000 * seconds / max(result.images, 1):.1f} ms"]
         for stage, seconds in result.seconds.items()
     ]
     speed = f"The evaluation processed {result.images_per_second:.1f} images per second."
-    return f"<h2>Time per image</h2><p>{speed}</p>" + _table(["stage", "time"], rows)
-
-
-def _table(
-    heads: Sequence[str], rows: Iterable[Sequence[str]], total: Sequence[str] | None = None
-) -> str:
-    """Return an HTML table of escaped text. The first column holds the row headings."""
-
-    def line(cells: Sequence[str]) -> str:
-        rest = "".join(f"<td>{escape(cell)}</td>" for cell in cells[1:])
-        return f"<tr><th>{escape(cells[0])}</th>{rest}</tr>"
-
-    head = "".join(f"<th>{escape(name)}</th>" for name in heads) if any(heads) else ""
-    foot = f"<tfoot>{line(total)}</tfoot>" if total else ""
-    body = "".join(line(row) for row in rows)
-    return (
-        f'<div class="scroll"><table>{f"<thead><tr>{head}</tr></thead>" if head else ""}'
-        f"<tbody>{body}</tbody>{foot}</table></div>"
-    )
-
-
-def _chart(draw: Callable[[charts.Theme], Figure], text: str) -> str:
-    """Return a chart for light and for dark pages. The browser shows the one that fits."""
-    light, dark = (
-        _data_uri("image/svg+xml", charts.svg(draw(theme))) for theme in (charts.LIGHT, charts.DARK)
-    )
-    return (
-        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img class="chart" src="{light}" alt="{text}"></picture>'
-    )
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def _digits(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.3f}"
-
-
-_CSS = """
-:root { --paper: #ffffff; --ink: #1f2328; --soft: #59636e; --line: #d5d9de; --box: #f4f6f8;
-  --accent: 11, 98, 184; }
-@media (prefers-color-scheme: dark) {
-  :root { --paper: #16191d; --ink: #e4e7ea; --soft: #9aa4af; --line: #3a4048; --box: #1f2429;
-    --accent: 47, 127, 208; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 1180px; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
-h1 { font-size: 1.7rem; margin: 0 0 .3rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.25rem; margin: 2.6rem 0 .4rem; padding-top: .6rem;
-  border-top: 1px solid var(--line); }
-p { margin: .3rem 0 .8rem; max-width: 78ch; color: var(--soft); }
-.tiles { display: flex; flex-wrap: wrap; gap: .7rem; }
-.tile { background: var(--box); border-radius: 8px; padding: .6rem 1rem; min-width: 8.5rem; }
-.tile b { display: block; font-size: 1.5rem; font-variant-numeric: tabular-nums; }
-.tile span { color: var(--soft); font-size: .85rem; }
-.scroll { overflow-x: auto; }
-table { margin-bottom: .8rem; border-collapse: collapse; font-variant-numeric: tabular-nums;
-  font-size: .9rem; }
-th, td { padding: .28rem .7rem; text-align: right; border-bottom: 1px solid var(--line);
-  white-space: nowrap; }
-th:first-child { text-align: left; }
-thead th { color: var(--soft); font-weight: 600; }
-tbody th { font-weight: 500; }
-tfoot th, tfoot td { font-weight: 700; border-bottom: 0; }
-.chart { max-width: 100%; height: auto; display: block; margin: .4rem 0 1rem; }
-.wide { min-width: 22rem; }
-.bar { display: flex; height: 1.1rem; border-radius: 3px; overflow: hidden;
-  background: var(--box); }
-.bar i { display: block; height: 100%; }
-.k0 { background: #2e9e6b; } .k1 { background: #e8a33d; } .k2 { background: #c2410c; }
-.k3 { background: #8250c4; } .k4 { background: #7d8894; }
-.key { display: inline-block; color: #fff; border-radius: 4px; padding: .1rem .6rem;
-  margin-right: .4rem; font-size: .85rem; }
-.key.k1 { color: #1f2328; }
-.confusion td { min-width: 3.2rem; text-align: center; }
-.cell { background: rgba(var(--accent), calc(var(--share) * .75)); }
-.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(260px, 1fr));
-  gap: 1rem; }
-figure { margin: 0; background: var(--box); border-radius: 8px; overflow: hidden; }
-figure img { display: block; width: 100%; height: auto; }
-figcaption { padding: .5rem .8rem .7rem; font-size: .88rem; overflow-wrap: anywhere; }
-small { color: var(--soft); }
-"""
+    return f"<h2>Time per image</h2><p>{speed}</p>" + table(["stage", "time"], rows)

@@ -37,11 +37,18 @@ class EvalData:
     Attributes:
         detections, truth: one dict per image, as `voc_ap` takes them, with the detector's labels.
         seconds: as in `EvalResult`.
+        lowest_score: the least score that the detector returns.
+        left_out: the number of objects that are left out because the detector lacks their class,
+            by class.
+        failed: one line per image that cannot be read. It has neither detections nor objects.
     """
 
     detections: list[dict[str, NDArray[Any]]]
     truth: list[dict[str, NDArray[Any]]]
     seconds: dict[str, float]
+    lowest_score: float = 0.0
+    left_out: dict[str, int] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,9 @@ class EvalResult:
         score_threshold: see `confusion`.
         seconds: time per stage: read (waiting for the images, which worker processes read ahead),
             preprocess, network, detection_output.
+        shown: the number of detections with a score of `score_threshold` or more.
+        lowest_score, left_out, failed: see `EvalData`.
+        about: what was measured with what; see `describe_run`.
 
     Example:
         >>> import numpy as np
@@ -86,6 +96,11 @@ class EvalResult:
     confusion: NDArray[np.int64]
     score_threshold: float = 0.5
     seconds: dict[str, float] = field(default_factory=dict)
+    shown: int = 0
+    lowest_score: float = 0.0
+    left_out: dict[str, int] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
+    about: dict[str, Any] = field(default_factory=dict)
 
     @property
     def images_per_second(self) -> float:
@@ -113,14 +128,38 @@ class EvalResult:
             raise ImportError(f"train: {metric} of {self.dataset} needs pycocotools")
         return value if math.isfinite(value) else 0.0
 
-    def table(self) -> str:
-        """Return the result as text for a terminal."""
+    def summary(self) -> list[str]:
+        """Return sentences about what was counted and what was left out."""
         voc = self.voc07
         lines = [
-            f"{self.dataset}: {self.images:,} images, {voc.objects.sum():,} objects, "
-            f"{voc.detections.sum():,} detections",
-            "",
+            f"{self.images:,} images, {voc.objects.sum():,} objects",
+            f"{voc.detections.sum():,} detections with a score of {self.lowest_score:g} or more, "
+            f"which AP takes into account; {self.shown:,} with {self.score_threshold:g} or more",
         ]
+        if voc.difficult.any():
+            lines.append(f"{voc.difficult.sum():,} difficult objects and crowds are not counted")
+        if self.left_out:
+            names = [f"{name} ({count:,})" for name, count in self.left_out.items()]
+            lines.append(
+                f"{sum(self.left_out.values()):,} objects are left out, because the checkpoint "
+                f"lacks their classes: {some(names)}"
+            )
+        if self.failed:
+            lines.append(f"{len(self.failed):,} images that cannot be read are left out")
+        without = [name for name, n in zip(self.classes, voc.objects, strict=True) if not n]
+        if without:
+            found = voc.detections[voc.objects == 0].sum()
+            lines.append(
+                f"no object of {some(without)}; not measured, and left out of the means "
+                f"({found:,} detections)"
+            )
+        return lines
+
+    def table(self) -> str:
+        """Return the result as text for a terminal, with the classes that have objects."""
+        voc = self.voc07
+        first, *others = self.summary()
+        lines = [f"{self.dataset}: {first}", *others, ""]
         heads = ["class", "objects", "detections", "VOC07 AP", "VOC12 AP"]
         columns = [self.voc07.ap, self.voc12.ap]
         means = [self.voc07.mean_ap, self.voc12.mean_ap]
@@ -128,9 +167,10 @@ class EvalResult:
             heads += ["COCO AP", "COCO AP50"]
             columns += [self.coco.ap, self.coco.ap50]
             means += [self.coco.figures["AP"], self.coco.figures["AP50"]]
-        width = max(len(name) for name in ["class", "mean", *self.classes])
+        rows = [(k, name) for k, name in enumerate(self.classes) if voc.objects[k]]
+        width = max(len(name) for name in ["class", "mean", *(name for _, name in rows)])
         lines.append("  ".join([heads[0].ljust(width), *(h.rjust(10) for h in heads[1:])]))
-        for k, name in enumerate(self.classes):
+        for k, name in rows:
             counts = [f"{voc.objects[k]:,}".rjust(10), f"{voc.detections[k]:,}".rjust(10)]
             figures = [figure_text(column[k]).rjust(10) for column in columns]
             lines.append("  ".join([name.ljust(width), *counts, *figures]))
@@ -144,11 +184,6 @@ class EvalResult:
                 ]
             )
         )
-        absent = [name for name, n in zip(self.classes, voc.objects, strict=True) if not n]
-        if absent:
-            lines += ["", f"no object of: {', '.join(absent)} (left out of the mean)"]
-        if voc.difficult.any():
-            lines += ["", f"{voc.difficult.sum():,} difficult objects and crowds ignored"]
         lines.append("")
         if self.coco:
             f = {name: figure_text(value) for name, value in self.coco.figures.items()}
@@ -166,7 +201,7 @@ class EvalResult:
             + ", ".join(f"{size} {figure_text(value)}" for size, value in mean)
         )
         stages = ", ".join(
-            f"{stage} {1000 * s / self.images:.1f} ms" for stage, s in self.seconds.items()
+            f"{stage} {1000 * s / max(self.images, 1):.1f} ms" for stage, s in self.seconds.items()
         )
         lines.append(f"{self.images_per_second:.1f} images/s (per image: {stages})")
         return "\n".join(lines)
@@ -180,11 +215,15 @@ class EvalResult:
 
         return {
             "dataset": self.dataset,
+            "about": self.about,
             "images": self.images,
+            "left_out": {"objects": self.left_out, "images": self.failed},
             "classes": self.classes,
             "objects": by_class(voc.objects),
             "difficult": by_class(voc.difficult),
             "detections": by_class(voc.detections),
+            "lowest_score": self.lowest_score,
+            "detections_shown": self.shown,
             "voc07": {"mAP": _or_none(voc.mean_ap), "AP": by_class(voc.ap)},
             "voc12": {"mAP": _or_none(self.voc12.mean_ap), "AP": by_class(self.voc12.ap)},
             "coco": self.coco
@@ -243,6 +282,7 @@ def measure(
     *,
     similar: Sequence[Sequence[str]] | None = None,
     score_threshold: float = 0.5,
+    about: dict[str, Any] | None = None,
 ) -> EvalResult:
     """Compute every figure of an evaluation.
 
@@ -251,6 +291,7 @@ def measure(
         dataset: the data set that they belong to.
         classes: the detector's class names.
         similar, score_threshold: as in `evaluate`.
+        about: what was measured with what, from `describe_run`.
 
     Raises:
         ValueError: the data set has images without an annotation.
@@ -265,7 +306,7 @@ def measure(
     return EvalResult(
         dataset.name,
         list(classes),
-        len(data.truth),
+        len(data.truth) - len(data.failed),
         voc_ap(*arrays, metric="voc07"),
         voc_ap(*arrays, metric="voc12"),
         coco,
@@ -274,7 +315,24 @@ def measure(
         confusion_matrix(*arrays, score_threshold=score_threshold),
         score_threshold,
         data.seconds,
+        sum(int((np.asarray(one["scores"]) >= score_threshold).sum()) for one in data.detections),
+        data.lowest_score,
+        data.left_out,
+        data.failed,
+        about or {},
     )
+
+
+def some(names: Sequence[str], most: int = 4) -> str:
+    """Return the first names, and the number of the others.
+
+    Example:
+        >>> from mdssd.evaluation.result import some
+        >>> some(["a", "b", "c"], 2)
+        'a, b and 1 more'
+    """
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def figure_text(value: float) -> str:

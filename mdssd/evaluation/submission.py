@@ -11,7 +11,31 @@ from typing import Any
 import numpy as np
 
 from mdssd.data import DetectionDataset
+from mdssd.drawing.figures import shorten
 from mdssd.system.files import atomic_write
+
+# The longest file name that Linux accepts, in bytes.
+_LONGEST_NAME = 255
+
+
+def check_submission(dataset: DetectionDataset) -> None:
+    """Check that detections in a data set can be written for its server, before there are any.
+
+    Args:
+        dataset: a VOC folder or a COCO file.
+
+    Raises:
+        ValueError: a name cannot be written as the server reads it, or the data set has another
+            format. The functions below raise the same error.
+    """
+    if dataset.submission == "voc":
+        _check_voc_names(dataset)
+    elif dataset.submission == "coco":
+        _coco_image_ids(dataset)
+    else:
+        raise ValueError(
+            f"write_submission: {dataset.name} is neither a VOC folder nor a COCO file"
+        )
 
 
 def write_submission(
@@ -49,13 +73,12 @@ def write_submission(
         ...     paths[0].name, paths[0].read_text().split()[1:]
         ('comp4_det_all_cross.txt', ['0.5', '1.000', '2.000', '30.000', '40.000'])
     """
+    check_submission(dataset)
     if dataset.submission == "voc":
         return write_voc_submission(folder, dataset, detections, classes)
-    if dataset.submission == "coco":
-        testset = dataset.name.removeprefix("instances_").removeprefix("image_info_")
-        path = Path(folder) / f"detections_{testset}_mdssd_results.json"
-        return [write_coco_submission(path, dataset, detections, classes)]
-    raise ValueError(f"write_submission: {dataset.name} is neither a VOC folder nor a COCO file")
+    testset = dataset.name.removeprefix("instances_").removeprefix("image_info_")
+    path = Path(folder) / f"detections_{testset}_mdssd_results.json"
+    return [write_coco_submission(path, dataset, detections, classes)]
 
 
 def write_voc_submission(
@@ -77,16 +100,11 @@ def write_voc_submission(
             space, or there are not as many entries as images.
     """
     _check_length("write_voc_submission", dataset.image_ids, detections)
-    for name in [str(dataset.split), *dataset.classes]:
-        if Path(f"_{name}").name != f"_{name}" or "\\" in name or "\0" in name:
-            raise ValueError(f"write_voc_submission: {name!r} cannot be part of a file name")
-    for name in dataset.image_ids:
-        if name.split() != [name]:
-            raise ValueError(f"write_voc_submission: image name {name!r} has white space")
+    _check_voc_names(dataset)
     paths = []
     for name in dataset.classes:
         label = _label(classes, name)
-        path = Path(folder) / f"comp4_det_{dataset.split}_{name}.txt"
+        path = Path(folder) / _voc_file(dataset, name)
         with atomic_write(path) as file:
             for image_id, found in zip(dataset.image_ids, detections, strict=True):
                 for k in np.flatnonzero(np.asarray(found["labels"]) == label).tolist():
@@ -109,7 +127,7 @@ def write_coco_submission(
     for the path of the file.
 
     Raises:
-        ValueError: there are not as many entries as images.
+        ValueError: there are not as many entries as images, or an image id is not a whole number.
     """
     _check_length("write_coco_submission", dataset.image_ids, detections)
     category_of = {
@@ -117,14 +135,14 @@ def write_coco_submission(
         for name, category in zip(dataset.classes, dataset.category_ids, strict=True)
     }
     results = []
-    for image_id, found in zip(dataset.image_ids, detections, strict=True):
+    for image_id, found in zip(_coco_image_ids(dataset), detections, strict=True):
         boxes = np.asarray(found["boxes"], np.float64)
         for k, label in enumerate(np.asarray(found["labels"]).tolist()):
             if label in category_of:
                 x1, y1, x2, y2 = boxes[k].tolist()
                 results.append(
                     {
-                        "image_id": int(image_id),
+                        "image_id": image_id,
                         "category_id": category_of[label],
                         "bbox": [round(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)],
                         "score": float(_score(found, k)),
@@ -133,6 +151,46 @@ def write_coco_submission(
     with atomic_write(path) as file:
         json.dump(results, file, allow_nan=False)
     return Path(path)
+
+
+def _voc_file(dataset: DetectionDataset, name: str) -> str:
+    return f"comp4_det_{dataset.split}_{name}.txt"
+
+
+def _check_voc_names(dataset: DetectionDataset) -> None:
+    """Raise ValueError unless a VOC server can read the names of the classes and the images."""
+    for name in dataset.classes:
+        file = _voc_file(dataset, name)
+        try:
+            fits = len(file.encode("utf-8")) <= _LONGEST_NAME
+        except UnicodeEncodeError:  # a lone surrogate
+            fits = False
+        if not fits or Path(file).name != file or "\\" in file or "\0" in file:
+            raise ValueError(
+                "write_voc_submission: a file is named after each class, and "
+                f"{shorten(file, 80)!r} cannot be the name of a file"
+            )
+    spaced = [name for name in dataset.image_ids if name.split() != [name]]
+    if spaced:
+        raise ValueError(
+            "write_voc_submission: a VOC server reads image names without white space, but "
+            f"{len(spaced)} of the {len(dataset.image_ids)} images have such names, the first is "
+            f"{spaced[0]!r}; rename these images and their annotations, or convert the data to COCO"
+        )
+
+
+def _coco_image_ids(dataset: DetectionDataset) -> list[int]:
+    """Return the ids of the images as the whole numbers that a COCO server reads."""
+    ids = []
+    for name in dataset.image_ids:
+        try:
+            ids.append(int(name))
+        except ValueError:
+            raise ValueError(
+                "write_coco_submission: a COCO server reads image ids that are whole numbers, "
+                f"but an image of {dataset.name} has the id {name!r}"
+            ) from None
+    return ids
 
 
 def _label(classes: Sequence[str], name: str) -> int:

@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -182,6 +183,32 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def writable_folder(folder: str | os.PathLike[str]) -> Path:
+    """Create a folder if it is missing, and check that a file can be written in it.
+
+    A command calls this before its long part, whose result it could not keep otherwise.
+
+    Raises:
+        OSError: a file has this name, or the folder cannot be created or written; `filename` is
+            the folder.
+
+    Example:
+        >>> import tempfile
+        >>> from mdssd.system.files import writable_folder
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     writable_folder(f"{folder}/a/b").is_dir()
+        True
+    """
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
+    return path
 
 
 def _stem(path: Path) -> str:

@@ -184,12 +184,21 @@ def test_wrong_submissions_are_named(tmp_path, voc):
         write_submission(tmp_path, dataset, found[:5], CLASSES)
     with pytest.raises(ValueError, match="neither a VOC folder nor a COCO file"):
         write_submission(tmp_path, SyntheticScenes(6), found, CLASSES)
-    for wrong in ("../up", "a/b", "a\\b", "a\0b"):
+    for wrong in ("../up", "a/b", "a\\b", "a\0b", "\ud800", "é" * 120):
         dataset.classes = [wrong]
-        with pytest.raises(ValueError, match="cannot be part of a file name"):
+        with pytest.raises(ValueError, match="cannot be the name of a file"):
             write_submission(tmp_path, dataset, found, CLASSES)
     dataset.classes, dataset.image_ids = CLASSES, ["a b", *dataset.image_ids[1:]]
-    with pytest.raises(ValueError, match="image name 'a b' has white space"):
+    with pytest.raises(ValueError, match="1 of the 6 images have such names, the first is 'a b'"):
+        write_submission(tmp_path, dataset, found, CLASSES)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_image_id_that_is_not_a_number_is_named(tmp_path, coco):
+    dataset = CocoDataset(coco, coco.parent / "JPEGImages")
+    found, _ = guesses(dataset, CLASSES)
+    dataset.image_ids = ["900", "photo 7", *dataset.image_ids[2:]]
+    with pytest.raises(ValueError, match="whole numbers, but an image .* has the id 'photo 7'"):
         write_submission(tmp_path, dataset, found, CLASSES)
     assert not list(tmp_path.iterdir())
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
-from mdssd.cli.commands.shared import detector_options, machine, open_data, some
+from mdssd.cli.commands.shared import detector_options, machine, open_data
 from mdssd.data import DetectionDataset
 from mdssd.detection.detector import Detector
+from mdssd.evaluation.about import describe_run
 from mdssd.evaluation.evaluate import find_all, write_result
-from mdssd.evaluation.result import measure
-from mdssd.evaluation.submission import write_submission
+from mdssd.evaluation.result import measure, some
+from mdssd.evaluation.submission import check_submission, write_submission
 from mdssd.metrics import similar_labels
 from mdssd.system import distributed
+from mdssd.system.files import writable_folder
 from mdssd.system.memory import keep_memory
 
 
 def run(arguments: argparse.Namespace) -> int:
     with machine(vars(arguments), together=True) as device:
-        # Wrong options should end the command now, not after the detector has seen all images.
+        # Whatever is wrong should end the command now, not after the detector has seen all images.
         if arguments.submit and not arguments.out:
             raise ValueError("--submit: needs --out, the folder to write to")
         keep_memory()
@@ -29,8 +32,21 @@ def run(arguments: argparse.Namespace) -> int:
         dataset = _open(arguments, detector)
         main = distributed.is_main()
         if main and arguments.out:
-            Path(arguments.out).mkdir(parents=True, exist_ok=True)
-        found = find_all(detector, dataset, batch_size=arguments.batch_size)
+            writable_folder(arguments.out)
+        about = describe_run(
+            detector,
+            dataset,
+            checkpoint=arguments.checkpoint,
+            data=arguments.data,
+            command=shlex.join(["mdssd", *arguments.words]),
+        )
+        found = find_all(
+            detector,
+            dataset,
+            batch_size=arguments.batch_size,
+            workers=arguments.workers,
+            allow_faults="allow_faults" in arguments,
+        )
     if not main:
         return 0
     if arguments.submit:
@@ -45,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         detector.classes,
         similar=arguments.similar,
         score_threshold=arguments.score_threshold,
+        about=about,
     )
     print(result.table())
     if arguments.out:
@@ -59,11 +76,29 @@ def _open(arguments: argparse.Namespace, detector: Detector) -> DetectionDataset
         vars(arguments),
         train=False,
         input_size=detector.input_size,
-        classes=detector.classes,
+        # A test set without annotations does not say which classes it has.
+        classes=detector.classes if arguments.submit else None,
         unlabelled=bool(arguments.submit),
     )
-    if arguments.submit and dataset.submission != arguments.submit:
-        raise ValueError(
-            f"--submit {arguments.submit}: expected data in that format, got {dataset.name}"
-        )
+    if arguments.data is None:
+        _check_scenes(dataset, detector)
+    if arguments.submit:
+        if dataset.submission != arguments.submit:
+            raise ValueError(
+                f"--submit {arguments.submit}: expected data in that format, got {dataset.name}"
+            )
+        check_submission(dataset)
     return dataset
+
+
+def _check_scenes(scenes: DetectionDataset, detector: Detector) -> None:
+    """Refuse to measure a detector of other objects on generated scenes."""
+    unknown = [name for name in scenes.classes if name not in detector.classes]
+    if unknown:
+        raise ValueError(
+            "--data: expected the data to measure on, a folder in VOC layout or a COCO JSON file. "
+            f"Without it eval generates scenes of {', '.join(scenes.classes)}, but the "
+            f"checkpoint's classes are {some(detector.classes, 8)}"
+        )
+    if distributed.is_main():
+        print(f"no --data: measuring on {len(scenes)} generated scenes")

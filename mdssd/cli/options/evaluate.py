@@ -9,6 +9,7 @@ from mdssd.cli.options.shared import (
     IMAGE_DIR,
     SCENES,
     Verbs,
+    add_data_rules,
     add_machine_options,
     add_runtime_options,
 )
@@ -24,6 +25,7 @@ def add_to(verbs: Verbs) -> None:
     )
     parser.add_argument("--image-dir", metavar="DIR", help=IMAGE_DIR)
     parser.add_argument("--scenes", type=values.count, metavar="N", help=SCENES)
+    add_data_rules(parser)
     parser.add_argument(
         "--out", metavar="DIR", help="folder to write evaluation.json and report.html to"
     )
@@ -55,6 +57,13 @@ def add_to(verbs: Verbs) -> None:
         default=8,
         metavar="N",
         help="images per run of the network (default 8)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=values.number,
+        metavar="N",
+        help="processes that load images (default: one fewer than the cores, at most 2 for a CPU "
+        "and 8 for a GPU; 0 for a single batch)",
     )
     add_runtime_options(add_machine_options(parser))
     parser.set_defaults(command="evaluate")
