@@ -31,6 +31,11 @@ class Loaded:
         fresh: names of the model's tensors that were left as they were.
         unused: names of the tensors of the source that do not fit the model.
         mean: RGB, 0-255; subtract it from the pixels.
+        partly: names of the model's tensors of class scores that were loaded for the background
+            and for `classes` only, because the source does not have the other classes.
+        classes: the classes whose scores were loaded by name.
+        by_position: whether class scores were loaded by the position of the class, because the
+            class names of the model or of the source are not known.
 
     Example:
         >>> from mdssd.models import Loaded
@@ -44,6 +49,9 @@ class Loaded:
     fresh: tuple[str, ...]
     unused: tuple[str, ...]
     mean: tuple[float, ...]
+    partly: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    by_position: bool = False
 
 
 class PredictionHead(nn.Module):

@@ -8,24 +8,9 @@ from pathlib import Path
 
 from mdssd.models.build import build
 from mdssd.weights.checkpoint import save_checkpoint
+from mdssd.weights.class_names import usual_names
 from mdssd.weights.foreign_files import read_tensors
 from mdssd.weights.published import Published, read_published
-
-_VOC = (
-    "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike "
-    "person pottedplant sheep sofa train tvmonitor"
-).split()
-# COCO's categories by their number, from 1; "-" is a number that COCO skips.
-_COCO = (
-    "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,-,"
-    "stop sign,parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,-,"
-    "backpack,umbrella,-,-,handbag,tie,suitcase,frisbee,skis,snowboard,sports ball,kite,"
-    "baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,-,wine glass,cup,fork,"
-    "knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,"
-    "couch,potted plant,bed,-,dining table,-,-,toilet,-,tv,laptop,mouse,remote,keyboard,cell phone,"
-    "microwave,oven,toaster,sink,refrigerator,-,book,clock,vase,scissors,teddy bear,hair drier,"
-    "toothbrush"
-).split(",")
 
 
 def convert(
@@ -79,7 +64,8 @@ def convert(
     model = build(found.config)
     model.load_state_dict(found.tensors)
     if classes is None:
-        classes = _names(model.num_classes - 1, found.layout)
+        count = model.num_classes - 1
+        classes = usual_names(found.layout, count) or [f"class {k}" for k in range(1, count + 1)]
     save_checkpoint(
         json_path(out),
         model,
@@ -94,14 +80,3 @@ def json_path(out: str | os.PathLike[str]) -> Path:
     """Append .json to `out` if that is not its suffix."""
     path = Path(out)
     return path if path.suffix == ".json" else path.with_name(f"{path.name}.json")
-
-
-def _names(count: int, layout: str) -> list[str]:
-    if count == len(_VOC):
-        return _VOC
-    if count == len(_COCO):
-        return [f"unused {k}" if name == "-" else name for k, name in enumerate(_COCO, 1)]
-    named = [name for name in _COCO if name != "-"]
-    if count == 200 and layout == "ssd.pytorch":
-        named += [f"unused {k}" for k in range(81, 201)]
-    return named if count == len(named) else [f"class {k}" for k in range(1, count + 1)]

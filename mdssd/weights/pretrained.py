@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
-from mdssd.models.base import Loaded
+from mdssd.models.base import Loaded, PredictionHead, SingleShotDetector
 from mdssd.models.resnet import ResNet101
 from mdssd.models.vgg import MEAN_RGB
-from mdssd.weights.checkpoint import load_checkpoint
+from mdssd.weights.checkpoint import check_classes, load_checkpoint
 from mdssd.weights.checkpoint_json import CheckpointError, find_checkpoint
+from mdssd.weights.class_names import usual_names
 from mdssd.weights.foreign_files import read_tensors
 from mdssd.weights.imagenet import Weights, load_resnet101, load_vgg16
 from mdssd.weights.published import Published, read_published
@@ -23,6 +26,7 @@ def load_pretrained(
     weights: Weights,
     *,
     rescale_input: bool = True,
+    classes: Sequence[str] | None = None,
 ) -> Loaded:
     """Start a model from a checkpoint or from published weights.
 
@@ -35,6 +39,11 @@ def load_pretrained(
     - torchvision's vgg16 or resnet101 (see `load_vgg16` and `load_resnet101`), or VGG16 as SSD
       reduces it, of Caffe or ssd.pytorch. The trunk is loaded.
 
+    Class scores go by the names of the classes if `classes` are given and the source's are known:
+    those of a checkpoint, and VOC's or COCO's for a published SSD with their number of classes.
+    The scores of a class that the source does not have, and of no other, then stay as they are.
+    Otherwise class scores go by position, if the number of classes is the same.
+
     The model then computes what the source computes from RGB 0-255 minus `Loaded.mean`. Its priors
     do not change; `mdssd convert` makes a model with the priors of the source.
 
@@ -45,15 +54,18 @@ def load_pretrained(
             No code in a file is executed.
         rescale_input: whether to adapt the first layer to this project's input, for torchvision's
             vgg16 and resnet101.
+        classes: the model's class names, of labels 1, 2, ...; None if they are not known.
 
     Returns:
-        The names of the tensors that were loaded and that were not, and the source's mean.
+        The names of the tensors that were loaded and that were not, the classes whose scores were
+        loaded, and the source's mean.
 
     Raises:
         OSError: the path does not exist or cannot be read.
         ValueError: no tensor of the checkpoint fits; the model has another size or width than the
-            published weights, or batch normalisation; or a published tensor is missing,
-            superfluous, renamed, of another shape or not finite. The model is then unchanged.
+            published weights, or batch normalisation; a published tensor is missing, superfluous,
+            renamed, of another shape or not finite; or `classes` are not those of a model of this
+            many classes. The model is then unchanged.
 
     Example:
         >>> from mdssd import load_pretrained
@@ -67,27 +79,30 @@ def load_pretrained(
         >>> loaded.layout, len(loaded.taken), loaded.fresh[0]
         ('a checkpoint of ssd300', 62, 'heads.module1.loc.weight')
     """
+    if classes is not None and isinstance(model, SingleShotDetector):
+        check_classes("load_pretrained", classes, model.num_classes)
     if not isinstance(weights, Mapping):
         path = Path(weights)
         if not path.exists():
             raise FileNotFoundError(f"load_pretrained: {path}: no such file or folder")
-        if _is_checkpoint(path):
-            return _load_checkpoint(model, path)
+        if is_checkpoint(path):
+            return _load_checkpoint(model, path, classes)
     trunk = tuple(name for name in model.state_dict() if name.startswith("trunk."))
     if isinstance(getattr(model, "trunk", None), ResNet101):
         load_resnet101(model, weights, rescale_input=rescale_input)
-        return _loaded(model, "torchvision's resnet101", trunk, (), MEAN_RGB)
+        return _loaded(model, "torchvision's resnet101", MEAN_RGB, trunk)
     source = "weights"
     if not isinstance(weights, Mapping):
         source = os.fspath(weights)
         weights = read_tensors("load_pretrained", source)
     if "features.0.weight" in weights:
         load_vgg16(model, weights, rescale_input=rescale_input)
-        return _loaded(model, "torchvision's vgg16", trunk, (), MEAN_RGB)
-    return _load_published(model, source, read_published("load_pretrained", source, weights))
+        return _loaded(model, "torchvision's vgg16", MEAN_RGB, trunk)
+    found = read_published("load_pretrained", source, weights)
+    return _load_published(model, source, found, classes)
 
 
-def _is_checkpoint(path: Path) -> bool:
+def is_checkpoint(path: Path) -> bool:
     """Whether it is a folder, a JSON, or a weights file that a JSON names; if not, published."""
     if path.is_dir() or path.suffix == ".json":
         return True
@@ -100,20 +115,21 @@ def _is_checkpoint(path: Path) -> bool:
         return False
 
 
-def _load_checkpoint(model: nn.Module, path: Path) -> Loaded:
+def _load_checkpoint(model: nn.Module, path: Path, classes: Sequence[str] | None) -> Loaded:
     source, meta = load_checkpoint(path)
-    theirs = source.state_dict()
-    taken = _load_fitting(model, theirs)
-    if not taken:
+    layout, mean = f"a checkpoint of {source.name}", meta["mean"]
+    loaded = _load_fitting(model, source.state_dict(), layout, mean, classes, meta["classes"])
+    if not loaded.taken and not loaded.partly:
         raise ValueError(
             f"load_pretrained: {path}: no tensor fits: it is {source.config()}, expected tensors "
             f"of {type(model).__name__}: {next(iter(model.state_dict()), 'none')!r} ..."
         )
-    unused = (name for name in theirs if name not in taken)
-    return _loaded(model, f"a checkpoint of {source.name}", taken, unused, meta["mean"])
+    return loaded
 
 
-def _load_published(model: nn.Module, source: str, found: Published) -> Loaded:
+def _load_published(
+    model: nn.Module, source: str, found: Published, classes: Sequence[str] | None
+) -> Loaded:
     own = model.state_dict()
     parts = ("trunk.", "extras.") if found.config else ("trunk.",)
     for name in {**own, **found.tensors}:
@@ -125,28 +141,78 @@ def _load_published(model: nn.Module, source: str, found: Published) -> Loaded:
                 f"load_pretrained: {source}: {found.names.get(name, 'nothing')!r} "
                 f"{_shape(theirs)} does not fit the model's {name!r} {_shape(ours)}"
             )
-    taken = _load_fitting(model, found.tensors)
-    unused = (found.names[name] for name in found.tensors if name not in taken)
-    return _loaded(model, found.layout, taken, unused, found.mean)
+    count = found.config["num_classes"] - 1 if found.config else 0
+    names = usual_names(found.layout, count)
+    loaded = _load_fitting(model, found.tensors, found.layout, found.mean, classes, names)
+    return replace(loaded, unused=tuple(found.names[name] for name in loaded.unused))
 
 
-def _load_fitting(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Load the tensors that fit by name and shape; return their names."""
+def _load_fitting(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    layout: str,
+    mean: Iterable[float],
+    classes: Sequence[str] | None,
+    their_classes: Sequence[str] | None,
+) -> Loaded:
+    """Load the tensors that fit by name and shape, and class scores by the names of the classes."""
     own = model.state_dict()
-    taken = tuple(k for k, v in tensors.items() if k in own and own[k].shape == v.shape)
-    model.load_state_dict({name: tensors[name] for name in taken}, strict=False)
-    return taken
+    new = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
+    scores = {k: per_cell for k, per_cell in _class_scores(model).items() if k in tensors}
+    partly: list[str] = []
+    common: list[str] = []
+    by_position = classes is None or their_classes is None
+    if classes is not None and their_classes is not None:
+        common = [name for name in classes if name in their_classes]
+        to = [0, *(1 + list(classes).index(name) for name in common)]
+        rows = [0, *(1 + list(their_classes).index(name) for name in common)]
+        for name, per_cell in scores.items():
+            new.pop(name, None)
+            # The first dimension is that of priors and classes, [priors * classes, ...].
+            shape = (per_cell * (len(their_classes) + 1), *own[name].shape[1:])
+            if tensors[name].shape == shape:
+                ours = own[name].clone().unflatten(0, (per_cell, -1))
+                ours[:, to] = tensors[name].unflatten(0, (per_cell, -1))[:, rows].to(ours)
+                new[name] = ours.flatten(0, 1)
+        if len(common) < len(classes):
+            partly = [name for name in scores if name in new]
+    model.load_state_dict(new, strict=False)
+    with_scores = not scores.keys().isdisjoint(new)
+    return _loaded(
+        model,
+        layout,
+        mean,
+        [name for name in tensors if name in new and name not in partly],
+        unused=tuple(name for name in tensors if name not in new),
+        partly=tuple(partly),
+        classes=tuple(common) if with_scores else (),
+        by_position=by_position and with_scores,
+    )
+
+
+def _class_scores(model: nn.Module) -> dict[str, int]:
+    """Return the names of the tensors that predict class scores, and the priors in a cell."""
+    found: dict[str, int] = {}
+    for place, head in model.named_modules():
+        if isinstance(head, PredictionHead):
+            layers = head.conf.named_modules(prefix=f"{place}.conf")
+            *_, last = (name for name, layer in layers if isinstance(layer, nn.Conv2d))
+            found |= {f"{last}.{part}": head.per_cell for part in ("weight", "bias")}
+    return found
 
 
 def _loaded(
     model: nn.Module,
     layout: str,
-    taken: tuple[str, ...],
-    unused: Iterable[str],
     mean: Iterable[float],
+    taken: Iterable[str],
+    unused: tuple[str, ...] = (),
+    partly: tuple[str, ...] = (),
+    **class_scores: Any,
 ) -> Loaded:
-    fresh = tuple(name for name in model.state_dict() if name not in taken)
-    return Loaded(layout, taken, fresh, tuple(unused), tuple(mean))
+    taken = tuple(taken)
+    fresh = tuple(name for name in model.state_dict() if name not in {*taken, *partly})
+    return Loaded(layout, taken, fresh, unused, tuple(mean), partly, **class_scores)
 
 
 def _shape(tensor: Tensor | None) -> str:

@@ -20,6 +20,7 @@ from mdssd.names import MODELS
 from mdssd.weights.checkpoint import load_checkpoint, save_checkpoint
 from mdssd.weights.convert import convert
 from mdssd.weights.foreign_files import read_tensors
+from mdssd.weights.pretrained import _class_scores
 from mdssd.weights.published import read_published
 
 WIDTH = 0.0625
@@ -420,6 +421,87 @@ def test_mdssd_starts_from_an_ssd_with_batch_norm(tmp_path):
     taken = mdssd300(4, width=WIDTH, batch_norm=True, init=path).loaded.taken
     assert "heads.conv8_2.loc.weight" in taken
     assert "heads.conv8_2.conf.weight" not in taken
+
+
+def class_scores(model, head, k):
+    """The weights and biases that score class k, for each prior of a cell."""
+    conf = model.heads[head].conf
+    shape = (model.heads[head].per_cell, model.num_classes, -1)
+    return torch.cat([conf.weight.reshape(shape), conf.bias.reshape(shape)], 2)[:, k]
+
+
+def test_class_scores_go_by_the_names_of_the_classes(checkpoint):
+    source = load_checkpoint(checkpoint)[0]  # of the classes a and b
+    model, before = ssd300(4, width=WIDTH), ssd300(4, width=WIDTH)
+    for each in (source, model, before):
+        for name, tensor in each.state_dict().items():
+            if ".conf.bias" in name:
+                nn.init.normal_(tensor)
+    before.load_state_dict(model.state_dict())
+    save_checkpoint(checkpoint, source, classes=["a", "b"], mean=MEAN_RGB, extra={})
+    loaded = load_pretrained(model, checkpoint, classes=["b", "new", "a"])
+    for head in model.heads:
+        for ours, theirs in ((0, 0), (1, 2), (3, 1)):
+            assert torch.equal(class_scores(model, head, ours), class_scores(source, head, theirs))
+        assert torch.equal(class_scores(model, head, 2), class_scores(before, head, 2))
+    assert loaded.classes == ("b", "a")
+    assert set(loaded.partly) == {name for name in model.state_dict() if ".conf." in name}
+    assert set(loaded.taken) == {name for name in model.state_dict() if ".conf." not in name}
+    assert (loaded.fresh, loaded.unused, loaded.by_position) == ((), (), False)
+
+
+def test_the_same_classes_in_another_order_are_all_taken(checkpoint):
+    source, model = load_checkpoint(checkpoint)[0], ssd300(3, width=WIDTH)
+    loaded = load_pretrained(model, checkpoint, classes=["b", "a"])
+    assert (loaded.classes, loaded.partly, loaded.fresh) == (("b", "a"), (), ())
+    for ours, theirs in ((0, 0), (1, 2), (2, 1)):
+        got, want = class_scores(model, "conv7", ours), class_scores(source, "conv7", theirs)
+        assert torch.equal(got, want)
+
+
+def test_class_scores_go_by_position_only_if_names_are_unknown(checkpoint):
+    loaded = load_pretrained(ssd300(3, width=WIDTH), checkpoint)
+    assert (loaded.by_position, loaded.classes) == (True, ())
+    loaded = load_pretrained(ssd300(4, width=WIDTH), checkpoint)
+    assert not loaded.by_position and "heads.conv7.conf.bias" in loaded.fresh
+    state = Amdegroot(3).state_dict()
+    loaded = load_pretrained(ssd300(3, width=WIDTH), state, classes=["a", "b"])
+    assert (loaded.by_position, loaded.classes, loaded.fresh) == (True, (), ())
+
+
+def test_a_published_ssd_of_20_classes_has_those_of_voc():
+    torch.manual_seed(0)
+    state = Amdegroot(21).state_dict()
+    model = ssd300(4, width=WIDTH)
+    loaded = load_pretrained(model, state, classes=["person", "wheel", "cat"])
+    assert (loaded.classes, loaded.by_position) == (("person", "cat"), False)
+    assert "heads.conv7.conf.weight" in loaded.partly
+    biases = model.heads["conv7"].conf.bias.view(6, 4), state["conf.1.bias"].view(6, 21)
+    assert torch.equal(biases[0][:, [0, 1, 3]], biases[1][:, [0, 15, 8]])
+
+
+def test_priors_of_other_numbers_keep_their_class_scores(tmp_path):
+    """conv10_2 has 4 priors in a cell of SSD300 and 6 in one of SSD512."""
+    save_checkpoint(
+        tmp_path / "a.json", ssd512(3, width=WIDTH), classes=["a", "b"], mean=MEAN_RGB, extra={}
+    )
+    loaded = load_pretrained(ssd300(3, width=WIDTH), tmp_path / "a.json", classes=["b", "a"])
+    assert "heads.conv10_2.conf.weight" in {*loaded.fresh} & {*loaded.unused}
+    assert "heads.conv7.conf.weight" in loaded.taken
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_tensors_of_class_scores_of_every_model(name):
+    with torch.device("meta"):
+        own = getattr(mdssd, name)(3, width=WIDTH)
+        wider = getattr(mdssd, name)(5, width=WIDTH).state_dict()
+    changed = {k: v.shape[0] for k, v in own.state_dict().items() if v.shape != wider[k].shape}
+    assert {k: 3 * per_cell for k, per_cell in _class_scores(own).items()} == changed
+
+
+def test_class_names_that_are_not_the_models_are_refused(checkpoint):
+    with pytest.raises(ValueError, match="load_pretrained: classes: expected 2 names"):
+        load_pretrained(ssd300(3, width=WIDTH), checkpoint, classes=["a"])
 
 
 def test_init_is_not_an_option_of_the_model(checkpoint):
