@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 
 def load_native(path: Path) -> None:
@@ -145,7 +146,18 @@ def _simt_order(request: pytest.FixtureRequest) -> None:
         _modules.simt.set_shuffle(request.config.getoption("simt_shuffle"))
 
 
+# The same examples in every run, so that a test does not fail by chance; new ones every night.
+_SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
+settings.register_profile(
+    "usual", max_examples=100, derandomize=True, deadline=None, suppress_health_check=_SLOW
+)
+settings.register_profile(
+    "nightly", settings.get_profile("usual"), max_examples=3000, derandomize=False, print_blob=True
+)
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("nightly" if config.getoption("nightly") else "usual")
     config.addinivalue_line(
         "markers", "cases(case, size, reference, emulated): narrow the expanded CASES"
     )

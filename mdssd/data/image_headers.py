@@ -126,10 +126,12 @@ def open_with_pillow(file: BinaryIO, formats: tuple[str, ...]) -> ImageFile.Imag
     start = file.read(16)
     for name in formats:
         factory, accept = Image.OPEN.get(name, (None, None))
-        if factory is None or (accept and accept(start) is not True):
+        if factory is None:
             continue
         file.seek(0)
         try:
+            if accept and accept(start) is not True:
+                continue
             image: ImageFile.ImageFile = factory(file, "")
         except Exception:  # Pillow raises many types for a damaged header
             continue
