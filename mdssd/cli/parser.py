@@ -4,19 +4,90 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import NoReturn
+import re
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from typing import Any, NoReturn
 
 from mdssd.cli.options import convert, data, detect, evaluate, export, info, train
 from mdssd.version import __version__
+
+DESCRIPTION = """Find small objects: train, measure and run SSD and MDSSD.
+
+the first commands, from your photographs to a detector of your own:
+  mdssd data check photos/                       what the annotations hold
+  mdssd train --data photos/ --out runs/mine     train; --resume continues
+  mdssd detect runs/mine new/*.jpg --out found   find objects in new images"""
+# The options that say where the data are; a run that is resumed knows them.
+_SOURCES = ("data", "scenes", "resume", "print_recipe")
+EPILOG = "`mdssd COMMAND --help` shows the options and an example of each command."
 
 
 class Parser(argparse.ArgumentParser):
     """argparse's parser with this project's form of error: one line, `mdssd: error: ...`."""
 
+    def __init__(
+        self, *, examples: Sequence[str] = (), data: str | None = None, **keywords: Any
+    ) -> None:
+        """Make a parser; see argparse for the other keywords.
+
+        examples: commands that the help shows at its end.
+        data: what is typed before the place of a data set, if the command needs one.
+        """
+        if examples:
+            noun = "example" if len(examples) == 1 else "examples"
+            keywords["epilog"] = "\n  ".join([f"{noun}:", *examples])
+        super().__init__(**keywords, formatter_class=_Formatter)
+        self._examples, self._data = examples, data
+
     def error(self, message: str) -> NoReturn:
+        if "are required" in message and self._examples:
+            message += f"; for example: {self._examples[0]}"
         # torchrun starts several processes with the same arguments; only the first reports.
         first = os.environ.get("RANK", "0") == "0"
         self.exit(2, f"mdssd: error: {message} (see `{self.prog} --help`)\n" if first else None)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        # A subcommand is parsed by this method, too: it then reports what it does not know, and
+        # refers to its own help.
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            word = unknown[0].partition("=")[0]
+            kind = "option" if word.startswith("-") else "argument"
+            self.error(f"unknown {kind} {word}" + _nearest(word, self._option_string_actions))
+        given = vars(found)
+        if self._data is not None and not any(given.get(name) for name in _SOURCES):
+            self.error(f"expected {self._data} (or --scenes N for generated scenes)")
+        return found, unknown
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        choices = [str(choice).lower() for choice in action.choices]
+        if isinstance(action, argparse._SubParsersAction):
+            self.error(f"unknown command {value}" + _nearest(value, choices, everything=True))
+        raise argparse.ArgumentError(
+            action, f"expected one of {', '.join(choices)}; got {str(value)!r}"
+        )
+
+
+def _nearest(word: str, known: Iterable[str], everything: bool = False) -> str:
+    """A suggestion for a word that is not known."""
+    found = get_close_matches(word, list(known), n=1)
+    if found:
+        return f"; did you mean {found[0]}?"
+    return f"; expected one of {', '.join(known)}" if everything else ""
+
+
+class _Formatter(argparse.HelpFormatter):
+    """argparse's help, but blank and indented lines of a description keep their place."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        fill = super()._fill_text
+        parts = re.split(r"\n\n", text)
+        return "\n\n".join(
+            part if re.search(r"\n  ", part) else fill(part, width, indent) for part in parts
+        )
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -32,9 +103,7 @@ def make_parser() -> argparse.ArgumentParser:
         >>> arguments.command, arguments.images, arguments.csv
         ('detect', ['a.jpg'], True)
     """
-    parser = Parser(
-        prog="mdssd", description="Find small objects: train, measure and run SSD and MDSSD."
-    )
+    parser = Parser(prog="mdssd", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"mdssd {__version__}")
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     train.add_to(verbs)

@@ -1,46 +1,128 @@
-"""The types of the command's options: each reads one argument and returns its value."""
+"""The types of the command's options: each reads one argument and returns its value.
+
+What is wrong with an argument is said here, before any work is done.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import math
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+from mdssd.system.kinds import kind_of_file
 
-def count(text: str) -> int:
-    """A whole number from 1."""
-    value = int(text) if text.isdigit() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
-    return value
-
-
-def number(text: str) -> int:
-    """A whole number from 0."""
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text!r}")
-    return int(text)
+# Counts end in 32-bit fields of files and libraries.
+_MOST = 2**31 - 1
+# More threads or processes than this never help, and thousands of them can end the program.
+_MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))
+_DEVICE = re.compile(r"(cpu|cuda|xpu|mps)(:\d{1,4})?")
 
 
-def fraction(text: str) -> float:
-    """A number from 0 to 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
-    return value
+def whole(least: int, most: int = _MOST) -> Callable[[str], int]:
+    """Return the type of whole numbers from `least` to `most`."""
+    limit = f" to {most}" if most < _MOST else ""
+
+    def parse(text: str) -> int:
+        known = text.isascii() and text.isdigit()
+        if known and len(text) > 9 and int(text[:20]) > most:
+            raise argparse.ArgumentTypeError(f"expected at most {most}, got {text[:20]}")
+        value = int(text) if known else least - 1
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(
+                f"expected a whole number from {least}{limit}, got {text!r}"
+            )
+        return value
+
+    return parse
+
+
+count = whole(1)
+number = whole(0)
+threads = whole(1, _MOST_THREADS)
+workers = whole(0, _MOST_THREADS)
+
+
+def decimal(expected: str, holds: Callable[[float], bool]) -> Callable[[str], float]:
+    """Return the type of finite numbers for which `holds`; `expected` says it in words."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and holds(value)):
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+        return value
+
+    return parse
+
+
+above_zero = decimal("a number above 0", lambda value: value > 0)
+from_zero = decimal("a number of at least 0", lambda value: value >= 0)
+from_one = decimal("a number of at least 1", lambda value: value >= 1)
+below_one = decimal("a number of at least 0 and below 1", lambda value: 0 <= value < 1)
+fraction = decimal("a number from 0 to 1", lambda value: 0 <= value <= 1)
+share = decimal("a number above 0 and at most 1", lambda value: 0 < value <= 1)
+width = decimal("a number above 0 and at most 16", lambda value: 0 < value <= 16)
+
+
+def one_of(choices: Sequence[str]) -> Callable[[str], str]:
+    """Return the type of these words."""
+
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise argparse.ArgumentTypeError(f"expected one of {', '.join(choices)}; got {text!r}")
+        return text
+
+    return parse
+
+
+def device(text: str) -> str:
+    """The name of a device; whether there is one is found later."""
+    if not _DEVICE.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"expected cpu, cuda, cuda:1 ..., got {text!r}")
+    return text
+
+
+def folder(text: str) -> str:
+    """A folder to write to, which may be missing."""
+    path = Path(text)
+    for part in (path, *path.parents):
+        if part.is_dir():
+            return text
+        if part.exists() or part.is_symlink():
+            raise argparse.ArgumentTypeError(
+                f"expected a folder, but {part} is {kind_of_file(part)}"
+            )
+    return text
+
+
+def new_file(text: str) -> str:
+    """A file to write, in a folder that may be missing."""
+    path = Path(text)
+    if not path.name or path.is_dir():
+        raise argparse.ArgumentTypeError(f"expected a file to write, but {text} is a folder")
+    folder(str(path.parent))
+    return text
 
 
 def drops(text: str) -> list[float]:
     """Iterations or fractions of a run, separated by commas."""
     try:
-        return [int(part) if part.isdigit() else float(part) for part in text.split(",")]
+        found = [int(part) if part.isdigit() else float(part) for part in text.split(",")]
     except ValueError:
+        found = [-1]
+    fractions = all(isinstance(drop, float) and 0 < drop < 1 for drop in found)
+    iterations = all(isinstance(drop, int) and 0 < drop <= _MOST for drop in found)
+    if not (fractions or iterations) or sorted(set(found)) != found:
         raise argparse.ArgumentTypeError(
-            f"expected iterations or fractions as in 60000,100000 or 0.5,0.8; got {text!r}"
-        ) from None
+            f"expected rising iterations or fractions as in 60000,100000 or 0.5,0.8; got {text!r}"
+        )
+    return found
 
 
 def names(text: str) -> list[str]:
@@ -57,5 +139,4 @@ def or_none(kind: Callable[[str], Any]) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
         return None if text == "none" else kind(text)
 
-    parse.__name__ = kind.__name__  # argparse's messages show it
     return parse

@@ -104,7 +104,7 @@ def test_train_eval_detect_on_a_voc_folder(capsys, tmp_path, voc):
     assert (tmp_path / "d" / "detections.csv").is_file()
 
 
-def test_generated_scenes_are_the_default(capsys, tmp_path, checkpoint):
+def test_generated_scenes(capsys, tmp_path, checkpoint):
     status, text, _ = run(capsys, "train", *SCENES, "--epochs", 1, "--out", tmp_path / "run")
     assert status == 0 and "4 images" in text
     status, text, _ = run(capsys, "eval", checkpoint, "--scenes", 2, "--backend", "reference")
@@ -254,26 +254,51 @@ def test_one_line_for_every_wrong_input(capsys, tmp_path, voc, checkpoint):
         ([*train, "--data", voc, "--scenes", 3], "--scenes"),
         ([*train, "--scenes", 3, "--classes", "disc"], "--classes"),
         ([*train, "--data", voc, "--eval-split", "moon"], "moon.txt"),
-        ([*train, "--data", voc, "--width", 0], "width must be a number above 0"),
-        ([*train, "--data", voc, "--prior-scales", "x"], "prior_scales"),
-        ([*train, "--data", voc, "--lr", 0], "lr: expected a number above 0"),
-        ([*train, "--data", voc, "--seed", -1], "seed: expected a whole number from 0, got -1"),
+        (
+            [*train, "--data", voc, "--width", 0],
+            "--width: expected a number above 0 and at most 16",
+        ),
+        ([*train], "expected --data DIR|JSON (or --scenes N for generated scenes)"),
+        (
+            [*train, "--data", voc, "--prior-scales", "x"],
+            "--prior-scales: expected one of voc",
+        ),
+        ([*train, "--data", voc, "--lr", 0], "--lr: expected a number above 0, got '0'"),
+        ([*train, "--data", voc, "--lr", "nan"], "--lr: expected a number above 0, got 'nan'"),
+        ([*train, "--data", voc, "--seed", -1], "--seed: expected a whole number from 0, got '-1'"),
         ([*train, "--data", voc, "--device", "cuda:99"], "cuda:99: no such device"),
-        ([*train, "--data", voc, "--device", "toaster"], "expected cpu, cuda"),
+        (
+            [*train, "--data", voc, "--device", "toaster"],
+            "--device: expected cpu, cuda, cuda:1 ",
+        ),
         ([*train, "--data", voc, "--init", tmp_path / "no.pth"], "no.pth: no such file"),
         ([*train, "--data", voc, "--resume"], "there is no run to resume"),
         ([*train, "--data", voc, "--out", checkpoint.parent], "holds a run already (best.json)"),
         ([*train, "--minutes", 1], "not allowed with argument --epochs"),
         ([*train, "--batch-size", "many"], "expected a whole number from 1, got 'many'"),
-        ([*train, "--speed", 3], "unrecognized arguments: --speed 3"),
+        (
+            [*train, "--speed", 3],
+            "unknown option --speed; did you mean --seed? (see `mdssd train --help`)",
+        ),
+        ([*train, "--batchsize", 3], "unknown option --batchsize; did you mean --batch-size? (see"),
+        ([*train, "--threads", 100000], "--threads: expected a whole number from 1 to "),
+        ([*train, "--workers", 100000], "--workers: expected a whole number from 0 to "),
+        (
+            [*train, "--backend", "simt"],
+            "expected one of reference, cpp, cuda, triton; got",
+        ),
         ([*train, "--iterations", 1], "not allowed with argument --epochs"),
-        ([*train, "--drops", "5,soon"], "expected iterations or fractions as in 60000,100000"),
-        ([*train, "--drops", "5,3"], "drops: expected rising iterations"),
-        ([*train, "--ema", "many"], "argument --ema: invalid float value: 'many'"),
+        ([*train, "--drops", "5,soon"], "expected rising iterations or fractions as in 60000,"),
+        ([*train, "--drops", "5,3"], "--drops: expected rising iterations or fractions"),
+        ([*train, "--ema", "many"], "--ema: expected a number of at least 0 and below 1, got"),
         ([*train, "--save-iterations", 0], "expected a whole number from 1, got '0'"),
-        ([*train, "--recipe", "ssd400"], "ssd400: no such recipe or file; expected"),
+        ([*train, "--scenes", 1, "--recipe", "ssd400"], "ssd400: no such recipe or file; expected"),
         (["train", "--classes", "a,,b"], "expected distinct names"),
-        (["dance"], "dance"),
+        (["dance"], "unknown command dance; expected one of train, eval, "),
+        (["detct"], "unknown command detct; did you mean detect? (see `mdssd --help`)"),
+        (["detect", voc], "required: IMAGE; for example: mdssd detect runs/mine photos/"),
+        (["data", "check"], "expected DIR|JSON (or --scenes N for generated scenes)"),
+        (["export", checkpoint, "--out", tmp_path], "--out: expected a file to write, but "),
         ([], "required"),
         (["eval", tmp_path / "no.json", "--data", voc], "no.json: no such file"),
         (["eval", tmp_path, "--data", voc], "holds no checkpoint"),
@@ -282,9 +307,9 @@ def test_one_line_for_every_wrong_input(capsys, tmp_path, voc, checkpoint):
         (["detect", tmp_path / "no.json", voc], "no.json: no such file"),
         (["detect", checkpoint, tmp_path / "no.jpg", "--out", out], "no.jpg"),
         (["detect", checkpoint, voc, "--score-threshold", 2], "expected a number from 0 to 1"),
-        (["detect", checkpoint, voc, "--workers", -1], "expected a whole number from 0, got '-1'"),
+        (["detect", checkpoint, voc, "--workers", -1], "expected a whole number from 0 to "),
         (["detect", checkpoint, voc, "--runtime", "graph"], "'graph' needs a cuda device, got cpu"),
-        (["eval", checkpoint, "--dtype", "float16"], "float16 needs a GPU"),
+        (["eval", checkpoint, "--scenes", 1, "--dtype", "float16"], "float16 needs a GPU"),
     ]
     there = {name for names in ops.backends().values() for name in names}
     cases += [
@@ -305,7 +330,7 @@ def test_eval_rejects_an_output_that_is_no_folder_before_it_detects(
     monkeypatch.setattr("mdssd.cli.commands.evaluate.find_all", None)
     (tmp_path / "file").write_text("mine")
     line = expect_error(capsys, "eval", checkpoint, "--scenes", 1, "--out", tmp_path / "file")
-    assert "file: File exists" in line
+    assert f"--out: expected a folder, but {tmp_path / 'file'} is text" in line
 
 
 def test_eval_refuses_data_of_other_classes(capsys, tmp_path, voc):
@@ -319,7 +344,7 @@ def test_eval_refuses_data_of_other_classes(capsys, tmp_path, voc):
 def test_pickle_is_refused_as_checkpoint(capsys, tmp_path, checkpoint):
     path = tmp_path / "model.safetensors"
     torch.save({"w": torch.zeros(2)}, path)
-    assert "is a pickle" in expect_error(capsys, "eval", path)
+    assert "is a pickle" in expect_error(capsys, "eval", path, "--scenes", 1)
     assert "is a pickle" in expect_error(capsys, "detect", path, tmp_path)
     arguments = ["train", *SCENES, "--out", tmp_path / "run", "--init", path]
     assert f"load_pretrained: {path}: " in expect_error(capsys, *arguments)
@@ -328,7 +353,7 @@ def test_pickle_is_refused_as_checkpoint(capsys, tmp_path, checkpoint):
 
 def test_traceback_on_request(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
-        main(["eval", str(tmp_path / "no.json"), "--traceback"])
+        main(["eval", str(tmp_path / "no.json"), "--scenes", "1", "--traceback"])
 
 
 def test_detect_reports_unreadable_images(capsys, tmp_path, checkpoint):

@@ -19,9 +19,17 @@ CHECK = """Count what a data set holds, compare its boxes with the priors of a m
 image and list each file that cannot be used. The exit status is 1 if there is such a file, or if an
 image is in two splits that must not share one."""
 
+CHECK_EXAMPLES = ("mdssd data check photos/", "mdssd data check train.json --out checked")
+SHOW_EXAMPLES = ("mdssd data show photos/ --out samples.png",)
+
 
 def add_to(verbs: Verbs) -> None:
-    parser = verbs.add_parser("data", help="inspect data: check it, show samples")
+    parser = verbs.add_parser(
+        "data",
+        help="inspect data: check it, show samples",
+        description="Look at a data set before training.",
+        examples=(CHECK_EXAMPLES[0], SHOW_EXAMPLES[0]),
+    )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_check(commands)
     _add_show(commands)
@@ -29,10 +37,20 @@ def add_to(verbs: Verbs) -> None:
 
 def _add_check(commands: Verbs) -> None:
     parser = commands.add_parser(
-        "check", help="count, compare with the priors, find faults", description=CHECK
+        "check",
+        help="count, compare with the priors, find faults",
+        description=CHECK,
+        usage="mdssd data check DIR|JSON [options]",
+        examples=CHECK_EXAMPLES,
+        data="DIR|JSON",
     )
     _add_data_source(parser)
-    parser.add_argument("--out", metavar="DIR", help="folder to write check.json and the plots to")
+    parser.add_argument(
+        "--out",
+        type=values.folder,
+        metavar="DIR",
+        help="folder to write check.json and the plots to (default: none)",
+    )
     parser.add_argument(
         "--model",
         choices=MODELS,
@@ -41,6 +59,7 @@ def _add_check(commands: Verbs) -> None:
     )
     parser.add_argument(
         "--prior-scales",
+        type=values.one_of(PRIOR_SCALES),
         metavar="NAME",
         help=f"set of prior sizes: {', '.join(PRIOR_SCALES)} (default: the model's own)",
     )
@@ -52,14 +71,14 @@ def _add_check(commands: Verbs) -> None:
     )
     parser.add_argument(
         "--tiny",
-        type=float,
+        type=values.from_zero,
         default=4.0,
         metavar="PX",
         help="list boxes with a side of less than PX pixels in the network's input (default 4)",
     )
     parser.add_argument(
         "--workers",
-        type=values.count,
+        type=values.threads,
         metavar="N",
         help="threads that read images (default: one per core)",
     )
@@ -72,13 +91,26 @@ def _add_show(commands: Verbs) -> None:
     parser = commands.add_parser(
         "show",
         help="draw augmented samples",
+        usage="mdssd data show DIR|JSON --out FILE [options]",
+        examples=SHOW_EXAMPLES,
+        data="DIR|JSON",
         argument_default=argparse.SUPPRESS,
         description="Draw samples as the network sees them in training, with their boxes.",
     )
     _add_data_source(parser)
-    parser.add_argument("--out", metavar="FILE", required=True, help="picture to write, a .png")
     parser.add_argument(
-        "--count", type=values.count, default=16, metavar="N", help="number of samples (default 16)"
+        "--out",
+        type=values.new_file,
+        metavar="FILE",
+        required=True,
+        help="picture to write, a .png",
+    )
+    parser.add_argument(
+        "--count",
+        type=values.whole(1, 400),
+        default=16,
+        metavar="N",
+        help="number of samples (default 16)",
     )
     parser.add_argument(
         "--seed",

@@ -10,13 +10,28 @@ from mdssd.cli.options.shared import (
     add_runtime_options,
 )
 
+DESCRIPTION = """Find the objects in images. The folder --out receives detections.json with their
+boxes in pixels, and a copy of each image with the boxes drawn. Images that cannot be read are
+named and left out; the exit status is then 1."""
+EXAMPLES = (
+    "mdssd detect runs/mine photos/ --out found",
+    "mdssd detect runs/mine 'photos/*.jpg' --score-threshold 0.3 --csv --no-draw",
+)
+
 
 def add_to(verbs: Verbs) -> None:
-    parser = verbs.add_parser("detect", help="find objects in images")
+    parser = verbs.add_parser(
+        "detect",
+        help="find objects in images",
+        description=DESCRIPTION,
+        usage="mdssd detect CHECKPOINT IMAGE [IMAGE ...] [options]",
+        examples=EXAMPLES,
+    )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image, folder or glob pattern")
     parser.add_argument(
         "--out",
+        type=values.folder,
         default="detections",
         metavar="DIR",
         help="folder to write boxes and pictures to (default detections)",
@@ -41,7 +56,7 @@ def add_to(verbs: Verbs) -> None:
     )
     parser.add_argument(
         "--workers",
-        type=values.number,
+        type=values.workers,
         metavar="N",
         help="processes that load images (default: one fewer than the cores, at most 2 for a CPU "
         "and 8 for a GPU; 0 for a single batch)",

@@ -15,11 +15,27 @@ from mdssd.cli.options.shared import (
 )
 from mdssd.names import SUBMISSIONS
 
+DESCRIPTION = """Detect in all images of a data set and compare with its annotations: average
+precision by VOC's and COCO's rules, for each class and for sizes of objects, and the kinds of
+errors. --out writes evaluation.json and report.html, a page with curves and pictures of the
+mistakes."""
+EXAMPLES = (
+    "mdssd eval runs/mine --data photos/ --split test --out runs/mine/test",
+    "mdssd eval runs/mine --data val.json --image-dir images/",
+)
+
 
 def add_to(verbs: Verbs) -> None:
-    parser = verbs.add_parser("eval", help="measure a checkpoint on a data set")
+    parser = verbs.add_parser(
+        "eval",
+        help="measure a checkpoint on a data set",
+        description=DESCRIPTION,
+        usage="mdssd eval CHECKPOINT --data DIR|JSON [options]",
+        examples=EXAMPLES,
+        data="--data DIR|JSON",
+    )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT)
-    parser.add_argument("--data", help=DATA)
+    parser.add_argument("--data", metavar="DIR|JSON", help=DATA)
     parser.add_argument(
         "--split", help="split of a VOC folder or the scenes (default: test or val)"
     )
@@ -27,7 +43,10 @@ def add_to(verbs: Verbs) -> None:
     parser.add_argument("--scenes", type=values.count, metavar="N", help=SCENES)
     add_data_rules(parser)
     parser.add_argument(
-        "--out", metavar="DIR", help="folder to write evaluation.json and report.html to"
+        "--out",
+        type=values.folder,
+        metavar="DIR",
+        help="folder to write evaluation.json and report.html to (default: none)",
     )
     parser.add_argument(
         "--submit",

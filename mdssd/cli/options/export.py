@@ -6,11 +6,27 @@ from mdssd.cli import values
 from mdssd.cli.options.shared import CHECKPOINT, Verbs, add_traceback
 from mdssd.names import EXPORTS
 
+DESCRIPTION = """Write a checkpoint as one file that other programs run without mdssd: the network,
+the decoding of its boxes and the suppression of duplicates. docs/export.md describes inputs and
+outputs."""
+EXAMPLES = (
+    "mdssd export runs/mine --out detector.onnx",
+    "mdssd export runs/mine --out detector.pt2 --format pt2",
+)
+
 
 def add_to(verbs: Verbs) -> None:
-    parser = verbs.add_parser("export", help="write a detector for other programs")
+    parser = verbs.add_parser(
+        "export",
+        help="write a detector for other programs",
+        description=DESCRIPTION,
+        usage="mdssd export CHECKPOINT --out FILE [options]",
+        examples=EXAMPLES,
+    )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT)
-    parser.add_argument("--out", required=True, metavar="FILE", help="file to write")
+    parser.add_argument(
+        "--out", type=values.new_file, required=True, metavar="FILE", help="file to write"
+    )
     parser.add_argument(
         "--format",
         choices=EXPORTS,

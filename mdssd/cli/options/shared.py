@@ -5,23 +5,22 @@ from __future__ import annotations
 import argparse
 from typing import Any, TypeAlias
 
-from mdssd.cli.values import count
+from mdssd.cli import values
 from mdssd.names import BACKENDS, DTYPES, RUNTIMES
 
 Verbs: TypeAlias = "argparse._SubParsersAction[Any]"
 Group: TypeAlias = argparse._ArgumentGroup
 ON_OFF = argparse.BooleanOptionalAction
 CHECKPOINT = "checkpoint: its .json or .safetensors file, or the folder of a training run"
-DATA = (
-    "folder in VOC layout, VOCdevkit (uses every year that has the split), or COCO JSON file "
-    "(default: generated scenes)"
-)
+DATA = "folder in VOC layout, VOCdevkit (uses every year that has the split), or COCO JSON file"
 IMAGE_DIR = "folder of the images of a COCO JSON file"
-SCENES = "number of scenes to generate if there is no data (default: 1000 to train on, else 200)"
+SCENES = "use N generated scenes instead of data, to try the command out"
 
 
-def add_traceback(parser: argparse.ArgumentParser | Group, help: str = argparse.SUPPRESS) -> None:
-    parser.add_argument("--traceback", action="store_true", help=help)
+def add_traceback(parser: argparse.ArgumentParser | Group) -> None:
+    parser.add_argument(
+        "--traceback", action="store_true", help="show the Python traceback of an error"
+    )
 
 
 def add_data_rules(parser: argparse.ArgumentParser | Group) -> None:
@@ -35,7 +34,7 @@ def add_data_rules(parser: argparse.ArgumentParser | Group) -> None:
     )
     parser.add_argument(
         "--max-pixels",
-        type=count,
+        type=values.count,
         default=argparse.SUPPRESS,
         metavar="N",
         help="refuse images of more than N pixels (default 100,000,000)",
@@ -46,12 +45,14 @@ def add_machine_options(parser: argparse.ArgumentParser) -> Group:
     machine = parser.add_argument_group("machine")
     machine.add_argument(
         "--device",
+        type=values.device,
+        metavar="NAME",
         help="device to compute on: cpu, cuda, cuda:1, ... (default: cuda if there is a GPU, "
         "otherwise cpu)",
     )
     machine.add_argument(
         "--threads",
-        type=count,
+        type=values.threads,
         metavar="N",
         help="CPU threads of this process (default: PyTorch's own choice)",
     )
@@ -60,7 +61,7 @@ def add_machine_options(parser: argparse.ArgumentParser) -> Group:
         choices=BACKENDS,
         help="implementation of all operators (default: the fastest that can run)",
     )
-    add_traceback(machine, help="show the Python traceback of an error")
+    add_traceback(machine)
     return machine
 
 
@@ -81,7 +82,7 @@ def add_augmentation_options(parser: argparse.ArgumentParser) -> None:
     augmentation = parser.add_argument_group("augmentation")
     augmentation.add_argument(
         "--expand",
-        type=float,
+        type=values.from_one,
         metavar="MAX",
         help="zoom out of some images, onto a canvas of up to MAX times their sides; 1 never does "
         "(default 4)",
@@ -89,7 +90,7 @@ def add_augmentation_options(parser: argparse.ArgumentParser) -> None:
     augmentation.add_argument("--crop", action=ON_OFF, help="crop at random (default: on)")
     augmentation.add_argument(
         "--crop-min-scale",
-        type=float,
+        type=values.share,
         metavar="S",
         help="smallest side of a crop as a fraction of the image's, 0 to 1 (default 0.3)",
     )

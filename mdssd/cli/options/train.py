@@ -28,6 +28,12 @@ best checkpoint as best.json. After Ctrl-C or a crash the last saved checkpoint 
 the run saves one before it exits. --resume continues the run from it. On several GPUs: torchrun
 --nproc-per-node N -m mdssd train --device cuda ..."""
 
+EXAMPLES = (
+    "mdssd train --data photos/ --out runs/mine",
+    "mdssd train --data train.json --eval-data val.json --epochs 100 --out runs/mine",
+    "mdssd train --resume --out runs/mine",
+)
+
 
 def add_to(verbs: Verbs) -> None:
     # An option that was not typed is absent from the result: --resume must be able to tell it
@@ -37,6 +43,9 @@ def add_to(verbs: Verbs) -> None:
         help="train a model",
         argument_default=argparse.SUPPRESS,
         description=DESCRIPTION,
+        usage="mdssd train --data DIR|JSON [options]",
+        examples=EXAMPLES,
+        data="--data DIR|JSON",
     )
     _add_data_options(parser.add_argument_group("data"))
     _add_model_options(parser.add_argument_group("model"))
@@ -49,7 +58,7 @@ def add_to(verbs: Verbs) -> None:
 
 
 def _add_data_options(data: argparse._ArgumentGroup) -> None:
-    data.add_argument("--data", help=DATA)
+    data.add_argument("--data", metavar="DIR|JSON", help=DATA)
     data.add_argument("--split", help="split of a VOC folder (default: trainval or train)")
     data.add_argument("--image-dir", metavar="DIR", help=IMAGE_DIR)
     data.add_argument(
@@ -60,7 +69,7 @@ def _add_data_options(data: argparse._ArgumentGroup) -> None:
     )
     data.add_argument("--scenes", type=values.count, metavar="N", help=SCENES)
     data.add_argument(
-        "--eval-data", metavar="PATH", help="data to evaluate on (default: that of --data)"
+        "--eval-data", metavar="DIR|JSON", help="data to evaluate on (default: that of --data)"
     )
     data.add_argument(
         "--eval-image-dir",
@@ -85,7 +94,7 @@ def _add_model_options(model: argparse._ArgumentGroup) -> None:
     model.add_argument("--model", choices=MODELS, help="model to train (default mdssd300)")
     model.add_argument(
         "--width",
-        type=float,
+        type=values.width,
         metavar="F",
         help="factor for the channels of every layer (default 1)",
     )
@@ -97,6 +106,7 @@ def _add_model_options(model: argparse._ArgumentGroup) -> None:
     )
     model.add_argument(
         "--prior-scales",
+        type=values.one_of(PRIOR_SCALES),
         metavar="NAME",
         help=f"set of prior sizes: {', '.join(PRIOR_SCALES)} (default: the model's own, coco for "
         "dssd513 and ssd513, else voc)",
@@ -127,7 +137,12 @@ def _add_run_options(run: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="print all settings as a TOML file for --recipe, and exit",
     )
-    run.add_argument("--out", metavar="DIR", help="folder to write the run to (default runs/train)")
+    run.add_argument(
+        "--out",
+        type=values.folder,
+        metavar="DIR",
+        help="folder to write the run to (default runs/train)",
+    )
     run.add_argument("--resume", action="store_true", help="continue the run in --out")
     length = run.add_mutually_exclusive_group()
     length.add_argument(
@@ -139,16 +154,18 @@ def _add_run_options(run: argparse._ArgumentGroup) -> None:
     length.add_argument(
         "--iterations", type=values.count, metavar="N", help="train for N batches instead"
     )
-    length.add_argument("--minutes", type=float, metavar="M", help="train for M minutes instead")
+    length.add_argument(
+        "--minutes", type=values.above_zero, metavar="M", help="train for M minutes instead"
+    )
     run.add_argument(
         "--seed",
-        type=int,
+        type=values.number,
         metavar="N",
         help="seed of the weights, the order of the images and the augmentation (default 0)",
     )
     run.add_argument(
         "--workers",
-        type=values.number,
+        type=values.workers,
         metavar="N",
         help="processes that load images (default: one fewer than the cores, at most 2)",
     )
@@ -195,7 +212,10 @@ def _add_optimiser_options(sgd: argparse._ArgumentGroup) -> None:
         help="images per iteration, over all processes (default 32)",
     )
     sgd.add_argument(
-        "--lr", type=float, help="learning rate (default 0.001, meant for a batch size of 32)"
+        "--lr",
+        type=values.above_zero,
+        metavar="R",
+        help="learning rate (default 0.001, meant for a batch size of 32)",
     )
     sgd.add_argument(
         "--schedule",
@@ -219,37 +239,42 @@ def _add_optimiser_options(sgd: argparse._ArgumentGroup) -> None:
     )
     sgd.add_argument(
         "--warmup",
-        type=int,
+        type=values.number,
         metavar="N",
         help="iterations over which the learning rate rises at the start "
         f"(default {WARMUP_FROM_SCRATCH}, with --init 0)",
     )
-    sgd.add_argument("--momentum", type=float, metavar="M", help="momentum of SGD (default 0.9)")
+    sgd.add_argument(
+        "--momentum", type=values.below_one, metavar="M", help="momentum of SGD (default 0.9)"
+    )
     sgd.add_argument(
         "--weight-decay",
-        type=float,
+        type=values.from_zero,
         metavar="D",
         help="weight decay of all weights except biases and those of batch normalisation "
         "(default 0.0005)",
     )
     sgd.add_argument(
         "--bias-lr-factor",
-        type=float,
+        type=values.above_zero,
         metavar="F",
         help="learning rate of biases as a multiple of --lr (default 2)",
     )
     sgd.add_argument(
-        "--bias-weight-decay", type=float, metavar="D", help="weight decay of biases (default 0)"
+        "--bias-weight-decay",
+        type=values.from_zero,
+        metavar="D",
+        help="weight decay of biases (default 0)",
     )
     sgd.add_argument(
         "--clip-gradient",
-        type=values.or_none(float),
+        type=values.or_none(values.above_zero),
         metavar="NORM",
         help="scale a gradient with a larger norm down to NORM (default: none, no limit)",
     )
     sgd.add_argument(
         "--ema",
-        type=values.or_none(float),
+        type=values.or_none(values.below_one),
         metavar="DECAY",
         help="evaluate and save a moving average of the weights with this decay per iteration, "
         "e.g. 0.998 (default: none)",

@@ -1,0 +1,229 @@
+"""What a user reads when a command fails: exact messages, and no traceback for anything."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from concurrent.futures.process import BrokenProcessPool
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from mdssd.cli import main
+from mdssd.cli.commands import info
+from mdssd.cli.errors import describe
+from mdssd.data import DataError
+
+LESS = "fewer --workers or a smaller --batch-size"
+SHM = (
+    f"shared memory (/dev/shm) is full; use {LESS}, or give a container more with docker run "
+    "--shm-size=2g"
+)
+KILLED = (
+    f"a process that loads images was killed, most likely for lack of memory; use {LESS}, and "
+    "continue a training run with --resume"
+)
+MEMORY = f"the memory of this machine is not enough; use {LESS}, in training also --accumulate"
+GPU = (
+    "the memory of the GPU is not enough; use a smaller --batch-size, in training also "
+    "--accumulate or --amp bf16"
+)
+FILES = "too many open files; raise the limit with `ulimit -n 4096`, or use fewer --workers"
+
+
+def numpy_memory_error():
+    try:
+        np.empty(2**62, np.uint8)
+    except MemoryError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("a.json: bad\n  in two lines"), "a.json: bad in two lines"),
+        (ValueError(), "ValueError"),
+        (ValueError("/dev/shm/a: Too many open files is my name"),
+         "/dev/shm/a: Too many open files is my name"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "a"),
+         "a: No such file or directory"),
+        (OSError(errno.EXDEV, "Invalid cross-device link", "a", None, "b"),
+         "a -> b: Invalid cross-device link"),
+        (OSError(errno.ENOSPC, "No space left on device", "out/a.json"),
+         "out/a.json: cannot be written, the disk is full (No space left on device)"),
+        (OSError(errno.ENOSPC, "No space left on device"),
+         "cannot be written, the disk is full (No space left on device)"),
+        (OSError(errno.EMFILE, "Too many open files", "a.jpg"), f"a.jpg: {FILES}"),
+        (RuntimeError("received 0 items of ancdata"), FILES),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), KILLED),
+        (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), KILLED),
+        (BrokenProcessPool("A process in the process pool was terminated abruptly"), KILLED),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible "
+                      "that dataloader's workers are out of shared memory."), SHM),
+        (RuntimeError("unable to write to file </torch_12_34_5>: No space left on device (28)"),
+         SHM),
+        (RuntimeError("unable to mmap 64 bytes from file </torch_1>: Cannot allocate memory (12)"),
+         SHM),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."), GPU),
+        (RuntimeError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`"), GPU),
+        (MemoryError(), MEMORY),
+        (numpy_memory_error(), MEMORY),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't "
+                      "allocate memory: you tried to allocate 99 bytes."), MEMORY),
+        (RecursionError("maximum recursion depth exceeded"), "the input is nested too deeply"),
+        (RuntimeError("can't start new thread"),
+         "the system allows no more threads or processes; use fewer --workers and --threads"),
+        (KeyError("x"), "unexpected KeyError: 'x' (a bug in mdssd; --traceback shows where)"),
+        (OverflowError("int too large to convert to float"), "unexpected OverflowError: int too "
+         "large to convert to float (a bug in mdssd; --traceback shows where)"),
+        (UnicodeEncodeError("ascii", "é", 0, 1, "no"), "unexpected UnicodeEncodeError: 'ascii' "
+         "codec can't encode character '\\xe9' in position 0: no "
+         "(a bug in mdssd; --traceback shows where)"),
+    ],
+)  # fmt: skip
+def test_messages(error, line):
+    assert describe(error) == line
+
+
+class Failing:
+    """A data set whose images fail in the loader's worker."""
+
+    def __init__(self, failure):
+        self.failure = failure
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise self.failure
+
+
+@pytest.mark.parametrize(
+    ("failure", "line"),
+    [
+        (DataError("a.jpg: the image is truncated"), "a.jpg: the image is truncated"),
+        (DataError("two\nlines: ValueError: x"), "two lines: ValueError: x"),
+        (RuntimeError("unable to write to file </torch_1>: No space left on device (28)"), SHM),
+        (MemoryError(), MEMORY),
+    ],
+    ids=["data", "lines", "shm", "memory"],
+)
+def test_an_error_in_a_worker_is_said_as_if_there_were_no_worker(failure, line):
+    with pytest.raises(Exception, match="Caught") as caught:
+        next(iter(DataLoader(Failing(failure), num_workers=1)))
+    assert describe(caught.value) == line
+
+
+def failing(monkeypatch, failure):
+    """Let `mdssd info` fail with this exception."""
+
+    def run(arguments):
+        raise failure
+
+    monkeypatch.setattr(info, "run", run)
+
+
+@pytest.mark.parametrize("failure", [KeyError("x"), RecursionError(), MemoryError()])
+def test_no_exception_ends_in_a_traceback(monkeypatch, capsys, failure):
+    failing(monkeypatch, failure)
+    assert main(["info"]) == 2
+    _, err = capsys.readouterr()
+    assert err.startswith("mdssd: error: ") and err.count("\n") == 1
+
+
+def test_warnings_are_lines_of_the_command(monkeypatch, capsys):
+    def run(arguments):
+        warning = RuntimeWarning("the native module\ndoes not load")
+        print(warnings.formatwarning(warning, RuntimeWarning, "a.py", 1, "code"), end="")
+        return 0
+
+    monkeypatch.setattr(info, "run", run)
+    before = warnings.formatwarning
+    assert main(["info"]) == 0
+    assert capsys.readouterr().out == "mdssd: warning: the native module does not load\n"
+    assert warnings.formatwarning is before
+
+
+# --- standard streams ----------------------------------------------------------------------------
+
+# Prints names that no encoding and no reader may like, then exits with status 5.
+PRINTING = """
+import sys
+from mdssd.cli import main
+from mdssd.cli.commands import info
+
+def run(arguments):
+    for number in range(20000):
+        print(f"{number}: caf\\udce9 \\u00e9 \\u4e2d")
+    return 5
+
+info.run = run
+sys.exit(main(["info"]))
+"""
+
+
+def shell(line, **environment):
+    """Run a line of a shell in which $MDSSD prints 20,000 lines; return status, output, errors."""
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {line}"],
+        env={**os.environ, "PROGRAM": PRINTING, "PYTHON": sys.executable, **environment},
+        capture_output=True,
+        text=True,
+        errors="replace",
+        preexec_fn=lambda: signal.signal(signal.SIGPIPE, signal.SIG_DFL),
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+RUN = '"$PYTHON" -c "$PROGRAM"'
+
+
+def test_a_reader_that_ends_early_ends_the_command_without_a_word():
+    assert shell(f"{RUN} | head -1") == (141, "0: caf\\udce9 é 中\n", "")
+    assert shell(f"{RUN} --help 2>&1 | true")[1:] == ("", "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_behind_standard_output_is_named():
+    assert shell(f"{RUN} > /dev/full") == (
+        2,
+        "",
+        "mdssd: error: standard output cannot be written (No space left on device)\n",
+    )
+
+
+def test_characters_that_the_output_lacks_are_escaped():
+    status, out, err = shell(RUN, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    assert (status, err) == (5, "")
+    assert out.splitlines()[0] == "0: caf\\udce9 \\xe9 \\u4e2d"
+
+
+def test_closed_streams():
+    assert shell(f"{RUN} >&-") == (5, "", "")
+    assert shell(f"{RUN} <&- | tail -1", PYTHONIOENCODING="ascii") == (
+        5,
+        "19999: caf\\udce9 \\xe9 \\u4e2d\n",
+        "",
+    )
+
+
+def test_a_closed_error_stream_is_not_replaced_by_a_file(tmp_path):
+    program = """
+import os, sys
+from mdssd.cli import main
+from mdssd.cli.commands import info
+
+def run(arguments):
+    with open("written", "w") as file:
+        os.write(2, b"what a library prints")
+    raise ValueError("said to nobody")
+
+info.run = run
+sys.exit(main(["info"]))
+"""
+    assert shell(f'cd {tmp_path}; "$PYTHON" -c "$PROGRAM" 2>&-', PROGRAM=program) == (2, "", "")
+    assert (tmp_path / "written").read_text() == ""
