@@ -258,7 +258,7 @@ def best_iou(boxes_xyxy: NDArray[np.floating], priors_cxcywh: Tensor) -> NDArray
 
     Args:
         boxes_xyxy: [M, 4], in the same units as the priors.
-        priors_cxcywh: [N, 4].
+        priors_cxcywh: [N, 4], on the device to compute on.
 
     Returns:
         [M], computed in float32; 0 without priors.
@@ -271,12 +271,12 @@ def best_iou(boxes_xyxy: NDArray[np.floating], priors_cxcywh: Tensor) -> NDArray
         >>> best_iou(boxes_xyxy, priors_cxcywh).round(2)
         array([0.88, 0.01])
     """
-    boxes = torch.from_numpy(np.asarray(boxes_xyxy, np.float32))
     priors = to_xyxy(priors_cxcywh.float())
+    boxes = torch.from_numpy(np.asarray(boxes_xyxy, np.float32)).to(priors.device)
     if not len(priors):
         return np.zeros(len(boxes))
     parts = [ops.box_iou(chunk, priors).amax(1) for chunk in boxes.split(_CHUNK)]
-    return torch.cat([torch.zeros(0), *parts]).double().numpy()
+    return torch.cat([priors.new_zeros(0), *parts]).double().cpu().numpy()
 
 
 def _layers(image_size: int, sizes: Sequence[float]) -> tuple[PriorLayer, ...]:

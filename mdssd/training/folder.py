@@ -124,10 +124,13 @@ class RunFolder:
     def _load_last(self, model: SingleShotDetector) -> tuple[TrainState, dict[str, Tensor]]:
         """Read the last checkpoint, after checking that it has this model, data and recipe."""
         meta = read_meta(self.last)
-        if meta["model"] != model.config():
-            raise CheckpointError(
-                f"{self.last}: has another model: expected {model.config()}, got {meta['model']}"
-            )
+        other = [
+            f"{name} (was {meta['model'].get(name)!r}, is {value!r})"
+            for name, value in model.config().items()
+            if meta["model"].get(name) != value
+        ]
+        if other:
+            raise CheckpointError(f"{self.last}: has another model: {', '.join(other)}")
         facts = meta["training"]
         try:
             # Settings that did not exist yet when the run began get their defaults.

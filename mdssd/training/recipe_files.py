@@ -1,4 +1,4 @@
-"""Recipe files: the settings of the papers, which come with the package, and a user's own.
+"""Recipe files: those that come with the package, most with a paper's settings, and a user's own.
 
 A recipe is a flat TOML file. Its settings have the names of the options of `mdssd train`, with
 underscores. TOML is plain data, so that a file from elsewhere runs no code; it has comments, which
@@ -18,7 +18,9 @@ from typing import Any
 
 from mdssd.models.build import default_options
 from mdssd.models.options import ModelOptions
-from mdssd.training.settings import Recipe
+from mdssd.names import AUTO_PRIORS, MODELS, PRIOR_SCALES
+from mdssd.system.files import read_regular
+from mdssd.training.settings import Recipe, shown
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,6 +32,9 @@ MODEL_OPTIONS = ("model", *(f.name for f in fields(ModelOptions) if f.name != "n
 LENGTHS = ("epochs", "iterations", "minutes")
 # The weights that the paper started from. Only shown: a recipe file contains no weights.
 START = "starts_from"
+# The recipe of a training for which none is named.
+DEFAULT_RECIPE = "photos"
+_MOST_BYTES = 2**20  # of a recipe file
 
 
 def recipe_names() -> list[str]:
@@ -44,12 +49,12 @@ def read_recipe(name: str) -> dict[str, Any]:
         name: the name of the recipe, or the path of the file.
 
     Returns:
-        The settings: options of the model, fields of `Recipe`, and possibly "starts_from". `Recipe`
-        and the model check their values.
+        The settings: options of the model, fields of `Recipe`, and possibly "starts_from". The
+        prior scales may be "auto".
 
     Raises:
         ValueError: there is no such recipe or file, it is not TOML, or one of its settings does not
-            exist.
+            exist or has a wrong value.
 
     Example:
         >>> from mdssd.training.recipe_files import read_recipe
@@ -59,7 +64,7 @@ def read_recipe(name: str) -> dict[str, Any]:
     """
     if name in recipe_names():
         text = (_folder() / f"{name}.toml").read_text(encoding="utf-8")
-    elif Path(name).is_file():
+    elif Path(name).exists():
         text = _read(Path(name))
     else:
         raise ValueError(
@@ -70,16 +75,51 @@ def read_recipe(name: str) -> dict[str, Any]:
         settings = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"--recipe: {name}: is not TOML: {error}") from None
+    except (ValueError, RecursionError):
+        raise ValueError(
+            f"--recipe: {name}: cannot be read: a number of thousands of digits, or lists in lists"
+        ) from None
     known = (START, *MODEL_OPTIONS, *Recipe.__dataclass_fields__)
     for key in settings:
         if key not in known:
-            close = difflib.get_close_matches(key, known, 1)
+            close = difflib.get_close_matches(key[:40], known, 1)
             hint = f"did you mean {close[0]}?" if close else f"expected some of {', '.join(known)}"
-            raise ValueError(f"--recipe: {name}: {key}: no such setting; {hint}")
+            raise ValueError(f"--recipe: {name}: {shown(key)[1:-1]}: no such setting; {hint}")
     lengths = [key for key in LENGTHS if key in settings]
     if len(lengths) > 1:
         raise ValueError(f"--recipe: {name}: expected one length, got {', '.join(lengths)}")
+    _check_values(f"--recipe: {name}", settings)
     return settings
+
+
+def _check_values(where: str, settings: Mapping[str, Any]) -> None:
+    """Check the type and range of every setting of a recipe file.
+
+    Raises:
+        ValueError: one is wrong; the message begins with `where` and names it.
+    """
+    for key, value in settings.items():
+        if isinstance(value, int) and abs(value) >= 2**63:  # as TOML itself demands
+            raise ValueError(f"{where}: {key}: expected a number of 64 bits, got {shown(value)}")
+    choices = {"model": MODELS, "prior_scales": (*PRIOR_SCALES, AUTO_PRIORS)}
+    for key, expected in choices.items():
+        if key in settings and settings[key] not in expected:
+            raise ValueError(
+                f"{where}: {key}: expected one of {', '.join(expected)}; got {shown(settings[key])}"
+            )
+    if not isinstance(settings.get(START, ""), str):
+        raise ValueError(f"{where}: {START}: expected a text, got {shown(settings[START])}")
+    options = {f.name: settings[f.name] for f in fields(ModelOptions) if f.name in settings}
+    ModelOptions(**options).check(where)
+    recipe = {key: settings[key] for key in Recipe.__dataclass_fields__ if key in settings}
+    if not any(key in recipe for key in LENGTHS):
+        recipe["epochs"] = 1  # the length is then an option
+    if recipe.get("schedule") == "steps" and "drops" not in recipe:
+        del recipe["schedule"]  # and so are the drops
+    try:
+        Recipe(**recipe)
+    except ValueError as error:
+        raise ValueError(f"{where}: {str(error).removeprefix('Recipe: ')}") from None
 
 
 def combine(
@@ -160,7 +200,9 @@ def _folder() -> Any:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_regular(path, _MOST_BYTES).decode("utf-8")
+    except OSError as error:
+        raise ValueError(f"--recipe: {path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise ValueError(f"--recipe: {path}: is not TOML: not UTF-8") from None
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mdssd.names import AMP, NORMALIZERS, SCHEDULES
+from mdssd.names import AMP, FREEZABLE, NORMALIZERS, SCHEDULES
 
 # Fractions of the run after which the learning rate falls to a tenth and to a hundredth.
 # MDSSD: 60k and 100k of 120k iterations (paper, section IV-A). SSD: 80k and 100k of 120k.
@@ -109,8 +109,12 @@ class Recipe:
     keep: int = 1
 
     def __post_init__(self) -> None:
-        if isinstance(self.freeze, str):
-            raise ValueError(f"Recipe: freeze: expected a list of parts, got {self.freeze!r}")
+        parts = self.freeze if isinstance(self.freeze, list | tuple) else (None,)
+        if not all(part in FREEZABLE for part in parts):
+            raise ValueError(
+                f"Recipe: freeze: expected a list of parts among {', '.join(FREEZABLE)}; "
+                f"got {shown(self.freeze)}"
+            )
         if sum(value is not None for value in (self.epochs, self.iterations, self.minutes)) != 1:
             raise ValueError(
                 "Recipe: expected either epochs, iterations or minutes, got "
@@ -121,12 +125,13 @@ class Recipe:
                 value = getattr(self, name)
                 is_left_out = value is None and getattr(Recipe, name) is None
                 if not (is_left_out or holds(value)):
-                    raise ValueError(f"Recipe: {name}: expected {expected}, got {value!r}")
+                    raise ValueError(f"Recipe: {name}: expected {expected}, got {shown(value)}")
         for name, choices in _CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
                 raise ValueError(
-                    f"Recipe: {name}: expected one of {', '.join(map(str, choices))}; got {value!r}"
+                    f"Recipe: {name}: expected one of {', '.join(map(str, choices))}; "
+                    f"got {shown(value)}"
                 )
         self._check_drops()
         # JSON has only lists: a recipe from a checkpoint must equal the one that was saved.
@@ -137,18 +142,18 @@ class Recipe:
         if (self.schedule == "steps") != (self.drops is not None):
             raise ValueError(
                 "Recipe: drops: expected with the schedule steps and no other, got "
-                f"schedule={self.schedule!r}, drops={self.drops}"
+                f"schedule={self.schedule!r}, drops={shown(self.drops)}"
             )
         if self.drops is None:
             return
         drops = tuple(self.drops) if isinstance(self.drops, list | tuple) else ()
-        iterations = all(type(drop) is int and drop >= 1 for drop in drops)
+        iterations = all(_is_whole(drop) and drop >= 1 for drop in drops)
         fractions = all(type(drop) is float and 0 < drop < 1 for drop in drops)
         rising = all(a < b for a, b in zip(drops, drops[1:], strict=False))
         if not drops or not (iterations or fractions) or not rising:
             raise ValueError(
                 "Recipe: drops: expected rising iterations (whole numbers from 1) or fractions of "
-                f"the run (between 0 and 1), got {self.drops!r}"
+                f"the run (between 0 and 1), got {shown(self.drops)}"
             )
 
     def learning_rate(self, step: int, progress: float) -> float:
@@ -166,16 +171,25 @@ class Recipe:
         return self.lr * warm * 0.1**passed
 
 
+def shown(value: Any) -> str:
+    """Return a value for a message, shortened if it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        text = f"a {type(value).__name__} with a number of thousands of digits"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def _is_whole(value: Any) -> bool:
-    return type(value) is int
+    return type(value) is int and abs(value) < 2**63  # as PyTorch's generators and tensors take it
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) <= 1e9
 
 
 # Settings, what is expected of them, and a test of that. A setting whose default is None may be
-# None. `Augmentation` checks the ranges of its own settings.
+# None.
 _RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     (
         "epochs iterations batch_size accumulate log_every save_every save_iterations keep",
@@ -203,7 +217,12 @@ _RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
         "true or false",
         lambda value: type(value) is bool,
     ),
-    ("expand crop_min_scale", "a number", _is_number),
+    ("expand", "a number of at least 1", lambda value: _is_number(value) and value >= 1),
+    (
+        "crop_min_scale",
+        "a number above 0 and at most 1",
+        lambda value: _is_number(value) and 0 < value <= 1,
+    ),
 )
 _CHOICES: dict[str, tuple[str | None, ...]] = {
     "schedule": SCHEDULES,

@@ -18,6 +18,7 @@ from mdssd.cli import main
 from mdssd.data import SyntheticScenes, write_voc
 from mdssd.models import MEAN_RGB
 from mdssd.names import BACKENDS
+from mdssd.training.recipe_files import read_recipe
 from mdssd.training.settings import Recipe
 from mdssd.weights.checkpoint import load_checkpoint, load_state, save_checkpoint
 
@@ -85,8 +86,8 @@ def test_train_eval_detect_on_a_voc_folder(capsys, tmp_path, voc):
     assert "best VOC07 mAP" in text and str(out) in text
     meta = json.loads((out / "last.json").read_text())
     assert meta["training"]["arguments"]["data"] == str(voc)
-    assert meta["training"]["recipe"]["schedule"] == "ssd"
-    assert meta["training"]["recipe"]["warmup"] == 100
+    assert meta["training"]["recipe"]["schedule"] == "cosine"
+    assert meta["training"]["recipe"]["warmup"] == 50
 
     status, text, _ = run(capsys, "eval", out, "--data", voc, "--out", tmp_path / "e")
     assert status == 0
@@ -116,11 +117,10 @@ def test_init_takes_what_fits(capsys, tmp_path, voc, checkpoint):
     status, text, _ = run(capsys, *arguments, "--out", tmp_path / "a")
     assert status == 0
     count = len(load_checkpoint(checkpoint)[0].state_dict())
-    assert f"{count} of {count} tensors start from {checkpoint}\n" in text
+    assert f"{count} of {count} tensors start from {checkpoint}; class scores, by name: cr" in text
     start = dict(load_checkpoint(checkpoint)[0].named_parameters())
     for name, tensor in load_checkpoint(tmp_path / "a")[0].named_parameters():
         torch.testing.assert_close(tensor, start[name])
-    assert json.loads((tmp_path / "a/last.json").read_text())["training"]["recipe"]["warmup"] == 0
     arguments[arguments.index("ssd300")] = "mdssd300"  # shares the trunk and the extra layers
     status, text, _ = run(capsys, *arguments, "--out", tmp_path / "b")
     assert status == 0 and "the others are new: " in text
@@ -180,11 +180,13 @@ def test_help_states_the_real_defaults(capsys, monkeypatch):
     status, text, _ = run(capsys, "train", "--help")
     assert status == 0
     fields = Recipe.__dataclass_fields__
+    defaults = {name: field.default for name, field in fields.items()} | read_recipe("photos")
     for name in ("batch_size", "lr", "momentum", "weight_decay", "seed", "log_every", "save_every",
-                 "expand", "crop_min_scale", "keep", "bias_lr_factor"):  # fmt: skip
+                 "expand", "crop_min_scale", "keep", "bias_lr_factor", "minutes", "width", "warmup",
+                 "ema", "clip_gradient"):  # fmt: skip
         described = text.rsplit(f"\n  --{name.replace('_', '-')} ", 1)[1]
         stated = described.split("(default ")[1].split(")")[0].split(",")[0]
-        assert float(stated) == fields[name].default, name
+        assert float(stated) == defaults[name], name
 
 
 # --- errors --------------------------------------------------------------------------------------

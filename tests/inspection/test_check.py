@@ -241,11 +241,12 @@ def test_sheet_is_what_training_sees(tmp_path, capsys):
     root = tmp_path / "v"
     write_voc(SyntheticScenes(5, seed=2), root)
     data = open_dataset(root, "all")
-    sheet = contact_sheet(data, Augmentation(300), count=7, seed=3)
+    augmentation = Augmentation(300, expand=1, crop_min_scale=0.7)  # training's own
+    sheet = contact_sheet(data, augmentation, count=7, seed=3)
     assert sheet.shape == (3 * 600 + 16, 3 * 600 + 16, 3) and sheet.dtype == np.uint8
     assert (sheet[1216:, 608:] == 255).all()  # seven of nine tiles are used
-    np.testing.assert_array_equal(sheet, contact_sheet(data, Augmentation(300), 7, 3))
-    assert not np.array_equal(sheet, contact_sheet(data, Augmentation(300), 7, 4))
+    np.testing.assert_array_equal(sheet, contact_sheet(data, augmentation, 7, 3))
+    assert not np.array_equal(sheet, contact_sheet(data, augmentation, 7, 4))
     for name in ("one.png", "two.png"):
         status, _, _ = run(
             capsys, "data", "show", root, "--out", tmp_path / name, "--count", 7, "--seed", 3

@@ -1,6 +1,7 @@
 """Recipes have the numbers of the papers, can be a user's own, and work in the command."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -45,7 +46,7 @@ def settings_of(name):
 
 
 def test_every_recipe_exists():
-    assert recipe_names() == sorted(PAPERS)
+    assert recipe_names() == sorted([*PAPERS, "photos"])
 
 
 @pytest.mark.parametrize("name", PAPERS)
@@ -82,7 +83,7 @@ def test_built_package_holds_the_recipes(tmp_path):
         *("build_py", "--build-lib", tmp_path),
     ]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    for name in PAPERS:
+    for name in recipe_names():
         built = (tmp_path / "mdssd/recipes" / f"{name}.toml").read_bytes()
         assert built == (ROOT / "mdssd/recipes" / f"{name}.toml").read_bytes()
 
@@ -170,6 +171,28 @@ def test_printed_recipe_is_a_recipe(capsys, tmp_path):
         ("drops = [5]", "drops: expected with the schedule steps"),
         ('schedule = "steps"\ndrops = [9, 5]', "drops: expected rising iterations"),
         ("lr = 1 # \udcff", "is not TOML: not UTF-8"),
+        ("lr = nan", "lr: expected a number above 0, got nan"),
+        ("lr = [0.1]", "lr: expected a number above 0, got [0.1]"),
+        ("minutes = 1e300", "minutes: expected a number above 0, got 1e+300"),
+        (f"seed = {10**400}", "seed: expected a number of 64 bits, got 1000"),
+        (f"width = 0x{'f' * 5000}", "width: expected a number of 64 bits, got a int with a number"),
+        (f"epochs = {'9' * 5000}", "cannot be read: a number of thousands of digits, or lists in"),
+        (f"drops = {'[' * 9000}", "cannot be read: a number of thousands of digits, or lists in"),
+        ("batch_size = 0", "batch_size: expected a whole number from 1, got 0"),
+        ("batch_size = 4.0", "batch_size: expected a whole number from 1, got 4.0"),
+        ("mirror = 1", "mirror: expected true or false, got 1"),
+        ("expand = 0.5", "expand: expected a number of at least 1, got 0.5"),
+        ("crop_min_scale = 2", "crop_min_scale: expected a number above 0 and at most 1, got 2"),
+        ("freeze = 5", "freeze: expected a list of parts among base, batch-norm; got 5"),
+        ("freeze = [[5]]", "freeze: expected a list of parts among base, batch-norm; got [[5]]"),
+        ("amp = [1]", "amp: expected one of None, bf16, fp16; got [1]"),
+        ("model = 5", "model: expected one of mdssd300, mdssd512, ssd300"),
+        ("prior_scales = true", "prior_scales: expected one of voc, coco, paper, small, auto; got"),
+        ('width = "half"', "width must be a number above 0 and at most"),
+        ("batch_norm = 1", "batch_norm must be True or False, got 1"),
+        ("starts_from = 1", "starts_from: expected a text, got 1"),
+        (f"model = '{'m' * 900_000}'", f"got '{'m' * 56}..."),
+        (f"lr = 1 # {'m' * 2**20}", "expected at most 1"),
         (None, "no such recipe or file; expected a TOML file or one of dssd321-voc"),
     ],
 )
@@ -179,8 +202,23 @@ def test_error_in_a_recipe_file_names_it(capsys, tmp_path, text, message):
         path.write_bytes(text.encode("utf-8", "surrogateescape"))
     status, _, err = run(capsys, "--recipe", path, "--print-recipe")
     assert status == 2
-    assert err.startswith("mdssd: error: ") and err.count("\n") == 1
-    assert message in err
+    assert err.startswith(f"mdssd: error: --recipe: {path}: ") and err.count("\n") == 1
+    assert message in err and len(err) < 1000
+
+
+@pytest.mark.parametrize(("make", "what"), [(os.mkfifo, "named pipe"), (os.mkdir, "folder")])
+def test_recipe_must_be_a_regular_file(capsys, tmp_path, make, what):
+    path = tmp_path / "own.toml"
+    make(path)
+    status, _, err = run(capsys, "--recipe", path, "--print-recipe")
+    assert status == 2 and err.startswith(f"mdssd: error: --recipe: {path}: cannot be read (")
+    assert what in err.lower()
+
+
+def test_options_that_do_not_go_together_are_named(capsys):
+    status, _, err = run(capsys, "--schedule", "steps", "--print-recipe")
+    assert status == 2 and err.count("\n") == 1
+    assert err.startswith("mdssd: error: --drops: expected with the schedule steps")
 
 
 def test_run_by_a_recipe_and_its_resumption(capsys, tmp_path):
@@ -198,7 +236,7 @@ def test_run_by_a_recipe_and_its_resumption(capsys, tmp_path):
     status, text, _ = run(capsys, *command, "--resume")
     assert status == 0 and "2 iterations" in text
     torch.set_num_threads(threads)
-    *_, error = run(capsys, "--recipe", "ssd300-voc", "--scale-lr", "--out", tmp_path / "none")
+    *_, error = run(capsys, "--recipe", "ssd300-voc", "--scale-lr", "--print-recipe")
     assert "--scale-lr: expected a --batch-size to scale with" in error
 
 

@@ -11,6 +11,7 @@ from mdssd.data import Augmentation
 from mdssd.drawing import write_image
 from mdssd.inspection.plots import contact_sheet
 from mdssd.models.build import INPUT_SIZES
+from mdssd.training.recipe_files import DEFAULT_RECIPE, read_recipe
 
 _AUGMENTATION = ("expand", "photometric", "crop", "crop_min_scale", "mirror", "turn")
 _NO_AUGMENTATION = {"expand": 1.0, "photometric": False, "crop": False, "mirror": False}
@@ -33,7 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _augmentation_options(given: dict[str, Any]) -> dict[str, Any]:
     options = {name: given[name] for name in _AUGMENTATION if name in given}
     if "no_augment" not in given:
-        return options
+        recipe = read_recipe(DEFAULT_RECIPE)
+        return {name: recipe[name] for name in _AUGMENTATION} | options
     if options:
         raise ValueError("--no-augment: expected no other augmentation option")
     return _NO_AUGMENTATION

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mdssd.cli.options.train import EPOCHS, WARMUP_FROM_SCRATCH
-from mdssd.training.recipe_files import LENGTHS, MODEL_OPTIONS, START, combine, read_recipe
+from mdssd.models.build import default_options
+from mdssd.names import AUTO_PRIORS
+from mdssd.training.recipe_files import (
+    DEFAULT_RECIPE,
+    LENGTHS,
+    MODEL_OPTIONS,
+    START,
+    combine,
+    read_recipe,
+)
 from mdssd.training.settings import Recipe
-from mdssd.weights.checkpoint_json import CheckpointError, read_meta
+from mdssd.weights.checkpoint_json import CheckpointError, find_checkpoint, read_meta
+from mdssd.weights.pretrained import is_checkpoint
+
+_OF_RECIPE = re.compile(r"^Recipe: (\w+):")
 
 # The options of the data, which a checkpoint stores beside the recipe and the model.
 _DATA_OPTIONS = (
@@ -23,7 +36,14 @@ _DATA_OPTIONS = (
     "eval_image_dir",
     "eval_split",
     "eval_every",
+    "allow_faults",
+    "max_pixels",
 )
+
+
+# The learning rate of the default recipe is meant for batch normalisation. Without that, as with
+# published weights of VGG16, the rate is that of the papers.
+_LR_WITHOUT_BATCH_NORM = 1e-3
 
 
 @dataclass
@@ -33,35 +53,73 @@ class RunSettings:
     Attributes:
         data: the options of the data, by name; an option that was not given is absent.
         recipe: arguments of `Recipe`.
-        model: config of the model; the data decides the number of classes.
+        model: config of the model; the data decides the number of classes. The prior scales may be
+            "auto", which lets the data choose them.
         starts_from: what the recipe's paper starts training from, for people to read.
+        before: the "training" entry of the run to resume, and its classes; None for a new run.
     """
 
     data: dict[str, Any]
     recipe: dict[str, Any]
     model: dict[str, Any]
     starts_from: str | None = None
+    before: dict[str, Any] | None = None
 
 
 def run_settings(given: Mapping[str, Any], out_dir: Path, *, resume: bool) -> RunSettings:
-    """Combine the given options with the recipe's settings, or with those of the run to resume."""
-    return _resumed_run(given, out_dir) if resume else _new_run(given)
+    """Combine the given options with the recipe's settings, or with those of the run to resume.
+
+    Raises:
+        ValueError: an option has a wrong value, or options do not go together.
+    """
+    settings = _resumed_run(given, out_dir) if resume else _new_run(given)
+    try:
+        Recipe(**settings.recipe)
+    except ValueError as error:  # of an option, as read_recipe has checked the recipe
+        raise ValueError(_OF_RECIPE.sub(_option, str(error))) from None
+    return settings
 
 
 def _new_run(given: Mapping[str, Any]) -> RunSettings:
-    recipe, model, file = _chosen(given)
+    file = read_recipe(given.get("recipe", DEFAULT_RECIPE))
+    if "recipe" not in given and "init" in given:
+        model_options = _start_options(given["init"])
+        file = {k: v for k, v in file.items() if k not in MODEL_OPTIONS} | model_options
+    recipe, model = _chosen(file, given)
     if not any(name in recipe for name in LENGTHS):
         recipe["epochs"] = EPOCHS
     recipe.setdefault("warmup", 0 if "init" in given else WARMUP_FROM_SCRATCH)
     model.setdefault("model", "mdssd300")
-    recipe.setdefault("schedule", "mdssd" if str(model["model"]).startswith("mdssd") else "ssd")
+    recipe.setdefault("schedule", "mdssd" if model["model"].startswith("mdssd") else "ssd")
+    batch_norm = model.get("batch_norm", default_options(model["model"]).batch_norm)
+    if not ("recipe" in given or "lr" in given or batch_norm):
+        recipe["lr"] *= _LR_WITHOUT_BATCH_NORM / read_recipe(DEFAULT_RECIPE)["lr"]
+    data = _data_options(given)
+    if "recipe" in given:
+        data["recipe"] = given["recipe"]
+    return RunSettings(data, recipe, model, file.get(START))
+
+
+def _data_options(given: Mapping[str, Any]) -> dict[str, Any]:
     data = {name: given[name] for name in _DATA_OPTIONS if name in given}
     for name in ("data", "image_dir", "eval_data", "eval_image_dir"):
         if name in data:
             data[name] = str(Path(data[name]).absolute())
-    if "recipe" in given:
-        data["recipe"] = given["recipe"]
-    return RunSettings(data, recipe, model, file.get(START))
+    return data
+
+
+def _start_options(path: str) -> dict[str, Any]:
+    """The options of the model that starts from a checkpoint, or from published weights.
+
+    A checkpoint's own options fit its weights. Published weights fit the model's defaults: the full
+    width, and for VGG16 no batch normalisation.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"--init: {path}: no such file or folder")
+    if not is_checkpoint(Path(path)):
+        return {"prior_scales": AUTO_PRIORS}
+    config: dict[str, Any] = read_meta(find_checkpoint(path))["model"]
+    return {name: value for name, value in config.items() if name in MODEL_OPTIONS}
 
 
 def _resumed_run(given: Mapping[str, Any], out_dir: Path) -> RunSettings:
@@ -73,23 +131,29 @@ def _resumed_run(given: Mapping[str, Any], out_dir: Path) -> RunSettings:
     before = meta["training"]
     if not all(isinstance(before.get(name), dict) for name in ("arguments", "recipe")):
         raise CheckpointError(f"{path}: contains no run to resume")
-    chosen, model, _ = _chosen(given)
+    chosen, model = _chosen(read_recipe(given["recipe"]) if "recipe" in given else {}, given)
+    if model.get("prior_scales") == AUTO_PRIORS:
+        del model["prior_scales"]  # chosen when the run began
     recipe = dict(before["recipe"])
     if any(name in chosen for name in LENGTHS):
         recipe |= dict.fromkeys(LENGTHS)
-    data = dict(before["arguments"])
-    data |= {name: given[name] for name in _DATA_OPTIONS if name in given}
-    data.setdefault("classes", meta["classes"])
-    return RunSettings(data, recipe | chosen, {**meta["model"], **model})
+    data = before["arguments"] | _data_options(given)
+    before = {**before, "classes": meta["classes"]}
+    return RunSettings(data, recipe | chosen, {**meta["model"], **model}, before=before)
 
 
-def _chosen(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """The given settings of the run and of the model, and the contents of the recipe file."""
-    file = read_recipe(given["recipe"]) if "recipe" in given else {}
+def _chosen(
+    file: Mapping[str, Any], given: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of the run and of the model in a recipe, overridden by the given options."""
     names = (*MODEL_OPTIONS, *Recipe.__dataclass_fields__)
     options = {name: given[name] for name in names if name in given}
     if "scale_lr" in given and "batch_size" not in given:
         raise ValueError("--scale-lr: expected a --batch-size to scale with, got none")
     recipe = combine(file, options, scale_lr=given.get("scale_lr", False))
     model = {name: recipe.pop(name) for name in MODEL_OPTIONS if name in recipe}
-    return recipe, model, file
+    return recipe, model
+
+
+def _option(match: re.Match[str]) -> str:
+    return f"--{match[1].replace('_', '-')}:"

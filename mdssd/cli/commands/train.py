@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mdssd.cli.commands.run_report import check_resumed, describe_run, summary
 from mdssd.cli.commands.run_settings import RunSettings, run_settings
 from mdssd.cli.commands.shared import machine, open_data, some
 from mdssd.data import DetectionDataset
 from mdssd.models import SingleShotDetector, build
 from mdssd.models.build import INPUT_SIZES
+from mdssd.names import AUTO_PRIORS
 from mdssd.system import distributed
 from mdssd.system.memory import keep_memory
 from mdssd.system.stop import Terminated
 from mdssd.training.folder import RUN_FILES, check_folder
 from mdssd.training.loop import train
+from mdssd.training.prior_choice import choose_priors
 from mdssd.training.recipe_files import format_recipe
 from mdssd.training.settings import Recipe
 from mdssd.training.state import TrainState
@@ -42,9 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         if main:
             check_folder(out_dir, resume)
         distributed.wait_for_all()
-        state = _run(given, out_dir, resume, device)
-    if main:
-        print(_summary(state, out_dir))
+        _run(given, out_dir, resume, device)
     return 0
 
 
@@ -60,18 +61,20 @@ def _prepare_restart(given: dict[str, Any], out_dir: Path) -> bool:
     return resume
 
 
-def _run(given: Mapping[str, Any], out_dir: Path, resume: bool, device: str) -> TrainState:
-    """Open the data, make the model and train it."""
+def _run(given: Mapping[str, Any], out_dir: Path, resume: bool, device: str) -> None:
+    """Open the data, make the model, train it, and print what came of it."""
     main = distributed.is_main()
     settings = run_settings(given, out_dir, resume=resume)
     dataset, eval_dataset = _open_both(settings)
     if main:
         print(dataset.report())
-    model = _make_model(settings, len(dataset.classes) + 1)
-    start = "" if resume else _initialise(model, given, settings)
-    if main and start:
-        print(start)
-    return _train(
+        if settings.before is not None:
+            check_resumed(settings.before, settings.data, dataset, out_dir)
+    model = _make_model(settings, dataset, device)
+    start = "" if resume else _initialise(model, given, settings, dataset.classes)
+    if main:
+        print(describe_run(model, settings, out_dir), *filter(None, [start]), sep="\n", flush=True)
+    state = _train(
         model,
         dataset,
         out_dir,
@@ -84,6 +87,8 @@ def _run(given: Mapping[str, Any], out_dir: Path, resume: bool, device: str) -> 
         arguments=settings.data,
         **settings.recipe,
     )
+    if main:
+        print(summary(state, settings, out_dir))
 
 
 def _open_both(settings: RunSettings) -> tuple[DetectionDataset, DetectionDataset | None]:
@@ -103,6 +108,8 @@ def _open_both(settings: RunSettings) -> tuple[DetectionDataset, DetectionDatase
         "data": data.get("eval_data", data.get("data")),
         "split": data.get("eval_split"),
         "image_dir": data.get("eval_image_dir", image_dir),
+        "allow_faults": data.get("allow_faults"),
+        "max_pixels": data.get("max_pixels"),
     }
     return dataset, open_data(eval_options, train=False, input_size=size, classes=dataset.classes)
 
@@ -113,15 +120,30 @@ def _input_size(model: Any) -> int:
     return INPUT_SIZES[model]
 
 
-def _make_model(settings: RunSettings, num_classes: int) -> SingleShotDetector:
+def _make_model(
+    settings: RunSettings, dataset: DetectionDataset, device: str
+) -> SingleShotDetector:
+    config = {**settings.model, "num_classes": len(dataset.classes) + 1}
+    if config.get("prior_scales") == AUTO_PRIORS:
+        choice = choose_priors(dataset, config, device) if distributed.is_main() else None
+        choice = distributed.from_main(choice)
+        assert choice is not None
+        config["prior_scales"] = choice.scales
+        if distributed.is_main():
+            print(f"priors: {choice}")
     torch.manual_seed(settings.recipe.get("seed", 0))
-    return build({**settings.model, "num_classes": num_classes})
+    return build(config)
 
 
-def _initialise(model: SingleShotDetector, given: Mapping[str, Any], settings: RunSettings) -> str:
+def _initialise(
+    model: SingleShotDetector,
+    given: Mapping[str, Any],
+    settings: RunSettings,
+    classes: Sequence[str],
+) -> str:
     """Load the weights of --init; return a line that says what the model starts from."""
     if "init" in given:
-        return load_start(model, given["init"])
+        return load_start(model, given["init"], classes)
     if settings.starts_from:
         return (
             f"the recipe starts from {settings.starts_from} (--init FILE), this run from random "
@@ -130,12 +152,19 @@ def _initialise(model: SingleShotDetector, given: Mapping[str, Any], settings: R
     return ""
 
 
-def load_start(model: SingleShotDetector, path: str) -> str:
-    """Load starting weights; return a line that says which tensors they set."""
-    loaded = load_pretrained(model, path)
+def load_start(model: SingleShotDetector, path: str, classes: Sequence[str] | None = None) -> str:
+    """Load starting weights; return a line that says which tensors and classes they set."""
+    loaded = load_pretrained(model, path, classes=classes)
     line = f"{len(loaded.taken)} of {len(model.state_dict())} tensors start from {path}"
     line += f"; the others are new: {some(loaded.fresh)}" if loaded.fresh else ""
-    return line + (f"; not used: {some(loaded.unused)}" if loaded.unused else "")
+    line += f"; not used: {some(loaded.unused)}" if loaded.unused else ""
+    if loaded.classes and classes is not None:
+        new = [name for name in classes if name not in loaded.classes]
+        line += f"; class scores, by name: {some(loaded.classes)}"
+        line += f"; new classes: {some(new)}" if new else ""
+    if loaded.by_position:
+        line += "; class scores by position, since the file does not name its classes"
+    return line
 
 
 def _train(
@@ -155,11 +184,3 @@ def _train(
         raise Terminated(
             f"terminated after saving {out_dir / 'last.json'}; resume with: {resume}"
         ) from None
-
-
-def _summary(state: TrainState, out_dir: Path) -> str:
-    best = "" if state.best is None else f", best {state.metric} {state.best:.4f} (best.json)"
-    return (
-        f"{state.step} iterations, {state.epoch} epochs, {state.seconds / 60:.1f} minutes, "
-        f"loss {state.loss:.4f}{best}: {out_dir}"
-    )

@@ -85,14 +85,14 @@ def add_augmentation_options(parser: argparse.ArgumentParser) -> None:
         type=values.from_one,
         metavar="MAX",
         help="zoom out of some images, onto a canvas of up to MAX times their sides; 1 never does "
-        "(default 4)",
+        "(default 1)",
     )
     augmentation.add_argument("--crop", action=ON_OFF, help="crop at random (default: on)")
     augmentation.add_argument(
         "--crop-min-scale",
         type=values.share,
         metavar="S",
-        help="smallest side of a crop as a fraction of the image's, 0 to 1 (default 0.3)",
+        help="smallest side of a crop as a fraction of the image's, 0 to 1 (default 0.7)",
     )
     augmentation.add_argument(
         "--photometric",

@@ -12,21 +12,25 @@ from mdssd.cli.options.shared import (
     SCENES,
     Verbs,
     add_augmentation_options,
+    add_data_rules,
     add_machine_options,
 )
-from mdssd.names import AMP, FREEZABLE, MODELS, NORMALIZERS, PRIOR_SCALES, SCHEDULES
+from mdssd.names import AMP, AUTO_PRIORS, FREEZABLE, MODELS, NORMALIZERS, PRIOR_SCALES, SCHEDULES
 
-# The paper's 120,000 iterations of 32 images are 232 epochs of VOC 07+12's 16,551 images (MDSSD
-# paper, section IV-A).
+# The length of a recipe that states none: the paper's 120,000 iterations of 32 images are 232
+# epochs of VOC 07+12's 16,551 images (MDSSD paper, section IV-A).
 EPOCHS = 232
-# Iterations over which the learning rate rises when training starts without loaded weights.
+# The warm-up of a recipe that states none, if training starts without loaded weights.
 WARMUP_FROM_SCRATCH = 100
 
-DESCRIPTION = """Train a detector from scratch, from ImageNet weights or from a checkpoint. The
-folder --out receives last.json with its weights, loss.csv and loss.png and, with --eval-split, the
-best checkpoint as best.json. After Ctrl-C or a crash the last saved checkpoint remains; on SIGTERM
-the run saves one before it exits. --resume continues the run from it. On several GPUs: torchrun
---nproc-per-node N -m mdssd train --device cuda ..."""
+DESCRIPTION = """Train a detector. Without further options: MDSSD300 with a quarter of its channels,
+from scratch, for 30 minutes, with priors that fit the boxes of the data; --print-recipe shows all
+settings, and the defaults below are these. With --recipe the settings are a paper's, and what the
+recipe leaves open has the defaults of the Python class Recipe. The folder --out receives last.json
+with its weights, loss.csv and loss.png and, with --eval-split, the best checkpoint as best.json.
+Ctrl-C and SIGTERM save before they stop; after a crash the last checkpoint remains, which is at
+most about five minutes old. --resume continues the run from it. On several GPUs: torchrun
+--nproc-per-node N -m mdssd train ..."""
 
 EXAMPLES = (
     "mdssd train --data photos/ --out runs/mine",
@@ -47,7 +51,9 @@ def add_to(verbs: Verbs) -> None:
         examples=EXAMPLES,
         data="--data DIR|JSON",
     )
-    _add_data_options(parser.add_argument_group("data"))
+    data = parser.add_argument_group("data")
+    _add_data_options(data)
+    add_data_rules(data)
     _add_model_options(parser.add_argument_group("model"))
     _add_run_options(parser.add_argument_group("run"))
     _add_optimiser_options(parser.add_argument_group("optimiser"))
@@ -96,20 +102,19 @@ def _add_model_options(model: argparse._ArgumentGroup) -> None:
         "--width",
         type=values.width,
         metavar="F",
-        help="factor for the channels of every layer (default 1)",
+        help="factor for the channels of every layer (default 0.25)",
     )
     model.add_argument(
         "--batch-norm",
         action=ON_OFF,
-        help="use batch normalisation, which helps training from scratch (default: as the model's "
-        "paper, on only for ResNet-101)",
+        help="use batch normalisation, which training from scratch needs (default: on)",
     )
     model.add_argument(
         "--prior-scales",
-        type=values.one_of(PRIOR_SCALES),
+        type=values.one_of((*PRIOR_SCALES, AUTO_PRIORS)),
         metavar="NAME",
-        help=f"set of prior sizes: {', '.join(PRIOR_SCALES)} (default: the model's own, coco for "
-        "dssd513 and ssd513, else voc)",
+        help=f"set of prior sizes: {', '.join(PRIOR_SCALES)}, or {AUTO_PRIORS} (the default), the "
+        "largest of voc, coco and small that reach nearly as many boxes of the data as any",
     )
     model.add_argument("--clip-priors", action=ON_OFF, help="clip priors to the image")
     model.add_argument(
@@ -121,7 +126,8 @@ def _add_model_options(model: argparse._ArgumentGroup) -> None:
         "--init",
         metavar="FILE",
         help="start from this file: ImageNet weights of VGG16 or ResNet-101, a published SSD (see "
-        "`mdssd convert --help`) or a checkpoint; tensors that fit by name and shape are loaded",
+        "`mdssd convert --help`) or a checkpoint; tensors that fit by name and shape are loaded. "
+        "By default the model has the checkpoint's options, and for other files its paper's",
     )
 
 
@@ -149,13 +155,16 @@ def _add_run_options(run: argparse._ArgumentGroup) -> None:
         "--epochs",
         type=values.count,
         metavar="N",
-        help=f"train for N passes over the data (default {EPOCHS})",
+        help="train for N passes over the data instead of 30 minutes",
     )
     length.add_argument(
-        "--iterations", type=values.count, metavar="N", help="train for N batches instead"
+        "--iterations",
+        type=values.count,
+        metavar="N",
+        help="train for N batches instead of 30 minutes",
     )
     length.add_argument(
-        "--minutes", type=values.above_zero, metavar="M", help="train for M minutes instead"
+        "--minutes", type=values.above_zero, metavar="M", help="train for M minutes (default 30)"
     )
     run.add_argument(
         "--seed",
@@ -182,7 +191,7 @@ def _add_run_options(run: argparse._ArgumentGroup) -> None:
         "--save-iterations",
         type=values.or_none(values.count),
         metavar="N",
-        help="also save a checkpoint every N iterations (default: none)",
+        help="also save a checkpoint every N iterations (default: none, but every five minutes)",
     )
     run.add_argument(
         "--keep",
@@ -209,20 +218,19 @@ def _add_optimiser_options(sgd: argparse._ArgumentGroup) -> None:
         "--batch-size",
         type=values.count,
         metavar="N",
-        help="images per iteration, over all processes (default 32)",
+        help="images per iteration, over all processes (default 4)",
     )
     sgd.add_argument(
         "--lr",
         type=values.above_zero,
         metavar="R",
-        help="learning rate (default 0.001, meant for a batch size of 32)",
+        help="learning rate for the batch size (default 0.01, without batch normalisation 0.001)",
     )
     sgd.add_argument(
         "--schedule",
         choices=SCHEDULES,
         help="multiply the learning rate by 0.1 after 1/2 and 5/6 of the run (mdssd), after 2/3 "
-        "and 5/6 (ssd) or at --drops (steps), or lower it along a cosine (default: mdssd or ssd, "
-        "by the model)",
+        "and 5/6 (ssd) or at --drops (steps), or lower it along a cosine (default cosine)",
     )
     sgd.add_argument(
         "--drops",
@@ -234,15 +242,14 @@ def _add_optimiser_options(sgd: argparse._ArgumentGroup) -> None:
     sgd.add_argument(
         "--scale-lr",
         action="store_true",
-        help="scale with --batch-size: for k times the recipe's batch size (32 without a recipe), "
+        help="scale with --batch-size: for k times the recipe's batch size (4 without a recipe), "
         "use k times the learning rate and 1/k of the recipe's iterations",
     )
     sgd.add_argument(
         "--warmup",
         type=values.number,
         metavar="N",
-        help="iterations over which the learning rate rises at the start "
-        f"(default {WARMUP_FROM_SCRATCH}, with --init 0)",
+        help="iterations over which the learning rate rises at the start (default 50)",
     )
     sgd.add_argument(
         "--momentum", type=values.below_one, metavar="M", help="momentum of SGD (default 0.9)"
@@ -270,14 +277,14 @@ def _add_optimiser_options(sgd: argparse._ArgumentGroup) -> None:
         "--clip-gradient",
         type=values.or_none(values.above_zero),
         metavar="NORM",
-        help="scale a gradient with a larger norm down to NORM (default: none, no limit)",
+        help="scale a gradient with a larger norm down to NORM; none sets no limit (default 10)",
     )
     sgd.add_argument(
         "--ema",
         type=values.or_none(values.below_one),
         metavar="DECAY",
         help="evaluate and save a moving average of the weights with this decay per iteration, "
-        "e.g. 0.998 (default: none)",
+        "or none (default 0.99)",
     )
 
 

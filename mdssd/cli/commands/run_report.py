@@ -1,0 +1,103 @@
+"""What `mdssd train` says about a run: before it starts, and when it has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mdssd.cli.commands.run_settings import RunSettings
+from mdssd.data import DetectionDataset
+from mdssd.models import SingleShotDetector
+from mdssd.training.recipe_files import LENGTHS
+from mdssd.training.settings import Recipe
+from mdssd.training.state import TrainState
+from mdssd.weights.checkpoint_json import listed
+
+
+def describe_run(model: SingleShotDetector, settings: RunSettings, out_dir: Path) -> str:
+    """Return lines about the model, the length of the run, and how to stop it."""
+    options, recipe = model.options, Recipe(**settings.recipe)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    norm = "with" if options.batch_norm else "without"
+    again = f"mdssd train --resume --out {out_dir}"
+    start = "continues" if settings.before is not None else "starts"
+    return (
+        f"model: {model.name}, width {options.width:g}, {norm} batch normalisation, "
+        f"{parameters / 1e6:.1f} million parameters, {len(model.priors):,} priors of "
+        f"{options.prior_scales}\n"
+        f"run: {start} in {out_dir}, for {_length(settings.recipe)} in batches of "
+        f"{recipe.batch_size} at a learning rate of {recipe.lr:g}; --print-recipe shows all "
+        "settings\n"
+        f"Ctrl-C saves and stops; {again} then continues"
+    )
+
+
+def check_resumed(
+    before: Mapping[str, Any], data: Mapping[str, Any], dataset: DetectionDataset, out_dir: Path
+) -> None:
+    """Check that a data set can be the one that a run was trained on; say if it has moved.
+
+    Args:
+        before: the "training" entry of the run's checkpoint, and its classes.
+        data: the options of the data.
+        dataset: the data set that they describe.
+        out_dir: the folder of the run.
+
+    Raises:
+        ValueError: the classes or the number of images differ. The message says how to start a new
+            run from the weights of this one.
+    """
+    place, place_before = data.get("data"), before["arguments"].get("data")
+    moved = place != place_before
+    differences = []
+    if before["classes"] != dataset.classes:
+        differences.append(
+            f"was trained for the classes {listed(before['classes'])}, {dataset.name} has "
+            f"{listed(dataset.classes)}"
+        )
+    if before.get("images") != len(dataset):
+        differences.append(
+            f"was trained on {before.get('images')} images"
+            + (f" of {place_before}" if moved else "")
+            + f", {dataset.name} has {len(dataset)}"
+        )
+    if differences:
+        raise ValueError(
+            f"--resume: the run in {out_dir} {' and '.join(differences)}; --init {out_dir} instead "
+            "of --resume, with another --out, starts a new run from its weights"
+        )
+    if moved:
+        print(
+            f"the run was trained on {place_before}; it continues on {place}, which has the same "
+            "classes and as many images"
+        )
+
+
+def summary(state: TrainState, settings: RunSettings, out_dir: Path) -> str:
+    """Return how far the run has come; of a run that was finished before, how to train longer."""
+    best = "" if state.best is None else f", best {state.metric} {state.best:.4f} (best.json)"
+    text = (
+        f"{state.step} iterations, {state.epoch} epochs, {state.seconds / 60:.1f} minutes, "
+        f"loss {state.loss:.4f}{best}: {out_dir}"
+    )
+    if settings.before is not None and settings.before.get("step") == state.step:
+        text += (
+            f"\nnothing was left to do: the run has its length of {_length(settings.recipe)}; a "
+            f"greater one continues it: mdssd train --resume --out {out_dir} {_longer(settings)}"
+        )
+    return text
+
+
+def _length(recipe: Mapping[str, Any]) -> str:
+    name, value = _given_length(recipe)
+    return f"{value:g} {name}" if name == "minutes" else f"{value:,} {name}"
+
+
+def _longer(settings: RunSettings) -> str:
+    name, value = _given_length(settings.recipe)
+    return f"--{name} {2 * value:g}" if name == "minutes" else f"--{name} {2 * value}"
+
+
+def _given_length(recipe: Mapping[str, Any]) -> tuple[str, Any]:
+    return next((name, recipe[name]) for name in LENGTHS if recipe.get(name) is not None)

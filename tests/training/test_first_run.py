@@ -1,0 +1,207 @@
+"""`mdssd train` without a recipe: its settings, priors from the data, starts and resumptions."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from mdssd import ssd300
+from mdssd.cli import main
+from mdssd.cli.commands.run_settings import run_settings
+from mdssd.data import DetectionDataset, Sample, SyntheticScenes
+from mdssd.data.voc_writer import write_voc
+from mdssd.models import MEAN_RGB
+from mdssd.training.prior_choice import choose_priors
+from mdssd.weights.checkpoint import save_checkpoint
+from mdssd.weights.checkpoint_json import read_meta
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def run(capsys, *arguments):
+    status = main(["train", *map(str, arguments)])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+TINY = "--model ssd300 --width 0.0625 --batch-size 2 --workers 0 --threads 1".split()
+
+
+# --- settings ------------------------------------------------------------------------------------
+
+
+def test_settings_without_a_recipe_are_those_of_a_short_training(tmp_path):
+    settings = run_settings({}, tmp_path, resume=False)
+    model = {"model": "mdssd300", "width": 0.25, "batch_norm": True, "prior_scales": "auto"}
+    assert settings.model == model
+    assert settings.recipe == {
+        "minutes": 30, "batch_size": 4, "lr": 0.01, "schedule": "cosine", "warmup": 50,
+        "momentum": 0.9, "weight_decay": 5e-4, "bias_lr_factor": 2, "bias_weight_decay": 0,
+        "clip_gradient": 10, "ema": 0.99, "expand": 1, "crop": True, "crop_min_scale": 0.7,
+        "photometric": True, "mirror": True, "turn": False,
+    }  # fmt: skip
+
+
+def test_length_replaces_the_thirty_minutes(tmp_path):
+    recipe = run_settings({"epochs": 3}, tmp_path, resume=False).recipe
+    assert recipe["epochs"] == 3 and "minutes" not in recipe
+
+
+def test_larger_batch_scales_the_learning_rate_on_demand(tmp_path):
+    recipe = run_settings({"batch_size": 8, "scale_lr": True}, tmp_path, resume=False).recipe
+    assert recipe["lr"] == 0.02
+
+
+@pytest.mark.parametrize(
+    ("given", "lr"),
+    [({"batch_norm": False}, 0.001), ({"batch_norm": False, "lr": 0.1}, 0.1), ({}, 0.01)],
+)
+def test_learning_rate_depends_on_batch_normalisation(tmp_path, given, lr):
+    assert run_settings(given, tmp_path, resume=False).recipe["lr"] == pytest.approx(lr)
+
+
+def test_model_that_starts_from_a_checkpoint_has_its_options(tmp_path):
+    source = ssd300(3, width=0.0625, batch_norm=True, prior_scales="coco")
+    save_checkpoint(tmp_path / "best.json", source, classes=["a", "b"], mean=MEAN_RGB, extra={})
+    settings = run_settings({"init": str(tmp_path)}, tmp_path, resume=False)
+    config = source.config()
+    assert config.pop("num_classes") == 3 and settings.model == config
+    assert settings.recipe["lr"] == 0.01
+    given = {"init": str(tmp_path), "model": "mdssd300", "prior_scales": "auto"}
+    settings = run_settings(given, tmp_path, resume=False)
+    assert settings.model == {**config, "model": "mdssd300", "prior_scales": "auto"}
+
+
+def test_model_that_starts_from_published_weights_fits_them(tmp_path):
+    (tmp_path / "vgg16.pth").write_bytes(b"not read yet")
+    settings = run_settings({"init": str(tmp_path / "vgg16.pth")}, tmp_path, resume=False)
+    # The model's own width and normalisation: 1 and none.
+    assert settings.model == {"model": "mdssd300", "prior_scales": "auto"}
+    assert settings.recipe["lr"] == pytest.approx(0.001)
+    with pytest.raises(FileNotFoundError, match="--init: .*none.pth: no such file"):
+        run_settings({"init": str(tmp_path / "none.pth")}, tmp_path, resume=False)
+
+
+# --- priors from the data ------------------------------------------------------------------------
+
+
+class Squares(DetectionDataset):
+    """Images of 600 x 300 with boxes of the given sides in the input of 300."""
+
+    name, classes = "squares", ["square"]
+
+    def __init__(self, sides):
+        self.sides = sides
+        self.image_ids = [str(k) for k in range(len(sides))]
+
+    def __getitem__(self, index):
+        side = self.sides[index]
+        box = np.array([[200, 100, 200 + 2 * side, 100 + side]], np.float32)
+        image = np.zeros((300, 600, 3), np.uint8)
+        return Sample(image, box, np.array([1]), np.array([False]), self.image_ids[index])
+
+
+@pytest.mark.parametrize(
+    ("model", "sides", "scales"),
+    [
+        ("mdssd300", [60] * 9, "voc"),
+        ("mdssd300", [21] * 9, "coco"),
+        ("mdssd300", [10] * 9, "small"),
+        ("ssd300", [21] * 9, "coco"),
+        ("ssd300", [10] * 9, "voc"),  # no set reaches them: the largest priors
+        ("dssd321", [21] * 9, "voc"),  # it has no other set
+        # One box of 400 is no reason for smaller priors, and three of 400 are.
+        ("mdssd300", [60] * 399 + [21], "voc"),
+        ("mdssd300", [60] * 397 + [21] * 3, "coco"),
+        ("mdssd300", [], "voc"),
+    ],
+)
+def test_priors_are_the_largest_that_reach_the_boxes(model, sides, scales):
+    assert choose_priors(Squares(sides), {"model": model}).scales == scales
+
+
+def test_choice_says_the_share_of_each_set():
+    choice = choose_priors(Squares([60] * 3 + [10]), {"model": "mdssd300"})
+    assert choice.shares == {"voc": 0.75, "coco": 0.75, "small": 1.0}
+    text = "small, which reach 100.0% of the boxes with an IoU of 0.5 (voc 75.0%, coco 75.0%)"
+    assert str(choice) == text
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def test_first_lines_say_what_will_happen_and_the_checkpoint_has_the_choice(capsys, tmp_path):
+    out = tmp_path / "run"
+    tiny = ["--width", 0.0625, "--scenes", 4, "--batch-size", 2, "--workers", 0, "--threads", 1]
+    status, text, _ = run(capsys, *tiny, "--iterations", 1, "--out", out)
+    assert status == 0
+    lines = text.splitlines()
+    assert lines[0] == "device: cpu, 1 thread"
+    assert "priors: small, which reach " in text
+    assert "model: mdssd300, width 0.0625, with batch normalisation" in text
+    assert f"run: starts in {out}, for 1 iterations in batches of 2 at a learning rate" in text
+    assert f"Ctrl-C saves and stops; mdssd train --resume --out {out} then continues" in text
+    assert read_meta(out / "last.json")["model"]["prior_scales"] == "small"
+
+
+def test_resuming_a_finished_run_says_how_to_train_longer(capsys, tmp_path):
+    options = [*TINY, "--scenes", 2, "--iterations", 1, "--out", tmp_path]
+    assert run(capsys, *options)[0] == 0
+    status, text, _ = run(capsys, "--resume", "--out", tmp_path)
+    assert status == 0
+    again = f"mdssd train --resume --out {tmp_path} --iterations 2"
+    assert "nothing was left to do: the run has its length of 1 iterations; " in text
+    assert text.endswith(f"{again}\n")
+    status, text, _ = run(capsys, *again.split()[2:])
+    assert status == 0 and "nothing was left" not in text
+    assert read_meta(tmp_path / "last.json")["training"]["step"] == 2
+
+
+@pytest.fixture(scope="module")
+def voc(tmp_path_factory):
+    root = tmp_path_factory.mktemp("voc") / "here"
+    write_voc(SyntheticScenes(4, seed=1), root, split="trainval")
+    return root
+
+
+def test_resume_with_other_data_is_refused_or_said(capsys, tmp_path, monkeypatch, voc):
+    out = tmp_path / "run"
+    assert run(capsys, *TINY, "--data", voc, "--iterations", 1, "--out", out)[0] == 0
+    classes = read_meta(out / "last.json")["classes"]
+
+    moved = tmp_path / "moved"
+    shutil.copytree(voc, moved)
+    monkeypatch.chdir(tmp_path)
+    status, text, _ = run(capsys, "--resume", "--data", "moved", "--iterations", 2, "--out", out)
+    assert status == 0
+    assert f"was trained on {voc}; it continues on {moved}, which has the same classes" in text
+
+    annotation = sorted((moved / "Annotations").iterdir())[0]
+    whole = annotation.read_text()
+    name = next(name for name in classes if f"<name>{name}<" in whole)
+    annotation.write_text(whole.replace(f"<name>{name}<", "<name>truck<"))
+    status, _, err = run(capsys, "--resume", "--data", moved, "--iterations", 3, "--out", out)
+    assert status == 2 and "--classes" not in err
+    assert f"the run in {out} was trained for the classes" in err and "truck" in err
+    assert f"--init {out} instead of --resume, with another --out, starts a new run" in err
+    annotation.write_text(whole)
+
+    split = moved / "ImageSets/Main/trainval.txt"
+    split.write_text("".join(split.read_text().splitlines(keepends=True)[1:]))
+    status, _, err = run(capsys, "--resume", "--data", moved, "--iterations", 3, "--out", out)
+    assert status == 2 and "was trained on 4 images, " in err and "has 3; --init" in err
+
+
+def test_resume_with_another_model_names_the_difference_only(capsys, tmp_path):
+    options = [*TINY, "--scenes", 2, "--out", tmp_path, "--iterations"]
+    assert run(capsys, *options, 1)[0] == 0
+    options[options.index("--width") + 1] = 0.125
+    status, _, err = run(capsys, *options, 2, "--resume")
+    assert status == 2
+    assert err.endswith("last.json: has another model: width (was 0.0625, is 0.125)\n")
