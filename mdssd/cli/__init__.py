@@ -7,6 +7,7 @@ what went wrong into a message. A command's module is imported only when it runs
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from argparse import Namespace
@@ -41,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Threads that spin while they wait cost 2.6 times the time on cores that other programs use.
     # libgomp reads this when PyTorch loads it.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Matplotlib logs three lines where it cannot keep a cache at home, which costs only time.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     with interruptible(), safe_streams():
         words = list(sys.argv[1:] if argv is None else argv)
         arguments = Namespace(traceback=False, words=words)

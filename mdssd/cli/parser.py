@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
@@ -14,10 +14,13 @@ from mdssd.version import __version__
 
 DESCRIPTION = """Find small objects: train, measure and run SSD and MDSSD.
 
-the first commands, from your photographs to a detector of your own:
-  mdssd data check photos/                       what the annotations hold
-  mdssd train --data photos/ --out runs/mine     train; --resume continues
-  mdssd detect runs/mine new/*.jpg --out found   find objects in new images"""
+The first commands, from annotated photographs to a detector of your own:
+  mdssd data check mydata/                     what the annotations hold
+  mdssd train --data mydata/ --out runs/mine   train; --resume continues
+  mdssd detect runs/mine photos/ --out found   find objects in new images
+
+mydata/ is a folder in VOC layout (JPEGImages/, Annotations/); the name of a COCO JSON file can
+stand in its place."""
 # The options that say where the data are; a run that is resumed knows them.
 _SOURCES = ("data", "scenes", "resume", "print_recipe")
 EPILOG = "`mdssd COMMAND --help` shows the options and an example of each command."
@@ -80,14 +83,16 @@ def _nearest(word: str, known: Iterable[str], everything: bool = False) -> str:
 
 
 class _Formatter(argparse.HelpFormatter):
-    """argparse's help, but blank and indented lines of a description keep their place."""
+    """argparse's help, but options are not divided and indented lines stay as they are."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        fill = super()._fill_text
-        parts = re.split(r"\n\n", text)
+        parts = text.split("\n\n")
         return "\n\n".join(
-            part if re.search(r"\n  ", part) else fill(part, width, indent) for part in parts
+            part if "\n  " in part else "\n".join(self._split_lines(part, width)) for part in parts
         )
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -2,6 +2,8 @@
 
 import argparse
 import importlib
+import re
+import shlex
 import subprocess
 import sys
 
@@ -54,3 +56,60 @@ def test_every_command_has_a_module(name):
 def test_none_switches_off():
     parse = values.or_none(values.count)
     assert parse("none") is None and parse("3") == 3
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_help_fits_80_columns_and_shows_an_example(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        make_parser().parse_args([*name.split()[1:], "--help"])
+    text, _, examples = capsys.readouterr().out.partition("\nexample")
+    assert all(len(line) < 80 for line in text.splitlines())
+    assert LEAVES[name].description and f"  {name}" in examples
+    assert not re.search(r"--[a-z-]+-\n", text)  # no option is divided between two lines
+
+
+def test_examples_can_be_typed():
+    for parser in LEAVES.values():
+        for example in parser.epilog.splitlines()[1:]:
+            assert make_parser().parse_args(shlex.split(example)[1:]).command
+
+
+@pytest.mark.parametrize(
+    ("parse", "good", "bad"),
+    [
+        (values.count, ["1", "2147483647"], ["0", "-1", "1e9", "²", "9" * 20, "9" * 5000, ""]),
+        (values.number, ["0", "7"], ["-1", "0.5", "nan"]),
+        (values.threads, ["1", "8", "64"], ["0", "100000"]),
+        (values.workers, ["0", "8"], ["100000"]),
+        (values.above_zero, ["0.1", "1e-9"], ["0", "-1", "nan", "inf", "1e999", "x"]),
+        (values.from_zero, ["0", "2"], ["-0.1", "nan"]),
+        (values.from_one, ["1", "4.5"], ["0.9", "inf"]),
+        (values.below_one, ["0", "0.99"], ["1", "-1", "nan"]),
+        (values.fraction, ["0", "1", "0.5"], ["1.1", "nan", "-0.1"]),
+        (values.share, ["1", "0.1"], ["0", "nan"]),
+        (values.width, ["0.0625", "16"], ["0", "17", "nan"]),
+        (values.device, ["cpu", "cuda", "cuda:1", "xpu"], ["banana", "cuda:", "cuda:-1", ""]),
+        (values.one_of(["a", "b"]), ["a"], ["c", ""]),
+        (values.drops, ["5,9", "0.5,0.8"], ["9,5", "0.5,5", "0", "1.5", "nan", "x", "5,5", ""]),
+        (values.names, ["a,b"], ["a,a", "", "a,,b"]),
+    ],
+)
+def test_values(parse, good, bad):
+    for text in good:
+        parse(text)
+    for text in bad:
+        with pytest.raises(argparse.ArgumentTypeError, match="expected"):
+            parse(text)
+
+
+def test_places_to_write(tmp_path):
+    (tmp_path / "file.json").write_text("{}")
+    for parse in (values.folder, values.new_file):
+        assert parse(str(tmp_path / "a/b")) == str(tmp_path / "a/b")
+        with pytest.raises(argparse.ArgumentTypeError) as caught:
+            parse(str(tmp_path / "file.json" / "b"))
+        assert str(caught.value) == f"expected a folder, but {tmp_path / 'file.json'} is JSON"
+    with pytest.raises(argparse.ArgumentTypeError) as caught:
+        values.new_file(str(tmp_path))
+    assert str(caught.value) == f"expected a file to write, but {tmp_path} is a folder"

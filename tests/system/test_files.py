@@ -128,3 +128,15 @@ def test_a_link_to_a_file_is_read_whole_and_up_to_the_limit(tmp_path):
     if os.path.exists("/proc/self/status"):  # its size is stated as 0
         with pytest.raises(OSError, match="has 11 bytes, expected at most 10"):
             read_regular("/proc/self/status", 10)
+
+
+def test_an_error_names_the_file_and_not_the_temporary_one(tmp_path):
+    path = tmp_path / "missing" / "a.txt"
+    with pytest.raises(FileNotFoundError) as caught, atomic_write(path):
+        pass
+    assert caught.value.filename == str(path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError) as caught, atomic_write(tmp_path / "folder") as file:
+        file.write("a folder cannot be replaced")
+    assert (caught.value.filename, caught.value.filename2) == (str(tmp_path / "folder"), None)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
+from mdssd.system.files import writable_folder
 from mdssd.weights.convert import convert, json_path
 
 
 def run(arguments: argparse.Namespace) -> int:
+    writable_folder(Path(arguments.out).parent)  # now, not after the work
     found = convert(
         arguments.source,
         arguments.out,

@@ -15,9 +15,12 @@ from mdssd.models import SingleShotDetector, build
 from mdssd.models.build import INPUT_SIZES
 from mdssd.models.options import PRIOR_OPTIONS
 from mdssd.names import PRIOR_SCALES
+from mdssd.system.files import writable_folder
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.out:
+        writable_folder(arguments.out)  # now, not after the work
     model, others = _models_priors(arguments)
     size = INPUT_SIZES[arguments.model]
     faults: list[str] = []

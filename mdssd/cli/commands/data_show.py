@@ -11,6 +11,7 @@ from mdssd.data import Augmentation
 from mdssd.drawing import write_image
 from mdssd.inspection.plots import contact_sheet
 from mdssd.models.build import INPUT_SIZES
+from mdssd.system.files import writable_folder
 from mdssd.training.recipe_files import DEFAULT_RECIPE, read_recipe
 
 _AUGMENTATION = ("expand", "photometric", "crop", "crop_min_scale", "mirror", "turn")
@@ -22,10 +23,10 @@ def run(arguments: argparse.Namespace) -> int:
     out, size = Path(arguments.out), INPUT_SIZES[arguments.model]
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out: expected a name that ends with .png, got {arguments.out!r}")
+    writable_folder(out.parent)  # now, not after the work
     augmentation = Augmentation(size, **_augmentation_options(given))
     dataset = open_whole_data(given, input_size=size, faults=None)
     sheet = contact_sheet(dataset, augmentation, arguments.count, arguments.seed)
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_image(sheet, out)
     print(f"written: {out}, {arguments.count} samples of {dataset.name}")
     return 0

@@ -19,8 +19,8 @@ CHECK = """Count what a data set holds, compare its boxes with the priors of a m
 image and list each file that cannot be used. The exit status is 1 if there is such a file, or if an
 image is in two splits that must not share one."""
 
-CHECK_EXAMPLES = ("mdssd data check photos/", "mdssd data check train.json --out checked")
-SHOW_EXAMPLES = ("mdssd data show photos/ --out samples.png",)
+CHECK_EXAMPLES = ("mdssd data check mydata/", "mdssd data check train.json --out checked")
+SHOW_EXAMPLES = ("mdssd data show mydata/ --out samples.png",)
 
 
 def add_to(verbs: Verbs) -> None:

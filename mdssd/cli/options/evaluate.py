@@ -20,7 +20,7 @@ precision by VOC's and COCO's rules, for each class and for sizes of objects, an
 errors. --out writes evaluation.json and report.html, a page with curves and pictures of the
 mistakes."""
 EXAMPLES = (
-    "mdssd eval runs/mine --data photos/ --split test --out runs/mine/test",
+    "mdssd eval runs/mine --data mydata/ --split test --out runs/mine/test",
     "mdssd eval runs/mine --data val.json --image-dir images/",
 )
 

@@ -33,7 +33,7 @@ most about five minutes old. --resume continues the run from it. On several GPUs
 --nproc-per-node N -m mdssd train ..."""
 
 EXAMPLES = (
-    "mdssd train --data photos/ --out runs/mine",
+    "mdssd train --data mydata/ --out runs/mine",
     "mdssd train --data train.json --eval-data val.json --epochs 100 --out runs/mine",
     "mdssd train --resume --out runs/mine",
 )
