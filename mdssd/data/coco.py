@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Container
-from pathlib import Path
-from typing import Any
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PureWindowsPath
 
-from mdssd.data.images import path_inside
+from mdssd.data.coco_json import CocoContent, CocoImage, Key
+from mdssd.data.file_index import FileIndex, inner_name
+from mdssd.data.images import IMAGE_SUFFIXES, ImageLimits
 from mdssd.data.photos import CollectFaults, PhotoDataset, progress
 from mdssd.data.sample import BoxRow, DataError
+from mdssd.data.values import shown
+
+_SAMPLE = 100  # images that decide which folder holds them
 
 
 class CocoDataset(PhotoDataset):
     """The images and boxes of one COCO instances file.
 
     Category ids in ascending order become the labels 1 to K: `category_ids[k - 1]` is the id of
-    label k. Crowds are kept and marked. Images come in the order of the file, including those
-    without boxes. Boxes without area or outside the image are left out and listed in `dropped`.
+    label k. A category that only groups others is no class: it has no box, and others name it as
+    their supercategory. Crowds are kept and marked. Images come in the order of the file,
+    including those without boxes. Annotations that cannot be used, and boxes without area or
+    outside the image, are left out and listed in `dropped`.
 
     Args:
         json_path: the file.
-        image_dir: the folder that its file names refer to. None: the first of the usual places
-            that holds the first image. For instances_val2017.json these are the file's folder
+        image_dir: the folder that its file names refer to. None: the one of the usual places
+            that holds most of the images. For instances_val2017.json these are the file's folder
             and, there or one level up, images/val2017, val2017 and images. For
             image_info_test-dev2017.json they are named test2017 as well.
+        classes: names of categories in label order; boxes of others are left out, and counted in
+            `notes`. A name that no category has is no class. None: all categories.
         unlabelled: also accept a file without a list of annotations, as
             image_info_test-dev2017.json is. `labelled` is False then.
-        faults: a list that receives a line about each image or annotation that cannot be used; it
-            is left out. None: the first one raises DataError.
+        faults: a list that receives a line about each image that cannot be used; it is left out.
+            None: the first one raises DataError.
+        limits: what an image file may hold.
 
     Raises:
         DataError: something cannot be read. The message names the file and the reason.
@@ -38,6 +47,7 @@ class CocoDataset(PhotoDataset):
     Example:
         >>> import json, tempfile
         >>> from pathlib import Path
+        >>> import cv2, numpy as np
         >>> from mdssd.data import CocoDataset
         >>> content = {
         ...     "images": [{"id": 7, "file_name": "a.jpg", "width": 80, "height": 60}],
@@ -45,7 +55,7 @@ class CocoDataset(PhotoDataset):
         ...     "annotations": [{"image_id": 7, "category_id": 3, "bbox": [10, 20, 30, 15]}],
         ... }
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     Path(folder, "a.jpg").touch()
+        ...     _ = cv2.imwrite(f"{folder}/a.jpg", np.zeros((60, 80, 3), np.uint8))
         ...     path = Path(folder, "instances.json")
         ...     _ = path.write_text(json.dumps(content))
         ...     dataset = CocoDataset(path)
@@ -60,136 +70,177 @@ class CocoDataset(PhotoDataset):
         self,
         json_path: str | os.PathLike[str],
         image_dir: str | os.PathLike[str] | None = None,
+        classes: Sequence[str] | None = None,
         *,
         unlabelled: bool = False,
         faults: list[str] | None = None,
+        limits: ImageLimits | None = None,
     ) -> None:
         self.json_path = Path(json_path)
-        super().__init__(self.json_path.stem)
-        content = self._read()
-        if unlabelled and "annotations" not in content:
-            content["annotations"] = []
-            self.labelled = False
-        for key in ("images", "annotations", "categories"):
-            if not isinstance(content.get(key), list):
-                raise self._fault(f"not a COCO instances file, it has no list {key!r}")
-        categories = self._table(content, "categories")
-        self.category_ids = sorted(categories)
-        self.classes = [
-            self._get(categories[k], "name", str, f"category {k}") for k in self.category_ids
-        ]
-        if len(set(self.classes)) < len(self.classes):
-            raise self._fault("two categories have the same name")
-        images = self._table(content, "images")
-        rows = self._rows(content, images, faults)
-        names = {k: self._get(image, "file_name", str, f"image {k}") for k, image in images.items()}
-        self.image_dir = self._find_images(image_dir, next(iter(names.values())))
-        collecting = CollectFaults(faults)
-        for number in progress(list(images), f"reading {self.name}"):
-            with collecting:
-                self._add(number, images[number], names[number], rows[number])
+        super().__init__(self.json_path.stem, limits)
+        content = CocoContent(self.json_path)
+        self.labelled = "annotations" in content.lists or not unlabelled
+        for name in ("images", "annotations", "categories"):
+            if name not in content.lists and not (name == "annotations" and not self.labelled):
+                raise self._fault(f"not a COCO instances file, it has no list {name!r}")
+        for name in ("images", "categories"):
+            if not getattr(content, name) and not (name == "images" and content.faults):
+                raise self._fault(f"the list {name!r} is empty")
+        for line in content.faults:
+            with CollectFaults(faults):
+                raise DataError(line)
+        self.dropped += content.unusable
+        self.notes += content.notes
+        self.category_ids = self._choose_classes(content, classes)
+        self.classes = [content.categories[k].name for k in self.category_ids]
+        rows, others = self._rows(content)
+        names = [image.name for image in content.images.values()]
+        self.image_dir = self._find_folder(image_dir, names)
+        self._index: FileIndex | None = None
+        loosely: dict[Path, str] = {}
+        for number in progress(list(content.images), f"reading {self.name}"):
+            with CollectFaults(faults):
+                self._add(str(number), content.images[number], rows.get(number, []), loosely)
+        self._index = None
+        if self.labelled:
+            self.note_classes(others, str(self.json_path))
 
-    def _add(self, number: int, image: dict[str, Any], name: str, rows: list[BoxRow]) -> None:
-        path = path_inside(self.image_dir, name, str(self.json_path))
-        if not path.is_file():
-            raise DataError(f"{path}: no such image ({self.json_path} lists it)")
-        size = None
-        if "width" in image and "height" in image:
-            size = (
-                self._get(image, "width", int, f"image {number}"),
-                self._get(image, "height", int, f"image {number}"),
+    def _add(
+        self, number: str, image: CocoImage, rows: list[BoxRow], loosely: dict[Path, str]
+    ) -> None:
+        path = self._direct(self.image_dir, image.name)
+        if path is None:
+            if self._index is None:
+                self._index = FileIndex(self.image_dir, IMAGE_SUFFIXES)
+            path = self._index.find(image.name)
+            if path is None:
+                raise self._missing(image.name)
+            if path in loosely:
+                both = f"{shown(loosely[path])} and {shown(image.name)}"
+                raise self._fault(f"{both} would be the same file, {path}; expected one of each")
+            loosely[path] = image.name
+        self.add_image(number, path, rows, image.size, f"{self.json_path} ({image.name})")
+
+    def _direct(self, folder: Path, name: str) -> Path | None:
+        """Return the file that a relative name, with slashes or backslashes, is in a folder."""
+        if _is_absolute(name):
+            return None
+        path = folder / name
+        # A backslash may be part of a name, so that comes first.
+        if ".." not in name and path.is_file():
+            return path
+        path = folder / inner_name(name, folder, str(self.json_path))
+        return path if path.exists() else None
+
+    def _missing(self, name: str) -> DataError:
+        if _is_absolute(name):
+            return self._fault(
+                f"{shown(name)} leaves the folder {self.image_dir}, and no file there has the last "
+                "parts of this absolute path; pass image_dir (--image-dir)"
             )
-        self.add_image(str(number), path, rows, size, f"{self.json_path} ({name})")
+        return DataError(f"{self.image_dir / name}: no such image ({self.json_path} lists it)")
 
-    def _read(self) -> dict[str, Any]:
-        try:
-            content = json.loads(self.json_path.read_bytes())
-        except OSError as error:
-            raise self._fault(f"cannot be read ({error.strerror})") from None
-        except (ValueError, RecursionError) as error:
-            raise self._fault(f"broken JSON ({error})") from None
-        if not isinstance(content, dict):
-            raise self._fault("not a COCO file, its top level is not an object")
-        return content
+    def _choose_classes(self, content: CocoContent, classes: Sequence[str] | None) -> list[Key]:
+        """Return the ids of the categories that are classes, in label order."""
+        boxes = content.boxes_by_category()
+        groups = {each.group for each in content.categories.values()}
+        ids_of: defaultdict[str, list[Key]] = defaultdict(list)
+        for number, category in content.categories.items():
+            ids_of[category.name].append(number)
+        chosen: dict[str, Key] = {}
+        for name, ids in ids_of.items():
+            used = [number for number in ids if boxes[number]]
+            if len(used) > 1:
+                listed = " and ".join(map(str, used))
+                raise self._fault(f"two categories have the same name {shown(name)}: ids {listed}")
+            if not used and name in groups and len(content.categories) > 1 and boxes:
+                self.notes.append(
+                    f"{self.json_path}: category {shown(name)} has no box and only groups others; "
+                    "it is no class"
+                )
+                continue
+            chosen[name] = used[0] if used else ids[0]
+            if len(ids) > 1:
+                self.notes.append(
+                    f"{self.json_path}: {len(ids)} categories are named {shown(name)}; the one "
+                    f"with boxes, id {chosen[name]}, is the class"
+                )
+        if classes is not None:
+            known = {name: chosen[name] for name in classes if name in chosen}
+            if not known:
+                raise self._fault(
+                    f"has none of the classes {', '.join(classes)}; "
+                    f"it has {', '.join(list(chosen)[:10])}"
+                )
+            return list(known.values())
+        return [number for number in content.categories if number in set(chosen.values())]
 
-    def _table(self, content: dict[str, Any], key: str) -> dict[int, dict[str, Any]]:
-        """Return the entries of a list by their id."""
-        table: dict[int, dict[str, Any]] = {}
-        for position, entry in enumerate(content[key]):
-            where = f"{key}[{position}]"
-            number = self._get(entry, "id", int, where)
-            if number in table:
-                raise self._fault(f"{where}: id {number} occurs twice")
-            table[number] = entry
-        if not table:
-            raise self._fault(f"the list {key!r} is empty")
-        return table
+    def _rows(self, content: CocoContent) -> tuple[dict[Key, list[BoxRow]], Counter[str]]:
+        """Return the boxes of the classes by image, and the number of those of other classes."""
+        label_of = {number: label for label, number in enumerate(self.category_ids, 1)}
+        rows: defaultdict[Key, list[BoxRow]] = defaultdict(list)
+        others: Counter[str] = Counter()
+        lost = bool(content.faults)
+        for position, image, category, box_xyxy, crowd, area in content.rows:
+            if image not in content.images:
+                if not lost:
+                    self._drop(position, f"there is no image {shown(image)}")
+            elif category in label_of:
+                rows[image].append(BoxRow(box_xyxy, label_of[category], crowd=crowd, area=area))
+            elif category in content.categories:
+                others[content.categories[category].name] += 1
+            else:
+                self._drop(position, f"there is no category {shown(category)}")
+        return rows, others
 
-    def _rows(
-        self,
-        content: dict[str, Any],
-        images: dict[int, dict[str, Any]],
-        faults: list[str] | None,
-    ) -> dict[int, list[BoxRow]]:
-        label_of = {k: label for label, k in enumerate(self.category_ids, 1)}
-        rows: dict[int, list[BoxRow]] = {key: [] for key in images}
-        collecting = CollectFaults(faults)
-        for position, entry in enumerate(content["annotations"]):
-            with collecting:
-                image, row = self._row(entry, f"annotations[{position}]", rows, label_of)
-                rows[image].append(row)
-        return rows
+    def _drop(self, position: int, reason: str) -> None:
+        self.dropped.append(f"{self.json_path}: annotations[{position}]: {reason}")
 
-    def _row(
-        self, entry: Any, where: str, images: Container[int], label_of: dict[int, int]
-    ) -> tuple[int, BoxRow]:
-        image = self._get(entry, "image_id", int, where)
-        category = self._get(entry, "category_id", int, where)
-        if image not in images:
-            raise self._fault(f"{where}: there is no image {image}")
-        if category not in label_of:
-            raise self._fault(f"{where}: there is no category {category}")
-        box = self._get(entry, "bbox", list, where)
-        if len(box) != 4 or not all(_is_number(value) for value in box):
-            raise self._fault(f"{where}: bbox is {box!r}, expected four numbers")
-        left, top, width, height = (float(value) for value in box)
-        area = entry.get("area")
-        if area is not None and not _is_number(area):
-            raise self._fault(f"{where}: area is {area!r}, expected a number")
-        box_xyxy = (left, top, left + width, top + height)
-        crowd = bool(entry.get("iscrowd", 0))
-        return image, BoxRow(box_xyxy, label_of[category], crowd=crowd, area=area)
-
-    def _get(self, entry: Any, key: str, kind: type, where: str) -> Any:
-        value = entry.get(key) if isinstance(entry, dict) else None
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise self._fault(f"{where}: {key} is {value!r}, expected {kind.__name__}")
-        return value
-
-    def _find_images(self, given: str | os.PathLike[str] | None, first: str) -> Path:
+    def _find_folder(self, given: str | os.PathLike[str] | None, names: Sequence[str]) -> Path:
         if given is not None:
             folder = Path(given)
             if not folder.is_dir():
                 raise DataError(f"{folder}: no such folder (given as image_dir)")
             return folder
+        sample = names[:: max(1, len(names) // _SAMPLE)]
+        places = [folder for folder in self._places() if folder.is_dir()]
+        counts = [self._count(folder, sample, None) for folder in places]
+        if not any(counts):
+            counts = [self._count(f, sample, FileIndex(f, IMAGE_SUFFIXES)) for f in places]
+        if any(counts):
+            return places[counts.index(max(counts))]
+        tried = ", ".join(map(str, self._places()))
+        others = f" and {len(names) - 1} others" if len(names) > 1 else ""
+        raise self._fault(
+            f"image {shown(names[0])}{others} not found in {tried}; pass image_dir (--image-dir)"
+        )
+
+    def _count(self, folder: Path, names: Sequence[str], index: FileIndex | None) -> int:
+        """Return how many of the names are in a folder, as they are or as an index finds them."""
+        count = 0
+        for name in names:
+            with CollectFaults([]):  # a name that leaves the folder is found in none
+                found = index.find(name) if index else self._direct(folder, name)
+                count += found is not None
+        return count
+
+    def _places(self) -> Iterator[Path]:
+        """Yield the folders in which the images usually are."""
         here = self.json_path.parent
+        above = Path(os.path.normpath(here / ".."))
         split = self.json_path.stem.rpartition("_")[2]
         # The images of test-dev2017 are in test2017, those of minival2014 in val2014.
         shared = re.sub(r".*(train|val|test)\D*(\d{4})$", r"\1\2", split)
-        places = [here]
-        for top in (here, here.parent):
+        yield here
+        for top in (here, above):
             for name in dict.fromkeys((split, shared)):
-                places += [top / "images" / name, top / name]
-            places.append(top / "images")
-        for folder in places:
-            if folder.is_dir() and path_inside(folder, first, str(self.json_path)).is_file():
-                return folder
-        tried = ", ".join(str(folder) for folder in places)
-        raise self._fault(f"image {first!r} not found in {tried}; pass image_dir")
+                yield top / "images" / name
+                yield top / name
+            yield top / "images"
 
     def _fault(self, reason: str) -> DataError:
         return DataError(f"{self.json_path}: {reason}")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _is_absolute(name: str) -> bool:
+    return name.startswith("/") or bool(PureWindowsPath(name).drive)

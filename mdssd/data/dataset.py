@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mdssd.data.images import ImageLimits
 from mdssd.data.sample import NO_IMAGE, Annotation, Sample
 
 # The names that splits usually have.
@@ -44,6 +45,7 @@ class DetectionDataset:
         size_faults: one line per annotation that states a different size from its image's.
         notes: one line per thing that was guessed or repaired, and per group of boxes that was
             left out on request.
+        limits: what an image file may hold; see `ImageLimits`.
         labelled: False if some images have no annotation, so that nothing can be measured.
         metric: the figure that training selects its best checkpoint by: "VOC07 mAP" or "COCO AP".
         submission: the evaluation server that takes detections of this data set: "voc", "coco" or
@@ -79,11 +81,12 @@ class DetectionDataset:
     dropped: Sequence[str] = ()
     size_faults: Sequence[str] = ()
     notes: Sequence[str] = ()
+    limits: ImageLimits = ImageLimits()
     labelled: bool = True
     metric: str = "VOC07 mAP"
     submission: str | None = None
     split: str | None = None
-    category_ids: Sequence[int] = ()
+    category_ids: Sequence[int | str] = ()
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -155,7 +158,7 @@ class DataPart(DetectionDataset):
         self.image_ids = [dataset.image_ids[index] for index in self.indices]
         self.name, self.classes = dataset.name, dataset.classes
         self.dropped, self.size_faults = dataset.dropped, dataset.size_faults
-        self.notes = dataset.notes
+        self.notes, self.limits = dataset.notes, dataset.limits
         self.labelled, self.metric = dataset.labelled, dataset.metric
         self.submission, self.split = dataset.submission, dataset.split
         self.category_ids = dataset.category_ids

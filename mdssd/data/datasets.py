@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mdssd.data.coco import CocoDataset
 from mdssd.data.dataset import DetectionDataset
+from mdssd.data.images import ImageLimits
 from mdssd.data.sample import DataError
 from mdssd.data.synthetic import SyntheticScenes
 from mdssd.data.voc import open_voc
@@ -28,6 +29,7 @@ def open_dataset(
     seed: int = 0,
     unlabelled: bool = False,
     faults: list[str] | None = None,
+    limits: ImageLimits | None = None,
 ) -> DetectionDataset:
     """Open the data at `path`: a VOC folder, a COCO JSON file, or None for generated scenes.
 
@@ -40,7 +42,7 @@ def open_dataset(
             split to train on or to test on, as `train` says: the first of trainval, train, or of
             test, val, valid, that the folder has.
         train: see `split`.
-        classes: the class names of a VOC folder in label order; see `VOCDataset`.
+        classes: the class names in label order; see `VOCDataset` and `CocoDataset`.
         image_dir: the folder of a COCO file's images; see `CocoDataset`.
         image_size: the side of generated scenes, in pixels.
         count: the number of generated scenes. None: 1000 to train on, 200 to test on.
@@ -48,6 +50,7 @@ def open_dataset(
         unlabelled: also accept images without annotations; see `VOCDataset` and `CocoDataset`.
         faults: a list that receives a line about each image that cannot be used; the image is
             left out. None: the first such image raises DataError.
+        limits: what an image file may hold. None: the default of `ImageLimits`.
 
     Raises:
         DataError: the data cannot be opened. The message names the path and the reason.
@@ -64,11 +67,21 @@ def open_dataset(
         return _open_scenes(split, train, count, seed, image_size)
     path = Path(path)
     if path.is_file():
-        _refuse(f"a COCO file ({path})", split=split, classes=classes)
-        return CocoDataset(path, image_dir, unlabelled=unlabelled, faults=faults)
+        _refuse(f"a COCO file ({path})", split=split)
+        return CocoDataset(
+            path, image_dir, classes, unlabelled=unlabelled, faults=faults, limits=limits
+        )
     if path.is_dir():
         _refuse(f"a VOC folder ({path})", image_dir=image_dir)
-        return open_voc(path, split, classes, train=train, unlabelled=unlabelled, faults=faults)
+        return open_voc(
+            path,
+            split,
+            classes,
+            train=train,
+            unlabelled=unlabelled,
+            faults=faults,
+            limits=limits,
+        )
     raise DataError(f"{path}: no such file or folder")
 
 

@@ -166,7 +166,7 @@ def without_damaged(dataset: DetectionDataset, faults: list[str]) -> DetectionDa
         path = dataset.image_path(index)
         try:
             if path is not None:
-                read_image(path)
+                read_image(path, limits=dataset.limits)
         except DataError as error:
             return str(error)
         return ""

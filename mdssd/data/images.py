@@ -6,7 +6,6 @@ import io
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -71,22 +70,6 @@ class ImageLimits:
                 f"{self.max_pixels:,} in all; raise the limit by --max-pixels {pixels} if the "
                 "image is meant to be so large"
             )
-
-
-def path_inside(folder: Path, name: str, where: str) -> Path:
-    """Return `folder / name` if it lies inside `folder`, with symbolic links resolved.
-
-    `where` is the file that holds the name, for messages. Raises DataError for any other path.
-    """
-    path = folder / name
-    try:
-        real = os.path.realpath(path)
-        top = os.path.realpath(folder)
-    except (ValueError, OSError) as error:
-        raise DataError(f"{where}: {name!r} is not a file name ({error})") from None
-    if not real.startswith(top.rstrip(os.sep) + os.sep):
-        raise DataError(f"{where}: {name!r} leaves the folder {folder}")
-    return path
 
 
 def read_image(

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
 from mdssd.data.dataset import DetectionDataset, describe
-from mdssd.data.images import read_image
+from mdssd.data.images import ImageLimits, read_header, read_image
 from mdssd.data.sample import NO_IMAGE, Annotation, BoxRow, DataError, Sample
+from mdssd.data.sizes import place
 from mdssd.system.progress import progress_bar
 
 T = TypeVar("T")
+_SHOWN = 10  # classes in a message
 
 
 class PhotoDataset(DetectionDataset):
@@ -21,13 +26,16 @@ class PhotoDataset(DetectionDataset):
     for each image.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, limits: ImageLimits | None = None) -> None:
         self.name = name
         self.classes: list[str] = []
         self.image_ids: list[str] = []
         self.dropped: list[str] = []
         self.size_faults: list[str] = []
+        self.notes: list[str] = []
+        self.limits = limits or ImageLimits()
         self._paths: list[Path] = []
+        self._upright: list[bool] = []
         self._annotations: list[Annotation] = []
 
     def add_image(
@@ -35,18 +43,42 @@ class PhotoDataset(DetectionDataset):
         image_id: str,
         path: Path,
         rows: list[BoxRow],
-        size: tuple[int, int] | None,
+        stated: tuple[float, float] | None,
         where: str,
     ) -> None:
-        """Add an image file and its boxes. Unusable boxes go to `dropped`; see `Annotation`."""
+        """Add an image file and its boxes. Unusable boxes go to `dropped`; see `Annotation`.
+
+        The size and the orientation come from the file; see `place`.
+
+        Args:
+            image_id: the image's name in the data set.
+            path: the file.
+            rows: the boxes as the annotation states them.
+            stated: (width, height) as the annotation states it; None if it states none.
+            where: the annotation, for messages.
+
+        Raises:
+            DataError: the file is missing or no image.
+        """
+        header = read_header(path)
+        self.limits.check(header, str(path))
+        placement = place(header, stated, path.name, where)
+        annotation = Annotation(rows, placement.size, where, self.dropped)
+        self.size_faults += [placement.fault] if placement.fault else []
+        self.notes += [placement.note] if placement.note else []
         self.image_ids.append(image_id)
         self._paths.append(path)
-        self._annotations.append(Annotation(rows, size, where, self.dropped))
+        self._upright.append(placement.upright)
+        self._annotations.append(annotation)
 
     def __getitem__(self, index: int) -> Sample:
         """Return image `index` with its ground truth; see `DetectionDataset`."""
-        image = read_image(self._paths[index])
+        image = read_image(self._paths[index], upright=self._upright[index], limits=self.limits)
         return self._annotations[index].sample(image, self.image_ids[index])
+
+    def upright(self, index: int) -> bool:
+        """Return whether the boxes of image `index` refer to it turned as its EXIF data say."""
+        return self._upright[index]
 
     def annotation(self, index: int) -> Sample:
         """Return sample `index` without its pixels; no file is read."""
@@ -56,9 +88,39 @@ class PhotoDataset(DetectionDataset):
         """Return the file of image `index`."""
         return self._paths[index]
 
+    def note_classes(self, left_out: Counter[str], where: str) -> None:
+        """Note how many boxes the choice of classes leaves out, and which classes have no box.
+
+        Args:
+            left_out: the number of boxes of each class that was not chosen.
+            where: the file or folder, for messages.
+
+        Raises:
+            DataError: there are boxes, but none of the chosen classes.
+        """
+        labels = np.concatenate([np.zeros(0, np.int64), *(a.labels for a in self._annotations)])
+        absent = sorted(set(self.classes) - {self.classes[k - 1] for k in set(labels.tolist())})
+        if left_out and not len(labels):
+            raise DataError(
+                f"{where}: no box has one of the classes {_some(self.classes)}; "
+                f"the annotations hold {_some(sorted(left_out))}"
+            )
+        if left_out:
+            counts = _some([f"{name} {count}" for name, count in left_out.most_common()])
+            self.notes.append(
+                f"{where}: {left_out.total()} boxes of classes that were not asked for are left "
+                f"out: {counts}"
+            )
+        if absent:
+            self.notes.append(f"{where}: no box has the class {_some(absent)}")
+
     def report(self) -> str:
         """Return the number of boxes per class, of images without boxes, and every dropped box."""
         return describe(self, self._annotations)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
 class CollectFaults:

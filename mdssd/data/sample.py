@@ -83,6 +83,10 @@ class BoxRow(NamedTuple):
     area: float | None = None
 
 
+# More boxes in one image are damage: no network finds a hundredth of them.
+MAX_BOXES = 20_000
+
+
 class Annotation:
     """The usable boxes of one image, as a data set keeps them in memory.
 
@@ -94,11 +98,18 @@ class Annotation:
         size: (width, height) of the image, or None if it is unknown.
         where: the file, for messages.
         dropped: receives the lines about boxes that were left out.
+
+    Raises:
+        DataError: there are more than 20,000 boxes.
     """
 
     def __init__(
         self, rows: list[BoxRow], size: tuple[int, int] | None, where: str, dropped: list[str]
     ) -> None:
+        if len(rows) > MAX_BOXES:
+            raise DataError(
+                f"{where}: has {len(rows):,} boxes, expected at most {MAX_BOXES:,} in an image"
+            )
         kept = []
         for row in rows:
             reason = box_fault(row.box_xyxy, size)
@@ -142,6 +153,8 @@ def box_fault(
         return f"box {text} has no area"
     if x2 <= 0 or y2 <= 0:
         return f"box {text} lies outside the image"
+    if x2 <= 1 and y2 <= 1 and (x2 - x1 < 1 or y2 - y1 < 1):
+        return f"box {text} is less than a pixel: coordinates from 0 to 1? Expected pixels"
     if size is not None and (x1 >= size[0] or y1 >= size[1]):
         return f"box {text} lies outside the image of {size[0]} x {size[1]}"
     return None

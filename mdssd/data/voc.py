@@ -4,38 +4,55 @@ from __future__ import annotations
 
 import copy
 import os
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from mdssd.data.dataset import SPLITS, SplitLists
-from mdssd.data.images import IMAGE_SUFFIXES, path_inside, read_header
+from mdssd.data.file_index import FileIndex
+from mdssd.data.images import IMAGE_SUFFIXES, ImageLimits
 from mdssd.data.photos import CollectFaults, PhotoDataset, progress
 from mdssd.data.sample import BoxRow, DataError
+from mdssd.data.voc_layout import (
+    VocFiles,
+    VocLayout,
+    default_split,
+    find_layout,
+    image_id,
+    listed_id,
+    not_voc,
+    read_lines,
+    split_folders,
+    voc_folders,
+)
 from mdssd.data.voc_xml import VocAnnotation, read_annotation
 
-_TRAIN_SPLITS = ("trainval", "train")
-_TEST_SPLITS = ("test", "val", "valid")
+_NO_ANNOTATION = VocAnnotation(None, [], [], [], "", frozenset())
 
 
 class VOCDataset(PhotoDataset):
     """A folder with JPEGImages, Annotations and (optionally) ImageSets/Main.
 
-    Coordinates are kept as written. Boxes without area or outside the image are left out and
-    listed in `dropped`. An image whose annotation has no boxes is kept, as pure background.
+    The annotations may also lie beside their images, in the folder itself. Coordinates are kept as
+    written. An object whose box or name cannot be used is left out and listed in `dropped`. An
+    image whose annotation has no boxes is kept, as pure background.
 
     Args:
         root: the folder.
         split: the name of a file in ImageSets/Main, without ".txt". "all" uses every annotation,
             and so does a folder without ImageSets/Main.
-        classes: class names in label order. None: every name that occurs in Annotations, sorted.
-            These are the same for every split.
+        classes: class names in label order; boxes of other classes are left out, and counted in
+            `notes`. None: every name that occurs in Annotations, sorted. These are the same for
+            every split.
         unlabelled: also accept images of the split that have no annotation, as in a challenge's
             test set. `labelled` is False if there is one. With `classes` given, the folder
             Annotations need not exist.
         faults: a list that receives a line about each image that cannot be used; the image is
             left out. None: the first such image raises DataError.
+        limits: what an image file may hold.
 
     Raises:
         DataError: something cannot be read. The message names the file and the reason.
@@ -61,117 +78,163 @@ class VOCDataset(PhotoDataset):
         *,
         unlabelled: bool = False,
         faults: list[str] | None = None,
+        limits: ImageLimits | None = None,
     ) -> None:
         self.root = Path(root)
         self.split: str = split
-        super().__init__(f"{self.root.resolve().name} {split}")
+        super().__init__(f"{self.root.resolve().name} {split}", limits)
+        layout = find_layout(self.root)
+        if layout is None:
+            raise not_voc(self.root)
+        self._layout = layout
         names_suffice = unlabelled and classes is not None
-        for folder in ["JPEGImages"] if names_suffice else ["Annotations", "JPEGImages"]:
-            if not (self.root / folder).is_dir():
-                raise DataError(f"{self.root}: not in VOC layout, it has no folder {folder}")
-        image_ids = self._read_split()
-        read = self._read_all(faults) if classes is None else {}
-        found = {each.name for one in read.values() if one for each in one.objects}
-        self.classes = sorted(found) if classes is None else list(classes)
-        if not self.classes:
-            raise DataError(f"{self.root / 'Annotations'}: no annotation holds an object")
-        if len(set(self.classes)) < len(self.classes):
-            raise ValueError(f"VOCDataset: classes names one twice: {', '.join(self.classes)}")
-        label_of = {name: label for label, name in enumerate(self.classes, 1)}
-        for image_id in progress(image_ids, f"reading {self.name}"):
+        for folder in [layout.images] if names_suffice else [layout.annotations, layout.images]:
+            if not folder.is_dir():
+                raise DataError(f"{self.root}: not in VOC layout, it has no folder {folder.name}")
+        if classes is not None and len(set(classes)) < len(classes):
+            raise ValueError(f"VOCDataset: classes names one twice: {', '.join(classes)}")
+        files = layout.files()
+        image_ids = self._read_split(files, faults)
+        read = self._read_all(files.xml, faults) if classes is None else {}
+        self.classes = self._found_classes(read, faults) if classes is None else list(classes)
+        others: Counter[str] = Counter()
+        for number in progress(image_ids, f"reading {self.name}"):
             with CollectFaults(faults):
-                self._add(image_id, read, label_of, unlabelled)
+                self._add(number, files, read, others, unlabelled)
+        if self.labelled:
+            self.note_classes(others, str(self.root))
 
     def split_lists(self, faults: list[str]) -> list[SplitLists]:
         """Read every usual split in ImageSets/Main; listing an unannotated image is a fault."""
-        folder = self.root / "ImageSets" / "Main"
+        layout = self._layout
+        if layout.images == self.root and self.root.name in SPLITS and not layout.list_names():
+            # The folder is a split, as in train/, valid/, test/ with each XML beside its image.
+            return [SplitLists(self.root, {self.root.name: self.image_ids}, self.image_ids)]
+        files = layout.files()
         listed: dict[str, list[str]] = {}
         for name in SPLITS:
-            path = folder / f"{name}.txt"
+            path = layout.list_path(name)
             if not path.is_file():
                 continue
             with CollectFaults(faults):
-                listed[name] = read_split(path)
+                listed[name] = _read_list(path, files, None)
                 faults += [
-                    f"{path}: lists {image_id}, which has no annotation"
-                    for image_id in listed[name]
-                    if self.split != name
-                    and not (self.root / "Annotations" / f"{image_id}.xml").is_file()
+                    f"{path}: lists {listed_name}, which has no annotation"
+                    for listed_name in listed[name]
+                    if self.split != name and files.xml.find_stem(listed_name) is None
                 ]
-        return [SplitLists(folder, listed, self.image_ids)]
+        return [SplitLists(layout.lists, listed, self.image_ids)]
 
-    def _read_split(self) -> list[str]:
-        folder = self.root / "ImageSets" / "Main"
-        if self.split == "all" or not folder.is_dir():
-            ids = sorted(path.stem for path in (self.root / "Annotations").glob("*.xml"))
-            if not ids:
-                raise DataError(f"{self.root / 'Annotations'}: holds no annotation (*.xml)")
-            return ids
-        path = path_inside(folder, f"{self.split}.txt", str(folder))
+    def _read_split(self, files: VocFiles, faults: list[str] | None) -> list[str]:
+        layout = self._layout
+        if self.split == "all" or not layout.lists.is_dir():
+            if not files.xml.names:
+                raise DataError(f"{files.xml.folder}: holds no annotation (*.xml)")
+            self._note_unannotated(files)
+            return sorted(files.xml.names)
+        path = layout.list_path(self.split)
         if not path.is_file():
-            splits = ", ".join(sorted(p.stem for p in folder.glob("*.txt"))) or "none"
+            splits = ", ".join(layout.list_names()) or "none"
             raise DataError(f"{path}: no such split (there are: {splits}; or all)")
-        return read_split(path)
+        return _read_list(path, files, faults)
 
-    def _read_all(self, faults: list[str] | None) -> dict[Path, VocAnnotation | None]:
+    def _note_unannotated(self, files: VocFiles) -> None:
+        xml, images = files
+        alone = sorted(name for name in images.names if xml.find_stem(name) is None)
+        if alone and len(images.names) > len(xml.names):
+            self.notes.append(
+                f"{images.folder}: {len(alone)} images have no annotation and are left out, such "
+                f"as {images.names[alone[0]]}"
+            )
+
+    def _read_all(
+        self, xml: FileIndex, faults: list[str] | None
+    ) -> dict[Path, VocAnnotation | None]:
         """Read the annotations of all splits: the classes must not depend on the split.
 
         The value is None for an annotation whose fault is in `faults`.
         """
-        folder = self.root / "Annotations"
-        paths = [path_inside(folder, path.name, str(path)) for path in sorted(folder.glob("*.xml"))]
-        if not paths:
-            raise DataError(f"{folder}: holds no annotation (*.xml)")
+        if not xml.names:
+            raise DataError(f"{xml.folder}: holds no annotation (*.xml)")
+        paths = [xml.folder / xml.names[name] for name in sorted(xml.names)]
         read: dict[Path, VocAnnotation | None] = dict.fromkeys(paths)
-        for path in progress(paths, f"reading {folder}"):
+        for path in progress(paths, f"reading {xml.folder}"):
             with CollectFaults(faults):
                 read[path] = read_annotation(path)
         return read
 
+    def _found_classes(
+        self, read: dict[Path, VocAnnotation | None], faults: list[str] | None
+    ) -> list[str]:
+        found = {name for annotation in read.values() if annotation for name in annotation.names}
+        if not found:
+            reasons = [*(faults or []), *(line for a in read.values() if a for line in a.unusable)]
+            first = f" that can be read; the first fault: {reasons[0]}" if reasons else ""
+            raise DataError(f"{self._layout.annotations}: no annotation holds an object{first}")
+        return sorted(found)
+
     def _add(
         self,
-        image_id: str,
+        number: str,
+        files: VocFiles,
         read: dict[Path, VocAnnotation | None],
-        label_of: dict[str, int],
+        others: Counter[str],
         unlabelled: bool,
     ) -> None:
-        path = path_inside(self.root / "Annotations", f"{image_id}.xml", f"split {self.split}")
-        annotated = path.is_file()
-        if annotated:
-            annotation = read[path] if path in read else read_annotation(path)
-            if annotation is None:
+        path = files.xml.find_stem(number)
+        annotation = _NO_ANNOTATION
+        if path is not None:
+            known = read[path] if path in read else read_annotation(path)
+            if known is None:
                 return
+            annotation = known
         elif unlabelled:
-            annotation, self.labelled = VocAnnotation((0, 0), []), False
+            self.labelled = False
         else:
-            raise DataError(f"{path}: no such annotation (the split {self.split} lists it)")
-        image_path = self._find_image(image_id)
-        stated, size = annotation.size, read_header(image_path).size(False)
-        fault = None
-        if size != stated and annotated:
-            fault = (
-                f"{path}: states {stated[0]} x {stated[1]}, "
-                f"{image_path.name} is {size[0]} x {size[1]}"
+            raise DataError(
+                f"{files.xml.folder / number}.xml: no such annotation "
+                f"({self._layout.list_path(self.split)} lists it)"
             )
+        where = str(path or files.xml.folder / f"{number}.xml")
+        image_path = _find_image(number, annotation.file_name, where, files)
         rows = []
+        label_of = {name: label for label, name in enumerate(self.classes, 1)}
         for name, box_xyxy, difficult in annotation.objects:
-            if name not in label_of:
-                raise DataError(
-                    f"{path}: class {name!r} is not among the classes {', '.join(self.classes)}"
-                )
-            rows.append(BoxRow(box_xyxy, label_of[name], difficult))
-        self.size_faults += [fault] if fault else []
-        self.add_image(image_id, image_path, rows, size, str(path))
+            if name in label_of:
+                rows.append(BoxRow(box_xyxy, label_of[name], difficult))
+            else:
+                others[name] += 1
+        self.add_image(number, image_path, rows, annotation.size, where)
+        self.dropped += annotation.unusable
+        self.notes += annotation.notes
 
-    def _find_image(self, image_id: str) -> Path:
-        folder = self.root / "JPEGImages"
-        for suffix in (*IMAGE_SUFFIXES, *(s.upper() for s in IMAGE_SUFFIXES)):
-            path = path_inside(folder, image_id + suffix, f"split {self.split}")
-            if path.is_file():
-                return path
-        raise DataError(
-            f"{folder / image_id}: no such image (looked for {', '.join(IMAGE_SUFFIXES)})"
-        )
+
+def _read_list(path: Path, files: VocFiles, faults: list[str] | None) -> list[str]:
+    """Return the ids of the images that a split list names, without repetitions."""
+    ids: dict[str, None] = {}
+    for line in read_lines(path):
+        with CollectFaults(faults):
+            ids[listed_id(line, path, files)] = None
+    return list(ids)
+
+
+def _find_image(number: str, told: str, where: str, files: VocFiles) -> Path:
+    """Return the image with the annotation's name, else the one that the annotation names.
+
+    told: the name of the image in the annotation, or "".
+    """
+    xml, images = files
+    if (path := images.find_stem(number)) is not None:
+        return path
+    parent = Path(number).parent.as_posix()
+    for name in (f"{parent}/{told}", told) if told and ".." not in told else ():
+        path = images.find(name)
+        # An image that has an annotation of its own is named by a copy of that one.
+        if path is not None and xml.find_stem(image_id(path, images)) is None:
+            return path
+    endings = ", ".join(IMAGE_SUFFIXES)
+    also = f", and for {told!r}, which {where} names" if told else ""
+    raise DataError(f"{images.folder / number}: no such image (looked for {endings}{also})")
 
 
 class VOCYears(PhotoDataset):
@@ -181,6 +244,7 @@ class VOCYears(PhotoDataset):
 
     Args:
         years: the data sets to join, one or more, in this order.
+        classes: the class names, which include those of the folders; None: see above.
 
     Example:
         >>> import tempfile
@@ -195,19 +259,21 @@ class VOCYears(PhotoDataset):
         ('VOC2007 trainval + VOC2012 trainval', 4)
     """
 
-    def __init__(self, years: Sequence[VOCDataset]) -> None:
-        super().__init__(" + ".join(year.name for year in years))
+    def __init__(self, years: Sequence[VOCDataset], classes: Sequence[str] | None = None) -> None:
+        super().__init__(" + ".join(year.name for year in years), years[0].limits)
         self.years = list(years)
         same = all(year.classes == years[0].classes for year in years)
         names = {name for year in years for name in year.classes}
-        self.classes = list(years[0].classes) if same else sorted(names)
+        self.classes = list(classes or (years[0].classes if same else sorted(names)))
         self.labelled = all(year.labelled for year in years)
         for year in years:
             label_of = np.array([0, *(self.classes.index(name) + 1 for name in year.classes)])
             self.image_ids += year.image_ids
             self.dropped += year.dropped
             self.size_faults += year.size_faults
+            self.notes += year.notes
             self._paths += year._paths
+            self._upright += year._upright
             for annotation in year._annotations:
                 own = copy.copy(annotation)
                 own.labels = label_of[annotation.labels]
@@ -226,67 +292,62 @@ def open_voc(
     train: bool,
     unlabelled: bool,
     faults: list[str] | None,
+    limits: ImageLimits | None = None,
 ) -> VOCDataset | VOCYears:
-    """Open a VOC folder, or a folder of VOC folders as VOCdevkit is; see `open_dataset`."""
-    roots = _voc_folders(path)
-    lists = [root / "ImageSets" / "Main" for root in roots]
-    split = split or _default_split(path, lists, train)
+    """Open a VOC folder, a folder of VOC folders as VOCdevkit is, or one of split folders.
+
+    See `open_dataset`.
+    """
+    roots = voc_folders(path)
+    if not roots:
+        if folders := split_folders(path):
+            return _open_folders(path, folders, split, classes, train, faults, limits)
+        raise not_voc(path)
+    if split is None:
+        split = _usual_split(path, roots, train)
     years = [
-        VOCDataset(root, split, classes, unlabelled=unlabelled, faults=faults)
-        for root, folder in zip(roots, lists, strict=True)
-        if len(roots) == 1 or split == "all" or (folder / f"{split}.txt").is_file()
+        VOCDataset(root, split, classes, unlabelled=unlabelled, faults=faults, limits=limits)
+        for root in roots
+        if len(roots) == 1 or split == "all" or _layout(root).list_path(split).is_file()
     ]
     if not years:
         raise DataError(f"{path}: none of {', '.join(r.name for r in roots)} has a split {split}")
     return years[0] if len(years) == 1 else VOCYears(years)
 
 
-def _voc_folders(path: Path) -> list[Path]:
-    """Return the folder itself, or the folders in it that are named after their year."""
-    if (path / "JPEGImages").is_dir():
-        return [path]
-    years = sorted(f for f in path.glob("VOC[12][0-9][0-9][0-9]") if (f / "JPEGImages").is_dir())
-    files = sorted([*path.glob("*.json"), *path.glob("annotations/*.json")])
-    if files and not years:
-        raise DataError(
-            f"{path}: not in VOC layout, it has no folder JPEGImages; "
-            "if this is COCO data, give the file: "
-            + ", ".join(map(str, files[:4]))
-            + (" ..." if len(files) > 4 else "")
-        )
-    return years or [path]
+def _layout(root: Path) -> VocLayout:
+    layout = find_layout(root)
+    assert layout is not None  # `voc_folders` returns folders that have one
+    return layout
 
 
-def _default_split(path: Path, lists: Sequence[Path], train: bool) -> str:
-    if not any(folder.is_dir() for folder in lists):
+def _usual_split(path: Path, roots: Sequence[Path], train: bool) -> str:
+    layouts = [_layout(root) for root in roots]
+    if not any(layout.lists.is_dir() for layout in layouts):
         return "all"
-    usual = _TRAIN_SPLITS if train else _TEST_SPLITS
-    for split in usual:
-        if any((folder / f"{split}.txt").is_file() for folder in lists):
-            return split
-    splits = ", ".join(sorted({p.stem for f in lists for p in f.glob("*.txt")})) or "none"
-    where = lists[0] if len(lists) == 1 else path
-    raise DataError(f"{where}: none of the splits {', '.join(usual)} (there are: {splits}; or all)")
+    splits = sorted({name for layout in layouts for name in layout.list_names()})
+    return default_split(layouts[0].lists if len(layouts) == 1 else path, splits, train)
 
 
-def read_split(path: Path) -> list[str]:
-    """Return the image ids that a file of ImageSets/Main lists, without repetitions.
-
-    An id is the first word of its line, or the whole line if an annotation has that name.
-    Raises DataError if the file cannot be read or lists nothing.
-    """
-    annotations = path.parents[2] / "Annotations"
-
-    def image_id(line: str) -> str:
-        whole = line.strip()
-        first = whole.split()[0]
-        return whole if whole != first and (annotations / f"{whole}.xml").is_file() else first
-
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
-    ids = list(dict.fromkeys(image_id(line) for line in lines if line.strip()))
-    if not ids:
-        raise DataError(f"{path}: the split lists no image")
-    return ids
+def _open_folders(
+    path: Path,
+    folders: dict[str, Path],
+    split: str | None,
+    classes: Sequence[str] | None,
+    train: bool,
+    faults: list[str] | None,
+    limits: ImageLimits | None,
+) -> VOCYears:
+    """Open folders that are each a split. The classes are those of all of them."""
+    split = split or default_split(path, list(folders), train)
+    if split not in (*folders, "all"):
+        raise DataError(f"{path}: no split {split} (there are: {', '.join(folders)}; or all)")
+    chosen, names = [], set()
+    for name, folder in folders.items():
+        if split in (name, "all"):
+            chosen.append(VOCDataset(folder, "all", classes, faults=faults, limits=limits))
+            names |= set(chosen[-1].classes)
+        elif classes is None:
+            with suppress(DataError):  # what is wrong in another split is not asked for
+                names |= set(VOCDataset(folder, "all", faults=[]).classes)
+    return VOCYears(chosen, classes or sorted(names))

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree.ElementTree import Element, ParseError
 
-import numpy as np
 from defusedxml import DefusedXmlException
 from defusedxml import ElementTree as SafeXml
 
-from mdssd.data.sample import DataError
+from mdssd.data.sample import MAX_BOXES, DataError
+from mdssd.data.values import MAX_NAME, decode_text, flag, number, shown, stated_size, text
+from mdssd.system.files import read_regular
+
+# As a tree in memory, XML takes up to thirty times its bytes. A file of this size has 25,000 boxes.
+MAX_BYTES = 8 << 20
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
+_DECLARED = re.compile(rb"""\s*<\?xml[^>]*?encoding\s*=\s*["']([A-Za-z0-9._:-]+)["']""")
+# Files that name these hold characters of their supersets, as browsers and editors allow.
+_SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030", "iso-8859-1": "cp1252", "latin-1": "cp1252"}
 
 
 class VocObject(NamedTuple):
@@ -24,51 +32,100 @@ class VocObject(NamedTuple):
 
 
 class VocAnnotation(NamedTuple):
-    """An annotation: (width, height) of the image as stated, and its objects."""
+    """An annotation file.
 
-    size: tuple[int, int]
+    Attributes:
+        size: the stated (width, height) of the image; None if none is stated.
+        objects: the objects that can be used.
+        unusable: a line "file: reason" for each object that cannot.
+        notes: a line for each value that was guessed.
+        file_name: the name of the image, or "".
+        names: the class names of all objects, also of those without a usable box.
+    """
+
+    size: tuple[float, float] | None
     objects: list[VocObject]
+    unusable: list[str]
+    notes: list[str]
+    file_name: str
+    names: frozenset[str]
 
 
 def read_annotation(path: Path) -> VocAnnotation:
     """Read one annotation file. Raises DataError, naming the file and the reason."""
     root = _parse(path)
-    width = _number(root, "size/width", path)
-    height = _number(root, "size/height", path)
-    objects = []
-    for element in root.iter("object"):
-        x1, y1, x2, y2 = (_number(element, f"bndbox/{side}", path) for side in _SIDES)
-        stated = element.find("difficult") is not None
-        difficult = stated and _number(element, "difficult", path) != 0
-        objects.append(VocObject(_class_name(element, path), (x1, y1, x2, y2), difficult))
-    if not (np.isfinite(width) and np.isfinite(height)):
-        raise DataError(f"{path}: size is {width} x {height}, expected two numbers")
-    return VocAnnotation((int(width), int(height)), objects)
+    size = stated_size(root.findtext("size/width"), root.findtext("size/height"))
+    file_name = text(root.findtext("filename")) or ""
+    annotation = VocAnnotation(size, [], [], [], file_name, frozenset())
+    names = set()
+    elements = root.findall(".//object")
+    if len(elements) > MAX_BOXES:
+        raise DataError(
+            f"{path}: has {len(elements):,} objects, expected at most {MAX_BOXES:,} in an image"
+        )
+    for element in elements:
+        name = text(element.findtext("name"))
+        names |= {name} if name else set()
+        try:
+            box_xyxy = _box(element)
+            if name is None:
+                raise ValueError(_name_fault(element.findtext("name")))
+        except ValueError as error:
+            annotation.unusable.append(f"{path}: {error}")
+            continue
+        difficult = flag(element.findtext("difficult"))
+        if difficult is None:
+            value = shown(element.findtext("difficult"))
+            annotation.notes.append(f"{path}: difficult is {value}, expected 0 or 1; taken as 0")
+        annotation.objects.append(VocObject(name, box_xyxy, bool(difficult)))
+    return annotation._replace(names=frozenset(names))
 
 
 def _parse(path: Path) -> Element:
     try:
-        return SafeXml.fromstring(path.read_bytes(), forbid_dtd=True)
-    except DefusedXmlException as error:
-        raise DataError(f"{path}: refused, it declares a DTD or entities ({error})") from None
-    except (ParseError, ValueError, LookupError) as error:
-        raise DataError(f"{path}: broken XML ({error})") from None
+        data = read_regular(path, MAX_BYTES)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _class_name(element: Element, path: Path) -> str:
-    name = (element.findtext("name") or "").strip()
-    if not name:
-        raise DataError(f"{path}: an object has no name")
-    return name
-
-
-def _number(parent: Element, name: str, path: Path) -> float:
-    text = parent.findtext(name)
-    if text is None:
-        raise DataError(f"{path}: {parent.tag} has no {name}")
     try:
-        return float(text)
-    except ValueError:
-        raise DataError(f"{path}: {name} is {text!r}, expected a number") from None
+        root = SafeXml.fromstring(_decode(data), forbid_dtd=True)
+    except DefusedXmlException as error:
+        raise DataError(f"{path}: refused, it declares a DTD or entities ({error})") from None
+    except (ParseError, ValueError) as error:
+        raise DataError(f"{path}: broken XML ({error})") from None
+    if root.tag != "annotation" and root.find("object") is None and root.find("size") is None:
+        raise DataError(
+            f"{path}: not an annotation in VOC's format, whose outermost element is <annotation>; "
+            f"found <{root.tag[:MAX_NAME]}>"
+        )
+    return root
+
+
+def _decode(data: bytes) -> str:
+    """Decode XML as it declares; the parser itself knows only a few encodings, by one name each."""
+    declared = _DECLARED.match(data, 0, 1000)
+    encoding = declared[1].decode().lower() if declared else None
+    if encoding and encoding.startswith(("utf-16", "utf16", "utf-32", "ucs")):
+        encoding = "utf-8"  # its declaration could not have been read in that encoding
+    return decode_text(data, _SUPERSETS.get(encoding or "", encoding)).lstrip("\ufeff \t\r\n")
+
+
+def _box(element: Element) -> tuple[float, float, float, float]:
+    """Return the box of an object. Raises ValueError with the reason, without the file."""
+    values = []
+    for side in _SIDES:
+        stated = element.findtext(f"bndbox/{side}")
+        if stated is None:
+            raise ValueError(f"object has no bndbox/{side}")
+        value = number(stated)
+        if value is None:
+            comma = ", with a point for the fraction" if "," in stated else ""
+            raise ValueError(f"bndbox/{side} is {shown(stated)}, expected a number{comma}")
+        values.append(value)
+    x1, y1, x2, y2 = values
+    return x1, y1, x2, y2
+
+
+def _name_fault(name: str | None) -> str:
+    if not (name or "").strip():
+        return "an object has no name"
+    return f"an object's name is {shown(name)}, expected 1 to {MAX_NAME} characters"

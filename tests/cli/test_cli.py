@@ -252,7 +252,7 @@ def test_one_line_for_every_wrong_input(capsys, tmp_path, voc, checkpoint):
         ([*train, "--data", tmp_path / "nowhere"], "nowhere: no such file"),
         ([*train, "--data", voc, "--split", "moon"], "moon.txt: no such split"),
         ([*train, "--data", voc, "--split", "../../x"], "x"),
-        ([*train, "--data", voc, "--classes", "disc"], "is not among the classes disc"),
+        ([*train, "--data", voc, "--classes", "moon"], "no box has one of the classes moon"),
         ([*train, "--data", voc, "--scenes", 3], "--scenes"),
         ([*train, "--scenes", 3, "--classes", "disc"], "--classes"),
         ([*train, "--data", voc, "--eval-split", "moon"], "moon.txt"),

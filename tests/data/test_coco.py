@@ -1,6 +1,7 @@
 """COCO files: ids, boxes, crowds, image folders, and the messages about faults."""
 
 import json
+import re
 
 import cv2
 import numpy as np
@@ -68,7 +69,7 @@ def test_image_dir(tmp_path):
     path = write(tmp_path / "set.json", CONTENT, "far/away")
     assert len(CocoDataset(path, tmp_path / "far" / "away")) == 2
     assert len(open_dataset(path, image_dir=tmp_path / "far" / "away")) == 2
-    with pytest.raises(DataError, match="'x.png' not found in .*pass image_dir"):
+    with pytest.raises(DataError, match="'x.png' and 1 others not found in .*pass image_dir"):
         CocoDataset(path)
     with pytest.raises(DataError, match="nowhere: no such folder"):
         CocoDataset(path, tmp_path / "nowhere")
@@ -87,30 +88,64 @@ def changed(**changes):
 @pytest.mark.parametrize(
     "content, reason",
     [
-        ("{", "broken JSON"),
-        ("\x00", "broken JSON"),
-        ("[" * 100_000, "broken JSON"),
+        ("", "it is empty"),
+        ("{", "broken JSON .*at character 1, where it ends"),
+        ('{"images": [{"id": 7}', "broken JSON .*where it ends"),
+        ('{"images": [}', "broken JSON .*at character 12"),
+        ('{"images": [], }', "broken JSON"),
+        ('{"images": []} {}', "broken JSON .expected nothing after the object at character 15"),
+        ("\x00", "top level is not an object"),
+        ('{"a":' + "[" * 100_000, "broken JSON .*nested too deep"),
+        ("[" * 100_000, "top level is not an object"),
         ("[]", "top level is not an object"),
         ({"images": [], "categories": []}, "no list 'annotations'"),
+        ({**CONTENT, "annotations": {}}, "no list 'annotations'"),
         ({**CONTENT, "images": []}, "the list 'images' is empty"),
         ({**CONTENT, "categories": []}, "the list 'categories' is empty"),
-        ({**CONTENT, "images": ["x.png"]}, r"images\[0\]: id is None, expected int"),
-        (changed(images=(1, "id", 7)), r"images\[1\]: id 7 occurs twice"),
-        (changed(images=(0, "file_name", 5)), "image 7: file_name is 5, expected str"),
-        (changed(images=(0, "width", "wide")), "image 7: width is 'wide', expected int"),
-        (changed(categories=(0, "name", "dog")), "two categories have the same name"),
-        (changed(annotations=(1, "image_id", 8)), r"annotations\[1\]: there is no image 8"),
-        (changed(annotations=(1, "category_id", 8)), r"annotations\[1\]: there is no category 8"),
-        (changed(annotations=(2, "bbox", [1, 2, 3])), r"annotations\[2\]: bbox is \[1, 2, 3\]"),
-        (changed(annotations=(2, "bbox", [1, 2, 3, "4"])), r"annotations\[2\]: bbox is"),
-        (changed(annotations=(2, "bbox", None)), r"annotations\[2\]: bbox is None, expected list"),
-        (changed(annotations=(0, "area", "big")), r"annotations\[0\]: area is 'big'"),
+        ({**CONTENT, "images": ["x.png"]}, r"images\[0\]: id is None, expected an id"),
+        (changed(images=(1, "id", 7)), r"images\[1\]: id 7 occurs twice, for 'x.png' and 'y.png'"),
+        (changed(images=(0, "file_name", 5)), "image 7: file_name is 5, expected the name of"),
+        (changed(images=(0, "file_name", "\ud800.png")), "image 7: file_name is '.ud800.png'"),
+        (changed(images=(0, "file_name", "x.png\0")), "image 7: file_name is 'x.png.x00'"),
+        (changed(categories=(0, "name", "dog")), "two categories have the same name 'dog': ids 2"),
+        (changed(categories=(0, "name", "")), "category 44: name is '', expected 1 to 1000"),
+        (changed(categories=(0, "id", 2)), r"categories\[1\]: id 2 occurs twice, for 'kite' and"),
     ],
 )
 def test_broken_files(tmp_path, content, reason):
     path = write(tmp_path / "bad.json", content)
     with pytest.raises(DataError, match=rf"bad\.json: .*{reason}"):
         CocoDataset(path)
+
+
+@pytest.mark.parametrize(
+    "position, key, value, reason",
+    [
+        (1, "image_id", 8, "there is no image 8"),
+        (1, "image_id", None, "image_id is None, expected an id"),
+        (1, "category_id", 8, "there is no category 8"),
+        (1, "category_id", True, "category_id is True, expected an id"),
+        (1, "bbox", [1, 2, 3], r"bbox is \[1, 2, 3\], expected four numbers"),
+        (1, "bbox", [1, 2, 3, "wide"], "bbox is .*'wide'.*expected four numbers"),
+        (1, "bbox", None, "bbox is None, expected four numbers"),
+        (1, "bbox", [], r"bbox is \[\], expected"),
+        (1, "bbox", [10**400, 0, 5, 5], "is not finite"),
+        (1, "bbox", [1, 2, float("nan"), 4], "is not finite"),
+        (1, "bbox", [0.1, 0.2, 0.3, 0.4], "coordinates from 0 to 1"),
+    ],
+)
+def test_an_annotation_that_cannot_be_used_is_left_out(tmp_path, position, key, value, reason):
+    content = changed(annotations=(position, key, value))
+    del content["annotations"][2]
+    data = CocoDataset(write(tmp_path / "bad.json", content))
+    assert len(data.dropped) == 1 and re.search(rf"bad\.json.*: .*{reason}", data.dropped[0])
+    assert data.annotation(0).labels.tolist() == [2] and len(data.dropped[0]) < 400
+
+
+def test_integers_that_python_does_not_read(tmp_path):
+    text = json.dumps(CONTENT).replace("[0, 0, 5, 5]", f"[{'9' * 5000}, 0, 5, 5]")
+    data = CocoDataset(write(tmp_path / "set.json", text))
+    assert len(data.dropped) == 2 and "not finite" in data.dropped[0]
 
 
 def test_missing_file_and_image(tmp_path):
@@ -120,12 +155,6 @@ def test_missing_file_and_image(tmp_path):
     (tmp_path / "y.png").unlink()
     with pytest.raises(DataError, match=r"y\.png: no such image"):
         CocoDataset(path)
-
-
-def test_not_a_number_is_dropped(tmp_path):
-    text = json.dumps(changed(annotations=(0, "bbox", [1, 2, float("nan"), 4])))
-    data = CocoDataset(write(tmp_path / "set.json", text))
-    assert len(data.dropped) == 2 and "not finite" in data.dropped[0]
 
 
 @pytest.mark.parametrize("position", [0, 1])

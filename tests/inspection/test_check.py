@@ -103,7 +103,7 @@ def test_each_broken_file_is_named_and_the_rest_is_counted(tmp_path):
     (root / "JPEGImages/d.jpg").unlink()
     (root / "Annotations/e.xml").write_text("<annotation>")
     (root / "Annotations/f.xml").write_text(
-        "<annotation><size><width>1</width></size></annotation>"
+        "<?xml version='1.0' encoding='klingon'?><annotation></annotation>"
     )
     (root / "JPEGImages/g.jpg").write_bytes(b"")
     for split in ("all", "train"):
@@ -112,10 +112,10 @@ def test_each_broken_file_is_named_and_the_rest_is_counted(tmp_path):
         text = "\n".join(result.faults)
         for part in (
             "b.jpg: the image is truncated",
-            "c.jpg: not an image",
+            "c.jpg: is not an image",
             "JPEGImages/d: no such image",
             "e.xml: broken XML",
-            "f.xml: annotation has no size/height",
+            "f.xml: broken XML (its encoding 'klingon' is unknown",
             "g.jpg: the file is empty",
             "x.xml: no such" if split == "train" else "lists x, which has no annotation",
         ):
@@ -145,7 +145,7 @@ def test_broken_rows_of_a_coco_file(tmp_path, capsys):
     found = json.loads((tmp_path / "out/check.json").read_text())
     assert [found["images"], found["crowds"], found["all"]["boxes"]] == [2, 1, 1]
     assert found["images_without_boxes"] == 1 and found["all"]["recall"] == 1
-    assert len(found["faults"]) == 3 and found["broken"]
+    assert len(found["faults"]) == 1 and len(found["dropped"]) == 2 and found["broken"]
     for part in ("there is no category 8", "bbox is [10, 10]", "gone.jpg: no such image"):
         assert part in out
 
@@ -226,7 +226,7 @@ def test_wrong_input_is_one_line(tmp_path, capsys):
         (["check", tmp_path / "empty"], "not in VOC layout"),
         (["check", tmp_path / "gone"], "no such file or folder"),
         (["check", root, "--split", "moon"], "no such split"),
-        (["check", root, "--prior-scales", "x"], "prior_scales must be one of"),
+        (["check", root, "--prior-scales", "x"], "--prior-scales: expected one of"),
         (["check", root, "--tiny", "nan"], "tiny: expected a number of at least 0, got nan"),
         (["check", nothing], "no image can be used; the first fault: "),
         (["show", root, "--out", tmp_path / "a.jpg"], "ends with .png"),

@@ -13,6 +13,7 @@ import torch
 from mdssd import ops
 from mdssd.data import DataError, DetectionDataset, open_dataset
 from mdssd.data.faults import check_faults, faults_line, nothing_to_learn, without_damaged
+from mdssd.data.images import ImageLimits
 from mdssd.system.devices import best_device, describe_device
 from mdssd.system.distributed import is_main, process_group
 
@@ -70,19 +71,19 @@ def open_data(
     path = options.get("data")
     if path is not None and options.get("scenes"):
         raise ValueError(f"--scenes: expected no data beside it, got {path}")
-    # Only a VOC folder takes class names; those of other data are compared later.
-    takes_classes = path is not None and Path(path).is_dir()
+    limits = ImageLimits(options["max_pixels"]) if "max_pixels" in options else None
     found: list[str] = [] if faults is None else faults
     dataset = open_dataset(
         path,
         options.get("split"),
         train=train,
-        classes=classes if takes_classes else None,
+        classes=None if path is None else classes,  # generated scenes have their own
         image_dir=options.get("image_dir"),
         image_size=input_size,
         count=options.get("scenes"),
         unlabelled=unlabelled,
         faults=found,
+        limits=limits,
     )
     if faults is not None:
         return dataset

@@ -1,0 +1,180 @@
+"""Reading the entries of a COCO instances file, which nobody vouches for."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mdssd.data.json_lists import read_lists
+from mdssd.data.sample import DataError
+from mdssd.data.values import flag, key, number, shown, stated_size, text
+
+Key = int | str
+
+# COCO has 860,000 annotations, LVIS 1.3 million. More would not fit into memory as this keeps them.
+MAX_ENTRIES = {"images": 2_000_000, "annotations": 5_000_000, "categories": 20_000}
+_MAX_UNUSABLE = 100_000
+
+
+class CocoImage(NamedTuple):
+    """An entry of "images". size: (width, height) as stated; None if none is stated."""
+
+    name: str
+    size: tuple[float, float] | None
+
+
+class CocoCategory(NamedTuple):
+    """An entry of "categories"."""
+
+    name: str
+    group: str | None
+
+
+class CocoRow(NamedTuple):
+    """An entry of "annotations". area: None for that of the box."""
+
+    position: int
+    image: Key
+    category: Key
+    box_xyxy: tuple[float, float, float, float]
+    crowd: bool
+    area: float | None
+
+
+class CocoContent:
+    """What a COCO file holds.
+
+    Attributes:
+        lists: the names of the lists in it.
+        images: by id.
+        categories: by id, in ascending order of the ids.
+        rows: the annotations that can be used, in the order of the file.
+        faults: a line "file: reason" for each entry of "images" that cannot be used.
+        unusable: a line for each annotation that cannot be used.
+        notes: a line for each value that was guessed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.images: dict[Key, CocoImage] = {}
+        self.categories: dict[Key, CocoCategory] = {}
+        self.rows: list[CocoRow] = []
+        self.faults: list[str] = []
+        self.unusable: list[str] = []
+        self.notes: list[str] = []
+        receivers = {
+            "images": self._add_image,
+            "categories": self._add_category,
+            "annotations": self._add_row,
+        }
+        try:
+            self.lists = read_lists(path, receivers)
+        except DataError:
+            raise
+        except OSError as error:
+            raise self.fault(f"cannot be read ({error.strerror})") from None
+        except ValueError as error:
+            if "top level" in str(error):
+                raise self.fault(f"not a COCO file, {error}") from None
+            raise self.fault(f"broken JSON ({error})") from None
+        self.categories = dict(sorted(self.categories.items(), key=lambda item: _order(item[0])))
+
+    def fault(self, reason: str) -> DataError:
+        """Return the error about a reason."""
+        return DataError(f"{self.path}: {reason}")
+
+    def boxes_by_category(self) -> Counter[Key]:
+        """Return the number of usable annotations of each category."""
+        return Counter(row.category for row in self.rows)
+
+    def _add_image(self, position: int, entry: Any) -> None:
+        self._check_number("images", position)
+        where = f"images[{position}]"
+        if not isinstance(entry, dict) or (number := key(entry.get("id"))) is None:
+            self.faults.append(f"{self.path}: {where}: {_stated(entry, 'id')}, expected an id")
+            return
+        name = text(entry.get("file_name"))
+        if name is None:
+            reason = f"{_stated(entry, 'file_name')}, expected the name of a file"
+            self.faults.append(f"{self.path}: image {number}: {reason}")
+            return
+        if number in self.images:
+            other = self.images[number].name
+            if other != name:
+                names = f"{shown(other)} and {shown(name)}"
+                raise self.fault(f"{where}: id {number} occurs twice, for {names}")
+            self.notes.append(f"{self.path}: {where}: repeats image {number}; used once")
+            return
+        size = stated_size(entry.get("width"), entry.get("height"))
+        self.images[number] = CocoImage(name, size)
+
+    def _add_category(self, position: int, entry: Any) -> None:
+        self._check_number("categories", position)
+        where = f"categories[{position}]"
+        if not isinstance(entry, dict) or (number := key(entry.get("id"))) is None:
+            raise self.fault(f"{where}: {_stated(entry, 'id')}, expected an id")
+        name = text(entry.get("name"))
+        if name is None:
+            reason = f"{_stated(entry, 'name')}, expected 1 to 1000 characters"
+            raise self.fault(f"category {number}: {reason}")
+        if number in self.categories and self.categories[number].name != name:
+            names = f"{shown(self.categories[number].name)} and {shown(name)}"
+            raise self.fault(f"{where}: id {number} occurs twice, for {names}")
+        self.categories[number] = CocoCategory(name, text(entry.get("supercategory")))
+
+    def _add_row(self, position: int, entry: Any) -> None:
+        self._check_number("annotations", position)
+        try:
+            self.rows.append(self._row(position, entry))
+        except ValueError as error:
+            self.unusable.append(f"{self.path}: annotations[{position}]: {error}")
+            if len(self.unusable) > _MAX_UNUSABLE:
+                raise self.fault(
+                    f"more than {_MAX_UNUSABLE:,} annotations cannot be used; {self.unusable[0]}"
+                ) from None
+
+    def _row(self, position: int, entry: Any) -> CocoRow:
+        """Return an annotation. Raises ValueError with the reason, without the file."""
+        if not isinstance(entry, dict):
+            raise ValueError(f"is {shown(entry)}, expected an object")
+        image, category = _id(entry, "image_id"), _id(entry, "category_id")
+        box = entry.get("bbox")
+        values = [number(v) for v in box] if isinstance(box, list) and len(box) == 4 else []
+        known = [value for value in values if value is not None]
+        if len(known) != 4:
+            raise ValueError(f"bbox is {shown(box)}, expected four numbers")
+        left, top, width, height = known
+        area = number(entry.get("area"))
+        if area is None or not 0 < area < math.inf:
+            area = None
+        crowd = flag(entry.get("iscrowd"))
+        if crowd is None:
+            self.notes.append(
+                f"{self.path}: annotations[{position}]: {_stated(entry, 'iscrowd')}, "
+                "expected 0 or 1; taken as 0"
+            )
+        box_xyxy = left, top, left + width, top + height
+        return CocoRow(position, image, category, box_xyxy, bool(crowd), area)
+
+    def _check_number(self, name: str, position: int) -> None:
+        if position >= MAX_ENTRIES[name]:
+            raise self.fault(f"has more than {MAX_ENTRIES[name]:,} {name}")
+
+
+def _id(entry: dict[str, Any], name: str) -> Key:
+    number = key(entry.get(name))
+    if number is None:
+        raise ValueError(f"{_stated(entry, name)}, expected an id")
+    return number
+
+
+def _stated(entry: Any, name: str) -> str:
+    value = entry.get(name) if isinstance(entry, dict) else None
+    return f"{name} is {shown(value)}"
+
+
+def _order(number: Key) -> tuple[bool, Key]:
+    """Sort whole numbers before other ids."""
+    return isinstance(number, str), number

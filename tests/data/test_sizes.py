@@ -1,0 +1,105 @@
+"""Which pixels boxes refer to: sizes and EXIF orientation, for VOC folders and COCO files."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mdssd.data import CocoDataset, VOCDataset
+from mdssd.data.images import ImageHeader, ImageLimits
+from mdssd.data.sizes import place
+
+BOX = [40, 10, 70, 30]
+
+
+def photo(path, orientation, size=(80, 60), box=BOX):
+    """Write a picture that is dark but for a box, and stored so that EXIF turns it to `size`."""
+    pixels = np.zeros((size[1], size[0], 3), np.uint8)
+    pixels[box[1] : box[3], box[0] : box[2]] = 255
+    back = {1: 0, 3: 2, 6: 1, 8: 3}[orientation]  # quarter turns to the left
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.ascontiguousarray(np.rot90(pixels, back))).save(path, exif=exif, quality=95)
+
+
+def voc(folder, stated):
+    (folder / "Annotations").mkdir(parents=True, exist_ok=True)
+    size = f"<width>{stated[0]}</width><height>{stated[1]}</height>" if stated else ""
+    sides = "".join(
+        f"<{name}>{value}</{name}>"
+        for name, value in zip(("xmin", "ymin", "xmax", "ymax"), BOX, strict=True)
+    )
+    (folder / "Annotations/a.xml").write_text(
+        f"<annotation><size>{size}</size><object><name>x</name><bndbox>{sides}</bndbox></object>"
+        "</annotation>"
+    )
+    return VOCDataset(folder, "all")
+
+
+def coco(folder, stated):
+    x1, y1, x2, y2 = BOX
+    image = {"id": 1, "file_name": "JPEGImages/a.jpg"}
+    image |= dict(zip(("width", "height"), stated, strict=True)) if stated else {}
+    content = {
+        "images": [image],
+        "categories": [{"id": 1, "name": "x"}],
+        "annotations": [{"image_id": 1, "category_id": 1, "bbox": [x1, y1, x2 - x1, y2 - y1]}],
+    }
+    (folder / "set.json").write_text(json.dumps(content))
+    return CocoDataset(folder / "set.json")
+
+
+def lies_on_its_object(sample):
+    x1, y1, x2, y2 = sample.boxes_xyxy[0].astype(int)
+    return sample.image[y1:y2, x1:x2].mean() > 250 and sample.image.mean() < 60
+
+
+@pytest.mark.parametrize("read", [voc, coco])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("stated", [(80, 60), None])
+def test_boxes_lie_on_their_objects_as_tools_show_them(tmp_path, read, orientation, stated):
+    photo(tmp_path / "JPEGImages/a.jpg", orientation)
+    data = read(tmp_path, stated)
+    assert data.upright(0) == (orientation != 1) and lies_on_its_object(data[0])
+    assert not data.size_faults and len(data.notes) == (orientation != 1)
+    if orientation == 6:
+        assert "a.jpg is stored as 60 x 80 and EXIF turns it" in data.notes[0]
+        assert ("to the stated 80 x 60" in data.notes[0]) == (stated is not None)
+
+
+@pytest.mark.parametrize("read", [voc, coco])
+def test_boxes_in_the_pixels_as_stored(tmp_path, read):
+    """The stated size is that of the stored pixels: some tools ignore EXIF."""
+    photo(tmp_path / "JPEGImages/a.jpg", 6, (60, 80), [10, 10, 30, 40])
+    assert Image.open(tmp_path / "JPEGImages/a.jpg").size == (80, 60)
+    data = read(tmp_path, (80, 60))
+    assert not data.upright(0) and not data.notes and not data.size_faults
+    # What is shown at (10, 10) to (30, 40) of 60 x 80 is stored at (10, 30) to (40, 50).
+    assert data[0].image[32:48, 12:38].mean() > 250 and data[0].image.shape == (60, 80, 3)
+
+
+@pytest.mark.parametrize("read", [voc, coco])
+def test_boxes_are_compared_with_the_size_of_the_file(tmp_path, read):
+    photo(tmp_path / "JPEGImages/a.jpg", 1)
+    data = read(tmp_path, (30, 20))  # the box would lie outside
+    assert len(data.annotation(0).labels) == 1 and not data.dropped
+    assert len(data.size_faults) == 1
+    assert data.size_faults[0].endswith("states 30 x 20, a.jpg is 80 x 60")
+
+
+def test_a_square_cannot_tell_whether_it_is_turned():
+    result = place(ImageHeader(50, 50, 6, "JPEG"), (50, 50), "a.jpg", "a.xml")
+    assert result.upright and result.fault is None and "taken as if they do" in result.note
+    result = place(ImageHeader(50, 40, 6, "JPEG"), (7, 8), "a.jpg", "a.xml")
+    assert result.size == (40, 50) and result.upright
+    assert result.fault == "a.xml: states 7 x 8, a.jpg is 40 x 50"
+
+
+def test_images_of_too_many_pixels_are_refused_by_their_header(tmp_path):
+    photo(tmp_path / "JPEGImages/a.jpg", 1)
+    voc(tmp_path, (80, 60))
+    faults = []
+    assert not len(VOCDataset(tmp_path, "all", faults=faults, limits=ImageLimits(max_pixels=4000)))
+    assert len(faults) == 1 and "has 80 x 60 pixels, expected at most 4,000" in faults[0]

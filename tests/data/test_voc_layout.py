@@ -1,0 +1,174 @@
+"""VOC folders as tools lay them out: names, lists, sub-folders, links, a part of the classes."""
+
+import unicodedata
+
+import cv2
+import numpy as np
+import pytest
+
+from mdssd.data import DataError, VOCDataset, open_dataset
+
+
+def box_xml(name, box, extra=""):
+    sides = "".join(
+        f"<{side}>{value}</{side}>"
+        for side, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+    )
+    return f"<object><name>{name}</name>{extra}<bndbox>{sides}</bndbox></object>"
+
+
+def make_folder(root, annotations, splits=None, size=(80, 60), suffix=".png"):
+    """Write a VOC folder. annotations: the XML of the objects of each image id."""
+    for folder in ("Annotations", "JPEGImages"):
+        (root / folder).mkdir(parents=True)
+    for k, (image_id, objects) in enumerate(annotations.items()):
+        image = np.full((size[1], size[0], 3), 10 * k, np.uint8)
+        cv2.imwrite(str(root / "JPEGImages" / f"{image_id}{suffix}"), image)
+        write_xml(root, image_id, objects, size)
+    if splits is not None:
+        (root / "ImageSets" / "Main").mkdir(parents=True)
+        for split, text in splits.items():
+            (root / "ImageSets" / "Main" / f"{split}.txt").write_text(text)
+    return root
+
+
+def write_xml(root, image_id, objects, size=(80, 60)):
+    (root / "Annotations" / f"{image_id}.xml").write_text(
+        f"<annotation><filename>../../else.png</filename><size><width>{size[0]}</width>"
+        f"<height>{size[1]}</height><depth>3</depth></size>{objects}</annotation>"
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_folder(
+        tmp_path / "set",
+        {
+            "a": box_xml("zebra", (1, 2, 30, 40)) + box_xml("ant", (5.5, 6, 70, 50)),
+            "b": box_xml("bee", (1, 1, 9, 9), "<difficult>1</difficult>"),
+            "c": "",
+        },
+        {"trainval": "a\nc\n", "test": "b  -1\n\n"},
+    )
+
+
+def test_some_of_the_classes(folder):
+    data = VOCDataset(folder, "all", classes=["bee", "ant", "cow"])
+    assert data.classes == ["bee", "ant", "cow"] and len(data) == 3
+    assert [data.annotation(k).labels.tolist() for k in range(3)] == [[2], [1], []]
+    assert len(data.notes) == 2 and not data.dropped
+    assert data.notes[0].endswith("classes that were not asked for are left out: zebra 1")
+    assert data.notes[1].endswith("no box has the class cow")
+    with pytest.raises(DataError, match="no box has one of the classes cow; .* ant, bee, zebra"):
+        VOCDataset(folder, "all", classes=["cow"])
+
+
+def test_hidden_files_are_none_of_the_data(folder):
+    for name in ("Annotations/._a.xml", "JPEGImages/._a.png", "Annotations/.x/b.xml"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"\0\5\x16\7")
+    data = VOCDataset(folder, "all")
+    assert data.image_ids == ["a", "b", "c"] and not data.notes
+
+
+@pytest.mark.parametrize(
+    "lines",
+    ["a.png\nc.png", "JPEGImages/a.png\r\nJPEGImages/c.png\r\n", "JPEGImages\\a.png\nc",
+     "/home/me/set/JPEGImages/a.PNG 1\nc.xml", "./a\ndata/obj/JPEGImages/c.jpg", "\ufeffa\nc"],
+)  # fmt: skip
+def test_split_lists_name_files_in_many_ways(folder, lines):
+    (folder / "ImageSets/Main/trainval.txt").write_bytes(lines.encode())
+    data = VOCDataset(folder)
+    assert data.image_ids == ["a", "c"] and data[0].labels.tolist() == [3, 1]
+    (folder / "ImageSets/Main/trainval.txt").write_bytes(lines.lstrip("\ufeff").encode("utf-16"))
+    assert VOCDataset(folder).image_ids == ["a", "c"]
+
+
+def test_a_split_list_is_named(folder):
+    path = folder / "ImageSets/Main/val.txt"
+    path.write_text("a\nnobody\n")
+    with pytest.raises(DataError, match=r"nobody\.xml: no such .*Main/val\.txt lists it"):
+        VOCDataset(folder, "val")
+    path.write_bytes(b"caf\xe9\n")
+    with pytest.raises(DataError, match=r"val\.txt: cannot be read .*UTF-8"):
+        VOCDataset(folder, "val")
+
+
+def test_folders_in_the_folders(tmp_path):
+    """As CVAT exports several tasks: the same file name occurs in each."""
+    objects = {"1": box_xml("ant", (1, 1, 9, 9)), "2": box_xml("bee", (2, 2, 9, 9))}
+    for day, text in objects.items():
+        source = make_folder(tmp_path / day, {"frame": text})
+        for name in ("Annotations", "JPEGImages"):
+            (tmp_path / "set" / name).mkdir(parents=True, exist_ok=True)
+            (source / name).rename(tmp_path / "set" / name / f"day{day}")
+    (tmp_path / "set/ImageSets/Main").mkdir(parents=True)
+    (tmp_path / "set/ImageSets/Main/default.txt").write_text("day2/frame\nday1\\frame.png\n")
+    data = VOCDataset(tmp_path / "set", "default")
+    assert data.image_ids == ["day2/frame", "day1/frame"] and data.classes == ["ant", "bee"]
+    assert [data[k].labels.tolist() for k in range(2)] == [[2], [1]]
+    assert data.image_path(0).parent.name == "day2"
+    assert VOCDataset(tmp_path / "set", "all").image_ids == ["day1/frame", "day2/frame"]
+    (tmp_path / "set/JPEGImages/day2/frame.png").unlink()
+    with pytest.raises(DataError, match="day2/frame: no such image"):
+        VOCDataset(tmp_path / "set", "all")
+
+
+def test_the_image_that_the_annotation_names(folder):
+    objects = box_xml("ant", (5, 6, 70, 50))
+    text = f"<annotation><filename>photo.png</filename>{objects}</annotation>"
+    (folder / "Annotations" / "b.xml").write_text(text)
+    (folder / "JPEGImages" / "b.png").rename(folder / "JPEGImages" / "photo.png")
+    data = VOCDataset(folder, "all")
+    assert data.image_path(1).name == "photo.png" and data.image_ids[1] == "b"
+    # A copied annotation still names the image of the other one.
+    (folder / "JPEGImages" / "photo.png").unlink()
+    (folder / "Annotations" / "b.xml").write_text(text.replace("photo", "a"))
+    with pytest.raises(DataError, match=r"JPEGImages/b: no such image .*and for 'a\.png', which"):
+        VOCDataset(folder, "all")
+
+
+def test_accents_in_either_form_and_endings_in_any_case(folder):
+    composed, split = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    (folder / "Annotations/a.xml").rename(folder / f"Annotations/{composed}.XML")
+    (folder / "JPEGImages/a.png").rename(folder / f"JPEGImages/{split}.Png")
+    (folder / "ImageSets/Main/trainval.txt").write_text(f"{split}\nC\n")
+    data = VOCDataset(folder)
+    assert data.image_path(0).name == f"{split}.Png" and data.image_ids == [composed, "c"]
+
+
+def test_annotations_beside_their_images(folder, tmp_path):
+    for name in ("train", "valid"):
+        (tmp_path / "flat" / name).mkdir(parents=True)
+    for k, name in (("a", "train"), ("c", "train"), ("b", "valid")):
+        (folder / f"Annotations/{k}.xml").rename(tmp_path / f"flat/{name}/{k}.xml")
+        (folder / f"JPEGImages/{k}.png").rename(tmp_path / f"flat/{name}/{k}.png")
+    one = open_dataset(tmp_path / "flat/train")
+    assert one.image_ids == ["a", "c"] and one[0].labels.tolist() == [2, 1]
+    # Folders of that kind that are named after splits are splits with the same classes.
+    train = open_dataset(tmp_path / "flat")
+    assert train.classes == ["ant", "bee", "zebra"] and train.image_ids == ["a", "c"]
+    assert train.annotation(0).labels.tolist() == [3, 1]
+    test = open_dataset(tmp_path / "flat", train=False)
+    assert test.image_ids == ["b"] and test.annotation(0).labels.tolist() == [2]
+    everything = open_dataset(tmp_path / "flat", "all")
+    assert everything.image_ids == ["a", "c", "b"]
+    assert [each.listed for each in everything.split_lists([])] == [
+        {"train": ["a", "c"]}, {"valid": ["b"]}
+    ]  # fmt: skip
+    with pytest.raises(DataError, match="no split moon .there are: train, valid; or all"):
+        open_dataset(tmp_path / "flat", "moon")
+
+
+def test_a_folder_of_something_else_says_what_to_give(tmp_path):
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("0 0.5 0.5 0.1 0.1")
+    with pytest.raises(DataError, match="JPEGImages .*beside its image, or a COCO.*found labels/"):
+        open_dataset(tmp_path)
+
+
+def test_images_without_an_annotation_are_counted(folder):
+    cv2.imwrite(str(folder / "JPEGImages" / "d.png"), np.zeros((60, 80, 3), np.uint8))
+    notes = VOCDataset(folder, "all").notes
+    assert len(notes) == 1 and "1 images have no annotation and are left out" in notes[0]
+    assert "such as d.png" in notes[0] and not VOCDataset(folder).notes[1:]
