@@ -41,7 +41,6 @@ ROOMS = (
 )
 # Packages that a function may import: optional ones, and those that take long to load.
 OPTIONAL = (
-    "google.protobuf",
     "matplotlib",
     "onnx",
     "onnxscript",

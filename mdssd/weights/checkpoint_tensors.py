@@ -23,7 +23,7 @@ from mdssd.weights.checkpoint_json import (
 
 # The header of the largest model has 200 kB. safetensors itself accepts 100 MB, which become
 # gigabytes of Python objects.
-HEADER_BYTES = 2**24
+HEADER_BYTES = 2**22
 
 
 def read_checkpoint_tensors(

@@ -2,10 +2,12 @@
 
 import copy
 import io
+import os
 import pickle
 import struct
 import zipfile
 
+import cv2
 import numpy as np
 import pytest
 import safetensors.torch
@@ -17,6 +19,7 @@ import mdssd
 from mdssd import cli, load_pretrained, mdssd300, ssd300, ssd512
 from mdssd.models import MEAN_RGB, build
 from mdssd.names import MODELS
+from mdssd.weights.caffe_files import read_caffe
 from mdssd.weights.checkpoint import load_checkpoint, save_checkpoint
 from mdssd.weights.convert import convert
 from mdssd.weights.foreign_files import read_tensors
@@ -728,12 +731,126 @@ def test_pickles_that_ask_for_memory_are_refused(tmp_path, call, legacy):
         read_tensors("test", path)
 
 
-def test_caffe_models_beyond_protobufs_limit_are_not_read(tmp_path):
+def legacy(content):
+    """A file of torch.save before 2020 in which these are the bytes of the content's pickle."""
+    start = io.BytesIO()
+    torch.save({}, start, _use_new_zipfile_serialization=False)
+    empty = pickle.dumps({}, 2)
+    return start.getvalue().replace(empty, content, 1)
+
+
+# Opcodes: ( mark, ] list, } dict, N None, q put, h get, \x85 tuple of one, \x86 of two, R call.
+ORDERED_DICT = b"ccollections\nOrderedDict\nq\1"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"(" * 600_000 + b".", "more than 500000 opcodes"),
+        (  # lists of a thousand lists, of a thousand each
+            b"]q\0(" + b"N" * 1000 + b"e]q\1(" + b"h\0" * 1000 + b"e](" + b"h\1" * 1000 + b"e.",
+            "build more than 5000000 values",
+        ),
+        (  # a dictionary of 1000 entries, copied 10,000 times
+            ORDERED_DICT
+            + b"}q\2("
+            + b"".join(b"M" + struct.pack("<H", k) + b"N" for k in range(1000))
+            + b"u]("
+            + b"h\1h\2\x85R" * 10_000
+            + b"e.",
+            "build more than 5000000 values",
+        ),
+        (  # a key whose hash takes 2**40 steps
+            b"}Nq\0" + b"h\0h\0\x86q\0" * 40 + b"Ns.",
+            "build more than 5000000 values",
+        ),
+        (b"\x8a\x01\0(X\xff\xff\xff\x7f" + b"a" * 5_000_000, "more than 4194304 bytes"),
+        (b"h\7.", "its pickle is damaged"),
+        (b"NR.", "its pickle is damaged"),
+        (b"e.", "its pickle is damaged"),
+    ],
+    ids=["marks", "lists", "copies", "key", "text", "get", "call", "append"],
+)
+@pytest.mark.parametrize("zipped", [False, True], ids=["legacy", "zip"])
+def test_pickles_that_would_take_long_are_refused_unread(tmp_path, content, message, zipped):
+    path = tmp_path / "a.pth"
+    content = b"\x80\2" + content
+    if zipped:
+        torch.save({}, path)
+        pickled = "a/data.pkl"
+        rezip(path, lambda n, old: (content if n == pickled else old, zipfile.ZIP_STORED))
+    else:
+        path.write_bytes(legacy(content))
+    with pytest.raises(ValueError, match=f"test: cannot read .*a.pth: .*{message}"):
+        read_tensors("test", path)
+
+
+def test_the_state_of_a_large_training_is_read(tmp_path):
+    """A model of 2,000 tensors and its optimiser are far from the limits."""
+    tensors = {f"layer{k}.weight": torch.zeros(1, 1) for k in range(2000)}
+    groups = [{"params": list(range(2000)), "betas": (0.9, 0.999)}]
+    state = {k: {"step": k, "exp_avg": torch.zeros(1, 1)} for k in range(2000)}
+    content = {"model": tensors, "optimizer": {"state": state, "param_groups": groups}}
+    torch.save(content, tmp_path / "a.pth")
+    assert len(read_tensors("test", tmp_path / "a.pth")) == 2000
+
+
+def test_zip_archives_whose_members_share_bytes_are_refused(tmp_path):
+    """Such an archive can have more content than its size."""
+    path = tmp_path / "a.pth"
+    torch.save({"x": torch.zeros(50_000)}, path)
+    with zipfile.ZipFile(path, "a") as archive:
+        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+        for k in range(2):
+            entry = copy.copy(largest)
+            entry.filename = f"a/data/{k + 1}"
+            archive.filelist.append(entry)
+        archive._didModify = True  # write the list of members anew
+    with pytest.raises(ValueError, match=r"a.pth: its members have \d+ bytes, the file has \d+"):
+        read_tensors("test", path)
+
+
+def test_zip_archives_of_very_many_members_are_refused(tmp_path):
+    path = tmp_path / "a.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        for k in range(3):
+            archive.writestr(f"{k}/{'x' * 60_000}", b"")
+        archive.filelist *= 30
+    with pytest.raises(ValueError, match="pickles or lists has more than 4194304 bytes"):
+        read_tensors("test", path)
+
+
+def test_what_is_no_weights_is_named(tmp_path):
+    path = tmp_path / "photo.jpg"
+    cv2.imwrite(str(path), np.zeros((8, 8, 3), np.uint8))
+    message = "load_pretrained: cannot read .*photo.jpg: it is a JPEG image, expected a safetensors"
+    with pytest.raises(ValueError, match=message):
+        ssd300(3, width=WIDTH, init=path)
+    with pytest.raises(OSError, match="is a folder, expected a regular file"):
+        convert(tmp_path / "..", tmp_path / "out")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors", "a.caffemodel", "a.json"])
+def test_named_pipes_are_refused_at_once(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises((OSError, ValueError), match="is a named pipe, expected a regular file"):
+        load_pretrained(ssd300(2, width=WIDTH), tmp_path / name)
+
+
+def test_safetensors_with_a_large_header_are_not_read(tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes((2**22 + 1).to_bytes(8, "little") + b"{" + b" " * 2**22)
+    with pytest.raises(ValueError, match="its header has 4194305 bytes, expected at most 4194304"):
+        read_tensors("test", path)
+
+
+def test_caffe_models_larger_than_any_are_not_read(tmp_path):
     path = tmp_path / "a.caffemodel"
     path.write_bytes(field(1, b"net"))
     with path.open("r+b") as file:
         file.truncate(2**31)  # a sparse file, which needs no space
-    with pytest.raises(ValueError, match="a Caffe model has less than 2147483648 bytes"):
+    with pytest.raises(OSError, match="has 2.15 GB, expected at most 600 MB"):
         read_tensors("test", path)
 
 
@@ -752,11 +869,17 @@ def layer(name, *blobs):
         ),
         (layer(b"fc6", blob_bytes(torch.zeros(1), shape=[1] * 5)), "expected at most 4 dimensions"),
         (layer(b"fc6", blob_bytes(torch.zeros(2))) * 2, "'fc6.weight' occurs twice"),
-        (layer(b"fc6", b"\xff\xff"), "damaged one: byte 0 "),
-        (layer(b"a") + layer(b"fc6", b"\xff\xff"), "damaged one: byte 6 "),
+        (layer(b"fc6", b"\xff\xff"), "damaged one: byte 10 "),
+        (layer(b"a") + layer(b"fc6", b"\xff\xff"), "damaged one: byte 16 "),
+        (
+            layer(b"fc6", b"\x2a\x05hell") + layer(b"a"),
+            "at byte 10 ends at byte 17, the message around it at byte 16",
+        ),
+        (b"\xa2\x06\0" * 60_000, "a Caffe model of more than 100000 fields"),
+        (layer(b"fc6", b"\x2a\0" * 60_000), "a Caffe model of more than 100000 fields"),
         (field(1, b"net"), r"a Caffe model without weights \(5 bytes\)"),
         (field(1, b"net") + b"\x0c", "byte 5 "),
-        (b"\n" + b"\xff" * 20, "cut short|byte 0"),
+        (b"\n" + b"\xff" * 20, "damaged one: byte 1 "),
         (b"\n\nhello", "byte 0 ends at byte 12, the file at byte 7"),
     ],
 )
@@ -765,6 +888,71 @@ def test_damaged_caffe_models_are_refused(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"test: cannot read .*a.caffemodel: .*{message}"):
         read_tensors("test", path)
+
+
+def protobufs_reader():
+    """What the package protobuf makes of a Caffe model: the tensors, or None if it refuses it."""
+    pytest.importorskip("google.protobuf", reason="protobuf is not installed")
+    from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
+
+    schema = {
+        "Shape": [("dim", 1, 3, 3)],
+        "Blob": [
+            *((name, 1 + k, 3, 1) for k, name in enumerate(("num", "channels", "height", "width"))),
+            ("data", 5, 12, 3),
+            ("shape", 7, "Shape", 1),
+        ],
+        "Layer": [("name", 1, 12, 1), ("blobs", 7, "Blob", 3)],
+        "OldLayer": [("name", 4, 12, 1), ("blobs", 6, "Blob", 3)],
+        "Net": [("layers", 2, "OldLayer", 3), ("layer", 100, "Layer", 3)],
+    }
+    file = descriptor_pb2.FileDescriptorProto(name="caffe.proto", package="c")
+    for title, fields in schema.items():
+        described = file.message_type.add(name=title)
+        for name, number, kind, label in fields:
+            one = described.field.add(name=name, number=number, label=label)
+            if isinstance(kind, str):
+                one.type, one.type_name = one.TYPE_MESSAGE, f".c.{kind}"
+            else:
+                one.type = kind
+    pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(file.SerializeToString())
+    net = message_factory.GetMessageClass(pool.FindMessageTypeByName("c.Net"))
+
+    def read(content):
+        try:
+            parsed = net.FromString(content)
+        except message.DecodeError:
+            return None
+        return {
+            (layer.name.decode(errors="replace"), part): b"".join(blob.data)
+            for layer in (*parsed.layer, *parsed.layers)
+            for part, blob in zip(("weight", "bias"), layer.blobs, strict=False)
+        }
+
+    return read
+
+
+def test_caffe_models_are_read_as_by_protobuf():
+    """Sound and damaged ones: what is read is what protobuf reads, and it refuses no less."""
+    read = protobufs_reader()
+    layers = {"fc6": [torch.randn(2, 3, 1, 1), torch.randn(2)], "b": [torch.randn(3)]}
+    generator = np.random.default_rng(0)
+    equal = 0
+    for old in (False, True):
+        content = caffemodel(layers, old)
+        for place in [None, *generator.integers(0, len(content), 1000)]:
+            damaged = bytearray(content)
+            if place is not None:
+                damaged[place] ^= int(generator.integers(1, 256))
+            try:
+                found = read_caffe(bytes(damaged))
+            except ValueError:
+                continue
+            data = {tuple(k.rsplit(".", 1)): v.numpy().tobytes() for k, v in found.items()}
+            assert data == read(bytes(damaged)), place
+            equal += 1
+    assert equal > 500
 
 
 def test_any_changed_byte_gives_weights_or_a_named_error(tmp_path):
