@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 
 FAILED, INTERRUPTED, CLOSED = 2, 130, 141
+# Characters of a message, which may quote what a file contains.
+_LONGEST = 2000
 
 # What PyTorch's DataLoader makes of an error in a worker. The last line of the traceback that is
 # not indented has the type and the message of the error.
@@ -116,9 +118,11 @@ def _joined(text: str) -> str:
 
 
 def say(line: str) -> None:
-    """Print a line to standard error, if anybody can read it."""
+    """Print a line to standard error; leave out the middle of a long one."""
+    if len(line) > _LONGEST:
+        line = f"{line[: _LONGEST - 200]} ... {line[-200:]}"
     if sys.stderr is not None:
-        with suppress(OSError, ValueError):  # its reader is gone, or it is closed
+        with suppress(OSError, ValueError):  # nobody reads it, or it is closed
             print(line, file=sys.stderr, flush=True)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
+from mdssd.cli.errors import FAILED, say
 from mdssd.cli.options import convert, data, detect, evaluate, export, info, train
 from mdssd.version import __version__
 
@@ -47,8 +48,9 @@ class Parser(argparse.ArgumentParser):
         if "are required" in message and self._examples:
             message += f"; for example: {self._examples[0]}"
         # torchrun starts several processes with the same arguments; only the first reports.
-        first = os.environ.get("RANK", "0") == "0"
-        self.exit(2, f"mdssd: error: {message} (see `{self.prog} --help`)\n" if first else None)
+        if os.environ.get("RANK", "0") == "0":
+            say(f"mdssd: error: {message} (see `{self.prog} --help`)")
+        self.exit(FAILED)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         # A subcommand is parsed by this method, too: it then reports what it does not know, and

@@ -1,5 +1,6 @@
 """What a user reads when a command fails: exact messages, and no traceback for anything."""
 
+import argparse
 import errno
 import os
 import signal
@@ -7,13 +8,14 @@ import subprocess
 import sys
 import warnings
 from concurrent.futures.process import BrokenProcessPool
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from mdssd.cli import main
+from mdssd.cli import main, make_parser
 from mdssd.cli.commands import info
 from mdssd.cli.errors import describe
 from mdssd.data import DataError
@@ -153,7 +155,7 @@ def test_warnings_are_lines_of_the_command(monkeypatch, capsys):
 # Prints names that no encoding and no reader may like, then exits with status 5.
 PRINTING = """
 import sys
-from mdssd.cli import main
+from mdssd.cli import main, make_parser
 from mdssd.cli.commands import info
 
 def run(arguments):
@@ -214,7 +216,7 @@ def test_closed_streams():
 def test_a_closed_error_stream_is_not_replaced_by_a_file(tmp_path):
     program = """
 import os, sys
-from mdssd.cli import main
+from mdssd.cli import main, make_parser
 from mdssd.cli.commands import info
 
 def run(arguments):
@@ -227,3 +229,41 @@ sys.exit(main(["info"]))
 """
     assert shell(f'cd {tmp_path}; "$PYTHON" -c "$PROGRAM" 2>&-', PROGRAM=program) == (2, "", "")
     assert (tmp_path / "written").read_text() == ""
+
+
+# --- any argument --------------------------------------------------------------------------------
+
+ODD = ["", " ", "-", "--", "0", "-1", "nan", "inf", "1e999", "9" * 5000, "²", "none", "\udce9",
+       "a\0b", "x" * 300, "/dev/null", "/proc/self/mem/x", "~", "a,b", ",", "%s", "{}"]  # fmt: skip
+
+
+def leaves(parser, words=()):
+    """The parsers that have no subcommands, with the words that lead to them."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for word, sub in action.choices.items():
+                yield from leaves(sub, (*words, word))
+            return
+    yield words, parser
+
+
+@pytest.mark.parametrize(("words", "parser"), leaves(make_parser()), ids=str)
+def test_an_odd_argument_is_taken_or_refused_in_one_line(monkeypatch, capsys, words, parser):
+    root = make_parser()  # making it takes longer than parsing
+    monkeypatch.setattr("mdssd.cli.make_parser", lambda: root)
+    monkeypatch.setattr("mdssd.cli.import_module", lambda name: SimpleNamespace(run=lambda a: 0))
+    needed = ["a", "b"] if words == ("detect",) else ["a"] if words != ("train",) else []
+    needed += ["--data", "a"] if words in (("train",), ("eval",)) else []
+    needed += ["--out", "a"] if words in (("convert",), ("export",), ("data", "show")) else []
+    needed = needed if words != ("info",) else []
+    assert main([*words, *needed]) == 0
+    options = [action.option_strings[0] for action in parser._actions if action.option_strings]
+    for option in [*options, ""]:
+        for value in ODD:
+            arguments = [*words, *needed, *([f"{option}={value}"] if option else [value])]
+            status = main(arguments)
+            _, err = capsys.readouterr()
+            assert status in (0, 2), arguments
+            if status:
+                assert err.startswith("mdssd: error: ") and err.count("\n") == 1, arguments
+                assert "a bug in mdssd" not in err and len(err) < 2100, arguments

@@ -51,21 +51,67 @@ def add_to(verbs: Verbs) -> None:
         examples=EXAMPLES,
         data="--data DIR|JSON",
     )
+    _add_common_options(parser.add_argument_group("most used"))
     data = parser.add_argument_group("data")
     _add_data_options(data)
     add_data_rules(data)
     _add_model_options(parser.add_argument_group("model"))
-    _add_run_options(parser.add_argument_group("run"))
     _add_optimiser_options(parser.add_argument_group("optimiser"))
-    _add_speed_options(parser.add_argument_group("speed and memory"))
     add_augmentation_options(parser)
+    _add_run_options(parser.add_argument_group("run"))
+    _add_speed_options(parser.add_argument_group("speed and memory"))
     add_machine_options(parser)
     parser.set_defaults(command="train")
 
 
+def _add_common_options(common: argparse._ArgumentGroup) -> None:
+    common.add_argument("--data", metavar="DIR|JSON", help=DATA)
+    common.add_argument("--split", help="split of a VOC folder (default: trainval or train)")
+    common.add_argument(
+        "--eval-split",
+        metavar="SPLIT",
+        help="evaluate on this split of a VOC folder or the scenes during training, and keep the "
+        "checkpoint with the best VOC07 mAP (COCO AP for a COCO JSON file)",
+    )
+    common.add_argument(
+        "--out",
+        type=values.folder,
+        metavar="DIR",
+        help="folder to write the run to (default runs/train)",
+    )
+    length = common.add_mutually_exclusive_group()
+    length.add_argument(
+        "--epochs",
+        type=values.count,
+        metavar="N",
+        help="train for N passes over the data instead of 30 minutes",
+    )
+    length.add_argument(
+        "--iterations",
+        type=values.count,
+        metavar="N",
+        help="train for N batches instead of 30 minutes",
+    )
+    length.add_argument(
+        "--minutes", type=values.above_zero, metavar="M", help="train for M minutes (default 30)"
+    )
+    common.add_argument("--resume", action="store_true", help="continue the run in --out")
+    common.add_argument(
+        "--init",
+        metavar="FILE",
+        help="start from this file: ImageNet weights of VGG16 or ResNet-101, a published SSD (see "
+        "`mdssd convert --help`) or a checkpoint; tensors that fit by name and shape are loaded. "
+        "By default the model has the checkpoint's options, and for other files its paper's",
+    )
+    common.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help="settings of a paper (a model's name, then -voc or -coco, for DSSD also -stage1 or "
+        "-stage2) or of a TOML file; other options override them",
+    )
+
+
 def _add_data_options(data: argparse._ArgumentGroup) -> None:
-    data.add_argument("--data", metavar="DIR|JSON", help=DATA)
-    data.add_argument("--split", help="split of a VOC folder (default: trainval or train)")
     data.add_argument("--image-dir", metavar="DIR", help=IMAGE_DIR)
     data.add_argument(
         "--classes",
@@ -81,12 +127,6 @@ def _add_data_options(data: argparse._ArgumentGroup) -> None:
         "--eval-image-dir",
         metavar="DIR",
         help="folder of the images of --eval-data, if that is a COCO JSON file",
-    )
-    data.add_argument(
-        "--eval-split",
-        metavar="SPLIT",
-        help="evaluate on this split of a VOC folder or the scenes during training, and keep the "
-        "checkpoint with the best VOC07 mAP (COCO AP for a COCO JSON file)",
     )
     data.add_argument(
         "--eval-every",
@@ -122,49 +162,13 @@ def _add_model_options(model: argparse._ArgumentGroup) -> None:
         action=ON_OFF,
         help="cut prior sizes down to whole pixels, as Caffe's SSD512 does",
     )
-    model.add_argument(
-        "--init",
-        metavar="FILE",
-        help="start from this file: ImageNet weights of VGG16 or ResNet-101, a published SSD (see "
-        "`mdssd convert --help`) or a checkpoint; tensors that fit by name and shape are loaded. "
-        "By default the model has the checkpoint's options, and for other files its paper's",
-    )
 
 
 def _add_run_options(run: argparse._ArgumentGroup) -> None:
     run.add_argument(
-        "--recipe",
-        metavar="NAME",
-        help="settings of a paper (a model's name, then -voc or -coco, for DSSD also -stage1 or "
-        "-stage2) or of a TOML file; other options override them",
-    )
-    run.add_argument(
         "--print-recipe",
         action="store_true",
         help="print all settings as a TOML file for --recipe, and exit",
-    )
-    run.add_argument(
-        "--out",
-        type=values.folder,
-        metavar="DIR",
-        help="folder to write the run to (default runs/train)",
-    )
-    run.add_argument("--resume", action="store_true", help="continue the run in --out")
-    length = run.add_mutually_exclusive_group()
-    length.add_argument(
-        "--epochs",
-        type=values.count,
-        metavar="N",
-        help="train for N passes over the data instead of 30 minutes",
-    )
-    length.add_argument(
-        "--iterations",
-        type=values.count,
-        metavar="N",
-        help="train for N batches instead of 30 minutes",
-    )
-    length.add_argument(
-        "--minutes", type=values.above_zero, metavar="M", help="train for M minutes (default 30)"
     )
     run.add_argument(
         "--seed",
