@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from contextlib import closing
 
 import torch
 
@@ -81,15 +81,20 @@ def _check_eval_dataset(eval_dataset: DetectionDataset, dataset: DetectionDatase
 
 def _decode_all(dataset: DetectionDataset, progress: bool) -> None:
     own = distributed.part(range(len(dataset)))
-    paths = [path for i in own if (path := dataset.image_path(i)) is not None]
-    visible = bool(paths) and progress and distributed.is_main()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        decoded = pool.map(_decode, paths)
-        for _ in progress_bar(
-            decoded, desc="check images", total=len(paths), visible=visible, leave=False
-        ):
-            pass
+    indices = [index for index in own if dataset.image_path(index) is not None]
+    processes = distributed.world_size()
 
+    def decode(index: int) -> None:  # the pixels are not returned, or the pool would collect them
+        path = dataset.image_path(index)
+        assert path is not None
+        read_image(path, upright=dataset.upright(index), limits=dataset.limits)
 
-def _decode(path: Path) -> None:
-    read_image(path)  # its pixels are not returned, or the pool would collect them all
+    bar = progress_bar(
+        desc="check images" + (f" (1/{processes} of them)" if processes > 1 else ""),
+        total=len(indices),
+        visible=bool(indices) and progress and distributed.is_main(),
+        leave=False,
+    )
+    with closing(bar), ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(decode, indices):
+            bar.update()

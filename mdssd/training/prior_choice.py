@@ -83,10 +83,8 @@ def _relative_boxes(dataset: DetectionDataset) -> NDArray[np.float64]:
             sample = dataset[index]
             height, width = sample.image.shape[:2]
         else:
-            sample, header = dataset.annotation(index), read_header(path)
-            width, height = header.width, header.height
-            if dataset.upright(index) and header.orientation >= 5:  # a quarter turn
-                width, height = height, width
+            sample = dataset.annotation(index)
+            width, height = read_header(path).size(dataset.upright(index))
         boxes_xyxy = sample.boxes_xyxy[~sample.crowd].astype(np.float64)
         parts.append((boxes_xyxy / (width, height, width, height)).clip(0, 1))
     boxes_xyxy = np.concatenate(parts)

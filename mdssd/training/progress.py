@@ -36,12 +36,14 @@ class Means(NamedTuple):
     """Mean losses of some iterations, and how fast they were.
 
     waiting: the fraction of the time (0 to 1) that was spent waiting for images.
+    per_minute: iterations in a minute.
     """
 
     loc: float
     conf: float
     images_per_s: float
     waiting: float
+    per_minute: float
 
     @property
     def total(self) -> float:
@@ -83,6 +85,7 @@ class Tally:
             self.conf / self.count,
             self.images / seconds,
             self.waited / seconds,
+            60 * self.count / seconds,
         )
 
 
@@ -100,6 +103,10 @@ class Bar:
             unit="s" if self._timed else "it",
             visible=visible,
         )
+        if self._timed:  # without the rate, as "1.00s/s" says nothing
+            self._bar.bar_format = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
+        terminal = sys.stderr is not None and sys.stderr.isatty()
+        self._bar.set_postfix_str("first iteration", refresh=terminal)
 
     def __enter__(self) -> Bar:
         return self
@@ -111,9 +118,10 @@ class Bar:
         if tally.count:
             means = tally.means()
             self._bar.set_postfix_str(
-                f"epoch {state.epoch + 1}, loss {means.total:.3f} = boxes {means.loc:.3f} + "
-                f"classes {means.conf:.3f}, lr {tally.lr:.2g}, {means.images_per_s:.1f} images/s, "
-                f"waiting for images {means.waiting:.0%}",
+                f"epoch {state.epoch + 1}, iteration {state.step} "
+                f"({means.per_minute:.0f} a minute), loss {means.total:.3f} = boxes "
+                f"{means.loc:.3f} + classes {means.conf:.3f}, "
+                f"lr {tally.lr:.2g}, waiting for images {means.waiting:.0%}",
                 refresh=False,
             )
         reached = round(state.seconds) if self._timed else state.step

@@ -73,6 +73,7 @@ class Run:
     stopping: bool = False  # a signal came to a process during the last iteration
     curve_drawn_at: float = -math.inf
     saved_at: float = field(default_factory=time.monotonic)
+    lr: float = 0.0  # of the last iteration
 
     @classmethod
     @contextmanager
@@ -122,12 +123,12 @@ class Run:
             Terminated, Interrupted: a signal came; the checkpoint is saved.
         """
         state, settings = self.state, self.settings
-        lr = settings.learning_rate(state.step, self._progress())
+        self.lr = lr = settings.learning_rate(state.step, self._progress())
         images = subtract_mean(batch.images.to(self.step.device, non_blocking=True))
         batch = batch._replace(images=images)
         losses = self.step.backward(*batch)
         if not losses.finite:
-            self._fail(batch, losses, lr)
+            self._fail(batch, losses)
         self.step.update(lr, state.step)
         state.step += 1
         state.batch += 1
@@ -238,8 +239,9 @@ class Run:
         state = self.state
         try:
             self.folder.save(name, state, self.step)
-        except ValueError as error:  # a weight is not finite, as the next loss would have shown
-            return f"train: iteration {state.step}: {error}"
+        except ValueError as error:  # a weight is not finite
+            what = str(error).removeprefix("save_checkpoint: model: ")
+            return f"train: after iteration {state.step}: {what}; {self._diverged()}"
         except OSError as error:
             failure = self.folder.describe_unsaved(name, state, error)
             if name == LAST and (self.stopping or state.finished):
@@ -258,19 +260,31 @@ class Run:
             self.bar.warn(f"warning: {path}: not drawn ({error.strerror})")
         self.curve_drawn_at = time.monotonic()
 
-    def _fail(self, batch: Batch, losses: Losses, lr: float) -> NoReturn:
+    def _fail(self, batch: Batch, losses: Losses) -> NoReturn:
         """Keep the batch whose loss is not finite and raise TrainingError."""
-        state, last = self.state, self.folder.last
+        state = self.state
         message = (
-            f"train: the loss is not finite (boxes {losses.loc:g}, classes "
-            f"{losses.conf:g}) in iteration {state.step + 1} of epoch {state.epoch + 1} at "
-            f"learning rate {lr:g}; try a lower one, a warm-up or a gradient limit; "
-            + (f"{last} is the last checkpoint" if last.exists() else "there is no checkpoint yet")
+            f"train: the loss is not finite (boxes {losses.loc:g}, classes {losses.conf:g}) in "
+            f"iteration {state.step + 1} of epoch {state.epoch + 1}; {self._diverged()}"
         )
         facts = {"iteration": state.step + 1, "epoch": state.epoch + 1, "message": message}
         image_ids = self.loader.own_image_ids(state.batch)
         kept = keep_batch(self.folder.path, batch, image_ids, self.folder.classes, facts)
         raise TrainingError(f"{message}; {kept}")
+
+    def _diverged(self) -> str:
+        """Say what to do about losses or weights that are not finite."""
+        last, loss = self.folder.last, self.state.loss
+        if self.tally.count:
+            loss = self.tally.means().total
+        before = "no loss before was finite" if loss is None else f"the loss before was {loss:.4g}"
+        text = (
+            f"the learning rate was {self.lr:g}, and {before}; try a lower learning rate, a longer "
+            "warm-up or a gradient limit"
+        )
+        if not last.exists():
+            return f"{text}; there is no checkpoint yet"
+        return f"{text}; {last} is the last checkpoint and is whole, a new run can start from it"
 
 
 def _is_multiple(step: int, every: int | None) -> bool:

@@ -356,7 +356,10 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(tmp_path, mon
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     original = ops.multibox_loss
     monkeypatch.setattr(ops, "multibox_loss", lambda *a: (original(*a)[0] * value, original(*a)[1]))
-    message = r"not finite .*iteration 3 of epoch 2 .*last.json is .*not-finite-00000003 has its"
+    message = (
+        r"not finite .*iteration 3 of epoch 2; the learning rate was 0.001, and the loss before "
+        r"was \d.*; try a lower learning rate.*last.json is .*whole.*not-finite-00000003 has its"
+    )
     with pytest.raises(TrainingError, match=message):
         train(small(), dataset, tmp_path, **run)
     folder = tmp_path / "not-finite-00000003"
@@ -379,6 +382,25 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(tmp_path, mon
         assert facts["images"][k]["objects"] == [dataset.classes[label - 1] for label in labels]
         assert cv2.imread(str(folder / facts["images"][k]["picture"])).shape == (300, 300, 3)
     assert len(list(folder.iterdir())) == 4
+
+
+def test_weights_that_are_not_finite_name_the_learning_rate(tmp_path, monkeypatch):
+    """Behind batch normalisation a huge rate can make them so while the loss is still finite."""
+    update = TrainingStep.update
+
+    def burst(step, lr, iteration):
+        update(step, lr, iteration)
+        if iteration == 3:
+            next(step.model.parameters()).data.fill_(float("inf"))
+
+    monkeypatch.setattr(TrainingStep, "update", burst)
+    message = (
+        r"train: after iteration 4: .*the learning rate was 0.001, and the loss before was \d.*"
+        r"try a lower learning rate.*last.json is the last checkpoint and is whole"
+    )
+    with pytest.raises(TrainingError, match=message):
+        train(small(), Shapes(4), tmp_path, epochs=3, **QUICK)
+    assert read_meta(tmp_path / "last.json")["training"]["step"] == 2
 
 
 # --- refusals ------------------------------------------------------------------------------------
