@@ -64,16 +64,17 @@ def export(
     The input "pixels" [batch, S, S, 3] uint8 RGB holds one or more images, resized to S x S. The
     outputs are "boxes" [batch, K, 4] float32 xyxy, 0-1, not clipped; "scores" [batch, K] in
     descending order; "labels" [batch, K] int64, from 1; and "count" [batch] int64: the rows from
-    `count` on are 0. K is `max_detections`. The file also holds the classes, the mean, S and the
-    settings.
+    `count` on are 0. K is `max_detections`. The file also holds the classes, the mean, S, the
+    settings, and a sentence on each input and output.
 
     Args:
         model: a model of `mdssd.models` in float32. It is put in evaluation mode.
         path: the file to write.
-        form: "onnx" uses ONNX's standard operators only; the facts are in metadata_props, as JSON.
-            "pt2" is for `torch.export.load`; the facts are in its extra file mdssd.json. "aoti" is
-            compiled for the model's device, by a C++ compiler, for
-            `torch._inductor.aoti_load_package`.
+        form: "onnx" uses ONNX's standard operators only; the facts are in metadata_props, as JSON,
+            and in the doc strings of the model, its input and its outputs. "pt2" is for
+            `torch.export.load`; the facts are in its extra file mdssd.json. "aoti" is compiled for
+            the model's device, by a C++ compiler, for `torch._inductor.aoti_load_package`; the
+            facts are in its metadata, as JSON.
         classes: names of labels 1, 2 ...
         mean: the mean of each channel (RGB, 0-255), which the exported program subtracts.
         score_threshold, nms_threshold, top_k, max_detections: see `ops.detection_output`.
@@ -114,6 +115,7 @@ def export(
         "input_size": model.input_size,
         "model": model.config(),
         **settings,
+        **_meanings(model.input_size, max_detections),
     }
     model.eval()
     with torch.no_grad(), _quiet():
@@ -123,6 +125,28 @@ def export(
             content = _program(_Pipeline(model, facts["mean"], settings), form, facts)
     with atomic_write(path, "wb") as file:
         file.write(content)
+
+
+def _meanings(side: int, rows: int) -> dict[str, Any]:
+    """What the input and the outputs mean, for who finds the file without these pages."""
+    return {
+        "channels": "RGB",
+        "resize": "linear, to the square, without regard to the aspect ratio",
+        "inputs": {
+            "pixels": f"[batch, {side}, {side}, 3] uint8, 0-255, channels RGB (OpenCV reads BGR: "
+            f"reverse them). Each image is resized as a whole to {side} x {side}, whatever its "
+            "aspect ratio, by linear interpolation. The program subtracts the mean itself.",
+        },
+        "outputs": {
+            "boxes": f"[batch, {rows}, 4] float32: x1, y1, x2, y2 as fractions of the image's "
+            "width and height, from 0 to 1, not clipped. Multiply them by the size of the "
+            "original image.",
+            "scores": f"[batch, {rows}] float32, from high to low, above score_threshold.",
+            "labels": f"[batch, {rows}] int64: label k is the k-th name of classes, from 1; 0 in "
+            "the rows that are no detections.",
+            "count": "[batch] int64: how many of the rows are detections; the others are 0.",
+        },
+    }
 
 
 def _program(pipeline: _Pipeline, form: str, facts: dict[str, Any]) -> bytes:

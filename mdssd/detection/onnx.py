@@ -54,13 +54,22 @@ def onnx_model(model: SingleShotDetector, facts: dict[str, Any]) -> Any:
         for name, value in {**constants, "detect_mean": mean}.items()
     )
     rows = min(facts["max_detections"], len(model.priors) * len(facts["classes"]))
-    graph.input.append(info("pixels", kinds.UINT8, ["batch", side, side, 3]))
+    texts = facts["inputs"] | facts["outputs"]
+    graph.input.append(info("pixels", kinds.UINT8, ["batch", side, side, 3], texts["pixels"]))
     graph.output.extend(
+        info(name, kind, ["batch", *shape], texts[name])
+        for name, kind, shape in (
+            ("boxes", kinds.FLOAT, [rows, 4]),
+            ("scores", kinds.FLOAT, [rows]),
+            ("labels", kinds.INT64, [rows]),
+            ("count", kinds.INT64, []),
+        )
+    )
+    proto.doc_string = graph.doc_string = "\n".join(
         [
-            info("boxes", kinds.FLOAT, ["batch", rows, 4]),
-            info("scores", kinds.FLOAT, ["batch", rows]),
-            info("labels", kinds.INT64, ["batch", rows]),
-            info("count", kinds.INT64, ["batch"]),
+            f"An object detector, {model.name}: from pixels to boxes. The classes, the thresholds "
+            "and the mean are in the metadata, as JSON.",
+            *(f"{name} {text}" for name, text in texts.items()),
         ]
     )
     onnx.helper.set_model_props(proto, {name: json.dumps(value) for name, value in facts.items()})

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from mdssd.models.build import build
 from mdssd.weights.checkpoint import save_checkpoint
+from mdssd.weights.checkpoint_json import find_checkpoint, read_meta
 from mdssd.weights.class_names import usual_names
 from mdssd.weights.foreign_files import read_tensors
+from mdssd.weights.pretrained import is_checkpoint
 from mdssd.weights.published import Published, read_published
 
 
@@ -39,7 +41,8 @@ def convert(
 
     Raises:
         OSError: the source cannot be read, or the checkpoint cannot be written.
-        ValueError: the file is of no published SSD (see `load_pretrained`), or of a trunk only.
+        ValueError: the file is of no published SSD (see `load_pretrained`), is of a trunk only, or
+            is a checkpoint already.
 
     Example:
         >>> from mdssd.models import build
@@ -56,6 +59,12 @@ def convert(
         ('ssd.pytorch', 'coco')
     """
     name = os.fspath(source)
+    if is_checkpoint(Path(name)):
+        own = read_meta(find_checkpoint(name))["model"]
+        raise ValueError(
+            f"convert: {name}: is a checkpoint of mdssd already ({own.get('model')}, "
+            f"{own.get('num_classes')} classes with background); every command takes it as it is"
+        )
     found = read_published("convert", name, read_tensors("convert", name), prior_scales)
     if found.config is None:
         raise ValueError(

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mdssd import cli, ops
+from mdssd.cli.commands import export as export_command
 from mdssd.data.synthetic import SyntheticScenes
 from mdssd.detection.detector import Detector
 from mdssd.detection.export import export
@@ -63,7 +64,7 @@ def onnx_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("export") / "model.onnx"
     with contextlib.redirect_stdout(io.StringIO()) as text:
         assert cli.main(["export", str(CHECKPOINT), "--out", str(path)]) == 0
-    assert text.getvalue() == f"written: {path}\n"
+    assert text.getvalue() == f"written: {path} (onnx)\n"
     return path
 
 
@@ -92,7 +93,17 @@ def test_onnx_file_describes_its_inputs_and_outputs(onnx_file):
     assert facts["mean"] == list(MEAN)
     assert facts["input_size"] == 300
     assert (facts["score_threshold"], facts["nms_threshold"]) == (0.01, 0.45)
-    nodes = onnx.load(onnx_file).graph.node
+    assert facts["channels"] == "RGB"
+    graph = onnx.load(onnx_file).graph
+    for place, values in (("inputs", graph.input), ("outputs", graph.output)):
+        assert {value.name: value.doc_string for value in values} == facts[place]
+    assert "channels RGB (OpenCV reads BGR" in facts["inputs"]["pixels"]
+    assert "resized as a whole to 300 x 300" in facts["inputs"]["pixels"]
+    assert "subtracts the mean itself" in facts["inputs"]["pixels"]
+    assert "fractions of the image's width and height" in facts["outputs"]["boxes"]
+    description = loaded.get_modelmeta().description
+    assert all(text in description for text in (facts["inputs"] | facts["outputs"]).values())
+    nodes = graph.node
     assert "NonMaxSuppression" in {node.op_type for node in nodes}
     assert {node.domain for node in nodes} <= {"", "ai.onnx"}
 
@@ -162,18 +173,45 @@ def test_pt2_is_a_program_for_any_batch(model, tmp_path):
     numbers = [x for node in loaded.graph.nodes for x in node.args if isinstance(x, float)]
     assert numbers and np.isfinite(numbers).all()
     program = loaded.module()
-    assert json.loads(files["mdssd.json"])["classes"] == CLASSES
+    facts = json.loads(files["mdssd.json"])
+    assert facts["classes"] == CLASSES
+    assert facts["inputs"]["pixels"].startswith("[batch, 300, 300, 3] uint8, 0-255, channels RGB")
     pixels = scenes(3)
     for batch in (pixels, pixels[:1]):
         want = expected(model, batch, score_threshold=0.1)
         assert_same(program(torch.from_numpy(batch)), want)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "form"),
+    [
+        ("m.pt2", [], "pt2"),
+        ("m.PT2", [], "pt2"),
+        ("m.onnx", [], "onnx"),
+        ("m.bin", [], "onnx"),
+        ("m.pt2", ["--format", "onnx"], "onnx"),
+        ("m.pt2", ["--format", "aoti"], "aoti"),
+    ],
+)
+def test_the_ending_decides_the_format_if_it_is_not_given(
+    tmp_path, monkeypatch, capsys, name, options, form
+):
+    forms = []
+    monkeypatch.setattr(export_command, "export", lambda *args, form, **kw: forms.append(form))
+    out = tmp_path / "new folder" / name
+    assert cli.main(["export", str(CHECKPOINT), "--out", str(out), *options]) == 0
+    assert forms == [form]
+    assert out.parent.is_dir()
+    assert capsys.readouterr().out == f"written: {out} ({form})\n"
+
+
 @pytest.mark.nightly("compiles for a minute")
 def test_aoti_package_runs(model, tmp_path):
     export(model, tmp_path / "m.pt2", form="aoti", classes=CLASSES, mean=MEAN)
     package = torch._inductor.aoti_load_package(str(tmp_path / "m.pt2"))
-    assert json.loads(package.get_metadata()["classes"]) == CLASSES
+    facts = {name: json.loads(text) for name, text in package.get_metadata().items()}
+    assert facts["classes"] == CLASSES
+    assert "channels RGB" in facts["inputs"]["pixels"]
     pixels = scenes(2)
     for batch in (pixels, pixels[:1]):
         assert_same(package(torch.from_numpy(batch)), expected(model, batch))

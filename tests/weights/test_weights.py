@@ -826,8 +826,8 @@ def test_what_is_no_weights_is_named(tmp_path):
     message = "load_pretrained: cannot read .*photo.jpg: it is a JPEG image, expected a safetensors"
     with pytest.raises(ValueError, match=message):
         ssd300(3, width=WIDTH, init=path)
-    with pytest.raises(OSError, match="is a folder, expected a regular file"):
-        convert(tmp_path / "..", tmp_path / "out")
+    with pytest.raises(ValueError, match="the folder holds no checkpoint"):
+        convert(tmp_path, tmp_path / "out")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
@@ -1017,6 +1017,14 @@ def test_convert_refuses_a_trunk(tmp_path):
     with pytest.raises(ValueError, match="convert: .*a.pth: is a VGG16 only"):
         convert(tmp_path / "a.pth", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
+
+
+def test_convert_says_that_a_checkpoint_is_one_already(checkpoint, tmp_path):
+    for source in (checkpoint, checkpoint.parent, next(tmp_path.glob("*.safetensors"))):
+        message = "is a checkpoint of mdssd already \\(ssd300, 3 classes with background\\)"
+        with pytest.raises(ValueError, match=message):
+            convert(source, tmp_path / "out")
+    assert not (tmp_path / "out.json").exists()
 
 
 @pytest.mark.parametrize("suffix", ["pth", "caffemodel", "safetensors"])

@@ -12,14 +12,17 @@ from mdssd.weights.checkpoint import load_checkpoint
 
 def run(arguments: argparse.Namespace) -> int:
     writable_folder(Path(arguments.out).parent)  # now, not after the work
+    form = arguments.format
+    if not arguments.format_given and Path(arguments.out).suffix.lower() == ".pt2":
+        form = "pt2"
     model, meta = load_checkpoint(arguments.checkpoint)
     export(
         model,
         arguments.out,
-        form=arguments.format,
+        form=form,
         classes=meta["classes"],
         mean=meta["mean"],
         score_threshold=arguments.score_threshold,
     )
-    print(f"written: {arguments.out}")
+    print(f"written: {arguments.out} ({form})")
     return 0

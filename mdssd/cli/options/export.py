@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+from typing import Any
+
 from mdssd.cli import values
 from mdssd.cli.options.shared import CHECKPOINT, Verbs, add_traceback
 from mdssd.names import EXPORTS
@@ -11,8 +14,16 @@ the decoding of its boxes and the suppression of duplicates. docs/export.md desc
 outputs."""
 EXAMPLES = (
     "mdssd export runs/mine --out detector.onnx",
-    "mdssd export runs/mine --out detector.pt2 --format pt2",
+    "mdssd export runs/mine --out detector.pt2",
+    "mdssd export runs/mine --out detector.pt2 --format aoti",
 )
+
+
+class _Given(argparse.Action):
+    """Keep that the option was given, since otherwise the ending of --out decides."""
+
+    def __call__(self, parser: Any, namespace: Any, value: Any, option: Any = None) -> None:
+        namespace.format, namespace.format_given = value, True
 
 
 def add_to(verbs: Verbs) -> None:
@@ -31,8 +42,9 @@ def add_to(verbs: Verbs) -> None:
         "--format",
         choices=EXPORTS,
         default="onnx",
-        help="ONNX (default), a program of torch.export (pt2), or a library compiled by "
-        "AOTInductor (aoti)",
+        action=_Given,
+        help="ONNX, a program of torch.export (pt2), or a library compiled by AOTInductor (aoti; "
+        "default: pt2 if FILE ends with .pt2, otherwise onnx)",
     )
     parser.add_argument(
         "--score-threshold",
@@ -42,4 +54,4 @@ def add_to(verbs: Verbs) -> None:
         help="minimum score of an object, 0 to 1 (default 0.01)",
     )
     add_traceback(parser)
-    parser.set_defaults(command="export")
+    parser.set_defaults(command="export", format_given=False)
