@@ -9,10 +9,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import PIL
 import torch
 
 from mdssd import ops
 from mdssd.ops import _modules
+from mdssd.system.devices import best_device, describe_device
 from mdssd.version import __version__
 
 
@@ -37,9 +39,11 @@ def info() -> str:
         f"torch     {torch.__version__}",
         f"numpy     {np.__version__}",
         f"opencv    {cv2.__version__}",
+        f"pillow    {PIL.__version__}",
         *_native_lines(),
         _triton_line(),
         *_device_lines(),
+        f"default   {describe_device(best_device())}; --device chooses another",
         f"threads   {torch.get_num_threads()} (torch.get_num_threads), {_cores()} cores usable",
     ]
     lines += [f"set       {k}={v}" for k, v in sorted(os.environ.items()) if k.startswith("MDSSD_")]
@@ -53,7 +57,10 @@ def info() -> str:
 def _native_lines() -> list[str]:
     native = _modules.native
     if native is None:
-        return [f"cpp       not available: {_modules.native_error}"]
+        return [
+            f"cpp       not available: {_modules.native_error}",
+            "          every operator runs as the slow reference until mdssd is installed again",
+        ]
     build = native.build_info()
     lines = [f"cpp       built by {build['compiler']}, {build['build_type']}"]
     if build["cuda"]:

@@ -247,7 +247,7 @@ def leaves(parser, words=()):
     yield words, parser
 
 
-@pytest.mark.parametrize(("words", "parser"), leaves(make_parser()), ids=str)
+@pytest.mark.parametrize(("words", "parser"), list(leaves(make_parser())), ids=str)
 def test_an_odd_argument_is_taken_or_refused_in_one_line(monkeypatch, capsys, words, parser):
     root = make_parser()  # making it takes longer than parsing
     monkeypatch.setattr("mdssd.cli.make_parser", lambda: root)
@@ -267,3 +267,20 @@ def test_an_odd_argument_is_taken_or_refused_in_one_line(monkeypatch, capsys, wo
             if status:
                 assert err.startswith("mdssd: error: ") and err.count("\n") == 1, arguments
                 assert "a bug in mdssd" not in err and len(err) < 2100, arguments
+
+
+def test_ctrl_c_while_the_command_itself_is_imported():
+    program = """
+import builtins, runpy
+load = builtins.__import__
+
+def interrupted(name, *rest, **more):
+    if name == "mdssd.cli.parser":
+        raise KeyboardInterrupt
+    return load(name, *rest, **more)
+
+builtins.__import__ = interrupted
+runpy.run_module("mdssd", run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "mdssd: interrupted\n")

@@ -296,6 +296,7 @@ def test_info_without_the_native_module_says_why(monkeypatch):
     monkeypatch.setattr(_modules, "native", None)
     monkeypatch.setattr(_modules, "native_error", "No module named 'mdssd._C'")
     assert re.search(r"^cpp +not available: No module named", info(), re.MULTILINE)
+    assert "\n          every operator runs as the slow reference until mdssd is" in info()
 
 
 def test_without_triton_everything_else_works():
