@@ -44,6 +44,7 @@ count = whole(1)
 number = whole(0)
 threads = whole(1, _MOST_THREADS)
 workers = whole(0, _MOST_THREADS)
+detections = whole(1, 100_000)
 
 
 def decimal(expected: str, holds: Callable[[float], bool]) -> Callable[[str], float]:
@@ -67,6 +68,7 @@ from_one = decimal("a number of at least 1", lambda value: value >= 1)
 below_one = decimal("a number of at least 0 and below 1", lambda value: 0 <= value < 1)
 fraction = decimal("a number from 0 to 1", lambda value: 0 <= value <= 1)
 share = decimal("a number above 0 and at most 1", lambda value: 0 < value <= 1)
+picture_scale = decimal("a number above 0, up to 100", lambda value: 0 < value <= 100)
 width = decimal("a number above 0 and at most 16", lambda value: 0 < value <= 16)
 
 

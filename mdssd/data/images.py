@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import ImageFile
+from PIL import Image, ImageFile
 
 from mdssd.data.image_headers import ImageHeader, open_with_pillow, parse_header, truncation
 from mdssd.data.sample import DataError
@@ -27,6 +27,8 @@ IMAGE_SUFFIXES = (
 REDUCTIONS = (2, 4, 8)
 # What simplejpeg says of a whole picture that its encoder wrote carelessly, or in a rare way.
 _NO_DAMAGE = re.compile("^Invalid SOS|^Unknown Adobe|unknown JFIF|subsampling level")
+# OpenCV decodes no more.
+_MOST_PIXELS = 1 << 30
 # The numbers of bits that cameras and scanners store in 16.
 _BITS = (8, 10, 12, 14, 16)
 # Pillow's modes of pixels that do not have 8 bits.
@@ -65,10 +67,10 @@ class ImageLimits:
         """Raise DataError if an image has too many pixels."""
         pixels = header.width * header.height
         if pixels > self.max_pixels:
+            remedy = f"; if it is meant to be so large, use --max-pixels {pixels}"
             raise DataError(
                 f"{name}: has {header.width:,} x {header.height:,} pixels, expected at most "
-                f"{self.max_pixels:,} in all; raise the limit by --max-pixels {pixels} if the "
-                "image is meant to be so large"
+                f"{self.max_pixels:,} in all{remedy if pixels < _MOST_PIXELS else ''}"
             )
 
 
@@ -247,18 +249,55 @@ def _decode_with_pillow(data: bytes, name: str, form: str) -> NDArray[Any]:
     if image.mode not in _DEEP_MODES and max(_bits_of(image)) > 8:
         return _decode_with_opencv(data, name)  # Pillow has no colours of more than 8 bits
     try:
-        image.load()
-        if image.mode in _DEEP_MODES:
-            return np.asarray(image)
-        pixels = np.empty((image.height, image.width, 3), np.uint8)
-        for top in range(0, image.height, _STRIP):
-            strip = image.crop((0, top, image.width, min(top + _STRIP, image.height)))
-            pixels[top : top + _STRIP] = np.asarray(strip.convert("RGB"))
-        return pixels
+        return _pillow_pixels(image)
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises many types for damaged pixels
         raise DataError(f"{name}: the image is damaged ({error})") from None
+
+
+def _pillow_pixels(image: Image.Image) -> NDArray[Any]:
+    image.load()
+    if image.mode in _DEEP_MODES:
+        return np.asarray(image)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, _STRIP):
+        strip = image.crop((0, top, image.width, min(top + _STRIP, image.height)))
+        pixels[top : top + _STRIP] = np.asarray(strip.convert("RGB"))
+    return pixels
+
+
+def from_pillow(image: Image.Image, name: str = "image") -> NDArray[np.uint8]:
+    """Return the pixels of a Pillow image as `read_image` returns those of its file, upright.
+
+    Args:
+        image: the image, in any mode. It may be one that is not loaded yet.
+        name: its name in messages.
+
+    Returns:
+        uint8 [H, W, 3], RGB.
+
+    Raises:
+        DataError: it cannot be loaded, or its pixels are outside the range of `read_image`.
+
+    Example:
+        >>> from PIL import Image
+        >>> from mdssd.data.images import from_pillow
+        >>> from_pillow(Image.new("L", (80, 60))).shape
+        (60, 80, 3)
+    """
+    try:
+        # Pillow turns a TIFF itself when it loads it, and then removes the orientation.
+        image.load()
+        orientation = image.getexif().get(274, 1)
+        pixels = _pillow_pixels(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises many types for damaged pixels
+        raise DataError(f"{name}: the image is damaged ({error})") from None
+    if pixels.dtype != np.uint8:
+        pixels = _to_8_bits(pixels, name)
+    return _turned(pixels, orientation if isinstance(orientation, int) else 1)
 
 
 def _bits_of(image: ImageFile.ImageFile) -> tuple[int, ...]:

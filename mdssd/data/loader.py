@@ -72,13 +72,15 @@ class TrainingSet(torch.utils.data.Dataset):
         path = self.dataset.image_path(index) if self.reduced else None
         if path is None:
             return self.augmentation(self.dataset[index], rng)
-        sample, data = self.dataset.annotation(index), read_bytes(path)
+        sample, data = self.dataset.annotation(index), read_bytes(path, self.dataset.limits)
         header = parse_header(io.BytesIO(data), str(path))
+        upright, limits = self.dataset.upright(index), self.dataset.limits
         if header.format != "JPEG":
-            sample.image = decode_image(data, str(path))
+            sample.image = decode_image(data, str(path), upright=upright, limits=limits)
             return self.augmentation(sample, rng)
-        view = self.augmentation.draw(sample, header.size(False), rng, reduced=True)
-        return self.augmentation.apply(view, decode_image(data, str(path), view.reduction))
+        view = self.augmentation.draw(sample, header.size(upright), rng, reduced=True)
+        image = decode_image(data, str(path), view.reduction, upright=upright, limits=limits)
+        return self.augmentation.apply(view, image)
 
 
 def collate(

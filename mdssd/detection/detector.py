@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mdssd import ops
 from mdssd.data import MEAN_RGB, DataError, Preprocess
 from mdssd.data.ahead import read_ahead
+from mdssd.data.images import ImageLimits
 from mdssd.detection.reading import (
     Image,
     Reader,
@@ -77,6 +78,7 @@ class Detector:
     Attributes:
         model, classes, device, batch_size: as above.
         input_size: side S of the network's input, in pixels.
+        limits: which image files are accepted, an `ImageLimits`. It can be changed.
         timings: seconds spent so far per stage: decode, preprocess, network, detection_output. A
             GPU's time counts towards detection_output, which fetches the results, unless the calls
             are made in `with detector.separate_stages():`. With runtime "graph" it all counts
@@ -111,6 +113,7 @@ class Detector:
         runtime: str = "eager",
         dtype: torch.dtype | None = None,
     ) -> None:
+        self.limits = ImageLimits()
         self.classes = _class_names(classes, cast(int, model.num_classes))
         priors = cast(Tensor, model.priors)
         self.device = priors.device if device is None else torch.device(device)
@@ -177,8 +180,9 @@ class Detector:
         """Detect objects in one image or in a list of images.
 
         Args:
-            images: uint8 arrays [H, W, 3] in RGB order, paths, or the bytes of image files; one or
-                a list. Sizes may differ. Pixels are taken as stored (no EXIF rotation).
+            images: uint8 arrays [H, W, 3] in RGB order, images of Pillow, paths, or the bytes of
+                image files; one or a list. Sizes may differ. Files and images of Pillow are
+                turned upright as their EXIF orientation says; so are their boxes.
             batch_size: overrides the detector's.
 
         Returns:
@@ -204,15 +208,15 @@ class Detector:
         sources = listed(images)
         results = []
         for start in range(0, len(sources), size):
-            arrays = [
-                self.read(source, f"images[{start + i}]")
-                for i, source in enumerate(sources[start : start + size])
-            ]
-            pixels = arrays
-            if self.device.type == "cpu":  # a GPU resizes the images itself
-                with self._times.stage("preprocess"):
-                    pixels = [self._preprocess.warp(array) for array in arrays]
-            results += self._finish(self._start(pixels), [array.shape[:2] for array in arrays])
+            pixels, sizes = [], []
+            for i, source in enumerate(sources[start : start + size], start):
+                image = self.read(source, f"images[{i}]")
+                sizes.append(image.shape[:2])
+                if self.device.type == "cpu":  # a GPU resizes the images itself
+                    with self._times.stage("preprocess"):
+                        image = self._preprocess.warp(image)
+                pixels.append(image)
+            results += self._finish(self._start(pixels), sizes)
         return results
 
     def stream(
@@ -260,8 +264,8 @@ class Detector:
             raise ValueError(f"Detector.stream: workers: expected an int from 0, got {workers!r}")
         if isinstance(images, (str, bytes, np.ndarray)) or not isinstance(images, Iterable):
             raise TypeError(
-                "Detector.stream: images: expected an iterable of numpy arrays, paths or bytes, "
-                f"got {type(images).__name__}"
+                "Detector.stream: images: expected an iterable of numpy arrays, Pillow images, "
+                f"paths or bytes, got {type(images).__name__}"
             )
         return self._stream(images, size, workers, with_images)
 
@@ -269,33 +273,40 @@ class Detector:
         self, images: Iterable[Image], size: int, workers: int, with_images: bool
     ) -> Generator[Streamed, None, None]:
         named = ((image, name_of(image, f"images[{i}]")) for i, image in enumerate(images))
-        reader = Reader(self._preprocess, with_images)
+        reader = Reader(self._preprocess, with_images, self.limits)
         under_way: deque[tuple[list[tuple[Any, ReadImage | DataError]], Any]] = deque()
         with closing(read_ahead(reader, named, workers, size + 2 * workers)) as items:
-            while True:
+            finished = reader.finish(items)
+            more = True
+            while more:
                 with self._times.stage("decode"):
-                    batch = next_batch(items, size)
-                if batch:
+                    batch = next_batch(finished, size)
+                if more := bool(batch):
                     pixels = [read.pixels for _, read in batch if isinstance(read, ReadImage)]
                     under_way.append((batch, self._start(pixels)))
-                while len(under_way) >= self._runtime.under_way or (under_way and not batch):
-                    yield from self._streamed(*under_way.popleft())
-                if not batch:
-                    return
+                while len(under_way) >= self._runtime.under_way or (under_way and not more):
+                    yield from self._streamed(*under_way.popleft(), with_images)
 
     def _streamed(
-        self, batch: Sequence[tuple[Any, ReadImage | DataError]], ticket: Any
+        self, batch: list[tuple[Any, ReadImage | DataError]], ticket: Any, with_images: bool
     ) -> Iterator[Streamed]:
         sizes = [read.size for _, read in batch if isinstance(read, ReadImage)]
         results = iter(self._finish(ticket, sizes))
-        for source, read in batch:
+        while batch:
+            source, read = batch.pop(0)  # so that its pixels do not outlive its turn
             if isinstance(read, DataError):
                 yield Streamed(source, (0, 0), _no_detections(), error=read)
-            else:
-                yield Streamed(source, read.size, next(results), read.image)
+                continue
+            found, image = next(results), read.image
+            try:
+                if with_images and read.large:
+                    image = self.read(source, read.large)
+                yield Streamed(source, read.size, found, image)
+            except DataError as error:  # the file has changed in the meantime
+                yield Streamed(source, (0, 0), _no_detections(), error=error)
 
     def read(self, source: Image, name: str = "image") -> NDArray[np.uint8]:
-        """Return the pixels [H, W, 3] uint8 RGB of an array (checked), a path or encoded bytes.
+        """Return the pixels [H, W, 3] uint8 RGB of any image that `__call__` takes.
 
         Args:
             source: the image.
@@ -304,7 +315,7 @@ class Detector:
         The time counts as "decode". Raises as `__call__` does.
         """
         with self._times.stage("decode"):
-            return read_pixels(source, name)
+            return read_pixels(source, name, self.limits)
 
     @property
     def timings(self) -> dict[str, float]:

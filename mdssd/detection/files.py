@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import glob
 import os
-import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from mdssd.data.images import IMAGE_SUFFIXES
+import torch
+
 from mdssd.detection.detector import STAGES, Detector, Streamed
+from mdssd.detection.sources import (
+    MARK,
+    check_out,
+    find_images,
+    picture_names,
+    plural,
+)
 from mdssd.detection.tables import AddImage, open_table, table_entry
-from mdssd.drawing import draw_detections, write_image
+from mdssd.drawing import draw_detections, encode_image
 from mdssd.names import TABLES
+from mdssd.system.files import atomic_write, remove_all_leftovers
 from mdssd.system.progress import progress_bar
+from mdssd.system.stop import StopRequest, Terminated
 
 
 @dataclass
@@ -28,6 +34,7 @@ class DetectReport:
 
     Attributes:
         failed: (file, reason) for each image that could not be read.
+        left_out: a line for each folder that holds more than images, which says what.
         images: one dict per other image: "file", "width", "height" and "detections", a list of
             dicts "class", "label", "score", "box_xyxy" (pixels). Empty without `keep_images`.
         timings: seconds per stage: decode (the time spent waiting, if worker processes decode),
@@ -43,10 +50,16 @@ class DetectReport:
     tables: list[Path] = field(default_factory=list)
     image_count: int = 0
     detection_count: int = 0
+    left_out: list[str] = field(default_factory=list)
 
     def table(self, failures: bool = True) -> str:
-        """Return the counts, the time per stage and the files as text, with failures if asked."""
-        lines = [f"{self.detection_count} detections in {self.image_count} images"]
+        """Return the counts, the time per stage and the files as text.
+
+        Args:
+            failures: whether to add what was left out and the images that could not be read.
+        """
+        detections = plural(self.detection_count, "detection")
+        lines = [f"{detections} in {plural(self.image_count, 'image')}"]
         if self.failed:
             lines[0] += f", {len(self.failed)} failed"
         if self.image_count:
@@ -57,9 +70,11 @@ class DetectReport:
                 lines.append(f"{stage:<17}{each:>10.2f}{share:>8.0%}")
             lines.append("")
         if self.pictures:
-            lines.append(f"{len(self.pictures)} pictures in {self.pictures[0].parent}")
+            count = plural(len(self.pictures), "picture")
+            lines.append(f"{count} in {self.pictures[0].parent}")
         lines += [f"boxes in {path}" for path in self.tables]
         if failures:
+            lines += self.left_out
             lines += [f"failed: {reason}" for _, reason in self.failed]
         return "\n".join(lines)
 
@@ -75,18 +90,22 @@ def detect(
     workers: int | None = None,
     keep_images: bool = True,
     progress: bool = True,
+    classes: Sequence[str] | None = None,
+    picture_scale: float = 1.0,
+    overwrite: bool = False,
 ) -> DetectReport:
     """Detect objects in image files, and write pictures and tables of them into a folder.
 
     A file that cannot be read is reported, and the others continue. If none can be read, nothing
-    is written. Ctrl-C leaves complete tables of the images that were done.
+    is written. Ctrl-C, SIGTERM and a full disk leave complete tables of the images that were done.
+    Temporary files that a killed run has left in the folder are removed.
 
     Args:
         detector: the detector. Its own score_threshold applies first.
         sources: image files, folders (the images directly in them, by name), or glob patterns.
         out_dir: created if it is missing. It receives `<name>.jpg` with the boxes drawn, if `draw`
-            is set, and detections.json or detections.csv. Files of these names are replaced, each
-            at once or not at all.
+            is set, and detections.json or detections.csv. Those of an earlier run are replaced,
+            each at once or not at all.
         score_threshold: the least score of what is drawn and written.
         draw: whether to draw pictures.
         formats: the tables to write: "json", "csv" or both.
@@ -94,12 +113,18 @@ def detect(
             single batch.
         keep_images: whether the report holds the detections too. Without them memory does not
             grow with the number of files.
-        progress: whether to show a progress bar, and failures when they happen.
+        progress: whether to show a progress bar, what is left out and replaced, and failures when
+            they happen.
+        classes: the classes that are drawn and written; None for all.
+        picture_scale: the size of the pictures relative to the images.
+        overwrite: whether files in out_dir that `detect` has not written may be replaced.
 
     Raises:
-        ValueError: there is no image, out_dir holds one of the images (a picture could replace
-            it), or an argument is out of range. Nothing is written then.
-        KeyboardInterrupt: Ctrl-C; the message says how many images were done.
+        ValueError: there is no image, out_dir holds one of the images or a file that would be
+            replaced and that `detect` has not written, or an argument is out of range. Nothing is
+            written then.
+        KeyboardInterrupt, SystemExit: Ctrl-C, SIGTERM; the message says how many images were done.
+        OSError: the folder cannot be written or the disk is full; the message says the same.
 
     Example:
         >>> import tempfile
@@ -113,27 +138,49 @@ def detect(
         >>> report.image_count, [path.name for path in report.tables]
         (1, ['detections.json'])
     """
-    _check_arguments(sources, score_threshold, formats)
-    files, failed = _find_images(sources)
-    if not files:
-        reasons = "; ".join(reason for _, reason in failed) or "no source was given"
+    _check_arguments(detector, sources, score_threshold, formats, classes, picture_scale)
+    found = find_images(sources)
+    if not found.files:
+        reasons = "; ".join(reason for _, reason in found.failed) or "no source was given"
         raise ValueError(f"detect: no image found: {reasons}")
     out = Path(out_dir)
-    _check_out(out, files)
-    if workers is None and len(files) <= detector.batch_size:
+    names = picture_names(found.files) if draw else {}
+    replaced = check_out(out, found.files, names.values(), formats, overwrite)
+    remove_all_leftovers(out)
+    if workers is None and len(found.files) <= detector.batch_size:
         workers = 0
-    job = _Job(detector, out, score_threshold, draw, keep_images, DetectReport(failed))
-    job.run(files, formats, workers, progress)
-    return job.report
+    report = DetectReport(found.failed, left_out=found.left_out)
+    known = detector.classes
+    labels = [k for k, name in enumerate(known, 1) if classes is None or name in classes]
+    job = _Job(detector, out, names, score_threshold, labels, picture_scale, keep_images, report)
+    job.run(found.files, formats, workers, progress, replaced)
+    return report
 
 
-def _check_arguments(sources: Any, score_threshold: float, formats: Sequence[str]) -> None:
+def _check_arguments(
+    detector: Detector,
+    sources: Any,
+    score_threshold: float,
+    formats: Sequence[str],
+    classes: Sequence[str] | None,
+    picture_scale: float,
+) -> None:
     if isinstance(formats, str) or any(name not in TABLES for name in formats):
         raise ValueError(f"detect: formats: expected some of {list(TABLES)}, got {formats!r}")
     if not 0 <= score_threshold <= 1:
         raise ValueError(f"detect: score_threshold: expected 0 to 1, got {score_threshold}")
+    if not 0 < picture_scale <= 100:
+        raise ValueError(f"detect: picture_scale: expected 0 to 100, got {picture_scale}")
     if isinstance(sources, (str, os.PathLike)):
         raise TypeError(f"detect: sources: expected a list of paths, got {sources!r}")
+    if isinstance(classes, str):
+        raise TypeError(f"detect: classes: expected a list of names, got {classes!r}")
+    unknown = [name for name in classes or () if name not in detector.classes]
+    if unknown:
+        raise ValueError(
+            f"detect: classes: the detector does not know {', '.join(map(repr, unknown))}; it "
+            f"knows {', '.join(detector.classes)}"
+        )
 
 
 @dataclass
@@ -142,141 +189,102 @@ class _Job:
 
     detector: Detector
     out: Path
+    names: dict[Path, str]
     score_threshold: float
-    draw: bool
+    labels: list[int]
+    picture_scale: float
     keep_images: bool
     report: DetectReport
 
     def run(
-        self, files: Sequence[Path], formats: Sequence[str], workers: int | None, progress: bool
+        self,
+        files: Sequence[Path],
+        formats: Sequence[str],
+        workers: int | None,
+        progress: bool,
+        replaced: str,
     ) -> None:
         report, detector = self.report, self.detector
-        names = _picture_names(files) if self.draw else {}
         before = dict(detector.timings)
-        interrupted = False
+        ended: BaseException | None = None
         with ExitStack() as stack:
             bar = progress_bar(desc="detect", total=len(files), unit="image", visible=progress)
             stack.enter_context(bar)
             stack.enter_context(detector.separate_stages())
-            results = detector.stream(files, workers=workers, with_images=self.draw)
+            stop = stack.enter_context(StopRequest())
+            results = detector.stream(files, workers=workers, with_images=bool(self.names))
             stack.enter_context(closing(results))
             forms = dict.fromkeys(formats)
             tables = [stack.enter_context(open_table(self.out, f, report.tables)) for f in forms]
-            for _, reason in report.failed if progress else ():
-                bar.write(f"failed: {reason}")
+            if progress:
+                lines = [*report.left_out, *replaced.splitlines()]
+                for line in [*lines, *(f"failed: {reason}" for _, reason in report.failed)]:
+                    bar.write(line)
             try:
                 for result in results:
                     if result.error is None:
-                        self._add(result, names.get(result.source), tables)
+                        self._add(result, tables)
                     else:
                         report.failed.append((str(result.source), str(result.error)))
                         if progress:
                             bar.write(f"failed: {result.error}")
                     bar.update()
-            except KeyboardInterrupt:  # raised again once the tables are closed
-                interrupted = True
-        if interrupted:
+                    stop.check()
+            except (KeyboardInterrupt, SystemExit, OSError) as error:
+                ended = error  # it is raised again once the tables are closed
+        if ended is not None:
             where = "".join(f"; boxes in {path}" for path in report.tables)
-            raise KeyboardInterrupt(f"{report.image_count} of {len(files)} images done{where}")
+            raise _with_note(ended, f"{report.image_count} of {len(files)} images done{where}")
         stages = {stage: detector.timings[stage] - before[stage] for stage in STAGES}
         report.timings = stages | report.timings
 
-    def _add(self, result: Streamed, name: str | None, tables: Sequence[AddImage]) -> None:
+    def _add(self, result: Streamed, tables: Sequence[AddImage]) -> None:
         """Draw and write one image."""
         report, classes = self.report, self.detector.classes
-        result = _above(result, self.score_threshold)
+        result = self._shown(result)
+        name = self.names.get(result.source)
         if name is not None:
-            _draw(report, self.out / name, result, classes)
+            began = time.perf_counter()
+            _draw(self.out / name, result, classes, self.picture_scale)
+            report.pictures.append(self.out / name)
+            spent = time.perf_counter() - began
+            report.timings["draw"] = report.timings.get("draw", 0.0) + spent
         entry = table_entry(result, classes)
-        with _uninterrupted():  # so that all tables and the counts agree
-            for add in tables:
-                add(entry)
-            report.image_count += 1
-            report.detection_count += len(entry["detections"])
-            if self.keep_images:
-                report.images.append(entry)
+        for add in tables:
+            add(entry)
+        report.image_count += 1
+        report.detection_count += len(entry["detections"])
+        if self.keep_images:
+            report.images.append(entry)
+
+    def _shown(self, result: Streamed) -> Streamed:
+        """Return a result with the detections that are drawn and written."""
+        found = result.found
+        kept = found["scores"] >= self.score_threshold
+        kept &= torch.isin(found["labels"], torch.tensor(self.labels, dtype=torch.int64))
+        return result._replace(found={name: value[kept] for name, value in found.items()})
 
 
-def _find_images(
-    sources: Sequence[str | os.PathLike[str]],
-) -> tuple[list[Path], list[tuple[str, str]]]:
-    """Return the files that the sources name, each once, and (source, reason) if it names none."""
-    files: dict[str, Path] = {}
-    failed = []
-    for path in map(Path, sources):
-        source = str(path)
-        if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-            reason = f"{source}: the folder has no image ({', '.join(IMAGE_SUFFIXES)})"
-        elif path.exists() or not glob.has_magic(source):
-            found, reason = [path], f"{source}: no such file or folder"
-            if not path.exists():
-                found = []
-        else:
-            matches = map(Path, sorted(glob.glob(source, recursive=True)))
-            found, reason = [p for p in matches if p.is_file()], f"{source}: matches no file"
-        if not found:
-            failed.append((source, reason))
-        for file in found:
-            files.setdefault(os.path.realpath(file), file)
-    return list(files.values()), failed
+def _with_note(error: BaseException, note: str) -> BaseException:
+    """Return an error that says, besides its cause, what was done before it."""
+    if isinstance(error, OSError):
+        reason = error.strerror or str(error)
+        return OSError(error.errno, f"{reason}; {note}", error.filename)
+    if isinstance(error, Terminated):
+        return Terminated(note)
+    if isinstance(error, KeyboardInterrupt):
+        return type(error)(note)
+    return error
 
 
-def _check_out(out: Path, files: Sequence[Path]) -> None:
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"detect: out_dir: expected a folder, {out} is a file")
-    taken = os.path.realpath(out)
-    for file in files:
-        if taken in (os.path.realpath(file.parent), os.path.dirname(os.path.realpath(file))):
-            raise ValueError(
-                f"detect: out_dir: {out} holds the image {file.name}, which a picture could "
-                "replace; choose another folder"
-            )
-
-
-def _picture_names(files: Sequence[Path]) -> dict[Path, str]:
-    """Return a unique name for the picture of each file; equal stems get a number."""
-    names: dict[Path, str] = {}
-    used: set[str] = set()
-    for file in files:
-        name, number = f"{file.stem}.jpg", 1
-        while name.lower() in used:
-            number += 1
-            name = f"{file.stem}-{number}.jpg"
-        used.add(name.lower())
-        names[file] = name
-    return names
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Delay Ctrl-C until the block ends. It can only arrive in the main thread."""
-    handler = signal.getsignal(signal.SIGINT)
-    if not callable(handler) or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    held: list[tuple[int, FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        if held:
-            handler(*held[0])
-
-
-def _above(result: Streamed, score_threshold: float) -> Streamed:
-    kept = result.found["scores"] >= score_threshold
-    return result._replace(found={name: value[kept] for name, value in result.found.items()})
-
-
-def _draw(report: DetectReport, path: Path, result: Streamed, classes: Sequence[str]) -> None:
-    began = time.perf_counter()
+def _draw(path: Path, result: Streamed, classes: Sequence[str], scale: float) -> None:
     assert result.image is not None
     found = result.found
     picture = draw_detections(
-        result.image, found["boxes"], found["labels"], found["scores"], classes
+        result.image, found["boxes"], found["labels"], found["scores"], classes, scale=scale
     )
-    write_image(picture, path)
-    report.pictures.append(path)
-    report.timings["draw"] = report.timings.get("draw", 0.0) + time.perf_counter() - began
+    data = encode_image(picture, ".jpg")
+    at = 4 + int.from_bytes(data[4:6], "big")  # behind the first segment, which names the format
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path, "wb") as file:
+        file.write(data[:at] + MARK + data[at:])

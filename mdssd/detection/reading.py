@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image as Pillow
 from torch import Tensor
 
 from mdssd.data import DataError, Preprocess, decode_image, read_image
+from mdssd.data.image_headers import parse_header
+from mdssd.data.images import ImageLimits, from_pillow, read_header
 
-Image: TypeAlias = NDArray[np.uint8] | str | os.PathLike[str] | bytes
+# Images of more pixels are decoded one at a time in the main process, and are not kept, so that
+# memory stays bounded. Those of most phones have 12 million.
+_LARGE = 13_000_000
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image file, and how it is read.
+
+    Attributes:
+        path: the file.
+        upright: whether it is turned as its EXIF orientation says; otherwise the boxes refer to
+            the pixels as stored.
+        limits: which files are accepted; None for the limits of the detector.
+    """
+
+    path: str | os.PathLike[str]
+    upright: bool = True
+    limits: ImageLimits | None = None
+
+
+Image: TypeAlias = "NDArray[np.uint8] | str | os.PathLike[str] | ImageFile | bytes | Pillow.Image"
 
 
 class ReadImage(NamedTuple):
@@ -23,11 +48,21 @@ class ReadImage(NamedTuple):
         size: (height, width) of the image.
         pixels: the network's input, uint8 [S, S, 3].
         image: the image itself, if it was asked for.
+        large: the name of a large image in messages, which has to be read again if the image
+            itself is asked for. Otherwise "".
     """
 
     size: tuple[int, int]
     pixels: NDArray[np.uint8]
     image: NDArray[np.uint8] | None
+    large: str = ""
+
+
+@dataclass(frozen=True)
+class Large:
+    """A large image, which a worker leaves to the main process, by its name in messages."""
+
+    name: str
 
 
 @dataclass(frozen=True)
@@ -36,32 +71,74 @@ class Reader:
 
     preprocess: Preprocess
     with_images: bool
+    limits: ImageLimits
 
-    def __call__(self, source: Image, name: str) -> ReadImage:
-        image = read_pixels(source, name)
+    def __call__(self, source: Image, name: str) -> ReadImage | Large:
+        if _pixel_count(source, name, self.limits) > _LARGE:
+            return Large(name)
+        return self._read(source, name, self.with_images)
+
+    def finish(
+        self, items: Iterable[tuple[Any, ReadImage | Large | DataError]]
+    ) -> Iterator[tuple[Any, ReadImage | DataError]]:
+        """Read the large images, in this process, when it is their turn."""
+        for source, read in items:
+            if isinstance(read, Large):
+                try:
+                    yield source, self._read(source, read.name, False)._replace(large=read.name)
+                except DataError as error:
+                    yield source, error
+            else:
+                yield source, read
+
+    def _read(self, source: Image, name: str, with_image: bool) -> ReadImage:
+        image = read_pixels(source, name, self.limits)
         height, width = image.shape[:2]
         pixels = self.preprocess.warp(image)
-        return ReadImage((height, width), pixels, image if self.with_images else None)
+        return ReadImage((height, width), pixels, image if with_image else None)
 
 
-def read_pixels(source: Image, name: str) -> NDArray[np.uint8]:
-    """Return the pixels [H, W, 3] uint8 RGB of an array (checked), a path or encoded bytes.
+def _pixel_count(source: Image, name: str, limits: ImageLimits) -> int:
+    """Return the number of pixels of an encoded image, from its header, and 0 for an array."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        header = parse_header(io.BytesIO(source), name)
+    elif isinstance(source, (str, os.PathLike, ImageFile)):
+        file = _as_file(source)
+        header, limits = read_header(file.path), file.limits or limits
+    else:
+        return 0
+    limits.check(header, name)
+    return header.width * header.height
+
+
+def _as_file(source: str | os.PathLike[str] | ImageFile) -> ImageFile:
+    return source if isinstance(source, ImageFile) else ImageFile(source)
+
+
+def read_pixels(source: Image, name: str, limits: ImageLimits) -> NDArray[np.uint8]:
+    """Return the pixels [H, W, 3] uint8 RGB of an array (checked) or of any other image.
+
+    Files, bytes and images of Pillow are turned upright, unless an `ImageFile` says otherwise.
 
     Args:
         source: the image.
         name: its name in messages, unless it is a path.
+        limits: which files are accepted.
 
     Raises:
         TypeError, ValueError: an array is not an image.
         DataError: a file cannot be read.
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return decode_image(bytes(source), name)
-    if isinstance(source, (str, os.PathLike)):
-        return read_image(source)
+        return decode_image(bytes(source), name, upright=True, limits=limits)
+    if isinstance(source, (str, os.PathLike, ImageFile)):
+        file = _as_file(source)
+        return read_image(file.path, upright=file.upright, limits=file.limits or limits)
+    if isinstance(source, Pillow.Image):
+        return from_pillow(source, name)
     if not isinstance(source, np.ndarray):
         raise TypeError(
-            f"Detector: {name}: expected a numpy array, a path or bytes, "
+            f"Detector: {name}: expected a numpy array, a Pillow image, a path or bytes, "
             f"got {type(source).__name__}"
         )
     if source.dtype != np.uint8:
@@ -77,19 +154,21 @@ def read_pixels(source: Image, name: str) -> NDArray[np.uint8]:
 
 def listed(images: Any) -> list[Any]:
     """Return the images of a call as a list: a single image becomes a list of one."""
-    if isinstance(images, (np.ndarray, str, os.PathLike, bytes, bytearray, memoryview)):
+    single = (np.ndarray, str, os.PathLike, ImageFile, bytes, bytearray, memoryview)
+    if isinstance(images, (*single, Pillow.Image)):
         return [images]
     if isinstance(images, Tensor) or not hasattr(images, "__iter__"):
         raise TypeError(
-            "Detector: images: expected a numpy array, a path, bytes or a list of them, "
-            f"got {type(images).__name__}"
+            "Detector: images: expected a numpy array, a Pillow image, a path, bytes or a list of "
+            f"them, got {type(images).__name__}"
         )
     return list(images)
 
 
 def name_of(source: Image, otherwise: str) -> str:
     """Return the name of an image in messages: its path, or `otherwise`."""
-    return os.fspath(source) if isinstance(source, (str, os.PathLike)) else otherwise
+    known = isinstance(source, (str, os.PathLike, ImageFile))
+    return os.fspath(_as_file(source).path) if known else otherwise  # type: ignore[arg-type]
 
 
 def next_batch(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mdssd.data import DataError, DetectionDataset
 from mdssd.detection.detector import Detector
+from mdssd.detection.reading import ImageFile
 from mdssd.evaluation.about import describe_run
 from mdssd.evaluation.report import write_report
 from mdssd.evaluation.result import EvalData, EvalResult, measure, some
@@ -230,8 +231,8 @@ def _images(
     indices: Sequence[int],
     label_of: NDArray[np.int64],
     truth: list[dict[str, NDArray[Any]]],
-) -> Iterator[Path | NDArray[np.uint8]]:
-    """Yield each image, as its path if it has one, and append its ground truth to `truth`.
+) -> Iterator[ImageFile | NDArray[np.uint8]]:
+    """Yield each image, as its file if it has one, and append its ground truth to `truth`.
 
     The ground truth has the detector's labels, as `voc_ap` takes it, without the objects of classes
     that the detector lacks.
@@ -248,7 +249,10 @@ def _images(
             "area": sample.area,
         }
         truth.append({name: values[labels > 0] for name, values in objects.items()})
-        yield sample.image if path is None else path
+        if path is None:
+            yield sample.image
+        else:
+            yield ImageFile(path, dataset.upright(index), dataset.limits)
 
 
 def _joined(shares: list[EvalData]) -> EvalData:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mdssd.data import DataError, decode_image, read_image
-from mdssd.data.images import ImageLimits, path_inside, read_header
+from mdssd.data.images import ImageLimits, read_header
 
 
 def picture(height=40, width=60):
@@ -224,7 +224,7 @@ def test_too_many_pixels_are_refused_by_the_header(tmp_path):
                 read()
     limits = ImageLimits(max_pixels=2400)
     assert decode_image(encode(picture(), ".png"), limits=limits).shape == (40, 60, 3)
-    with pytest.raises(DataError, match="raise the limit by --max-pixels 2460"):
+    with pytest.raises(DataError, match="if it is meant to be so large, use --max-pixels 2460"):
         decode_image(encode(picture(41, 60), ".png"), limits=limits)
     with pytest.raises(ValueError, match="max_pixels: expected 1 or more, got 0"):
         ImageLimits(max_pixels=0)
@@ -358,26 +358,3 @@ def test_size_from_the_head_of_the_file(tmp_path):
     for read in (read_header, read_image):
         with pytest.raises(DataError, match=re.escape("cannot be read (is a named pipe, expected")):
             read(tmp_path / "pipe.jpg")
-
-
-def test_names_that_leave_the_folder(tmp_path):
-    folder = tmp_path / "in"
-    (folder / "sub").mkdir(parents=True)
-    (tmp_path / "inside-out").mkdir()
-    (tmp_path / "secret.png").write_bytes(b"x")
-    os.symlink(tmp_path / "secret.png", folder / "link.png")
-    os.symlink(folder / "sub", folder / "alias")
-    for name in (
-        "../secret.png",
-        "sub/../../secret.png",
-        str(tmp_path / "secret.png"),
-        "link.png",
-        "../inside-out/a.png",
-        "..",
-        "",
-        "a\0b.png",
-    ):
-        with pytest.raises(DataError, match="list.txt: .*(leaves the folder|not a file name)"):
-            path_inside(folder, name, "list.txt")
-    for name in ("a.png", "sub/a.png", "sub/../a.png", "alias/a.png"):
-        assert path_inside(folder, name, "list.txt") == folder / name

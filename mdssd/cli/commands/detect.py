@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from mdssd.cli.commands.shared import detector_options, machine
+from mdssd.data.images import ImageLimits
 from mdssd.detection.detector import Detector
 from mdssd.detection.files import detect
 from mdssd.system.memory import keep_memory
@@ -14,8 +15,13 @@ def run(arguments: argparse.Namespace) -> int:
     with machine(vars(arguments)) as device:
         keep_memory()
         detector = Detector.from_checkpoint(
-            arguments.checkpoint, device=device, **detector_options(arguments)
+            arguments.checkpoint,
+            device=device,
+            nms_threshold=arguments.nms_threshold,
+            max_detections=arguments.max_detections,
+            **detector_options(arguments),
         )
+        detector.limits = ImageLimits(arguments.max_pixels, arguments.accept_damage)
         report = detect(
             detector,
             arguments.images,
@@ -25,6 +31,9 @@ def run(arguments: argparse.Namespace) -> int:
             formats=("json", "csv") if arguments.csv else ("json",),
             workers=arguments.workers,
             keep_images=False,
+            classes=arguments.classes,
+            picture_scale=arguments.picture_scale,
+            overwrite=arguments.overwrite,
         )
     print(report.table(failures=False))  # each failure was printed when it happened
     return 1 if report.failed else 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 from mdssd.cli import values
 from mdssd.cli.options.shared import (
     CHECKPOINT,
@@ -36,17 +38,24 @@ def add_to(verbs: Verbs) -> None:
         metavar="DIR",
         help="folder to write boxes and pictures to (default detections)",
     )
-    parser.add_argument(
-        "--score-threshold",
-        type=values.fraction,
-        default=0.5,
-        metavar="S",
-        help="minimum score of an object, 0 to 1 (default 0.5)",
-    )
+    _add_choice(parser)
     parser.add_argument(
         "--csv", action="store_true", help="write detections.csv as well as detections.json"
     )
     parser.add_argument("--no-draw", action="store_true", help="do not draw pictures")
+    parser.add_argument(
+        "--picture-scale",
+        type=values.picture_scale,
+        default=1.0,
+        metavar="S",
+        help="size of the pictures relative to the images, up to 100 (default 1)",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace files in DIR that mdssd detect has not written (default: refuse)",
+    )
+    _add_limits(parser)
     parser.add_argument(
         "--batch-size",
         type=values.count,
@@ -63,3 +72,48 @@ def add_to(verbs: Verbs) -> None:
     )
     add_runtime_options(add_machine_options(parser))
     parser.set_defaults(command="detect")
+
+
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--score-threshold",
+        type=values.fraction,
+        default=0.5,
+        metavar="S",
+        help="minimum score of an object, 0 to 1 (default 0.5)",
+    )
+    parser.add_argument(
+        "--nms-threshold",
+        type=values.fraction,
+        default=0.45,
+        metavar="T",
+        help="of two boxes of a class whose IoU is above T, only the better is kept (default 0.45)",
+    )
+    parser.add_argument(
+        "--max-detections",
+        type=values.detections,
+        default=200,
+        metavar="N",
+        help="most objects per image (default 200)",
+    )
+    parser.add_argument(
+        "--classes",
+        type=values.names,
+        metavar="NAMES",
+        help="write and draw only these classes, separated by commas (default: all)",
+    )
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-pixels",
+        type=values.count,
+        default=100_000_000,
+        metavar="N",
+        help="refuse images of more than N pixels (default 100,000,000)",
+    )
+    parser.add_argument(
+        "--accept-damage",
+        action="store_true",
+        help="detect in JPEG files of which a part is missing or damaged (default: refuse them)",
+    )
