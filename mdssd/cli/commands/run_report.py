@@ -35,8 +35,8 @@ def describe_run(model: SingleShotDetector, settings: RunSettings, out_dir: Path
 
 def check_resumed(
     before: Mapping[str, Any], data: Mapping[str, Any], dataset: DetectionDataset, out_dir: Path
-) -> None:
-    """Check that a data set can be the one that a run was trained on; say if it has moved.
+) -> str:
+    """Check that a data set can be the one that a run was trained on; return a line if it moved.
 
     Args:
         before: the "training" entry of the run's checkpoint, and its classes.
@@ -53,8 +53,8 @@ def check_resumed(
     differences = []
     if before["classes"] != dataset.classes:
         differences.append(
-            f"was trained for the classes {listed(before['classes'])}, {dataset.name} has "
-            f"{listed(dataset.classes)}"
+            f"was trained for other classes than the data has: {listed(before['classes'])}, and "
+            f"{dataset.name} has {listed(dataset.classes)}"
         )
     if before.get("images") != len(dataset):
         differences.append(
@@ -67,18 +67,20 @@ def check_resumed(
             f"--resume: the run in {out_dir} {' and '.join(differences)}; --init {out_dir} instead "
             "of --resume, with another --out, starts a new run from its weights"
         )
-    if moved:
-        print(
-            f"the run was trained on {place_before}; it continues on {place}, which has the same "
-            "classes and as many images"
-        )
+    if not moved:
+        return ""
+    return (
+        f"the run was trained on {place_before}; it continues on {place}, which has the same "
+        "classes and as many images"
+    )
 
 
 def summary(state: TrainState, settings: RunSettings, out_dir: Path) -> str:
     """Return how far the run has come; of a run that was finished before, how to train longer."""
     best = "" if state.best is None else f", best {state.metric} {state.best:.4f} (best.json)"
     text = (
-        f"{state.step} iterations, {state.epoch} epochs, {state.seconds / 60:.1f} minutes, "
+        f"{_count(state.step, 'iterations')}, {_count(state.epoch, 'epochs')}, "
+        f"{state.seconds / 60:.1f} minutes, "
         f"loss {state.loss:.4f}{best}: {out_dir}"
     )
     if settings.before is not None and settings.before.get("step") == state.step:
@@ -91,7 +93,7 @@ def summary(state: TrainState, settings: RunSettings, out_dir: Path) -> str:
 
 def _length(recipe: Mapping[str, Any]) -> str:
     name, value = _given_length(recipe)
-    return f"{value:g} {name}" if name == "minutes" else f"{value:,} {name}"
+    return _count(value, name)
 
 
 def _longer(settings: RunSettings) -> str:
@@ -101,3 +103,8 @@ def _longer(settings: RunSettings) -> str:
 
 def _given_length(recipe: Mapping[str, Any]) -> tuple[str, Any]:
     return next((name, recipe[name]) for name in LENGTHS if recipe.get(name) is not None)
+
+
+def _count(number: float, names: str) -> str:
+    text = f"{number:g}" if isinstance(number, float) else f"{number:,}"
+    return f"{text} {names if number != 1 else names.removesuffix('s')}"

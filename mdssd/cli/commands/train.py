@@ -66,14 +66,15 @@ def _run(given: Mapping[str, Any], out_dir: Path, resume: bool, device: str) -> 
     main = distributed.is_main()
     settings = run_settings(given, out_dir, resume=resume)
     dataset, eval_dataset = _open_both(settings)
+    moved = ""
+    if settings.before is not None:
+        moved = check_resumed(settings.before, settings.data, dataset, out_dir)
     if main:
-        print(dataset.report())
-        if settings.before is not None:
-            check_resumed(settings.before, settings.data, dataset, out_dir)
+        print(dataset.report(), *filter(None, [moved]), sep="\n")
     model = _make_model(settings, dataset, device)
     start = "" if resume else _initialise(model, given, settings, dataset.classes)
     if main:
-        print(describe_run(model, settings, out_dir), *filter(None, [start]), sep="\n", flush=True)
+        print(*filter(None, [start, describe_run(model, settings, out_dir)]), sep="\n", flush=True)
     state = _train(
         model,
         dataset,
