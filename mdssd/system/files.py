@@ -59,20 +59,21 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         IsADirectoryError: [Errno 21] is a folder, expected a regular file: '...'
     """
     try:
-        _check_regular(os.stat(path), path)  # before it is opened, which a device may notice
+        check_regular(os.stat(path), path)  # before it is opened, which a device may notice
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         file = os.fdopen(os.open(path, flags), "rb")
     except ValueError as error:  # a NUL in the name
         raise OSError(errno.EINVAL, str(error), path) from None
     try:
-        _check_regular(os.fstat(file.fileno()), path)
+        check_regular(os.fstat(file.fileno()), path)
     except BaseException:
         file.close()
         raise
     return file
 
 
-def _check_regular(status: os.stat_result, path: str | os.PathLike[str]) -> None:
+def check_regular(status: os.stat_result, path: str | os.PathLike[str]) -> None:
+    """Raise an OSError that says what it is if an opened file is not a regular one."""
     kind = stat.S_IFMT(status.st_mode)
     if kind != stat.S_IFREG:
         code = errno.EISDIR if kind == stat.S_IFDIR else errno.EINVAL

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import math
 import os
 import sys
 import weakref
@@ -10,7 +12,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from mdssd.system.files import atomic_write, remove_leftovers
+from mdssd.system.files import (
+    atomic_write,
+    check_regular,
+    open_regular,
+    read_regular,
+    remove_leftovers,
+)
 
 try:
     import fcntl
@@ -18,6 +26,8 @@ except ImportError:  # on Windows: a second run in the same folder goes unnotice
     fcntl = None  # type: ignore[assignment]
 
 COLUMNS = ("step", "epoch", "lr", "loc", "conf", "total", "images_per_s", "waiting")
+
+_MOST_BYTES = 2**30
 
 # Loader workers are forked and inherit the lock. If the parent is killed, they live on for seconds,
 # and a lock of theirs would block a resume.
@@ -82,7 +92,14 @@ class LossLog:
         self._writer = csv.writer(self._file, lineterminator="\n")
 
     def _take_lock(self) -> IO[str]:
-        lock = open(self.path, "a")
+        # Not blocking, so that a named pipe is found and not waited for.
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NONBLOCK", 0)
+        lock = open(os.open(self.path, flags, 0o666), "a")
+        try:
+            check_regular(os.fstat(lock.fileno()), self.path)
+        except OSError:
+            lock.close()
+            raise
         try:
             if fcntl is not None:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -130,7 +147,7 @@ def is_loss_log(path: Path) -> bool:
     It is empty if a run was killed while it created the file.
     """
     start = ",".join(COLUMNS).encode()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return file.read(len(start)) in (b"", start)
 
 
@@ -141,8 +158,13 @@ def _text(value: Any) -> str:
 def _rows_up_to(path: Path, last_step: int) -> list[list[str]]:
     if last_step == 0 or not path.exists():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))
+    try:
+        text = read_regular(path, _MOST_BYTES).decode("utf-8")
+        rows = list(csv.reader(io.StringIO(text, newline="")))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    except (csv.Error, UnicodeDecodeError):
+        rows = [[]]
     if not rows:
         return []
     if tuple(rows[0]) not in (COLUMNS, COLUMNS[:-1]):
@@ -150,6 +172,13 @@ def _rows_up_to(path: Path, last_step: int) -> list[list[str]]:
             f"{path}: is not the loss CSV of a run: expected the columns {','.join(COLUMNS)}"
         )
     # A killed run may leave an incomplete last row.
-    whole = [row for row in rows[1:] if len(row) == len(rows[0]) and row[0].isdigit()]
+    whole = [row for row in rows[1:] if len(row) == len(rows[0]) and _has_numbers(row)]
     blanks = [""] * (len(COLUMNS) - len(rows[0]))
     return [row + blanks for row in whole if int(row[0]) <= last_step]
+
+
+def _has_numbers(row: list[str]) -> bool:
+    try:
+        return int(row[0]) >= 1 and all(math.isfinite(float(value)) for value in row[1:] if value)
+    except ValueError:
+        return False

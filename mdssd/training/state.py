@@ -21,6 +21,9 @@ class TrainState:
         evaluations: a row [epoch, metric] for each evaluation.
         to_evaluate: whether the evaluation after the last epoch is still to be made.
         finished: whether the run has reached its length.
+
+    Raises:
+        ValueError: a value has another type, as in a checkpoint that was edited.
     """
 
     epoch: int = 0
@@ -32,6 +35,19 @@ class TrainState:
     evaluations: list[list[float]] = field(default_factory=list)
     to_evaluate: bool = False
     finished: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epoch", "step", "batch"):
+            value = getattr(self, name)
+            if type(value) is not int or not 0 <= value < 2**63:
+                raise ValueError(f"TrainState: {name}: expected a whole number from 0")
+        for name in ("seconds", "loss"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) and not (name == "loss" and value is None):
+                raise ValueError(f"TrainState: {name}: expected a number")
+        for row in self.evaluations:
+            if len(row) != 2 or not all(type(value) in (int, float) for value in row):
+                raise ValueError("TrainState: evaluations: expected rows of two numbers")
 
     @property
     def best(self) -> float | None:

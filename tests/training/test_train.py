@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import multiprocessing
+import os
 import subprocess
 import sys
 import time
@@ -31,6 +32,7 @@ from mdssd.training.loss_curve import plot_losses
 from mdssd.training.loss_log import LossLog
 from mdssd.training.run import TrainingError
 from mdssd.training.settings import Recipe
+from mdssd.training.state import TrainState
 from mdssd.training.step import TrainingStep, parameter_groups
 from mdssd.weights.checkpoint import load_checkpoint, load_state
 from mdssd.weights.checkpoint_json import CheckpointError, read_meta
@@ -658,6 +660,53 @@ def test_loss_log_leaves_nothing_but_its_file_when_its_process_is_killed(tmp_pat
     with LossLog(tmp_path / "loss.csv", last_step=3) as log:
         log.write(step=4, **ROW)
     assert [row["step"] for row in rows_of(tmp_path)] == ["4"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe", b'"a\x00', b"step,epoch\n1,2\n", b'"' + b"x" * 200_000]
+)
+def test_loss_log_of_something_else_is_refused_and_kept(tmp_path, content):
+    path = tmp_path / "loss.csv"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"loss.csv: is not the loss CSV of a run"):
+        LossLog(path, last_step=3)
+    assert path.read_bytes() == content
+
+
+def test_loss_log_drops_rows_that_are_no_numbers(tmp_path):
+    path = tmp_path / "loss.csv"
+    header = "step,epoch,lr,loc,conf,total,images_per_s,waiting\n"
+    rows = "1,1,0.1,1,2,3,4,0.5\n2,1,0.1,x,2,3,4,0.5\n²,1,0.1,1,2,3,4,0.5\n3,1,0.1,1,nan,3,4,0.5\n"
+    path.write_text(header + rows)
+    with LossLog(path, last_step=9):
+        assert [row["step"] for row in rows_of(tmp_path)] == ["1"]
+    plot_losses(path, tmp_path / "loss.png")
+
+
+def test_loss_log_that_is_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "loss.csv")
+    with pytest.raises(OSError, match="named pipe"):
+        LossLog(tmp_path / "loss.csv")
+    with pytest.raises(OSError, match="named pipe"):
+        check_folder(tmp_path, resume=False)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"step": "7"},
+        {"epoch": -1},
+        {"batch": 1.5},
+        {"seconds": None},
+        {"seconds": "1"},
+        {"loss": [1]},
+        {"evaluations": [[1]]},
+        {"evaluations": 5},
+    ],
+)
+def test_state_of_an_edited_checkpoint_is_refused(fault):
+    with pytest.raises((ValueError, TypeError)):
+        TrainState(**fault)
 
 
 def test_curve_of_a_single_row_shows_its_points(tmp_path):

@@ -129,8 +129,12 @@ def _resumed_run(given: Mapping[str, Any], out_dir: Path) -> RunSettings:
     path = out_dir / "last.json"
     meta = read_meta(path)
     before = meta["training"]
-    if not all(isinstance(before.get(name), dict) for name in ("arguments", "recipe")):
-        raise CheckpointError(f"{path}: contains no run to resume")
+    try:
+        if not isinstance(before["arguments"], dict):
+            raise TypeError("its arguments are no table")
+        Recipe(**before["recipe"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: contains no run to resume ({error})") from None
     chosen, model = _chosen(read_recipe(given["recipe"]) if "recipe" in given else {}, given)
     if model.get("prior_scales") == AUTO_PRIORS:
         del model["prior_scales"]  # chosen when the run began
