@@ -10,6 +10,7 @@ import numpy as np
 
 from mdssd.data.images import ImageLimits
 from mdssd.data.sample import NO_IMAGE, Annotation, Sample
+from mdssd.system.text import plural
 
 # The names that splits usually have.
 SPLITS = ("train", "val", "valid", "trainval", "test")
@@ -187,17 +188,16 @@ def describe(dataset: DetectionDataset, annotations: Sequence[Sample | Annotatio
     difficult = sum(int(s.difficult.sum()) for s in annotations)
     crowds = sum(int(s.crowd.sum()) for s in annotations)
     empty = sum(len(s.labels) == 0 for s in annotations)
-    lines = [f"{dataset.name}: {len(dataset)} images, {len(labels)} boxes"]
+    lines = [f"{dataset.name}: {plural(len(dataset), 'image')}, {plural(len(labels), 'box')}"]
     lines += [f"  {name}: {counts[k]}" for k, name in enumerate(dataset.classes, 1)]
-    lines += [f"  {difficult} boxes are marked difficult"] if difficult else []
-    lines += [f"  {crowds} boxes are crowds"] if crowds else []
-    lines += [f"  {empty} images have no box"] if empty else []
+    lines += [f"  {plural(difficult, 'box')} marked difficult"] if difficult else []
+    lines += [f"  {plural(crowds, 'box')} marked as a crowd"] if crowds else []
+    lines += [f"  {plural(empty, 'image')} without a box"] if empty else []
     if dataset.dropped:
-        lines.append(f"  {len(dataset.dropped)} boxes dropped:")
+        lines.append(f"  {plural(len(dataset.dropped), 'box')} dropped:")
         lines += [f"    {line}" for line in dataset.dropped]
     if dataset.size_faults:
-        lines.append(
-            f"  {len(dataset.size_faults)} annotations state a different size from the image's:"
-        )
+        count = plural(len(dataset.size_faults), "annotation")
+        lines.append(f"  {count} with a different size from the image's:")
         lines += [f"    {line}" for line in dataset.size_faults]
     return "\n".join(lines)

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from mdssd.data.dataset import DataPart, DetectionDataset
 from mdssd.data.images import read_image
 from mdssd.data.sample import DataError
+from mdssd.system.text import plural
 
 # A greater share of unusable boxes is an error: the annotations then belong to other images, or are
 # in another format.
@@ -67,12 +68,12 @@ def faults_line(dataset: DetectionDataset, faults: Sequence[str] = ()) -> str:
     boxes, sizes = len(dataset.dropped), len(dataset.size_faults)
     parts = []
     if faults:
-        parts.append(f"{_count(len(faults), 'file')} left out ({_reasons(faults)})")
+        parts.append(f"{plural(len(faults), 'file')} left out ({_reasons(faults)})")
     if boxes:
         total = boxes + _boxes(dataset)
         parts.append(f"{boxes} of {total:,} boxes left out ({_reasons(dataset.dropped)})")
     if sizes:
-        parts.append(f"{_count(sizes, 'annotation')} with another size than the image's")
+        parts.append(f"{plural(sizes, 'annotation')} with another size than the image's")
     if dataset.notes:
         parts += grouped(dataset.notes)
     return f"{dataset.name}: {'; '.join(parts)}; `mdssd data check` lists them" if parts else ""
@@ -188,7 +189,3 @@ def _reasons(lines: Sequence[str]) -> str:
     counts = Counter(map(_kind, lines)).most_common()
     shown = [f"{kind}: {n}" if len(counts) > 1 else kind for kind, n in counts[:_EXAMPLES]]
     return ", ".join(shown) + (", ..." if len(counts) > _EXAMPLES else "")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' if number != 1 else ''}"

@@ -11,6 +11,7 @@ import numpy as np
 
 from mdssd.data.dataset import DetectionDataset
 from mdssd.data.sample import NO_IMAGE, Sample
+from mdssd.system.text import plural
 
 CLASSES = ("cross", "disc", "ring", "square", "triangle")
 # Outlines are filled at this enlargement, then averaged down to the image.
@@ -100,7 +101,7 @@ class SyntheticScenes(DetectionDataset):
     def report(self) -> str:
         """Return the number and size of the scenes and their classes."""
         return (
-            f"{self.name}: {len(self)} images of {self.image_size} x {self.image_size}, "
+            f"{self.name}: {plural(len(self), 'image')} of {self.image_size} x {self.image_size}, "
             f"classes {', '.join(self.classes)}"
         )
 

@@ -29,6 +29,7 @@ from mdssd.data.voc_layout import (
     voc_folders,
 )
 from mdssd.data.voc_xml import VocAnnotation, read_annotation
+from mdssd.system.text import plural
 
 _NO_ANNOTATION = VocAnnotation(None, [], [], [], "", frozenset())
 
@@ -143,8 +144,8 @@ class VOCDataset(PhotoDataset):
         alone = sorted(name for name in images.names if xml.find_stem(name) is None)
         if alone and len(images.names) > len(xml.names):
             self.notes.append(
-                f"{images.folder}: {len(alone)} images have no annotation and are left out, such "
-                f"as {images.names[alone[0]]}"
+                f"{images.folder}: {plural(len(alone), 'image')} without an annotation left out, "
+                f"such as {images.names[alone[0]]}"
             )
 
     def _read_all(

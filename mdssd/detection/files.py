@@ -18,7 +18,6 @@ from mdssd.detection.sources import (
     check_out,
     find_images,
     picture_names,
-    plural,
 )
 from mdssd.detection.tables import AddImage, open_table, table_entry
 from mdssd.drawing import draw_detections, encode_image
@@ -26,6 +25,7 @@ from mdssd.names import TABLES
 from mdssd.system.files import atomic_write, remove_all_leftovers
 from mdssd.system.progress import progress_bar
 from mdssd.system.stop import StopRequest, Terminated
+from mdssd.system.text import plural
 
 
 @dataclass

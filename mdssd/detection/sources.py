@@ -12,6 +12,7 @@ from mdssd.data.images import IMAGE_SUFFIXES
 from mdssd.detection.tables import is_table, table_path
 from mdssd.names import TABLES
 from mdssd.system.files import open_regular
+from mdssd.system.text import plural
 
 # The suffixes, in lower case, of images and videos that cannot be read.
 _UNREADABLE = frozenset(
@@ -91,11 +92,6 @@ def _in_folder(folder: Path) -> tuple[list[Path], str]:
     notes += [plural(hidden, "hidden file")] if hidden else []
     notes += [plural(others, "other file")] if others else []
     return images, ", ".join(notes)
-
-
-def plural(count: int, noun: str) -> str:
-    """Return a number with its noun: "1 picture", "2 pictures"."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def check_out(

@@ -23,6 +23,7 @@ from mdssd.metrics import similar_labels
 from mdssd.system import distributed
 from mdssd.system.files import writable_folder
 from mdssd.system.progress import progress_bar
+from mdssd.system.text import plural
 
 
 def evaluate(
@@ -200,7 +201,7 @@ def _unknown_objects(classes: Sequence[str], dataset: DetectionDataset) -> dict[
 def _unknown_text(
     unknown: Mapping[str, int], classes: Sequence[str], dataset: DetectionDataset
 ) -> str:
-    counts = some([f"{name} ({count:,} objects)" for name, count in unknown.items()])
+    counts = some([f"{name} ({plural(count, 'object')})" for name, count in unknown.items()])
     return (
         f"evaluate: {dataset.name} has objects of classes that the checkpoint lacks: {counts}; the "
         f"checkpoint's classes are {some(classes, 20)}. Rename the classes of one side, or leave "

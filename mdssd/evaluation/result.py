@@ -28,6 +28,7 @@ from mdssd.metrics import (
 from mdssd.metrics.errors import KINDS
 from mdssd.metrics.sizes import SIZES
 from mdssd.system.files import atomic_write
+from mdssd.system.text import plural
 
 
 @dataclass(frozen=True)
@@ -132,26 +133,27 @@ class EvalResult:
         """Return sentences about what was counted and what was left out."""
         voc = self.voc07
         lines = [
-            f"{self.images:,} images, {voc.objects.sum():,} objects",
-            f"{voc.detections.sum():,} detections with a score of {self.lowest_score:g} or more, "
-            f"which AP takes into account; {self.shown:,} with {self.score_threshold:g} or more",
+            f"{plural(self.images, 'image')}, {plural(voc.objects.sum(), 'object')}",
+            f"{plural(voc.detections.sum(), 'detection')} with a score of {self.lowest_score:g} or "
+            f"more, which AP takes into account; {self.shown:,} with {self.score_threshold:g} or "
+            "more",
         ]
         if voc.difficult.any():
             lines.append(f"{voc.difficult.sum():,} difficult objects and crowds are not counted")
         if self.left_out:
             names = [f"{name} ({count:,})" for name, count in self.left_out.items()]
             lines.append(
-                f"{sum(self.left_out.values()):,} objects are left out, because the checkpoint "
+                f"{plural(sum(self.left_out.values()), 'object')} left out, because the checkpoint "
                 f"lacks their classes: {some(names)}"
             )
         if self.failed:
-            lines.append(f"{len(self.failed):,} images that cannot be read are left out")
+            lines.append(f"{plural(len(self.failed), 'unreadable image')} left out")
         without = [name for name, n in zip(self.classes, voc.objects, strict=True) if not n]
         if without:
             found = voc.detections[voc.objects == 0].sum()
             lines.append(
                 f"no object of {some(without)}; not measured, and left out of the means "
-                f"({found:,} detections)"
+                f"({plural(found, 'detection')})"
             )
         return lines
 

@@ -8,6 +8,7 @@ import warnings
 import torch
 
 from mdssd.system import distributed
+from mdssd.system.text import plural
 
 
 def best_device() -> str:
@@ -47,7 +48,7 @@ def describe_device(device: str) -> str:
         text = f"{device} ({torch.cuda.get_device_name(device)})"
     elif kind == "cpu":
         threads = torch.get_num_threads()
-        text = f"cpu, {threads} thread{'' if threads == 1 else 's'}"
+        text = f"cpu, {plural(threads, 'thread')}"
     else:
         text = device
     processes = distributed.world_size()

@@ -241,8 +241,8 @@ def test_degenerate_boxes_and_empty_annotations_are_reported_not_fatal(capsys, t
         capsys, "train", *TINY, "--epochs", 1, "--data", root, "--out", tmp_path / "run"
     )
     assert status == 0
-    assert "1 boxes dropped" in out and second.name in out
-    assert "1 images have no box" in out
+    assert "1 box dropped" in out and second.name in out
+    assert "1 image without a box" in out
 
 
 def test_one_line_for_every_wrong_input(capsys, tmp_path, voc, checkpoint):

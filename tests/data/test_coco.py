@@ -44,7 +44,7 @@ def test_ids_boxes_and_crowds(tmp_path):
     assert sample.area.tolist() == [77, 25] and not sample.difficult.any()
     assert data[1].boxes_xyxy.shape == (0, 4)
     assert len(data.dropped) == 1 and "(x.png): box (4, 4, 4, 13) has no area" in data.dropped[0]
-    assert "1 boxes are crowds" in data.report() and "1 images have no box" in data.report()
+    assert "1 box marked as a crowd" in data.report() and "1 image without a box" in data.report()
 
 
 @pytest.mark.parametrize(

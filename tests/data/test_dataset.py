@@ -42,7 +42,7 @@ def test_defaults():
     assert data.annotation(2).image.shape == (0, 0, 3)
     assert data.annotation(2).labels.tolist() == [2] and data.split_lists([]) == []
     assert data.report().splitlines() == [
-        "blocks: 3 images, 2 boxes", "  low: 1", "  high: 1", "  1 images have no box"
+        "blocks: 3 images, 2 boxes", "  low: 1", "  high: 1", "  1 image without a box"
     ]  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def test_a_format_of_image_files_is_one_class(tmp_path):
     assert data.image_ids == ["a.png", "b.png", "c.png"]
     assert data.dropped == ["train.txt (b.png): box (5, 5, 5, 9) has no area"]
     assert faults == [f"{tmp_path / 'x.png'}: no such image"]
-    assert "1 images have no box" in data.report() and "cat: 2" in data.report()
+    assert "1 image without a box" in data.report() and "cat: 2" in data.report()
     assert len(TrainingSet(data, Augmentation(64))[0]) == 3
     result = check_data(data, torch.rand(4, 4), 300, faults=faults, progress=False)
     assert result.faults == faults

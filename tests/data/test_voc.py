@@ -73,7 +73,7 @@ def test_splits_classes_and_boxes(folder):
 def test_annotation_without_boxes_is_background(folder):
     data = VOCDataset(folder)
     assert data[1].boxes_xyxy.shape == (0, 4) and data[1].labels.shape == (0,)
-    assert "1 images have no box" in data.report()
+    assert "1 image without a box" in data.report()
     assert "zebra: 1" in data.report() and "bee: 0" in data.report()
 
 

@@ -170,5 +170,5 @@ def test_a_folder_of_something_else_says_what_to_give(tmp_path):
 def test_images_without_an_annotation_are_counted(folder):
     cv2.imwrite(str(folder / "JPEGImages" / "d.png"), np.zeros((60, 80, 3), np.uint8))
     notes = VOCDataset(folder, "all").notes
-    assert len(notes) == 1 and "1 images have no annotation and are left out" in notes[0]
+    assert len(notes) == 1 and "1 image without an annotation left out" in notes[0]
     assert "such as d.png" in notes[0] and not VOCDataset(folder).notes[1:]

@@ -95,7 +95,7 @@ def test_classes_without_objects_need_not_be_known(tmp_path):
 def test_objects_of_unknown_classes_are_refused_before_the_detection(monkeypatch):
     no_detection(monkeypatch)
     expected = (
-        r"photos has objects of classes that the checkpoint lacks: van \(1 objects\); the "
+        r"photos has objects of classes that the checkpoint lacks: van \(1 object\); the "
         r"checkpoint's classes are car, tram\. .*--allow-faults"
     )
     with pytest.raises(ValueError, match=expected):
@@ -106,7 +106,7 @@ def test_objects_of_unknown_classes_can_be_left_out():
     result = evaluate(detector("car", "tram"), Photos(), progress=False, allow_faults=True)
     assert result.voc07.objects.tolist() == [6, 0] and result.images == 3
     assert result.left_out == {"van": 1} and result.to_dict()["left_out"]["objects"] == {"van": 1}
-    assert "1 objects are left out, because the checkpoint lacks their classes: van (1)" in (
+    assert "1 object left out, because the checkpoint lacks their classes: van (1)" in (
         result.table()
     )
     data = find_all(detector("tram"), Photos(), progress=False, allow_faults=True)
@@ -122,13 +122,13 @@ def test_the_command_compares_a_voc_folder_by_name(capsys, voc, checkpoint):
     assert "Annotations" not in err.splitlines()[-1]
 
 
-def test_without_data_a_checkpoint_of_other_classes_is_told_to_name_it(capsys, tmp_path):
+def test_a_checkpoint_of_other_classes_is_not_measured_on_scenes(capsys, tmp_path):
     path = tmp_path / "last.json"
     model = ssd300(3, width=0.0625)
     save_checkpoint(path, model, classes=["cell", "disc"], mean=MEAN_RGB, extra={})
-    status, _, err = run(capsys, "eval", path)
-    assert status == 2 and "--data: expected the data to measure on" in err
-    assert "checkpoint's classes are cell, disc" in err
+    status, _, err = run(capsys, "eval", path, "--scenes", 1)
+    assert status == 2 and "--scenes: expected a checkpoint of the scenes' classes" in err
+    assert "its classes are cell, disc; --data measures" in err
 
 
 # --- refusals that do not come late -------------------------------------------------------------
@@ -155,7 +155,7 @@ def test_a_folder_that_cannot_be_written_is_refused_early(
     no_detection(monkeypatch)
     (tmp_path / "a file").write_text("")
     status, _, err = run(capsys, "eval", checkpoint, "--scenes", 1, "--out", tmp_path / name)
-    assert status == 2 and f"{tmp_path / name}: " in err
+    assert status == 2 and f"expected a folder, but {tmp_path / 'a file'} is an empty file" in err
     with pytest.raises(OSError, match=re.escape(name)):
         evaluate(detector("car", "van"), Photos(), progress=False, out_dir=tmp_path / name)
 
@@ -181,7 +181,7 @@ def test_an_unreadable_image_is_an_error_or_left_out(voc):
     assert result.images == 2 and len(result.failed) == 1 and str(image) in result.failed[0]
     objects = [len(whole.annotation(k).labels) for k in range(3)]
     assert result.voc07.objects.sum() == objects[0] + objects[2]
-    assert "1 images that cannot be read are left out" in result.table()
+    assert "1 unreadable image left out" in result.table()
 
 
 # --- what was measured --------------------------------------------------------------------------

@@ -227,7 +227,7 @@ def test_wrong_input_is_one_line(tmp_path, capsys):
         (["check", tmp_path / "gone"], "no such file or folder"),
         (["check", root, "--split", "moon"], "no such split"),
         (["check", root, "--prior-scales", "x"], "--prior-scales: expected one of"),
-        (["check", root, "--tiny", "nan"], "tiny: expected a number of at least 0, got nan"),
+        (["check", root, "--tiny", "nan"], "--tiny: expected a number of at least 0, got 'nan'"),
         (["check", nothing], "no image can be used; the first fault: "),
         (["show", root, "--out", tmp_path / "a.jpg"], "ends with .png"),
         (["show", root, "--out", tmp_path / "a.png", "--no-augment", "--no-crop"], "--no-augment"),

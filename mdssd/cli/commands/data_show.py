@@ -12,6 +12,7 @@ from mdssd.drawing import write_image
 from mdssd.inspection.plots import contact_sheet
 from mdssd.models.build import INPUT_SIZES
 from mdssd.system.files import writable_folder
+from mdssd.system.text import plural
 from mdssd.training.recipe_files import DEFAULT_RECIPE, read_recipe
 
 _AUGMENTATION = ("expand", "photometric", "crop", "crop_min_scale", "mirror", "turn")
@@ -28,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     dataset = open_whole_data(given, input_size=size, faults=None)
     sheet = contact_sheet(dataset, augmentation, arguments.count, arguments.seed)
     write_image(sheet, out)
-    print(f"written: {out}, {arguments.count} samples of {dataset.name}")
+    print(f"written: {out}, {plural(arguments.count, 'sample')} of {dataset.name}")
     return 0
 
 

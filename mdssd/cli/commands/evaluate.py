@@ -96,9 +96,7 @@ def _check_scenes(scenes: DetectionDataset, detector: Detector) -> None:
     unknown = [name for name in scenes.classes if name not in detector.classes]
     if unknown:
         raise ValueError(
-            "--data: expected the data to measure on, a folder in VOC layout or a COCO JSON file. "
-            f"Without it eval generates scenes of {', '.join(scenes.classes)}, but the "
-            f"checkpoint's classes are {some(detector.classes, 8)}"
+            "--scenes: expected a checkpoint of the scenes' classes "
+            f"({', '.join(scenes.classes)}), its classes are {some(detector.classes, 8)}; "
+            "--data measures on your own data"
         )
-    if distributed.is_main():
-        print(f"no --data: measuring on {len(scenes)} generated scenes")

@@ -9,6 +9,7 @@ from typing import Any
 from mdssd.cli.commands.run_settings import RunSettings
 from mdssd.data import DetectionDataset
 from mdssd.models import SingleShotDetector
+from mdssd.system.text import plural
 from mdssd.training.recipe_files import LENGTHS
 from mdssd.training.settings import Recipe
 from mdssd.training.state import TrainState
@@ -79,7 +80,7 @@ def summary(state: TrainState, settings: RunSettings, out_dir: Path) -> str:
     """Return how far the run has come; of a run that was finished before, how to train longer."""
     best = "" if state.best is None else f", best {state.metric} {state.best:.4f} (best.json)"
     text = (
-        f"{_count(state.step, 'iterations')}, {_count(state.epoch, 'epochs')}, "
+        f"{plural(state.step, 'iteration')}, {plural(state.epoch, 'epoch')}, "
         f"{state.seconds / 60:.1f} minutes, "
         f"loss {state.loss:.4f}{best}: {out_dir}"
     )
@@ -93,7 +94,7 @@ def summary(state: TrainState, settings: RunSettings, out_dir: Path) -> str:
 
 def _length(recipe: Mapping[str, Any]) -> str:
     name, value = _given_length(recipe)
-    return _count(value, name)
+    return plural(value, name.removesuffix("s"))
 
 
 def _longer(settings: RunSettings) -> str:
@@ -103,8 +104,3 @@ def _longer(settings: RunSettings) -> str:
 
 def _given_length(recipe: Mapping[str, Any]) -> tuple[str, Any]:
     return next((name, recipe[name]) for name in LENGTHS if recipe.get(name) is not None)
-
-
-def _count(number: float, names: str) -> str:
-    text = f"{number:g}" if isinstance(number, float) else f"{number:,}"
-    return f"{text} {names if number != 1 else names.removesuffix('s')}"

@@ -1,0 +1,17 @@
+"""Numbers with their nouns, for messages."""
+
+from __future__ import annotations
+
+
+def plural(count: float, noun: str) -> str:
+    """Return a number with its noun.
+
+    Example:
+        >>> from mdssd.system.text import plural
+        >>> plural(1, "image"), plural(1200, "image"), plural(2, "box")
+        ('1 image', '1,200 images', '2 boxes')
+    """
+    if count == 1:
+        return f"1 {noun}"
+    number = f"{count:g}" if isinstance(count, float) else f"{count:,}"
+    return f"{number} {noun}{'es' if noun.endswith(('x', 's', 'ch')) else 's'}"
