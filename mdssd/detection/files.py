@@ -27,6 +27,9 @@ from mdssd.system.progress import progress_bar
 from mdssd.system.stop import StopRequest, Terminated
 from mdssd.system.text import plural
 
+# Pictures with fewer pixels on their shorter side have colours at full resolution.
+_FINE = 1200
+
 
 @dataclass
 class DetectReport:
@@ -283,7 +286,8 @@ def _draw(path: Path, result: Streamed, classes: Sequence[str], scale: float) ->
     picture = draw_detections(
         result.image, found["boxes"], found["labels"], found["scores"], classes, scale=scale
     )
-    data = encode_image(picture, ".jpg")
+    # Lines of a large picture are so thick that colours at half the resolution do not blur them.
+    data = encode_image(picture, ".jpg", fine=min(picture.shape[:2]) < _FINE)
     at = 4 + int.from_bytes(data[4:6], "big")  # behind the first segment, which names the format
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path, "wb") as file:

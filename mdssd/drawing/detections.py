@@ -105,17 +105,19 @@ def draw_detections(
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         way = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
         image = cv2.resize(image, size, interpolation=way).astype(np.uint8)
-    canvas = Image.fromarray(image)
-    stretch = np.array([canvas.width / width, canvas.height / height] * 2)
-    edge = np.array(canvas.size * 2, np.float64)
+    down, across = image.shape[:2]
+    stretch = np.array([across / width, down / height] * 2)
+    edge = np.array([across, down] * 2, np.float64)
     found = found._replace(boxes=np.clip(found.boxes * stretch, 0, edge))
     truth = None if truth is None else np.clip(truth * stretch, 0, edge)
-    short = min(canvas.size)
+    short = min(across, down)
     style = Style(line=max(2, round(short / 300)), font=tag_font(max(13, round(short / 56))))
-    _draw(canvas, found, truth, classes, style)
+    strip = np.zeros((0, across, 3), np.uint8)
     if legend:
-        canvas = _with_legend(canvas, found.labels, classes, truth, style)
-    return np.array(canvas)
+        strip = _legend(across, found.labels, classes, truth, style)
+    picture = np.concatenate([image, strip])
+    _draw(picture[:down], found, truth, classes, style)
+    return picture
 
 
 class _Boxes(NamedTuple):
@@ -152,30 +154,30 @@ def _checked(
 
 
 def _draw(
-    canvas: Image.Image,
+    picture: NDArray[np.uint8],
     found: _Boxes,
     truth: NDArray[np.float64] | None,
     classes: Sequence[str],
     style: Style,
 ) -> None:
     """Draw the boxes, the best on top, then the ground truth, then the tags."""
-    pen = ImageDraw.Draw(canvas)
     boxes, labels, scores = found
+    size = (picture.shape[1], picture.shape[0])
     rank = np.zeros(len(boxes)) if scores is None else -scores
     order = np.argsort(rank, kind="stable")
     for k in order[::-1]:
-        _box(pen, boxes[k], class_color(int(labels[k])), style.line)
+        _box(picture, boxes[k], class_color(int(labels[k])), style.line)
     for box in truth if truth is not None else ():
-        _dashed_box(pen, box, style.dash)
+        _dashed_box(picture, box, style.dash)
     texts = [(classes[labels[k] - 1],) * 2 for k in order]
     if scores is not None:
         texts = [
             (f"{text} {scores[k]:.2f}", f"{scores[k]:.2f}")
             for (text, _), k in zip(texts, order, strict=True)
         ]
-    for k, tag in zip(order, place_tags(boxes[order], texts, canvas.size, style), strict=True):
+    for k, tag in zip(order, place_tags(boxes[order], texts, size, style), strict=True):
         if tag is not None:
-            _tag(pen, tag, class_color(int(labels[k])), style)
+            _tag(picture, tag, class_color(int(labels[k])), style)
 
 
 def _boxes(argument: str, boxes_xyxy: Any) -> NDArray[np.float64]:
@@ -191,17 +193,36 @@ def _boxes(argument: str, boxes_xyxy: Any) -> NDArray[np.float64]:
     return boxes
 
 
-def _box(pen: ImageDraw.ImageDraw, box: NDArray[np.float64], color: Color, line: int) -> None:
+def _fill(
+    picture: NDArray[np.uint8], left: int, top: int, right: int, bottom: int, color: Color
+) -> None:
+    """Fill a rectangle, with its last row and column, as far as it is in the picture."""
+    rows = slice(max(0, top), max(0, bottom + 1))
+    picture[rows, max(0, left) : max(0, right + 1)] = color
+
+
+def _frame(
+    picture: NDArray[np.uint8], corners: tuple[int, int, int, int], color: Color, line: int = 1
+) -> None:
+    """Draw the inner edge of a rectangle, `line` pixels wide."""
+    x1, y1, x2, y2 = corners
+    _fill(picture, x1, y1, x2, y1 + line - 1, color)
+    _fill(picture, x1, y2 - line + 1, x2, y2, color)
+    _fill(picture, x1, y1, x1 + line - 1, y2, color)
+    _fill(picture, x2 - line + 1, y1, x2, y2, color)
+
+
+def _box(picture: NDArray[np.uint8], box: NDArray[np.float64], color: Color, line: int) -> None:
     x1, y1, x2, y2 = whole_pixels(box)
     line = max(1, min(line, (x2 - x1) // 6, (y2 - y1) // 6))
     # Dark lines on both sides keep the colour visible on a background of the same colour.
-    pen.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=_BLACK)
+    _frame(picture, (x1 - 1, y1 - 1, x2 + 1, y2 + 1), _BLACK)
     if min(x2 - x1, y2 - y1) > 2 * line + 2:
-        pen.rectangle((x1 + line, y1 + line, x2 - line, y2 - line), outline=_BLACK)
-    pen.rectangle((x1, y1, x2, y2), outline=color, width=line)
+        _frame(picture, (x1 + line, y1 + line, x2 - line, y2 - line), _BLACK)
+    _frame(picture, (x1, y1, x2, y2), color, line)
 
 
-def _dashed_box(pen: ImageDraw.ImageDraw, box: NDArray[np.float64], line: int) -> None:
+def _dashed_box(picture: NDArray[np.uint8], box: NDArray[np.float64], line: int) -> None:
     """Draw white dashes with a dark edge, which shows on light images too."""
     x1, y1, x2, y2 = whole_pixels(box)
     sides = ((x1, y1, x2, y1), (x2, y1, x2, y2), (x2, y2, x1, y2), (x1, y2, x1, y1))
@@ -210,7 +231,7 @@ def _dashed_box(pen: ImageDraw.ImageDraw, box: NDArray[np.float64], line: int) -
         for left, top, right, bottom in dashes:
             # A line lies around its place: a pixel on it, and the others on both sides.
             low, high = (line - 1) // 2 + edge, line // 2 + edge
-            pen.rectangle((left - low, top - low, right + high, bottom + high), fill=color)
+            _fill(picture, left - low, top - low, right + high, bottom + high, color)
 
 
 def _dashes(side: tuple[int, int, int, int], length: int) -> list[tuple[int, int, int, int]]:
@@ -226,9 +247,11 @@ def _dashes(side: tuple[int, int, int, int], length: int) -> list[tuple[int, int
     return dashes
 
 
-def _tag(pen: ImageDraw.ImageDraw, tag: Tag, color: Color, style: Style) -> None:
-    pen.rectangle((tag.x1, tag.y1, tag.x2 - 1, tag.y2 - 1), fill=color)
-    pen.text((tag.x1 + style.pad, tag.y1 + 1), tag.text, fill=_ink(color), font=style.font)
+def _tag(picture: NDArray[np.uint8], tag: Tag, color: Color, style: Style) -> None:
+    # Pillow draws the text, on an image of its own: converting the whole picture takes it long.
+    own = Image.new("RGB", (tag.x2 - tag.x1, tag.y2 - tag.y1), color)
+    ImageDraw.Draw(own).text((style.pad, 1), tag.text, fill=_ink(color), font=style.font)
+    picture[tag.y1 : tag.y2, tag.x1 : tag.x2] = np.asarray(own)
 
 
 def _ink(color: Color) -> Color:
@@ -237,14 +260,14 @@ def _ink(color: Color) -> Color:
     return _BLACK if 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 else _WHITE
 
 
-def _with_legend(
-    canvas: Image.Image,
+def _legend(
+    width: int,
     names: NDArray[np.int64],
     classes: Sequence[str],
     truth: NDArray[np.float64] | None,
     style: Style,
-) -> Image.Image:
-    """Add a strip below: the colour, name and number of each class, and the ground truth."""
+) -> NDArray[np.uint8]:
+    """Return the strip below: the colour, name and number of each class, and the ground truth."""
     present, counts = np.unique(names, return_counts=True)
     entries: list[tuple[str, Color | None]] = [
         (f"{classes[k - 1]}: {n}", class_color(int(k)))
@@ -259,21 +282,21 @@ def _with_legend(
     places, x, y = [], style.pad * 2, 0
     for text, _ in entries:
         length = swatch + 2 * style.pad + round(style.font.getlength(text))
-        if x + length > canvas.width and x > style.pad * 2:
+        if x + length > width and x > style.pad * 2:
             x, y = style.pad * 2, y + row
         places.append((x, y))
         x += length + 6 * style.pad
-    result = Image.new("RGB", (canvas.width, canvas.height + y + row), _PAPER)
-    result.paste(canvas, (0, 0))
-    pen = ImageDraw.Draw(result)
+    image = Image.new("RGB", (width, y + row), _PAPER)
+    pen = ImageDraw.Draw(image)
     for (text, color), (x, y) in zip(entries, places, strict=True):
-        top = canvas.height + y + style.pad
+        left = x if color == _PAPER else x + swatch + 2 * style.pad
+        pen.text((left, y + style.pad + 1), text, fill=_WHITE, font=style.font)
+    strip = np.array(image)
+    for (_, color), (x, y) in zip(entries, places, strict=True):
+        top = y + style.pad
         middle = np.array([x, top + 2, x + swatch, top + swatch - 2], np.float64)
         if color is None:
-            _dashed_box(pen, middle, style.dash)
+            _dashed_box(strip, middle, style.dash)
         elif color != _PAPER:
-            _box(pen, middle, color, style.line)
-        else:
-            x -= swatch + 2 * style.pad
-        pen.text((x + swatch + 2 * style.pad, top + 1), text, fill=_WHITE, font=style.font)
-    return result
+            _box(strip, middle, color, style.line)
+    return strip

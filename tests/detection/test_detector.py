@@ -1018,10 +1018,10 @@ def test_detect_on_a_full_disk_leaves_a_whole_table(detector, tmp_path, monkeypa
 
 
 def test_detect_on_a_disk_too_full_for_a_picture(detector, photos, tmp_path, monkeypatch):
-    def full(image, suffix):
+    def full(image, suffix, **options):
         if len(drawn := files_in(tmp_path / "out")) and "a.jpg" in drawn:
             raise OSError(errno.ENOSPC, "No space left on device", "b.jpg")
-        return encode(image, suffix)
+        return encode(image, suffix, **options)
 
     encode = files_module.encode_image
     (tmp_path / "out").mkdir()
