@@ -1,0 +1,124 @@
+"""Damaged COCO files, VOC annotations, split lists and folders: read right, or refused by name."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies_data import (
+    annotations,
+    apply_changes,
+    changes,
+    coco_files,
+    split_lists,
+    write_images,
+    write_voc,
+)
+
+from mdssd.data import DataError, open_dataset
+from mdssd.data.dataset import DetectionDataset
+from mdssd.data.images import read_header
+
+
+@contextmanager
+def refusal_names(folder: Path) -> Iterator[None]:
+    """Accept a DataError that names a path in the folder; raise any other exception."""
+    try:
+        yield
+    except DataError as error:
+        assert str(folder) in str(error), f"names no file: {error}"
+        assert "\n" not in str(error), f"is not one line: {error}"
+
+
+def assert_sound(dataset: DetectionDataset) -> None:
+    """Check what training relies on: names, labels, and finite boxes that touch their image."""
+    assert dataset.classes and all(isinstance(n, str) and n.strip() for n in dataset.classes)
+    assert len(set(dataset.classes)) == len(dataset.classes)
+    assert len(dataset) == len(dataset.image_ids)
+    assert dataset.report().startswith(dataset.name)
+    for index in range(len(dataset)):
+        found = dataset.annotation(index)
+        path = dataset.image_path(index)
+        assert path is not None and path.is_file()
+        width, height = upright_size(dataset, index, path)
+        count = len(found.labels)
+        assert found.boxes_xyxy.shape == (count, 4) and found.boxes_xyxy.dtype == np.float32
+        assert found.difficult.shape == found.crowd.shape == (count,)
+        assert ((found.labels >= 1) & (found.labels <= len(dataset.classes))).all()
+        x1, y1, x2, y2 = found.boxes_xyxy.T
+        assert np.isfinite(found.boxes_xyxy).all() and (x1 < x2).all() and (y1 < y2).all()
+        assert (x2 > 0).all() and (y2 > 0).all()  # a box may extend beyond its image
+        assert (x1 < width).all() and (y1 < height).all()
+
+
+def upright_size(dataset: DetectionDataset, index: int, path: Path) -> tuple[int, int]:
+    header = read_header(path)
+    turned = dataset.upright(index) and header.orientation >= 5
+    return (header.height, header.width) if turned else (header.width, header.height)
+
+
+def open_and_check(path: Path, folder: Path, **options: Any) -> None:
+    """Open a data set both ways: with faults as errors, and with faults collected."""
+    with refusal_names(folder):
+        assert_sound(open_dataset(path, **options))
+    with refusal_names(folder):
+        faults: list[str] = []
+        assert_sound(open_dataset(path, faults=faults, **options))
+        assert all(isinstance(line, str) for line in faults)
+
+
+@pytest.fixture(scope="module")
+def coco_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("coco")
+    write_images(folder / "images")
+    return folder
+
+
+@given(content=coco_files())
+def test_a_damaged_coco_file(coco_folder: Path, content: bytes) -> None:
+    path = coco_folder / "instances_train.json"
+    path.write_bytes(content)
+    open_and_check(path, coco_folder)
+
+
+@pytest.fixture(scope="module")
+def voc_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("voc") / "voc"
+    write_voc(folder)
+    return folder
+
+
+@given(content=annotations("a"))
+def test_a_damaged_annotation(voc_folder: Path, content: bytes) -> None:
+    (voc_folder / "Annotations" / "a.xml").write_bytes(content)
+    open_and_check(voc_folder, voc_folder, split="all")
+
+
+@given(content=split_lists)
+def test_a_damaged_split_list(voc_folder: Path, content: bytes) -> None:
+    path = voc_folder / "ImageSets" / "Main" / "val.txt"
+    path.write_bytes(content)
+    try:
+        open_and_check(voc_folder, voc_folder, split="val")
+    finally:
+        path.unlink()
+
+
+@given(drawn=changes, split=st.sampled_from([None, "all", "train", "test"]))
+def test_a_changed_folder(
+    tmp_path_factory: pytest.TempPathFactory,
+    drawn: list[tuple[str, str, str]],
+    split: str | None,
+) -> None:
+    folder = tmp_path_factory.mktemp("changed") / "voc"
+    write_voc(folder)
+    apply_changes(folder, drawn)
+    open_and_check(folder, folder, split=split)
+    shutil.rmtree(folder)
