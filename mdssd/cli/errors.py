@@ -61,7 +61,7 @@ _REMEDIES = tuple(
 )
 _UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 # What is raised for wrong input. Any other exception is a fault of the program.
-_EXPECTED = (ValueError, TypeError, OSError, RuntimeError, ImportError)
+_EXPECTED = (ValueError, OSError, RuntimeError, ImportError)
 
 
 def describe(error: BaseException) -> str:
@@ -81,7 +81,7 @@ def describe(error: BaseException) -> str:
         'a.json: No such file or directory'
     """
     # Wrong input has a message of its own, which may quote anything.
-    if not isinstance(error, (ValueError, TypeError, ImportError)):
+    if not isinstance(error, (ValueError, ImportError)):
         causes = "\n".join(_causes(error))
         for pattern, remedy in _REMEDIES:
             if pattern.search(causes):

@@ -64,12 +64,12 @@ def decimal(expected: str, holds: Callable[[float], bool]) -> Callable[[str], fl
 
 above_zero = decimal("a number above 0", lambda value: value > 0)
 from_zero = decimal("a number of at least 0", lambda value: value >= 0)
-from_one = decimal("a number of at least 1", lambda value: value >= 1)
 below_one = decimal("a number of at least 0 and below 1", lambda value: 0 <= value < 1)
 fraction = decimal("a number from 0 to 1", lambda value: 0 <= value <= 1)
 share = decimal("a number above 0 and at most 1", lambda value: 0 < value <= 1)
 picture_scale = decimal("a number above 0, up to 100", lambda value: 0 < value <= 100)
-width = decimal("a number above 0 and at most 16", lambda value: 0 < value <= 16)
+width = decimal("a number above 0 and at most 4", lambda value: 0 < value <= 4)
+expand = decimal("a number from 1 to 16", lambda value: 1 <= value <= 16)
 
 
 def one_of(choices: Sequence[str]) -> Callable[[str], str]:

@@ -17,6 +17,8 @@ from mdssd.models import MEAN_RGB
 # A crop sampler per minimum IoU, of TRIALS draws each.
 MIN_IOUS = (0.1, 0.3, 0.5, 0.7, 0.9)
 TRIALS = 50
+# The largest canvas, in sides of the image. SSD's is 4.
+MAX_EXPAND = 16
 INTERPOLATIONS = (
     cv2.INTER_LINEAR,
     cv2.INTER_AREA,
@@ -41,7 +43,7 @@ class Augmentation:
     Args:
         size: side of the network's input, in pixels.
         mean: the mean of each channel, 0 to 255. It also fills the canvas around the image.
-        expand: the greatest ratio of the canvas to the image. 1 turns expansion off.
+        expand: the greatest ratio of the canvas to the image, at most 16. 1 turns expansion off.
         photometric: whether to distort the colours.
         crop: whether to crop.
         crop_min_scale: the smallest scale of a crop; SSD uses 0.3.
@@ -81,8 +83,8 @@ class Augmentation:
         turn: bool = False,
         raw: bool = False,
     ) -> None:
-        if not expand >= 1:
-            raise ValueError(f"Augmentation: expand must be at least 1, got {expand}")
+        if not 1 <= expand <= MAX_EXPAND:
+            raise ValueError(f"Augmentation: expand must be from 1 to {MAX_EXPAND}, got {expand}")
         if not 0 < crop_min_scale <= 1:
             raise ValueError(
                 f"Augmentation: crop_min_scale must be above 0 and at most 1, got {crop_min_scale}"

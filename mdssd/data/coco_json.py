@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from mdssd.data.json_lists import read_lists
 from mdssd.data.sample import DataError
 from mdssd.data.values import flag, key, number, shown, stated_size, text
+from mdssd.system.kinds import VAGUE, kind_of_file
 
 Key = int | str
 
@@ -76,6 +77,9 @@ class CocoContent:
         except OSError as error:
             raise self.fault(f"cannot be read ({error.strerror})") from None
         except ValueError as error:
+            kind = kind_of_file(path)
+            if kind not in ("JSON", "text", *VAGUE):
+                raise self.fault(f"is {kind}, expected a COCO JSON file") from None
             if "top level" in str(error):
                 raise self.fault(f"not a COCO file, {error}") from None
             raise self.fault(f"broken JSON ({error})") from None

@@ -82,6 +82,8 @@ def open_dataset(
             faults=faults,
             limits=limits,
         )
+    if path.exists():
+        raise DataError(f"{path}: is neither a regular file nor a folder")
     raise DataError(f"{path}: no such file or folder")
 
 

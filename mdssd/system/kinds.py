@@ -8,6 +8,8 @@ import re
 
 from mdssd.system.files import open_regular
 
+# What a damaged file of the expected kind may be taken for.
+VAGUE = ("unknown data", "an empty file", "only zero bytes")
 _HEAD = 4096
 # (position, bytes, kind): the file has these bytes at this position.
 _MAGIC = (

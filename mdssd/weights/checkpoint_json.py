@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mdssd.system.files import open_regular, read_regular
+from mdssd.system.kinds import VAGUE, kind_of_file
 
 FORMAT = "mdssd checkpoint"
 # Version 2 added "digest". Version 1 is read as well.
@@ -193,7 +194,13 @@ def not_safetensors(file: Path, start: bytes) -> str:
             f"{file}: is a pickle (a torch.save file), not safetensors; refused unread, "
             "because a pickle can run any code"
         )
-    return f"{file}: is not a safetensors file, or is cut short within its first bytes"
+    kind = kind_of_file(file)
+    if kind in VAGUE:
+        return f"{file}: is not a safetensors file, or is cut short within its first bytes"
+    return (
+        f"{file}: is {kind}, not a safetensors file (a checkpoint is a .json with a .safetensors "
+        "beside it, or the folder of a training run)"
+    )
 
 
 def listed(names: Sequence[str]) -> str:

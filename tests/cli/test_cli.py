@@ -258,7 +258,7 @@ def test_one_line_for_every_wrong_input(capsys, tmp_path, voc, checkpoint):
         ([*train, "--data", voc, "--eval-split", "moon"], "moon.txt"),
         (
             [*train, "--data", voc, "--width", 0],
-            "--width: expected a number above 0 and at most 16",
+            "--width: expected a number above 0 and at most 4",
         ),
         ([*train], "expected --data DIR|JSON (or --scenes N for generated scenes)"),
         (
@@ -512,3 +512,21 @@ def test_workers_end_when_the_main_process_is_killed(tmp_path, checkpoint):
     with detecting(tmp_path, checkpoint) as (process, _):
         os.kill(process.pid, signal.SIGKILL)
         process.communicate(timeout=120)  # returns once every worker has ended
+
+
+def test_a_file_of_another_kind_is_named_for_what_it_is(capsys, tmp_path, checkpoint):
+    photo, page = tmp_path / "photo.jpg", tmp_path / "page.xml"
+    cv2.imwrite(str(photo), np.zeros((8, 8, 3), np.uint8))
+    page.write_text("<annotation></annotation>")
+    cases = [
+        (["train", "--data", photo], f"{photo}: is a JPEG image, expected a COCO JSON file"),
+        (["data", "check", page], f"{page}: is XML, expected a COCO JSON file"),
+        (["data", "check", "/dev/zero"], "/dev/zero: is neither a regular file nor a folder"),
+        (["eval", photo, "--scenes", 1], f"{photo}: is a JPEG image, not a safetensors file (a "
+         "checkpoint is a .json with a .safetensors beside it, or the folder of a training run)"),
+        (["detect", page, photo, "--out", tmp_path / "d"], f"{page}: is XML, not a safetensors "),
+        (["train", *SCENES, "--init", photo, "--out", tmp_path / "run"], "it is a JPEG image, exp"),
+        (["convert", photo, "--out", tmp_path / "a.json"], "it is a JPEG image, expected a safe"),
+    ]  # fmt: skip
+    for arguments, expected in cases:
+        assert expected in expect_error(capsys, *arguments), arguments

@@ -10,6 +10,8 @@ import sys
 import pytest
 
 from mdssd.cli import make_parser, values
+from mdssd.data.augment import MAX_EXPAND
+from mdssd.models.options import MAX_WIDTH
 
 
 def leaves(parser, name="mdssd"):
@@ -84,11 +86,11 @@ def test_examples_can_be_typed():
         (values.workers, ["0", "8"], ["100000"]),
         (values.above_zero, ["0.1", "1e-9"], ["0", "-1", "nan", "inf", "1e999", "x"]),
         (values.from_zero, ["0", "2"], ["-0.1", "nan"]),
-        (values.from_one, ["1", "4.5"], ["0.9", "inf"]),
+        (values.expand, ["1", "4.5", str(MAX_EXPAND)], ["0.9", "inf", str(MAX_EXPAND + 1)]),
         (values.below_one, ["0", "0.99"], ["1", "-1", "nan"]),
         (values.fraction, ["0", "1", "0.5"], ["1.1", "nan", "-0.1"]),
         (values.share, ["1", "0.1"], ["0", "nan"]),
-        (values.width, ["0.0625", "16"], ["0", "17", "nan"]),
+        (values.width, ["0.0625", str(MAX_WIDTH)], ["0", str(MAX_WIDTH + 1), "nan"]),
         (values.device, ["cpu", "cuda", "cuda:1", "xpu"], ["banana", "cuda:", "cuda:-1", ""]),
         (values.one_of(["a", "b"]), ["a"], ["c", ""]),
         (values.drops, ["5,9", "0.5,0.8"], ["9,5", "0.5,5", "0", "1.5", "nan", "x", "5,5", ""]),

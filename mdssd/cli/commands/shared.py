@@ -71,7 +71,7 @@ def open_data(
     path = options.get("data")
     if path is not None and options.get("scenes"):
         raise ValueError(f"--scenes: expected no data beside it, got {path}")
-    limits = ImageLimits(options["max_pixels"]) if "max_pixels" in options else None
+    limits = ImageLimits(options["max_pixels"]) if options.get("max_pixels") else None
     found: list[str] = [] if faults is None else faults
     dataset = open_dataset(
         path,

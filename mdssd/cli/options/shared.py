@@ -82,7 +82,7 @@ def add_augmentation_options(parser: argparse.ArgumentParser) -> None:
     augmentation = parser.add_argument_group("augmentation")
     augmentation.add_argument(
         "--expand",
-        type=values.from_one,
+        type=values.expand,
         metavar="MAX",
         help="zoom out of some images, onto a canvas of up to MAX times their sides; 1 never does "
         "(default 1)",
