@@ -60,9 +60,10 @@ def _check_batch_size(settings: Recipe, images: int) -> None:
     part = min(settings.batch_size, images) // processes // settings.accumulate
     needed = 1 if settings.sync_batch_norm and processes > 1 else 2
     if part < needed:
+        least = needed * processes * settings.accumulate
         raise ValueError(
-            f"train: batch_size: batch normalisation needs batches of {needed} images or more, got "
-            f"batches of {settings.batch_size} from {images} images"
+            f"train: batch_size: expected at least {least} images, {needed} for each part that "
+            f"batch normalisation sees, got {settings.batch_size} of {images} images"
             + (f" in {processes} processes" if processes > 1 else "")
             + (f" in {settings.accumulate} parts" if settings.accumulate > 1 else "")
         )

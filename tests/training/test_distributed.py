@@ -21,7 +21,8 @@ from mdssd.weights.checkpoint import load_checkpoint
 from mdssd.weights.checkpoint_json import read_meta
 
 ROOT = Path(__file__).parents[2]
-TINY = "--model ssd300 --width 0.0625 --lr 0.00001 --batch-size 2 --workers 0 --threads 1".split()
+TINY = "--model ssd300 --width 0.0625 --no-batch-norm --lr 0.00001 --batch-size 2".split()
+TINY += ["--workers", "0", "--threads", "1"]
 
 
 @pytest.fixture(scope="module", autouse=True)
