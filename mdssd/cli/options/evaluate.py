@@ -79,7 +79,7 @@ def add_to(verbs: Verbs) -> None:
     )
     parser.add_argument(
         "--workers",
-        type=values.number,
+        type=values.workers,
         metavar="N",
         help="processes that load images (default: one fewer than the cores, at most 2 for a CPU "
         "and 8 for a GPU; 0 for a single batch)",
