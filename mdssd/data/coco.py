@@ -95,6 +95,10 @@ class CocoDataset(PhotoDataset):
         self.classes = [content.categories[k].name for k in self.category_ids]
         rows, others = self._rows(content)
         names = [image.name for image in content.images.values()]
+        if not names:
+            raise DataError(
+                f"{self.name}: no image can be used; the first fault: {content.faults[0]}"
+            )
         self.image_dir = self._find_folder(image_dir, names)
         self._index: FileIndex | None = None
         loosely: dict[Path, str] = {}

@@ -115,7 +115,7 @@ class VOCDataset(PhotoDataset):
         listed: dict[str, list[str]] = {}
         for name in SPLITS:
             path = layout.list_path(name)
-            if not path.is_file():
+            if not path.exists():
                 continue
             with CollectFaults(faults):
                 listed[name] = _read_list(path, files, None)
@@ -134,7 +134,7 @@ class VOCDataset(PhotoDataset):
             self._note_unannotated(files)
             return sorted(files.xml.names)
         path = layout.list_path(self.split)
-        if not path.is_file():
+        if not path.exists():
             splits = ", ".join(layout.list_names()) or "none"
             raise DataError(f"{path}: no such split (there are: {splits}; or all)")
         return _read_list(path, files, faults)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies_data import (
+    COCO,
     annotations,
     apply_changes,
     changes,
@@ -81,7 +83,11 @@ def coco_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+NO_USABLE_IMAGE = COCO | {"images": [{"id": 10**400, "file_name": "a.png"}]}
+
+
 @given(content=coco_files())
+@example(content=json.dumps(NO_USABLE_IMAGE).encode())
 def test_a_damaged_coco_file(coco_folder: Path, content: bytes) -> None:
     path = coco_folder / "instances_train.json"
     path.write_bytes(content)
