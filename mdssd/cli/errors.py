@@ -141,14 +141,16 @@ def safe_streams() -> Iterator[None]:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
     streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, TextIOWrapper)]
     before = [(stream, stream.errors, stream.line_buffering) for stream in streams]
-    form = warnings.formatwarning
+    form, hook = warnings.formatwarning, sys.unraisablehook
     try:
         for stream in streams:
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
         warnings.formatwarning = _format_warning
+        # What is being thrown away may fail at that; it would print a traceback after the message.
+        sys.unraisablehook = lambda _: None
         yield
     finally:
-        warnings.formatwarning = form
+        warnings.formatwarning, sys.unraisablehook = form, hook
         for stream, errors, buffered in before:
             with suppress(OSError, ValueError):
                 stream.reconfigure(errors=errors, line_buffering=buffered)

@@ -137,6 +137,23 @@ def test_no_exception_ends_in_a_traceback(monkeypatch, capsys, failure):
     assert err.startswith("mdssd: error: ") and err.count("\n") == 1
 
 
+def test_what_fails_as_it_is_thrown_away_is_not_printed(monkeypatch, capsys):
+    class Broken:
+        def __del__(self):
+            raise AttributeError("half made")
+
+    def run(arguments):
+        broken = Broken()
+        raise ValueError(f"the message, not {type(broken).__name__}")
+
+    monkeypatch.setattr(info, "run", run)
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    assert main(["info"]) == 2
+    assert capsys.readouterr().err == "mdssd: error: the message, not Broken\n"
+    assert not printed and sys.unraisablehook == printed.append
+
+
 def test_warnings_are_lines_of_the_command(monkeypatch, capsys):
     def run(arguments):
         warning = RuntimeWarning("the native module\ndoes not load")
