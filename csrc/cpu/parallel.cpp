@@ -1,12 +1,17 @@
 #include "parallel.h"
 
 #include <dlfcn.h>
-#include <unistd.h>
+#include <pthread.h>
 
 #include <atomic>
 #include <condition_variable>
 #include <exception>
+#include <fstream>
+#include <iterator>
 #include <mutex>
+#include <sstream>
+#include <string>
+#include <system_error>
 #include <thread>
 
 namespace mdssd {
@@ -48,7 +53,28 @@ Parallel openmp() {
   static const auto function = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
   return function;
 }
-const pid_t first_process = getpid();  // a forked child must not use OpenMP: its threads are gone
+
+// Returns whether this process was forked and has not executed a program since, or whether that is
+// unknown. If it was forked after OpenMP had used its threads, OpenMP would wait for them for ever,
+// as they do not exist here. A handler of pthread_atfork sees only the forks after this module was
+// loaded. The kernel knows the earlier ones: PF_FORKNOEXEC among the flags of the first thread.
+bool forked_before() {
+#ifdef __linux__
+  constexpr unsigned long kForkNoExec = 0x40;
+  std::ifstream file("/proc/self/stat");
+  const std::string stat{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  const size_t name_end = stat.rfind(')');  // the name of the program may contain anything
+  if (name_end == std::string::npos) return true;
+  std::istringstream fields(stat.substr(name_end + 1));
+  std::string skipped;
+  for (int i = 0; i < 6; ++i) fields >> skipped;  // state, four ids, terminal
+  unsigned long flags = 0;
+  fields >> flags;
+  return flags == 0 || (flags & kForkNoExec);  // 0 if an emulated kernel does not tell
+#else
+  return false;
+#endif
+}
 
 // The threads for processes without OpenMP and for forked children.
 class Pool {
@@ -56,7 +82,10 @@ class Pool {
   void run(int threads, Tasks& tasks) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      for (; workers_ < threads - 1; ++workers_) std::thread([this] { work(); }).detach();
+      try {
+        for (; workers_ < threads - 1; ++workers_) std::thread([this] { work(); }).detach();
+      } catch (const std::system_error&) {  // no memory for another thread: go on without it
+      }
       tasks_ = &tasks;
       places_ = threads - 1;
       ++job_;
@@ -93,8 +122,22 @@ class Pool {
 };
 
 std::atomic<bool> busy{false};
-Pool* pool = nullptr;
-std::atomic<pid_t> pool_owner{0};
+std::atomic<bool> forked{forked_before()};
+Pool* pool = nullptr;  // never deleted, since its threads run until the process ends
+
+void after_fork() {  // in the child, which inherits no threads but this one
+  forked = true;
+  busy = false;
+  pool = nullptr;
+}
+const int registered = pthread_atfork(nullptr, nullptr, after_fork);
+
+// More threads than these do not help, and each takes address space for its stack and its memory.
+// Where that space is limited, OpenMP would end the process; the pool goes on with fewer threads.
+int most_threads() {
+  static const int most = 2 * std::max(1, int(std::thread::hardware_concurrency()));
+  return most;
+}
 
 struct Release {
   ~Release() { busy = false; }
@@ -103,9 +146,10 @@ struct Release {
 }  // namespace
 
 void parallel_for(int threads, int64_t tasks, const std::function<void(int64_t)>& body) {
-  threads = int(std::min<int64_t>(threads, tasks));
-  const bool with_openmp = threads > 1 && openmp() && getpid() == first_process;
-  if (threads <= 1 || (!with_openmp && busy.exchange(true) && pool_owner == getpid())) {
+  const bool too_many = threads > most_threads();
+  threads = int(std::min<int64_t>(too_many ? most_threads() : threads, tasks));
+  const bool with_openmp = threads > 1 && !too_many && !forked && openmp();
+  if (threads <= 1 || (!with_openmp && busy.exchange(true))) {
     for (int64_t task = 0; task < tasks; ++task) body(task);
     return;
   }
@@ -115,10 +159,7 @@ void parallel_for(int threads, int64_t tasks, const std::function<void(int64_t)>
     return all.rethrow();
   }
   Release release;
-  if (pool_owner != getpid()) {  // the first call, or a forked child, which inherits no threads
-    pool = new Pool;             // never deleted, since its threads run until the process ends
-    pool_owner = getpid();
-  }
+  if (!pool) pool = new Pool;
   pool->run(threads, all);
   all.rethrow();
 }
