@@ -53,6 +53,11 @@ MDSSD_INLINE T area(Box<T> b) {
 }
 
 template <class T>
+MDSSD_INLINE bool has_nan(Box<T> b) {
+  return (b.x1 != b.x1) | (b.y1 != b.y1) | (b.x2 != b.x2) | (b.y2 != b.y2);
+}
+
+template <class T>
 MDSSD_INLINE Box<T> to_corners(CentreBox<T> p) {
   const T half_w = p.w * T(0.5), half_h = p.h * T(0.5);
   return {p.cx - half_w, p.cy - half_h, p.cx + half_w, p.cy + half_h};

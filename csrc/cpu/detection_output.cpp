@@ -303,6 +303,7 @@ void detect(std::vector<Scored<Wide<S>>>& scored, const S* loc, const Wide<S>* p
       const T* p = priors + 4 * prior;
       const Box<T> box = decode(Offsets<T>{widen(o[0]), widen(o[1]), widen(o[2]), widen(o[3])},
                                 CentreBox<T>{p[0], p[1], p[2], p[3]}, VectorExp{}, decoding);
+      if (has_nan(box)) continue;
       if (!settings.keep_empty && own.empty && area(box) == 0) continue;
       bool gone = false;
       with_eps<T>(settings.iou_eps, [&](auto eps) {

@@ -374,14 +374,15 @@ __global__ void __launch_bounds__(kNmsThreads, 4)
     return;
   }
   for (int i = thread; i < found; i += kNmsThreads) keys[i] = lists.of(list)[i];
+  if (thread < kMostKept / kWarpSize) removed[thread] = 0;
   sort_falling(keys, found);
 
   const int n = found < sizes.top_k ? found : sizes.top_k;
   for (int i = thread; i < n; i += kNmsThreads) {
     const int64_t prior = packing.prior(keys[i]);
     boxes[i] = decode_prior(loc, priors, image * sizes.num_priors + prior, prior, decoding);
+    if (has_nan(boxes[i])) atomicOr(&removed[i / kWarpSize], 1u << (i % kWarpSize));
   }
-  if (thread < kMostKept / kWarpSize) removed[thread] = 0;
   __syncthreads();
 
   int total = 0;

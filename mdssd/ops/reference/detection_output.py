@@ -30,6 +30,7 @@ def detection_output(
             candidates = ((score > settings.score_threshold) & (score <= 1)).nonzero()[:, 0]
             order = score[candidates].argsort(descending=True, stable=True)[: settings.top_k]
             candidates = candidates[order]
+            candidates = candidates[~boxes[candidates].isnan().any(1)]
             kept = candidates[greedy(boxes[candidates], settings.nms_threshold, settings.iou_eps)]
             if not settings.keep_empty:  # these suppress no others, so they can be removed last
                 empty = area(boxes[kept]) == 0

@@ -276,7 +276,8 @@ def suppress_kernel(
     while (first < n) & (kept < most):
         mine = first + t
         x1, y1, x2, y2 = load_four(boxes, mine, mine < n)
-        alive = (mine < n).to(tl.int32)
+        is_box = (x1 == x1) & (y1 == y1) & (x2 == x2) & (y2 == y2)  # no NaN
+        alive = ((mine < n) & is_box).to(tl.int32)
         for start in range(0, kept, TILE):
             other = start + t
             ox1, oy1, ox2, oy2 = load_four(kept_boxes, other, other < kept)
