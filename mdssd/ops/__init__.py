@@ -1,6 +1,7 @@
 """The operators of SSD-type detectors, each with several backends behind one function."""
 
 from mdssd.ops._dispatch import backend, backends
+from mdssd.ops._values import checks
 from mdssd.ops.boxes import box_iou, decode_boxes, encode_boxes, just_above, just_below
 from mdssd.ops.detection_output import Detections, detection_output
 from mdssd.ops.l2norm import l2norm, l2norm_add_relu
@@ -18,6 +19,7 @@ __all__ = [
     "backends",
     "batched_nms",
     "box_iou",
+    "checks",
     "decode_boxes",
     "detection_output",
     "encode_boxes",

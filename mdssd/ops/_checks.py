@@ -5,6 +5,8 @@ Each check raises a TypeError or a ValueError of the form "op: argument: expecte
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from mdssd.ops._settings import DetectionOutputSettings
 from mdssd.ops._tensors import FLOATS
 
 _MOST_ON_GPU = 1024  # kMostKept of csrc/cuda/detection_output.cu
+_LARGEST = sys.float_info.max
 
 
 def check_tensor(
@@ -71,18 +74,38 @@ def check_number(op: str, argument: str, value: object, low: float, high: float)
     """Check that an argument is a number in [low, high]; return it as a float."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{op}: {argument}: expected a number, got {type(value).__name__}")
-    if not low <= value <= high:
-        raise ValueError(f"{op}: {argument}: expected {low} to {high}, got {value}")
+    if not low <= value <= high or (isinstance(value, int) and abs(value) > _LARGEST):
+        raise ValueError(f"{op}: {argument}: expected {low} to {high}, got {shown(value)}")
     return float(value)
 
 
-def check_positive_int(op: str, argument: str, value: object) -> int:
-    """Check that an argument is an int of at least 1; return it."""
+def check_int(op: str, argument: str, value: object, high: int) -> int:
+    """Check that an argument is an int in [1, high]; return it."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{op}: {argument}: expected an int, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{op}: {argument}: expected 1 or more, got {value}")
+    if not 1 <= value <= high:
+        raise ValueError(f"{op}: {argument}: expected 1 to {high}, got {shown(value)}")
     return value
+
+
+def check_choice(op: str, argument: str, value: object, choices: tuple[str, str]) -> str:
+    """Check that an argument is one of two strings; return it."""
+    if not isinstance(value, str) or value not in choices:
+        expected = " or ".join(map(repr, choices))
+        raise ValueError(f"{op}: {argument}: expected {expected}, got {shown(value)}")
+    return value
+
+
+def shown(value: object) -> str:
+    """Return a value as a message shows it: in one line, and not all digits of a huge integer."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"an integer of {value.bit_length()} bits"
+    if isinstance(value, tuple | list):
+        inner = ", ".join(map(shown, value[:4])) + (", ..." if len(value) > 4 else "")
+        return f"({inner})" if isinstance(value, tuple) else f"[{inner}]"
+    if value is None or isinstance(value, bool | int | float | str):
+        return f"{value!r:.80}"
+    return type(value).__name__
 
 
 def check_flag(op: str, argument: str, value: object) -> bool:
@@ -100,16 +123,23 @@ def check_eps(op: str, iou_eps: object) -> float:
 def check_variances(op: str, variances: object) -> tuple[float, float]:
     """Check the pair of variances of the centre and the size; return it as floats."""
     if not isinstance(variances, tuple | list) or len(variances) != 2:
-        raise ValueError(f"{op}: variances: expected a pair of numbers, got {variances!r}")
+        raise ValueError(f"{op}: variances: expected a pair of numbers, got {shown(variances)}")
     for value in variances:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise ValueError(f"{op}: variances: expected two numbers above 0, got {variances!r}")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 < value <= _LARGEST:
+            raise ValueError(
+                f"{op}: variances: expected two finite numbers above 0, got {shown(variances)}"
+            )
     return float(variances[0]), float(variances[1])
 
 
-def bad_label(classes: int) -> ValueError:
-    """Return the error of a label that `multibox_loss` found out of range."""
-    return ValueError(f"multibox_loss: labels: expected 0 to {classes - 1}, got another value")
+def bad_label(labels: Tensor, classes: int) -> ValueError:
+    """Return the error of labels [B, N] of which `multibox_loss` found one out of range."""
+    image, prior = ((labels < 0) | (labels >= classes)).nonzero()[0].tolist()
+    return ValueError(
+        f"multibox_loss: labels[{image}, {prior}]: expected 0 to {classes - 1}, "
+        f"got {int(labels[image, prior])}"
+    )
 
 
 def check_gpu_limits(logits: Tensor, settings: DetectionOutputSettings) -> None:

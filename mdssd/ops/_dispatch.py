@@ -28,6 +28,7 @@ from torch.autograd import forward_ad
 from mdssd.names import BACKENDS
 from mdssd.ops._modules import native, native_error, simt
 from mdssd.ops._transforms import autograd_function, vmap_refused, vmap_rule
+from mdssd.ops._values import checks
 
 ALL_BACKENDS = (*BACKENDS, "simt")
 
@@ -82,6 +83,8 @@ def define(
     settings: Any = None,
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., Any] = lambda ctx, inputs, output: None,
+    always: Callable[..., None] | None = None,
+    values: Callable[..., None] | None = None,
     batched: tuple[int, ...] = (),
     leading: bool = False,
     no_vmap: str = "",
@@ -97,8 +100,8 @@ def define(
         triton: file of mdssd/ops/triton that has a function of the op's name.
         settings: class of the settings, one of mdssd/ops/_settings.py.
         backward: returns the gradients of the tensors, or of the first of them.
-        batched, leading: which calls of `torch.func.vmap` are one call, see `vmap_rule`.
-        no_vmap: why `torch.func.vmap` is refused.
+        always, values: check the values of the arguments, on the CPU and with `ops.checks(True)`.
+        batched, leading, no_vmap: how `torch.func.vmap` calls it, see `vmap_rule`, `vmap_refused`.
     """
     name = schema.split("(", 1)[0]
     _library.define(schema.format(settings=_fields_of_schema(settings)))
@@ -113,6 +116,8 @@ def define(
     _flat_references[name] = lambda *args: table["reference"](*rebuilt(args))
 
     def run(*args: Any) -> Any:
+        if always or checks.active:
+            _check(args, always, values)
         return table[_choose(name, args[0].device.type)](*args)
 
     def run_flat(*args: Any) -> Any:
@@ -219,6 +224,21 @@ def _transformed() -> bool:
     if torch.compiler.is_compiling() or not _CAN_LOOK:
         return False
     return _transforms_active() or forward_ad._current_level >= 0
+
+
+def _check(
+    args: tuple[Any, ...],
+    always: Callable[..., None] | None,
+    values: Callable[..., None] | None,
+) -> None:
+    """Check the values of an op's arguments, as far as they are checked here and now."""
+    device_type = args[0].device.type
+    if always is not None and device_type == "cpu":
+        always(*args)
+    if values is not None and checks.active:
+        # While a CUDA graph is recorded, nothing can wait for the device.
+        if device_type != "cuda" or not torch.cuda.is_current_stream_capturing():
+            values(*args)
 
 
 def _device(args: tuple[Any, ...]) -> torch.device:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from mdssd.ops._values import checks
 
 
 def autograd_function(
@@ -87,15 +90,16 @@ def _joined(tensor: Tensor) -> Tensor:
 
 
 def _each(overload: Any, rows: list[Any], mapped: set[int], size: int) -> Any:
-    """Call the op for each row. Without rows, a call with zeros tells the shapes and dtypes."""
+    """Call the op for each row. Without rows, a call with ones tells the shapes and dtypes."""
 
     def call(k: int) -> Any:
         one = list(rows)
         for i in mapped:
-            one[i] = rows[i][k] if size else rows[i].new_zeros(rows[i].shape[1:])
+            one[i] = rows[i][k] if size else rows[i].new_ones(rows[i].shape[1:])
         return overload(*one)
 
-    results = [call(k) for k in range(max(1, size))]
+    with nullcontext() if size else checks(False):
+        results = [call(k) for k in range(max(1, size))]
     if isinstance(results[0], Tensor):
         return torch.stack(results)[:size]
     return tuple(torch.stack(parts)[:size] for parts in zip(*results, strict=True))

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mdssd.ops._checks import check_same_dtype, check_tensor, check_variances
+from mdssd.ops import _values
+from mdssd.ops._checks import check_number, check_same_dtype, check_tensor, check_variances
 from mdssd.ops._dispatch import define
 from mdssd.ops._settings import VARIANCES, BoxCodingSettings
 from mdssd.ops.native import boxes as native
@@ -30,7 +31,8 @@ def box_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
         never NaN, if the boxes do not intersect, or if one has zero area, x2 < x1, y2 < y1 or NaN.
 
     Raises:
-        TypeError, ValueError: an argument has the wrong type, dtype, shape or device.
+        TypeError, ValueError: an argument has the wrong type, dtype, shape or device. With
+            `checks(True)` also: a box with a NaN, inf, x2 < x1 or y2 < y1.
 
     Source: the Jaccard overlap of SSD, section 2.2.
 
@@ -67,7 +69,9 @@ def encode_boxes(
         of a negative one NaN.
 
     Raises:
-        TypeError, ValueError: an argument has the wrong type, dtype, shape or device.
+        TypeError, ValueError: an argument has the wrong type, dtype, shape, device or
+            range. With `checks(True)` also: a box with a NaN, inf or a side that is not above 0; a
+            prior with a NaN, inf or a size that is not above 0.
 
     Source: SSD, section 2.2, equation 2, with the variances of its code.
 
@@ -102,7 +106,9 @@ def decode_boxes(
         A size that is too large for the dtype becomes infinite; clamp `loc[..., 2:]` to avoid it.
 
     Raises:
-        TypeError, ValueError: an argument has the wrong type, dtype, shape or device.
+        TypeError, ValueError: an argument has the wrong type, dtype, shape, device or
+            range. With `checks(True)` also: a NaN or inf in `loc`; a prior with a NaN, inf or a
+            size that is not above 0.
 
     Source: SSD, section 2.2, equation 2 solved for the box.
 
@@ -127,18 +133,22 @@ def just_above(threshold: float, dtype: torch.dtype = torch.float32) -> float:
     `just_above(0.5)` treats an IoU of 0.5 as background, exactly like code that compares by ">".
 
     Args:
-        threshold: any number; it is rounded to `dtype` first, as the operators do.
+        threshold: any finite number; it is rounded to `dtype` first, as the operators do.
         dtype: the dtype of the comparison, torch.float32 or torch.float64.
 
     Returns:
         The smallest number of `dtype` above the threshold.
+
+    Raises:
+        TypeError, ValueError: the threshold is not a finite number of `dtype`, or the dtype is
+            another one.
 
     Example:
         >>> from mdssd import ops
         >>> ops.just_above(0.5)
         0.5000000596046448
     """
-    return _next(threshold, math.inf, dtype)
+    return _next("just_above", threshold, math.inf, dtype)
 
 
 def just_below(threshold: float, dtype: torch.dtype = torch.float32) -> float:
@@ -147,21 +157,29 @@ def just_below(threshold: float, dtype: torch.dtype = torch.float32) -> float:
     So `nms` with `just_below(0.45)` removes an IoU of 0.45, like code that keeps an IoU "< 0.45".
 
     Args:
-        threshold: any number; it is rounded to `dtype` first, as the operators do.
+        threshold: any finite number; it is rounded to `dtype` first, as the operators do.
         dtype: the dtype of the comparison, torch.float32 or torch.float64.
 
     Returns:
         The largest number of `dtype` below the threshold.
+
+    Raises:
+        TypeError, ValueError: the threshold is not a finite number of `dtype`, or the dtype is
+            another one.
 
     Example:
         >>> from mdssd import ops
         >>> ops.just_below(0.5)
         0.4999999701976776
     """
-    return _next(threshold, -math.inf, dtype)
+    return _next("just_below", threshold, -math.inf, dtype)
 
 
-def _next(threshold: float, towards: float, dtype: torch.dtype) -> float:
+def _next(op: str, threshold: float, towards: float, dtype: torch.dtype) -> float:
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"{op}: dtype: expected torch.float32 or torch.float64, got {dtype!r:.80}")
+    largest = torch.finfo(dtype).max
+    threshold = check_number(op, "threshold", threshold, -largest, largest)
     pair = torch.tensor([threshold, towards], dtype=dtype, device="cpu")
     return torch.nextafter(pair[0], pair[1]).item()
 
@@ -191,6 +209,7 @@ _box_iou = define(
     cpp=native.box_iou_cpp,
     cuda=native.box_iou_cuda,
     triton="boxes",
+    values=_values.box_iou,
     batched=(0,),
     fake=lambda a, b: a.new_empty(a.shape[0], b.shape[0]),
     setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
@@ -223,6 +242,7 @@ _encode_boxes = define(
     cpp=native.encode_boxes_cpp,
     cuda=native.encode_boxes_cuda,
     triton="boxes",
+    values=_values.encode_boxes,
     batched=(0,),
     leading=True,
     fake=lambda boxes, priors, settings: boxes.new_empty(boxes.shape),
@@ -249,6 +269,7 @@ _decode_boxes = define(
     cpp=native.decode_boxes_cpp,
     cuda=native.decode_boxes_cuda,
     triton="boxes",
+    values=_values.decode_boxes,
     batched=(0,),
     leading=True,
     fake=lambda loc, priors, settings: loc.new_empty(loc.shape),

@@ -8,19 +8,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mdssd.ops import _values
 from mdssd.ops._checks import (
     check_eps,
     check_flag,
+    check_int,
     check_number,
-    check_positive_int,
     check_tensor,
     check_variances,
+    shown,
 )
 from mdssd.ops._dispatch import define
 from mdssd.ops._results import new_detections
 from mdssd.ops._settings import VARIANCES, DetectionOutputSettings
 from mdssd.ops.native import detection_output as native
 from mdssd.ops.reference import detection_output as reference
+
+# Below 1.2e-38, the smallest normal float32, some exponentials give 0 and others subnormal numbers.
+_LEAST_SCORE = 1e-37
 
 
 class Detections(NamedTuple):
@@ -71,7 +76,7 @@ def detection_output(
         loc: [B, N, 4] offsets as in `encode_boxes`; float32, float16, bfloat16 or float64.
         logits: [B, N, C] in any of these dtypes, C at least 2; class 0 is background.
         priors_cxcywh: [N, 4] centre and size, any float dtype.
-        score_threshold: 0 to 1; a score must be above it.
+        score_threshold: 0 to 1; a score must be above it, and above 1e-37.
         nms_threshold: 0 to 1; NMS keeps an IoU of at most this (`just_below(t)`: below t).
         top_k: candidates per class that enter NMS, at least 1.
         max_detections: rows of the result, at least 1.
@@ -87,11 +92,15 @@ def detection_output(
     Returns:
         Detections in float32 (float64 if an input is), without gradient; boxes in the priors' unit.
         Ties: higher score, then lower prior, then lower class. A prior with a NaN among its logits
-        yields nothing. B and N may be 0.
+        yields nothing, nor does a candidate whose box has a NaN, although it counts for `top_k`. A
+        box with an infinite coordinate has IoU 0 with every other. B and N may be 0.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range; on a
-            GPU, `max_detections`, or the lesser of `top_k` and N, is above 1,024.
+            GPU, `max_detections`, or the lesser of `top_k` and N, is above 1,024. With
+            `checks(True)` also: a NaN or inf in `loc`; a NaN or +inf in `logits`, or a score out of
+            0 to 1; a prior with a NaN, inf, a size that is not above 0, or in another unit than
+            `clip`.
 
     Source: SSD, sections 2.2 and 3.7, with the numbers of its DetectionOutput layer.
 
@@ -106,10 +115,10 @@ def detection_output(
     op = "detection_output"
     _check_tensors(op, loc, logits, priors_cxcywh)
     settings = DetectionOutputSettings(
-        check_number(op, "score_threshold", score_threshold, 0.0, 1.0),
+        max(check_number(op, "score_threshold", score_threshold, 0.0, 1.0), _LEAST_SCORE),
         check_number(op, "nms_threshold", nms_threshold, 0.0, 1.0),
-        check_positive_int(op, "top_k", top_k),
-        check_positive_int(op, "max_detections", max_detections),
+        check_int(op, "top_k", top_k, 2**63 - 1),
+        check_int(op, "max_detections", max_detections, 2**31 - 1),
         *check_variances(op, variances),
         check_flag(op, "softmax", softmax),
         check_flag(op, "per_class", per_class),
@@ -139,7 +148,7 @@ def _check_clip(op: str, clip: object) -> tuple[float, float] | tuple[None, None
     if clip is None:
         return None, None
     if not isinstance(clip, tuple | list) or len(clip) != 2:
-        raise ValueError(f"{op}: clip: expected (width, height) or None, got {clip!r}")
+        raise ValueError(f"{op}: clip: expected (width, height) or None, got {shown(clip)}")
     largest = torch.finfo(torch.float32).max
     width, height = (check_number(op, "clip", side, 0.0, largest) for side in clip)
     return width, height
@@ -153,6 +162,7 @@ _detection_output = define(
     cpp=native.detection_output_cpp,
     cuda=native.detection_output_cuda,
     triton="detection_output",
+    values=_values.detection_output,
     batched=(0, 1),
     fake=lambda loc, logits, priors, settings: new_detections(loc, logits, settings),
 )

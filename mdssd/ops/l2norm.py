@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mdssd.ops import _values
 from mdssd.ops._checks import check_number, check_same_dtype, check_tensor
 from mdssd.ops._dispatch import define
 from mdssd.ops._results import new_map, new_norms
@@ -29,6 +30,7 @@ def l2norm(x: Tensor, scale: Tensor, eps: float = 1e-10) -> Tensor:
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range.
+            With `checks(True)` also: a NaN or inf in a tensor.
 
     Source: SSD, section 3.1 (conv4_3), after ParseNet; eps as in its code.
 
@@ -65,6 +67,7 @@ def l2norm_add_relu(
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range.
+            With `checks(True)` also: a NaN or inf in a tensor.
 
     Source: MDSSD, section 3.2 and figure 4.
 
@@ -116,6 +119,7 @@ _l2norm = define(
     cpp=native.l2norm_cpp,
     cuda=native.l2norm_cuda,
     triton="l2norm",
+    values=_values.l2norm,
     batched=(0,),
     fake=lambda x, scale, eps: (new_map(x), new_norms(x)),
     setup_context=_save_l2norm,
@@ -144,6 +148,7 @@ _l2norm_add_relu = define(
     cpp=native.l2norm_add_relu_cpp,
     cuda=native.l2norm_add_relu_cuda,
     triton="l2norm",
+    values=_values.l2norm_add_relu,
     batched=(0, 1),
     fake=lambda a, b, scale_a, scale_b, eps: (new_map(a), new_norms(a), new_norms(a)),
     setup_context=_save_l2norm_add_relu,

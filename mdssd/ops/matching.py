@@ -9,7 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mdssd.ops import _values
 from mdssd.ops._checks import (
+    check_choice,
     check_eps,
     check_number,
     check_same_dtype,
@@ -89,6 +91,11 @@ def match_priors(
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range.
+            With `checks(True)` also: a box with a NaN, inf, x2 < x1 or y2 < y1; a prior with a NaN,
+            inf or a size that is not above 0; boxes and priors of which one is in pixels.
+
+    Warns:
+        UserWarning: on the CPU, boxes or priors are in pixels and the other ones in 0-1.
 
     Source: SSD, section 2.2, in the form of its PyTorch ports (Caffe assigns one by one).
 
@@ -100,8 +107,7 @@ def match_priors(
         tensor([[-1,  0]])
     """
     op = "match_priors"
-    if priors_form not in ("cxcywh", "xyxy"):
-        raise ValueError(f"{op}: priors_form: expected 'cxcywh' or 'xyxy', got {priors_form!r}")
+    check_choice(op, "priors_form", priors_form, ("cxcywh", "xyxy"))
     settings = MatchPriorsSettings(
         check_number(op, "iou_threshold", iou_threshold, 0.0, 1.0),
         check_eps(op, iou_eps),
@@ -140,7 +146,13 @@ def encode_targets(
         without boxes as in `match_priors`.
 
     Raises:
-        TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range.
+        TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range. On the
+            CPU this includes a label below 1, and with `checks(True)` everywhere. Then also: a box
+            with a NaN, inf or a side that is not above 0; a prior with a NaN, inf or a size that is
+            not above 0; boxes and priors of which one is in pixels.
+
+    Warns:
+        UserWarning: as `match_priors`.
 
     Source: SSD, section 2.2.
 
@@ -210,6 +222,8 @@ _match_priors = define(
     cpp=native.match_priors_cpp,
     cuda=native.match_priors_cuda,
     triton="matching",
+    always=_values.always_match_priors,
+    values=_values.match_priors,
     fake=lambda gt, offsets, priors, settings: new_matches(gt, offsets, priors),
 )
 
@@ -221,5 +235,7 @@ _encode_targets = define(
     cpp=native.encode_targets_cpp,
     cuda=native.encode_targets_cuda,
     triton="matching",
+    always=_values.always_encode_targets,
+    values=_values.encode_targets,
     fake=lambda gt, gt_labels, offsets, priors, settings: new_targets(gt, offsets, priors),
 )

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mdssd.ops._checks import check_number, check_same_dtype, check_tensor
+from mdssd.ops import _values
+from mdssd.ops._checks import check_choice, check_number, check_same_dtype, check_tensor
 from mdssd.ops._dispatch import define
 from mdssd.ops._results import new_losses
 from mdssd.ops._settings import MultiboxLossSettings
@@ -50,9 +51,10 @@ def multibox_loss(
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range. On the
-            CPU this includes a label outside 0 to C - 1. On a GPU the check would wait for the
-            device: there such a label makes the confidence loss, and the gradient of its logits,
-            NaN.
+            CPU this includes a label outside 0 to C - 1, and with `checks(True)` everywhere. On a
+            GPU such a label otherwise makes the confidence loss, and the gradient of its logits,
+            NaN. With `checks(True)` also: a NaN or inf in `loc`, or in `loc_targets` at a positive;
+            a NaN or +inf in `logits`.
 
     Source: SSD, section 2.2, equations 1 to 3 and "hard negative mining".
 
@@ -65,8 +67,7 @@ def multibox_loss(
     """
     op = "multibox_loss"
     _check_tensors(op, loc, logits, loc_targets, labels)
-    if reduction not in ("batch", "image"):
-        raise ValueError(f"{op}: reduction: expected 'batch' or 'image', got {reduction!r}")
+    check_choice(op, "reduction", reduction, ("batch", "image"))
     settings = MultiboxLossSettings(
         check_number(op, "neg_pos_ratio", neg_pos_ratio, 0.0, math.inf),
         per_image=reduction == "image",
@@ -120,6 +121,7 @@ _multibox_loss = define(
     cpp=native.multibox_loss_cpp,
     cuda=native.multibox_loss_cuda,
     triton="multibox_loss",
+    values=_values.multibox_loss,
     fake=lambda loc, logits, loc_targets, labels, settings: new_losses(
         loc, labels, settings.per_image
     ),

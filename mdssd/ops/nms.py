@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mdssd.ops import _values
 from mdssd.ops._checks import check_eps, check_number, check_same_dtype, check_tensor
 from mdssd.ops._dispatch import define
 from mdssd.ops._settings import NmsSettings
@@ -46,10 +47,13 @@ def nms(
 
     Returns:
         [K] int64, indices of the kept boxes by falling score. Ties: the lower index comes first. A
-        box of zero or negative size, or with a NaN, is kept and suppresses no other.
+        box of zero or negative size, of infinite area, or with a NaN, is kept and suppresses no
+        other.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range.
+            With `checks(True)` also: a box with a NaN, inf, x2 < x1 or y2 < y1; a score that is NaN
+            or inf.
 
     Source: SSD, section 2.2 (inference).
 
@@ -89,6 +93,8 @@ def batched_nms(
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range.
+            With `checks(True)` also: a box with a NaN, inf, x2 < x1 or y2 < y1; a score that is NaN
+            or inf.
 
     Example:
         >>> import torch
@@ -128,6 +134,8 @@ def nms_padded(
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range.
+            With `checks(True)` also: a box with a NaN, inf, x2 < x1 or y2 < y1; a score that is NaN
+            or inf.
 
     Example:
         >>> import torch
@@ -173,6 +181,7 @@ _nms = define(
     cpp=native.nms_cpp,
     cuda=native.nms_cuda,
     triton="nms",
+    values=_values.nms,
     no_vmap="rows differ in how many boxes they keep; use nms_padded",
     fake=_fake_nms,
 )
@@ -185,6 +194,7 @@ _nms_padded = define(
     cpp=native.nms_padded_cpp,
     cuda=native.nms_padded_cuda,
     triton="nms",
+    values=_values.nms_padded,
     fake=lambda boxes, *_: (
         boxes.new_empty(boxes.shape[0], dtype=torch.int64),
         boxes.new_empty((), dtype=torch.int64),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mdssd.ops._checks import check_tensor
+from mdssd.ops._checks import check_tensor, shown
 from mdssd.ops._dispatch import define
 from mdssd.ops._results import new_images
 from mdssd.ops.native import resize as native
 from mdssd.ops.reference import resize as reference
+
+_LONGEST = 1 << 20  # pixels of a side, so that no position overflows
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -21,14 +23,14 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     Args:
         images: [..., H, W, C] uint8, channels last, H and W at least 1. Any leading size, and C,
             may be 0.
-        size: (height, width) of the result, at least 1.
+        size: (height, width) of the result, each from 1 to 1,048,576.
 
     Returns:
         [..., height, width, C] uint8.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype or shape, an image has no
-            pixel, or a size is below 1.
+            pixel, or a size is out of range.
 
     Example:
         >>> import torch
@@ -41,12 +43,14 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     if 0 in images.shape[-3:-1]:
         raise ValueError(f"resize: images: expected H and W above 0, got {list(images.shape)}")
     if not isinstance(size, tuple | list) or len(size) != 2:
-        raise ValueError(f"resize: size: expected (height, width), got {size!r}")
+        raise ValueError(f"resize: size: expected (height, width), got {shown(size)}")
     for side in size:
         if isinstance(side, bool) or not isinstance(side, int):
-            raise TypeError(f"resize: size: expected two ints, got {size!r}")
-        if side < 1:
-            raise ValueError(f"resize: size: expected sides above 0, got {size!r}")
+            raise TypeError(f"resize: size: expected two ints, got {shown(size)}")
+        if not 1 <= side <= _LONGEST:
+            raise ValueError(
+                f"resize: size: expected sides from 1 to {_LONGEST}, got {shown(size)}"
+            )
     return _resize(images, size[0], size[1])
 
 
