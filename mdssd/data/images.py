@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +34,8 @@ _MOST_PIXELS = 1 << 30
 _BITS = (8, 10, 12, 14, 16)
 # Pillow's modes of pixels that do not have 8 bits.
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I", "F")
-# A picture is converted to RGB in strips of this many rows, because a copy might be large.
-_STRIP = 256
+# A picture is converted in strips of about this many pixels, because a copy of all might be large.
+_STRIP = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,9 @@ class ImageLimits:
     """Which images are read.
 
     Attributes:
-        max_pixels: the most pixels of an image. A larger one is refused before it is decoded. A
-            file may have ten times as many bytes.
+        max_pixels: the most pixels of an image, or twice as many as a JPEG 2000 may have, whose
+            decoder needs much memory. A larger image is refused before it is decoded. A file may
+            have ten times as many bytes.
         accept_damage: whether to accept a JPEG of which a part is missing or damaged, as far as
             it can be decoded.
 
@@ -65,12 +67,13 @@ class ImageLimits:
 
     def check(self, header: ImageHeader, name: str) -> None:
         """Raise DataError if an image has too many pixels."""
+        cost = 2 if header.format == "JPEG2000" else 1
         pixels = header.width * header.height
-        if pixels > self.max_pixels:
-            remedy = f"; if it is meant to be so large, use --max-pixels {pixels}"
+        if cost * pixels > self.max_pixels:
+            remedy = f"; if it is meant to be so large, use --max-pixels {cost * pixels}"
             raise DataError(
                 f"{name}: has {header.width:,} x {header.height:,} pixels, expected at most "
-                f"{self.max_pixels:,} in all{remedy if pixels < _MOST_PIXELS else ''}"
+                f"{self.max_pixels // cost:,} in all{remedy if pixels < _MOST_PIXELS else ''}"
             )
 
 
@@ -239,7 +242,9 @@ def _decode_with_opencv(data: bytes, name: str) -> NDArray[Any]:
         raise DataError(f"{name}: cannot be decoded as an image ({error.err})") from None
     if image is None:
         raise DataError(f"{name}: the image is damaged, or of a kind that cannot be decoded")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+    for strip in _strips(image):
+        cv2.cvtColor(strip, cv2.COLOR_BGR2RGB, dst=strip)
+    return image
 
 
 def _decode_with_pillow(data: bytes, name: str, form: str) -> NDArray[Any]:
@@ -261,10 +266,18 @@ def _pillow_pixels(image: Image.Image) -> NDArray[Any]:
     if image.mode in _DEEP_MODES:
         return np.asarray(image)
     pixels = np.empty((image.height, image.width, 3), np.uint8)
-    for top in range(0, image.height, _STRIP):
-        strip = image.crop((0, top, image.width, min(top + _STRIP, image.height)))
-        pixels[top : top + _STRIP] = np.asarray(strip.convert("RGB"))
+    top = 0
+    for strip in _strips(pixels):
+        part = image.crop((0, top, image.width, top + len(strip)))
+        strip[:] = np.asarray(part.convert("RGB"))
+        top += len(strip)
     return pixels
+
+
+def _strips(image: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Yield views of a few rows each: a temporary copy of a whole large image would be large."""
+    rows = max(1, _STRIP // image.shape[1])
+    return (image[top : top + rows] for top in range(0, len(image), rows))
 
 
 def from_pillow(image: Image.Image, name: str = "image") -> NDArray[np.uint8]:
@@ -315,16 +328,19 @@ def _to_8_bits(image: NDArray[Any], name: str) -> NDArray[np.uint8]:
                 f"{name}: its pixels are floating-point numbers from {low:.4g} to {high:.4g}, "
                 "expected 0 to 1 or 0 to 255; convert the image to 8 bits"
             )
-        scaled = np.rint(image * (255 if high <= 1 else 1)).astype(np.uint8)
+        scale = 255 if high <= 1 else 1
     else:
         if low < 0 or high >= 1 << 16:
             raise DataError(
                 f"{name}: its pixels are numbers from {low} to {high}, expected 0 to 65535; "
                 "convert the image to 8 bits"
             )
-        bits = next(bits for bits in _BITS if high < 1 << bits)
-        scaled = (image >> (bits - 8)).astype(np.uint8)
-    return scaled if scaled.ndim == 3 else np.repeat(scaled[..., None], 3, axis=2)
+        shift = next(bits for bits in _BITS if high < 1 << bits) - 8
+    scaled = np.empty((*image.shape[:2], 3), np.uint8)
+    for strip, out in zip(_strips(image), _strips(scaled), strict=True):
+        whole = np.rint(strip * scale) if image.dtype.kind == "f" else strip >> shift
+        out[:] = whole if whole.ndim == 3 else whole[..., None]
+    return scaled
 
 
 def _turned(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:

@@ -24,12 +24,14 @@ from mdssd.detection.reading import (
     listed,
     name_of,
     next_batch,
+    no_detections,
     read_pixels,
 )
 from mdssd.detection.runtime import STAGES, DetectionLimits, Pipeline, StageTimes
 from mdssd.detection.runtimes import check_runtime, make_runtime, network_dtype
 from mdssd.system import distributed
 from mdssd.system.devices import best_device
+from mdssd.system.memory import release_memory
 from mdssd.weights.checkpoint import load_checkpoint
 
 
@@ -295,15 +297,18 @@ class Detector:
         while batch:
             source, read = batch.pop(0)  # so that its pixels do not outlive its turn
             if isinstance(read, DataError):
-                yield Streamed(source, (0, 0), _no_detections(), error=read)
+                yield Streamed(source, (0, 0), no_detections(), error=read)
                 continue
-            found, image = next(results), read.image
+            found = next(results)
+            if not (with_images and read.large):
+                yield Streamed(source, read.size, found, read.image)
+                continue
+            release_memory()
             try:
-                if with_images and read.large:
-                    image = self.read(source, read.large)
-                yield Streamed(source, read.size, found, image)
+                yield Streamed(source, read.size, found, self.read(source, read.large))
             except DataError as error:  # the file has changed in the meantime
-                yield Streamed(source, (0, 0), _no_detections(), error=error)
+                yield Streamed(source, (0, 0), no_detections(), error=error)
+            release_memory()
 
     def read(self, source: Image, name: str = "image") -> NDArray[np.uint8]:
         """Return the pixels [H, W, 3] uint8 RGB of any image that `__call__` takes.
@@ -370,14 +375,6 @@ def _class_names(classes: Sequence[str] | None, num_classes: int) -> list[str]:
             f"{num_classes} classes with background, got {classes!r}"
         )
     return list(classes)
-
-
-def _no_detections() -> dict[str, Tensor]:
-    return {
-        "boxes": torch.zeros(0, 4),
-        "scores": torch.zeros(0),
-        "labels": torch.zeros(0, dtype=torch.int64),
-    }
 
 
 def _in_pixels(found: ops.Detections, i: int, size: tuple[int, int]) -> dict[str, Tensor]:

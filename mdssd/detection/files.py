@@ -231,6 +231,7 @@ class _Job:
                         report.failed.append((str(result.source), str(result.error)))
                         if progress:
                             bar.write(f"failed: {result.error}")
+                    del result  # its image may be large
                     bar.update()
                     stop.check()
             except (KeyboardInterrupt, SystemExit, OSError) as error:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from mdssd.data import DataError, Preprocess, decode_image, read_image
 from mdssd.data.image_headers import parse_header
 from mdssd.data.images import ImageLimits, from_pillow, read_header
+from mdssd.system.memory import release_memory
 
 # Images of more pixels are decoded one at a time in the main process, and are not kept, so that
 # memory stays bounded. Those of most phones have 12 million.
@@ -85,9 +87,12 @@ class Reader:
         for source, read in items:
             if isinstance(read, Large):
                 try:
-                    yield source, self._read(source, read.name, False)._replace(large=read.name)
+                    finished = self._read(source, read.name, False)._replace(large=read.name)
                 except DataError as error:
                     yield source, error
+                else:
+                    yield source, finished
+                release_memory()
             else:
                 yield source, read
 
@@ -186,3 +191,12 @@ def next_batch(
         if good == size or len(batch) == 4 * size:
             break
     return batch
+
+
+def no_detections() -> dict[str, Tensor]:
+    """Return the result of an image in which nothing was found."""
+    return {
+        "boxes": torch.zeros(0, 4),
+        "scores": torch.zeros(0),
+        "labels": torch.zeros(0, dtype=torch.int64),
+    }

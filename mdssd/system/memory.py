@@ -1,9 +1,10 @@
-"""Keep freed memory in the process, so that a network's large buffers are not mapped again."""
+"""Keep the memory that a process frees, or give it back to the system."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from typing import Any
 
 # Parameters of mallopt, as numbered in glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
@@ -24,10 +25,25 @@ def keep_memory() -> bool:
         >>> keep_memory() in (True, False)
         True
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = _glibc("mallopt")
     if mallopt is None:
         return False
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 64 * 2**20))
     return all([mallopt(parameter, value) == 1 for parameter, value in settings])
+
+
+def release_memory() -> None:
+    """Return freed memory to the system, also that which `keep_memory` keeps. Needs glibc.
+
+    Example:
+        >>> from mdssd.system.memory import release_memory
+        >>> release_memory()
+    """
+    trim = _glibc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _glibc(name: str) -> Any:
+    """Return a function of glibc, or None if this process has another C library."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
