@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import tempfile
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -92,7 +93,12 @@ def _check_plain(name: str, tensor: Tensor) -> None:
 
 
 def _read_torch(path: Path, zipped: bool) -> Any:
-    check = PickleCheck()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of an unusual version of the pickle
+        return _read_checked(path, zipped, PickleCheck())
+
+
+def _read_checked(path: Path, zipped: bool, check: PickleCheck) -> Any:
     if not zipped:
         with open_regular(path) as file:  # not the path: torch.load also looks at the name
             bounded = BoundedFile(file)

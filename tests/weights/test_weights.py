@@ -785,6 +785,24 @@ def test_pickles_that_would_take_long_are_refused_unread(tmp_path, content, mess
         read_tensors("test", path)
 
 
+def test_the_version_of_a_pickle_gives_no_warning(tmp_path, recwarn):
+    path = tmp_path / "a.pth"
+    torch.save({"x": torch.zeros(2)}, path)
+    rezip(path, lambda name, old: (old.replace(b"\x80\2", b"\x80\5", 1), zipfile.ZIP_STORED))
+    assert torch.equal(read_tensors("test", path)["x"], torch.zeros(2))
+    assert not recwarn.list
+
+
+def test_a_start_from_other_classes_says_so(tmp_path, capsys, checkpoint):
+    arguments = "train --model ssd300 --width 0.0625 --no-batch-norm --scenes 2 --batch-size 2"
+    arguments += " --iterations 1 --workers 0 --device cpu --prior-scales voc"
+    arguments += f" --init {checkpoint} --out {tmp_path / 'run'}"
+    assert cli.main(arguments.split()) == 0
+    assert (
+        "class scores are new, since the file has none of these classes" in capsys.readouterr().out
+    )
+
+
 def test_the_state_of_a_large_training_is_read(tmp_path):
     """A model of 2,000 tensors and its optimiser are far from the limits."""
     tensors = {f"layer{k}.weight": torch.zeros(1, 1) for k in range(2000)}

@@ -163,6 +163,8 @@ def load_start(model: SingleShotDetector, path: str, classes: Sequence[str] | No
         new = [name for name in classes if name not in loaded.classes]
         line += f"; class scores, by name: {some(loaded.classes)}"
         line += f"; new classes: {some(new)}" if new else ""
+    if loaded.partly and not loaded.classes:
+        line += "; class scores are new, since the file has none of these classes"
     if loaded.by_position:
         line += "; class scores by position, since the file does not name its classes"
     return line
