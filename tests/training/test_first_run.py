@@ -88,6 +88,16 @@ def test_model_that_starts_from_published_weights_fits_them(tmp_path):
         run_settings({"init": str(tmp_path / "none.pth")}, tmp_path, resume=False)
 
 
+def test_model_that_does_not_fit_published_weights_says_which_options_do(capsys, tmp_path):
+    path = tmp_path / "vgg16.pth"
+    torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, path)
+    options = [*TINY, "--batch-norm", "--scenes", 2, "--iterations", 1, "--out", tmp_path / "run"]
+    status, _, err = run(capsys, *options, "--init", path)
+    assert status == 2 and err.count("\n") == 1
+    assert err.startswith("mdssd: error: --init: ")
+    assert err.endswith("; with --width 1 --no-batch-norm the model fits\n")
+
+
 # --- priors from the data ------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from mdssd.cli.commands.run_settings import RunSettings, run_settings
 from mdssd.cli.commands.shared import machine, open_data, some
 from mdssd.data import DetectionDataset
 from mdssd.models import SingleShotDetector, build
-from mdssd.models.build import INPUT_SIZES
+from mdssd.models.build import INPUT_SIZES, default_options
 from mdssd.names import AUTO_PRIORS
 from mdssd.system import distributed
 from mdssd.system.memory import keep_memory
@@ -26,7 +26,7 @@ from mdssd.training.recipe_files import format_recipe
 from mdssd.training.settings import Recipe
 from mdssd.training.state import TrainState
 from mdssd.weights.checkpoint_json import read_meta
-from mdssd.weights.pretrained import load_pretrained
+from mdssd.weights.pretrained import is_checkpoint, load_pretrained
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -155,7 +155,15 @@ def _initialise(
 
 def load_start(model: SingleShotDetector, path: str, classes: Sequence[str] | None = None) -> str:
     """Load starting weights; return a line that says which tensors and classes they set."""
-    loaded = load_pretrained(model, path, classes=classes)
+    try:
+        loaded = load_pretrained(model, path, classes=classes)
+    except ValueError as error:
+        own, fits = model.options, default_options(model.name)
+        same = (own.width, own.batch_norm) == (fits.width, fits.batch_norm)
+        if same or is_checkpoint(Path(path)):
+            raise
+        norm = "--batch-norm" if fits.batch_norm else "--no-batch-norm"
+        raise ValueError(f"--init: {error}; with --width 1 {norm} the model fits") from None
     line = f"{len(loaded.taken)} of {len(model.state_dict())} tensors start from {path}"
     line += f"; the others are new: {some(loaded.fresh)}" if loaded.fresh else ""
     line += f"; not used: {some(loaded.unused)}" if loaded.unused else ""
