@@ -9,11 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from mdssd.data.images import ImageLimits
+from mdssd.data.reasons import grouped
 from mdssd.data.sample import NO_IMAGE, Annotation, Sample
 from mdssd.system.text import plural
 
 # The names that splits usually have.
 SPLITS = ("train", "val", "valid", "trainval", "test")
+
+
+_LISTED = 20  # lines of a report; more are grouped by their reasons
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,7 @@ class DetectionDataset:
         return []
 
     def report(self) -> str:
-        """Return the number of boxes per class, of images without boxes, and every dropped box."""
+        """Return the number of boxes per class, of images without boxes, and the dropped boxes."""
         return describe(self, [self.annotation(index) for index in range(len(self))])
 
 
@@ -193,11 +197,13 @@ def describe(dataset: DetectionDataset, annotations: Sequence[Sample | Annotatio
     lines += [f"  {plural(difficult, 'box')} marked difficult"] if difficult else []
     lines += [f"  {plural(crowds, 'box')} marked as a crowd"] if crowds else []
     lines += [f"  {plural(empty, 'image')} without a box"] if empty else []
-    if dataset.dropped:
-        lines.append(f"  {plural(len(dataset.dropped), 'box')} dropped:")
-        lines += [f"    {line}" for line in dataset.dropped]
-    if dataset.size_faults:
-        count = plural(len(dataset.size_faults), "annotation")
-        lines.append(f"  {count} with a different size from the image's:")
-        lines += [f"    {line}" for line in dataset.size_faults]
+    for found, what, title in (
+        (dataset.dropped, "box", "dropped"),
+        (dataset.size_faults, "annotation", "with a different size from the image's"),
+        (dataset.notes, "note", "on what was read"),
+    ):
+        if found:
+            shown = found if len(found) <= _LISTED else grouped(found)
+            lines.append(f"  {plural(len(found), what)} {title}:")
+            lines += [f"    {line}" for line in shown]
     return "\n".join(lines)

@@ -3,51 +3,21 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from mdssd.data.dataset import DataPart, DetectionDataset
 from mdssd.data.images import read_image
+from mdssd.data.reasons import grouped, kind_of_reason
 from mdssd.data.sample import DataError
 from mdssd.system.text import plural
 
 # A greater share of unusable boxes is an error: the annotations then belong to other images, or are
 # in another format.
 MOST_LEFT_OUT = 0.05
-_EXAMPLES = 2
 _REASONS = 4  # of a message
-
-
-def grouped(lines: Iterable[str]) -> list[str]:
-    """Return one line for each reason, the most frequent first, with a count and two examples.
-
-    Args:
-        lines: lines "file: reason". Two reasons are the same if they differ only in numbers, in
-            quoted words and in what stands in brackets.
-
-    Example:
-        >>> from mdssd.data.faults import grouped
-        >>> grouped([f"{name}.xml: box (1, 2, {k}, 2) has no area" for k, name in enumerate("abc")])
-        ['3 times: a.xml: box (1, 2, 0, 2) has no area; b.xml: box (1, 2, 1, 2) has no area; ...']
-    """
-    groups: dict[str, list[str]] = {}
-    for line in lines:
-        groups.setdefault(_kind(line), []).append(line)
-    result = []
-    for group in sorted(groups.values(), key=len, reverse=True):
-        shown = "; ".join(group[:_EXAMPLES]) + ("; ..." if len(group) > _EXAMPLES else "")
-        result.append(f"{len(group)} times: {shown}" if len(group) > 1 else shown)
-    return result
-
-
-def _kind(line: str) -> str:
-    """Return the reason in a line "file: reason" without what differs from file to file."""
-    reason = re.sub(r"\w+\[\d+\]: ", "", line.partition(": ")[2] or line)
-    reason = re.sub(r"'[^']*'|\"[^\"]*\"", "'...'", reason)
-    reason = re.sub(r" ?\([^()]*\)| ?\[[^\[\]]*\]", "", reason)
-    return re.sub(r"-?\d[\d.,]*", "N", reason)
+_KINDS = 2  # of reasons in a line
 
 
 def faults_line(dataset: DetectionDataset, faults: Sequence[str] = ()) -> str:
@@ -186,6 +156,6 @@ def _boxes(dataset: DetectionDataset) -> int:
 
 def _reasons(lines: Sequence[str]) -> str:
     """Return the two most frequent kinds of reasons."""
-    counts = Counter(map(_kind, lines)).most_common()
-    shown = [f"{kind}: {n}" if len(counts) > 1 else kind for kind, n in counts[:_EXAMPLES]]
-    return ", ".join(shown) + (", ..." if len(counts) > _EXAMPLES else "")
+    counts = Counter(map(kind_of_reason, lines)).most_common()
+    shown = [f"{kind}: {n}" if len(counts) > 1 else kind for kind, n in counts[:_KINDS]]
+    return ", ".join(shown) + (", ..." if len(counts) > _KINDS else "")

@@ -14,6 +14,7 @@ from mdssd.data.images import ImageLimits, read_header, read_image
 from mdssd.data.sample import NO_IMAGE, Annotation, BoxRow, DataError, Sample
 from mdssd.data.sizes import place
 from mdssd.system.progress import progress_bar
+from mdssd.system.text import plural
 
 T = TypeVar("T")
 _SHOWN = 10  # classes in a message
@@ -108,14 +109,14 @@ class PhotoDataset(DetectionDataset):
         if left_out:
             counts = _some([f"{name} {count}" for name, count in left_out.most_common()])
             self.notes.append(
-                f"{where}: {left_out.total()} boxes of classes that were not asked for are left "
-                f"out: {counts}"
+                f"{where}: {plural(left_out.total(), 'box')} of classes that were not asked for "
+                f"left out: {counts}"
             )
         if absent:
             self.notes.append(f"{where}: no box has the class {_some(absent)}")
 
     def report(self) -> str:
-        """Return the number of boxes per class, of images without boxes, and every dropped box."""
+        """Return the number of boxes per class, of images without boxes, and the dropped boxes."""
         return describe(self, self._annotations)
 
 

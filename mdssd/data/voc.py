@@ -44,7 +44,7 @@ class VOCDataset(PhotoDataset):
     Args:
         root: the folder.
         split: the name of a file in ImageSets/Main, without ".txt". "all" uses every annotation,
-            and so does a folder without ImageSets/Main.
+            and so does a folder without lists in ImageSets/Main.
         classes: class names in label order; boxes of other classes are left out, and counted in
             `notes`. None: every name that occurs in Annotations, sorted. These are the same for
             every split.
@@ -128,7 +128,7 @@ class VOCDataset(PhotoDataset):
 
     def _read_split(self, files: VocFiles, faults: list[str] | None) -> list[str]:
         layout = self._layout
-        if self.split == "all" or not layout.lists.is_dir():
+        if self.split == "all" or not layout.list_names():
             if not files.xml.names:
                 raise DataError(f"{files.xml.folder}: holds no annotation (*.xml)")
             self._note_unannotated(files)
@@ -324,9 +324,9 @@ def _layout(root: Path) -> VocLayout:
 
 def _usual_split(path: Path, roots: Sequence[Path], train: bool) -> str:
     layouts = [_layout(root) for root in roots]
-    if not any(layout.lists.is_dir() for layout in layouts):
-        return "all"
     splits = sorted({name for layout in layouts for name in layout.list_names()})
+    if not splits:
+        return "all"
     return default_split(layouts[0].lists if len(layouts) == 1 else path, splits, train)
 
 

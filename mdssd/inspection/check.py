@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -14,9 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mdssd.data import DataError, DetectionDataset, Sample, decode_image
+from mdssd.data.faults import left_out, nothing_to_learn
 from mdssd.data.images import read_bytes
+from mdssd.data.reasons import grouped
 from mdssd.data.sample import NO_IMAGE
-from mdssd.inspection.leaks import find_leaks, same_files
+from mdssd.inspection.leaks import count_splits, find_leaks, same_files
 from mdssd.inspection.result import IOU, DataCheck, share_reached
 from mdssd.priors import best_iou
 from mdssd.system.progress import progress_bar
@@ -82,9 +85,8 @@ def check_data(
     if not tiny >= 0:
         raise ValueError(f"check_data: tiny: expected a number of at least 0, got {tiny}")
     if not len(dataset):
-        raise DataError(
-            f"{dataset.name}: no image can be used; the first fault: {[*faults, '-'][0]}"
-        )
+        reasons = "; ".join(grouped(faults)) or "-"
+        raise DataError(f"{dataset.name}: no image can be used; the first fault: {reasons}")
     images, unread = _read_all(dataset, workers, progress)
     result = _measure(dataset, images, priors_cxcywh, input_size, model, others_cxcywh or {})
     names = [image.name for image in images]
@@ -101,7 +103,10 @@ def check_data(
     groups = same_files([image.digest for image in images])
     result.duplicates = [", ".join(names[k] for k in group) for group in groups]
     indices = [image.index for image in images]
-    result.leaks = find_leaks(dataset, indices, names, groups, result.faults)
+    lists = dataset.split_lists(result.faults)
+    result.leaks = find_leaks(lists, indices, names, groups)
+    result.splits = count_splits(lists, indices, [len(image.sample.labels) for image in images])
+    result.refused = left_out(dataset) or nothing_to_learn(dataset)
     return result
 
 
@@ -118,8 +123,10 @@ def _read_all(
                 image, data = sample.image, sample.image.tobytes()
                 sample = replace(sample, image=NO_IMAGE)
             else:
-                sample, data = dataset.annotation(index), read_bytes(path)
-                image = decode_image(data, str(path))
+                sample, data = dataset.annotation(index), read_bytes(path, dataset.limits)
+                image = decode_image(
+                    data, str(path), upright=dataset.upright(index), limits=dataset.limits
+                )
         except DataError as error:
             return error
         digest = hashlib.blake2b(data, digest_size=16).digest()
@@ -173,6 +180,7 @@ def _measure(
         iou=best_iou(relative_xyxy, priors_cxcywh),
         dropped=list(dataset.dropped),
         size_faults=list(dataset.size_faults),
+        image_sizes=Counter(image.size for image in images),
         other_recall={
             name: share_reached(best_iou(relative_xyxy, priors)) for name, priors in others
         },

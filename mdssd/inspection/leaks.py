@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
-from mdssd.data.dataset import SPLITS, DetectionDataset, SplitLists
+from mdssd.data.dataset import SPLITS, SplitLists
 
 # Pairs of splits that must not share an image; trainval is train and val together.
 _DISJOINT = {
@@ -27,25 +27,50 @@ def same_files(digests: Sequence[bytes]) -> list[list[int]]:
     return [group for group in positions.values() if len(group) > 1]
 
 
+def count_splits(
+    split_lists: Sequence[SplitLists], indices: Sequence[int], boxes: Sequence[int]
+) -> dict[str, tuple[int, int]]:
+    """Return the number of images and of boxes that each split has.
+
+    Args:
+        split_lists: the lists of the data set.
+        indices: the images that could be read; only they are counted.
+        boxes: the number of boxes of each of them.
+    """
+    boxes_of = dict(zip(indices, boxes, strict=True))
+    counts: dict[str, tuple[int, int]] = {}
+    start = 0
+    for lists in split_lists:
+        for name, ids in lists.listed.items():
+            listed = set(ids)
+            own = [
+                boxes_of[index]
+                for index, image_id in enumerate(lists.image_ids, start)
+                if image_id in listed and index in boxes_of
+            ]
+            images, found = counts.get(name, (0, 0))
+            counts[name] = images + len(own), found + sum(own)
+        start += len(lists.image_ids)
+    return {name: count for name, count in counts.items() if count[0]}
+
+
 def find_leaks(
-    dataset: DetectionDataset,
+    split_lists: Sequence[SplitLists],
     indices: Sequence[int],
     names: Sequence[str],
     groups: Sequence[Sequence[int]],
-    faults: list[str],
 ) -> list[str]:
     """Return a line for each image in two splits that must not share one.
 
     Args:
-        dataset: the data set.
+        split_lists: the lists of the data set.
         indices: the images that could be read.
         names: their names, for messages.
         groups: positions in `indices` of images with the same bytes.
-        faults: receives what is wrong with the lists of the splits.
     """
     lines: list[str] = []
     splits_of: list[set[str]] = []  # the splits that list each image of the data set
-    for lists in dataset.split_lists(faults):
+    for lists in split_lists:
         listed = {name: set(ids) for name, ids in lists.listed.items()}
         lines += _listed_twice(lists)
         splits_of += [{name for name in listed if i in listed[name]} for i in lists.image_ids]

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mdssd.data.reasons import grouped
+from mdssd.system.text import plural
+
 IOU = 0.5
 # Bounds of the ranges of sizes, in pixels of the input. Each is an octave, as are prior layers.
 SIZE_EDGES = (0.0, 8.0, 16.0, 32.0, 64.0, 128.0, float("inf"))
 _LISTED = 10  # lines of each list in the text; the JSON has all
+_WORTH_IT = 0.01  # a gain in recall that is worth another set of priors
 _PERCENTILES = (5, 50, 95)
 _LISTS = ("faults", "leaks", "duplicates", "suspicious", "unreached")
 
@@ -43,6 +50,9 @@ class DataCheck:
         suspicious: a line per box that may be a mistake.
         unreached: a line per box without a prior of IoU 0.5 or more.
         other_recall: the recall of all boxes with other priors, by the priors' name.
+        image_sizes: how many images have each (width, height).
+        splits: the number of images and of boxes of each split, by its name.
+        refused: why training would refuse the boxes; empty if it would not.
     """
 
     report: str
@@ -66,11 +76,14 @@ class DataCheck:
     suspicious: list[str] = field(default_factory=list)
     unreached: list[str] = field(default_factory=list)
     other_recall: dict[str, float] = field(default_factory=dict)
+    image_sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    splits: dict[str, tuple[int, int]] = field(default_factory=dict)
+    refused: str = ""
 
     @property
     def broken(self) -> bool:
-        """Whether a file cannot be used, or an image is in two splits."""
-        return bool(self.faults or self.leaks)
+        """Whether training would refuse the data, or an image is in two splits."""
+        return bool(self.faults or self.leaks or self.refused)
 
     @property
     def size(self) -> NDArray[np.float64]:
@@ -97,9 +110,14 @@ class DataCheck:
         """Return the share of these boxes that some prior reaches; None if there are none."""
         return share_reached(self.iou[which]) if which.any() else None
 
-    def text(self) -> str:
-        """Return the result for a terminal. Long lists are cut short."""
-        lines = [self.report, "", *self._table(), "", *self._priors()]
+    def text(self, root: Path | None = None) -> str:
+        """Return the result for a terminal, the verdict first. Long lists are grouped.
+
+        Args:
+            root: the folder from which paths are counted. None: paths are whole.
+        """
+        lines = [self.verdict(), "", self.report, *self._images(), "", *self._table(), ""]
+        lines += self._priors()
         if len(self.ratio):
             low, middle, high = np.percentile(self.ratio, _PERCENTILES)
             lines.append(
@@ -113,11 +131,64 @@ class DataCheck:
             ("images in two splits", self.leaks),
             ("files that cannot be used", self.faults),
         ):
+            shown = found if len(found) <= _LISTED else grouped(found)
             lines.append(f"{title}: {len(found) or 'none'}")
-            lines += [f"  {line}" for line in found[:_LISTED]]
-            if len(found) > _LISTED:
-                lines.append(f"  and {len(found) - _LISTED} more")
-        return "\n".join(lines)
+            lines += [f"  {line}" for line in shown[:_LISTED]]
+            if len(shown) > _LISTED:
+                lines.append(f"  and {len(shown) - _LISTED} more reasons")
+        text = "\n".join(lines)
+        if root is not None:
+            for folder in (os.path.abspath(root), os.path.relpath(root)):
+                text = text.replace(f"{folder}{os.sep}", "") if folder != "." else text
+        return text
+
+    def verdict(self) -> str:
+        """Return one line that says whether the data can be trained on, and what is in the way."""
+        reasons = [self.refused] if self.refused else []
+        if self.faults:
+            more = f", {len(self.faults)} in all" if len(self.faults) > 1 else ""
+            reasons.append(f"files cannot be used{more}: {grouped(self.faults)[0]}")
+        if self.leaks:
+            reasons.append(f"{plural(len(self.leaks), 'image')} in two splits: {self.leaks[0]}")
+        if reasons:
+            return f"verdict: to be repaired first. {'; '.join(reasons)}"
+        looks = [
+            f"{plural(len(found), noun)} {what}"
+            for found, noun, what in (
+                (self.dropped, "box", "left out"),
+                (self.size_faults, "annotation", "with another size than the image's"),
+                (self.suspicious, "line", "about boxes that may be mistakes"),
+                (self.duplicates, "group", "of files with the same bytes"),
+            )
+            if found
+        ]
+        return "verdict: can be used" + (f"; to look at: {', '.join(looks)}" if looks else "")
+
+    def _images(self) -> list[str]:
+        """Return the images of each split, the sizes of images, and what the input does to them."""
+        lines = [
+            f"  split {name}: {plural(images, 'image')}, {plural(boxes, 'box')}"
+            for name, (images, boxes) in self.splits.items()
+        ]
+        if not self.image_sizes:
+            return lines
+        (width, height), count = self.image_sizes.most_common(1)[0]
+        total = self.image_sizes.total()
+        sizes = f"{width} x {height}"
+        if len(self.image_sizes) > 1:
+            sides = np.array(list(self.image_sizes))
+            (low_x, low_y), (high_x, high_y) = sides.min(0), sides.max(0)
+            sizes = (
+                f"widths {low_x} to {high_x}, heights {low_y} to {high_y}; most often {sizes} "
+                f"({count} of {total})"
+            )
+        across, down = 100 * self.input_size / width, 100 * self.input_size / height
+        lines.append(f"  image sizes: {sizes}")
+        lines.append(
+            f"  every image is squeezed to {self.input_size} x {self.input_size}, whatever its "
+            f"shape: of a {width} x {height} image, 100 x 100 px become {across:.1f} x {down:.1f}"
+        )
+        return lines
 
     def _table(self) -> list[str]:
         """Return the boxes, sizes and recall of each class and each range of sizes."""
@@ -148,6 +219,13 @@ class DataCheck:
         if self.other_recall:
             others = ", ".join(f"{name} {value:.4f}" for name, value in self.other_recall.items())
             lines.append(f"recall of all boxes with other priors: {others}")
+            name, best = max(self.other_recall.items(), key=lambda item: item[1])
+            own = self.recall(np.ones(len(self.iou), bool)) or 0.0
+            if best > own + _WORTH_IT:
+                lines.append(
+                    f"--prior-scales {name} of `mdssd train` sets the priors that reach {best:.1%} "
+                    f"of the boxes instead of {own:.1%}; without the option it chooses by itself"
+                )
         return lines
 
     def to_dict(self) -> dict[str, Any]:
@@ -174,6 +252,9 @@ class DataCheck:
             "by_size": {name: part(which) for name, which in self.by_size()},
             "other_recall": self.other_recall,
             **{name: getattr(self, name) for name in (*_LISTS, "dropped", "size_faults")},
+            "image_sizes": [[*size, count] for size, count in self.image_sizes.most_common()],
+            "splits": {name: list(counts) for name, counts in self.splits.items()},
+            "refused": self.refused,
             "broken": self.broken,
         }
 

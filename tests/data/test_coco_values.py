@@ -198,7 +198,7 @@ def test_some_of_the_classes(tmp_path):
     data = CocoDataset(path, classes=["kite", "boat"])
     assert data.classes == ["kite"] and data.category_ids == [44]
     assert data.annotation(0).labels.tolist() == [1]
-    assert data.notes == [f"{path}: 2 boxes of classes that were not asked for are left out: dog 2"]
+    assert data.notes == [f"{path}: 2 boxes of classes that were not asked for left out: dog 2"]
     assert open_dataset(path, classes=["kite", "dog"]).category_ids == [44, 2]
     with pytest.raises(DataError, match="has none of the classes boat; it has dog, kite"):
         CocoDataset(path, classes=["boat"])

@@ -57,7 +57,7 @@ def test_some_of_the_classes(folder):
     assert data.classes == ["bee", "ant", "cow"] and len(data) == 3
     assert [data.annotation(k).labels.tolist() for k in range(3)] == [[2], [1], []]
     assert len(data.notes) == 2 and not data.dropped
-    assert data.notes[0].endswith("classes that were not asked for are left out: zebra 1")
+    assert data.notes[0].endswith("classes that were not asked for left out: zebra 1")
     assert data.notes[1].endswith("no box has the class cow")
     with pytest.raises(DataError, match="no box has one of the classes cow; .* ant, bee, zebra"):
         VOCDataset(folder, "all", classes=["cow"])

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mdssd import ops
 from mdssd.cli import main
@@ -150,6 +151,84 @@ def test_broken_rows_of_a_coco_file(tmp_path, capsys):
         assert part in out
 
 
+def test_the_report_begins_with_the_verdict(tmp_path, capsys):
+    boxes = {name: [("cat", 20, 20, 80, 80)] * 2 for name in "abcd"}
+    root = voc(tmp_path / "v", boxes, {"train": "abc", "test": "d"}, size=(600, 300))
+    status, out, _ = run(capsys, "data", "check", root)
+    lines = out.splitlines()
+    assert (
+        status == 0
+        and lines[0] == "verdict: can be used; to look at: 4 lines about boxes that may be mistakes"
+    )
+    assert "  split train: 3 images, 6 boxes" in lines and "  split test: 1 image, 2 boxes" in lines
+    assert "  image sizes: 600 x 300" in lines
+    assert "of a 600 x 300 image, 100 x 100 px become 50.0 x 100.0" in out
+    cv2.imwrite(str(root / "JPEGImages/d.jpg"), np.zeros((90, 50, 3), np.uint8))
+    status, out, _ = run(capsys, "data", "check", root)
+    assert "widths 50 to 600, heights 90 to 300; most often 600 x 300 (3 of 4)" in out
+    assert "  1 annotation with a different size from the image's:" in out
+    (root / "JPEGImages/a.jpg").write_bytes(b"")
+    status, out, _ = run(capsys, "data", "check", root)
+    assert status == 1 and out.startswith("verdict: to be repaired first. files cannot be used: ")
+    assert str(tmp_path) not in out and "  JPEGImages/a.jpg: the file is empty" in out
+    assert run(capsys, "data", "check", root, "--allow-faults")[0] == 0
+
+
+def test_the_same_reason_many_times_is_one_line(tmp_path, capsys):
+    root = voc(tmp_path / "v", {f"{k:02}": [("cat", 20, 20, 80, 80)] for k in range(20)})
+    for k in range(12):
+        (root / f"JPEGImages/{k:02}.jpg").write_bytes(b"")
+    status, out, _ = run(capsys, "data", "check", root)
+    assert (
+        status == 1 and "files that cannot be used: 12\n  12 times: JPEGImages/00.jpg: the " in out
+    )
+    assert "JPEGImages/01.jpg" in out and "JPEGImages/02.jpg" not in out
+    for k in range(20):
+        (root / f"JPEGImages/{k:02}.jpg").unlink()
+    status, _, err = run(capsys, "data", "check", root)
+    assert status == 2 and "no image can be used; the first fault: 20 times: " in err
+
+
+@pytest.mark.parametrize(
+    "row, reason",
+    [
+        (("cat", "97,0", 20, 80, 80), "bndbox/xmin is '97,0', expected a number"),
+        (("cat", 0.1, 0.2, 0.5, 0.9), "coordinates from 0 to 1? Expected pixels"),
+        (("cat", 320, 20, 380, 80), "lies outside the image of 300 x 300"),
+    ],
+)
+def test_unusable_boxes_are_the_verdict_and_refused_by_train(tmp_path, capsys, row, reason):
+    root = voc(tmp_path / "v", {"a": [row, row], "b": [("cat", 20, 20, 80, 80)] * 8})
+    status, out, _ = run(capsys, "data", "check", root)
+    assert status == 1 and reason in out.splitlines()[0]
+    assert "2 of 10 boxes (20%) cannot be used" in out.splitlines()[0]
+    assert run(capsys, "data", "check", root, "--allow-faults")[0] == 0
+    for command in (["train"], ["data", "show", "--out", tmp_path / "a.png"]):
+        data = [root] if command[0] == "data" else ["--data", root, "--out", tmp_path / "run"]
+        status, _, err = run(capsys, *command, *data)
+        assert status == 2 and reason in err and "--allow-faults" in err
+    assert "20%" in json.dumps(check(root).to_dict()["refused"])
+
+
+def test_the_option_that_sets_better_priors_is_named(tmp_path, capsys):
+    root = voc(tmp_path / "v", {"a": [("cat", 150, 150, 160, 160)]})
+    _, out, _ = run(capsys, "data", "check", root)
+    assert "--prior-scales small of `mdssd train` sets the priors that reach 100.0%" in out
+    _, out, _ = run(capsys, "data", "check", root, "--prior-scales", "small")
+    assert "--prior-scales" not in out
+
+
+def test_turned_photographs_and_their_boxes(tmp_path):
+    """Sizes in the input are those of the picture as it is shown."""
+    root = voc(tmp_path / "v", {"a": [("cat", 0, 0, 60, 30)]}, size=(200, 100))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((200, 100, 3), np.uint8)).save(root / "JPEGImages/a.jpg", exif=exif)
+    result = check(root)
+    assert result.sides.tolist() == [[90, 90]] and result.image_sizes == {(200, 100): 1}
+    assert "EXIF turns it to the stated 200 x 100" in result.report
+
+
 def test_boxes_to_look_at(tmp_path):
     rows = [
         ("cat", 20, 20, 80, 80),
@@ -227,7 +306,7 @@ def test_wrong_input_is_one_line(tmp_path, capsys):
         (["check", tmp_path / "gone"], "no such file or folder"),
         (["check", root, "--split", "moon"], "no such split"),
         (["check", root, "--prior-scales", "x"], "--prior-scales: expected one of"),
-        (["check", root, "--tiny", "nan"], "--tiny: expected a number of at least 0, got 'nan'"),
+        (["check", root, "--tiny", "nan"], "--tiny: expected a number of at least 0"),
         (["check", nothing], "no image can be used; the first fault: "),
         (["show", root, "--out", tmp_path / "a.jpg"], "ends with .png"),
         (["show", root, "--out", tmp_path / "a.png", "--no-augment", "--no-crop"], "--no-augment"),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from mdssd.cli.commands.shared import open_whole_data
+from mdssd.data import CocoDataset, DetectionDataset
 from mdssd.inspection.check import check_data
 from mdssd.inspection.plots import write_check
 from mdssd.models import SingleShotDetector, build
@@ -24,8 +27,9 @@ def run(arguments: argparse.Namespace) -> int:
     model, others = _models_priors(arguments)
     size = INPUT_SIZES[arguments.model]
     faults: list[str] = []
+    dataset = open_whole_data(vars(arguments), input_size=size, faults=faults)
     check = check_data(
-        open_whole_data(vars(arguments), input_size=size, faults=faults),
+        dataset,
         model.priors,
         size,
         model=f"{model.name} ({model.options.prior_scales})",
@@ -34,10 +38,20 @@ def run(arguments: argparse.Namespace) -> int:
         tiny=arguments.tiny,
         workers=arguments.workers,
     )
-    print(check.text())
+    print(check.text(_folder(arguments.data, dataset)))
     if arguments.out:
         print(f"written: {', '.join(map(str, write_check(check, arguments.out)))}")
+    if "allow_faults" in arguments:
+        return 1 if check.leaks else 0
     return 1 if check.broken else 0
+
+
+def _folder(data: str | None, dataset: DetectionDataset) -> Path | None:
+    """The folder of the data, from which the text counts paths."""
+    if isinstance(dataset, CocoDataset):
+        folders = [dataset.json_path.parent, dataset.image_dir]
+        return Path(os.path.commonpath([os.path.abspath(folder) for folder in folders]))
+    return Path(data) if data else None
 
 
 def _models_priors(

@@ -58,6 +58,7 @@ def open_data(
     input_size: int,
     classes: Sequence[str] | None,
     unlabelled: bool = False,
+    learn: bool = True,
     faults: list[str] | None = None,
 ) -> DetectionDataset:
     """Open the data set that the options data, split, image_dir and scenes describe.
@@ -66,6 +67,7 @@ def open_data(
     cannot be used, and more than 5% unusable boxes, are an error unless the option allow_faults is
     set; the files are then left out.
 
+    learn: with `train`, refuse data without a box to learn from.
     faults: receives a line about each file that cannot be used; nothing is then refused or printed.
     """
     path = options.get("data")
@@ -91,7 +93,7 @@ def open_data(
         dataset = without_damaged(dataset, found)
     else:
         check_faults(dataset, found)
-    if train and (reason := nothing_to_learn(dataset)):
+    if train and learn and (reason := nothing_to_learn(dataset)):
         raise DataError(reason)
     if (line := faults_line(dataset, found)) and is_main():
         print(line)
@@ -105,7 +107,9 @@ def open_whole_data(
     path = options.get("data")
     if options.get("split") is None:
         options = {**options, "split": "all" if path and Path(path).is_dir() else None}
-    return open_data(options, train=True, input_size=input_size, classes=None, faults=faults)
+    return open_data(
+        options, train=True, input_size=input_size, classes=None, learn=False, faults=faults
+    )
 
 
 def detector_options(arguments: argparse.Namespace) -> dict[str, Any]:

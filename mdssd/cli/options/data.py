@@ -11,13 +11,16 @@ from mdssd.cli.options.shared import (
     SCENES,
     Verbs,
     add_augmentation_options,
+    add_data_rules,
     add_traceback,
 )
 from mdssd.names import MODELS, PRIOR_SCALES
 
 CHECK = """Count what a data set holds, compare its boxes with the priors of a model, read every
-image and list each file that cannot be used. The exit status is 1 if there is such a file, or if an
-image is in two splits that must not share one."""
+image and list each file that cannot be used. The exit status is 1 if training would refuse the
+data: there is such a file, or more than 5% of the boxes cannot be used, or there is no box to learn
+from; and if an image is in two splits that must not share one. With --allow-faults only the last
+counts."""
 
 CHECK_EXAMPLES = ("mdssd data check mydata/", "mdssd data check train.json --out checked")
 SHOW_EXAMPLES = ("mdssd data show mydata/ --out samples.png",)
@@ -140,3 +143,4 @@ def _add_data_source(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--image-dir", metavar="DIR", help=IMAGE_DIR)
     parser.add_argument("--scenes", type=values.count, metavar="N", help=SCENES)
+    add_data_rules(parser)

@@ -1,0 +1,38 @@
+"""Lines about faults, "file: reason", grouped by their reasons."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+_EXAMPLES = 2
+
+
+def grouped(lines: Iterable[str]) -> list[str]:
+    """Return one line for each reason, the most frequent first, with a count and two examples.
+
+    Args:
+        lines: lines "file: reason". Two reasons are the same if they differ only in numbers, in
+            quoted words and in what stands in brackets.
+
+    Example:
+        >>> from mdssd.data.reasons import grouped
+        >>> grouped([f"{name}.xml: box (1, 2, {k}, 2) has no area" for k, name in enumerate("abc")])
+        ['3 times: a.xml: box (1, 2, 0, 2) has no area; b.xml: box (1, 2, 1, 2) has no area; ...']
+    """
+    groups: dict[str, list[str]] = {}
+    for line in lines:
+        groups.setdefault(kind_of_reason(line), []).append(line)
+    result = []
+    for group in sorted(groups.values(), key=len, reverse=True):
+        shown = "; ".join(group[:_EXAMPLES]) + ("; ..." if len(group) > _EXAMPLES else "")
+        result.append(f"{len(group)} times: {shown}" if len(group) > 1 else shown)
+    return result
+
+
+def kind_of_reason(line: str) -> str:
+    """Return the reason in a line "file: reason" without what differs from file to file."""
+    reason = re.sub(r"\w+\[\d+\]: ", "", line.partition(": ")[2] or line)
+    reason = re.sub(r"'[^']*'|\"[^\"]*\"", "'...'", reason)
+    reason = re.sub(r" ?\([^()]*\)| ?\[[^\[\]]*\]", "", reason)
+    return re.sub(r"-?\d[\d.,]*", "N", reason)
