@@ -22,7 +22,7 @@ SANITIZED := $(CURDIR)/build/simt-sanitized
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo demo-checkpoint test simt-check resources gpu-check bench bench-report \
-	lint format
+	lint format fuzz
 
 help:
 	@echo "make demo    install what mdssd runs with into $(VENV), and detect objects in sample scenes"
@@ -34,6 +34,7 @@ help:
 	@echo "make resources   list registers and shared memory of the kernels in resources.txt (needs nvcc)"
 	@echo "make lint    install the same, run ruff and mypy"
 	@echo "make format  install the same, let ruff reformat the Python files"
+	@echo "make fuzz    install, fuzz the readers of bytes for SECONDS each (default 60)"
 	@echo "make venv    only install what mdssd runs with"
 	@echo "make demo-checkpoint  train the demo's network again (36 minutes on one core)"
 
@@ -101,6 +102,21 @@ bench: $(VENV)/mdssd-bench-installed
 
 bench-report: $(TEST_STAMP)
 	$(BIN)/python -m benchmarks.report $(FILES)
+
+# Each target of tools/fuzz_bytes.py for SECONDS seconds. An input that fails is left in build/fuzz.
+SECONDS ?= 60
+FUZZ_TARGETS := jpeg png caffemodel checkpoint-json safetensors-header
+
+$(VENV)/mdssd-fuzz-installed: $(TEST_STAMP)
+	$(PIP_INSTALL) --editable '.[test,dev,fuzz]'
+	touch $@
+
+fuzz: $(VENV)/mdssd-fuzz-installed
+	mkdir -p build/fuzz
+	for target in $(FUZZ_TARGETS); do \
+		$(BIN)/python tools/fuzz_bytes.py $$target -max_total_time=$(SECONDS) -verbosity=0 \
+			-artifact_prefix=build/fuzz/$$target- || exit 1; \
+	done
 
 lint: $(TEST_STAMP)
 	$(BIN)/ruff check

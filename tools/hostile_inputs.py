@@ -354,6 +354,12 @@ INPUTS = [
         (0, 1, 2),
     ),
     Hostile(
+        "PNG whose last chunk asks for 4 GB",
+        pictures("x.png", lambda: png(64, 48)[:33] + b"\xff\xff\x00\x1aIEND\x60\x82"),
+        _DETECT,
+        r"x\.png.*truncated",
+    ),
+    Hostile(
         "checkpoint JSON with width 16",
         lying_checkpoint(width=16),
         _DETECT,

@@ -95,7 +95,8 @@ def truncation(file: BinaryIO) -> str | None:
     start = file.read(12)
     length = file.seek(0, os.SEEK_END)
     if start[:8] == _PNG:
-        whole = any(kind == b"IEND" for kind, _ in png_chunks(file))
+        # OpenCV reserves the memory that a chunk asks for, so the last, which is empty, must be so.
+        whole = any(kind == b"IEND" and size == 0 for kind, size in png_chunks(file))
         return None if whole else "truncated (no IEND chunk)"
     if start[:4] == b"RIFF" and start[8:] == b"WEBP":
         stated = int.from_bytes(start[4:8], "little") + 8

@@ -38,13 +38,23 @@ FILES = {
 }
 
 
+# Its last chunk asks for 4 GB, which OpenCV reserved. Found by tools/fuzz_bytes.py.
+IEND_OF_4_GB = FILES["png"][:33] + b"\xff\xff\x00\x1aIEND\x60\x82"
+
+
 @given(content=st.binary(max_size=40))
+@example(content=IEND_OF_4_GB)
 @example(content=b"\xff")  # shorter than what a format begins with
 @example(content=b"R")
 def test_a_few_bytes(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "few.img"
     path.write_bytes(content)
     check(path, content)
+
+
+def test_the_last_chunk_of_a_png_must_be_empty() -> None:
+    with pytest.raises(DataError, match="truncated"):
+        decode_image(IEND_OF_4_GB)
 
 
 @pytest.mark.parametrize("kind", FILES)
