@@ -190,6 +190,16 @@ def decode_image(
         >>> decode_image(data).shape, decode_image(data, reduction=2).shape
         ((60, 81, 3), (30, 41, 3))
     """
+    try:
+        return _decode(data, name, reduction, upright, limits)
+    except (MemoryError, cv2.error) as error:  # OpenCV has an error of its own for a lack of memory
+        reason = getattr(error, "err", "") or "there is not enough memory"
+        raise DataError(f"{name}: cannot be decoded ({reason})") from None
+
+
+def _decode(
+    data: bytes, name: str, reduction: int, upright: bool, limits: ImageLimits
+) -> NDArray[np.uint8]:
     header = parse_header(io.BytesIO(data), name)
     limits.check(header, name)
     reduced = header._replace(
@@ -236,10 +246,7 @@ def _decode_with_opencv(data: bytes, name: str) -> NDArray[Any]:
     if fault := truncation(io.BytesIO(data)):
         raise DataError(f"{name}: the image is {fault}")
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error as error:
-        raise DataError(f"{name}: cannot be decoded as an image ({error.err})") from None
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if image is None:
         raise DataError(f"{name}: the image is damaged, or of a kind that cannot be decoded")
     for strip in _strips(image):

@@ -362,3 +362,12 @@ def test_size_from_the_head_of_the_file(tmp_path):
     for read in (read_header, read_image):
         with pytest.raises(DataError, match=re.escape("cannot be read (is a named pipe, expected")):
             read(tmp_path / "pipe.jpg")
+
+
+def test_a_lack_of_memory_names_the_image(monkeypatch):
+    def full(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("simplejpeg.decode_jpeg", full)
+    with pytest.raises(DataError, match=r"^a: cannot be decoded \(there is not enough memory\)"):
+        decode_image(noisy_jpeg(), "a")
