@@ -14,9 +14,9 @@ from mdssd.weights.checkpoint import load_checkpoint, save_checkpoint
 
 RUN = Path("runs/demo")
 CHECKPOINT = Path(__file__).with_name("mdssd300-shapes.json")
-# The objects have 8 to 40 pixels. The COCO priors start at 21 pixels, the VOC priors at 30.
+# The objects have 8 to 40 pixels. The smallest priors of small have 10 pixels, those of coco 21.
 COMMAND = """
-    train --model mdssd300 --width 0.125 --batch-norm --prior-scales coco --scenes 1600 --epochs 8
+    train --model mdssd300 --width 0.125 --batch-norm --prior-scales small --scenes 1600 --epochs 8
     --batch-size 4 --lr 0.02 --schedule cosine --warmup 50 --clip-gradient 10 --ema 0.99
     --expand 1 --crop-min-scale 0.7
 """
