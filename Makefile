@@ -36,7 +36,7 @@ help:
 	@echo "make format  install the same, let ruff reformat the Python files"
 	@echo "make fuzz    install, fuzz the readers of bytes for SECONDS each (default 60)"
 	@echo "make venv    only install what mdssd runs with"
-	@echo "make demo-checkpoint  train the demo's network again (36 minutes on one core)"
+	@echo "make demo-checkpoint  train the demo's network again (39 minutes on two cores)"
 
 venv: $(STAMP)
 
