@@ -8,8 +8,8 @@ def plural(count: float, noun: str) -> str:
 
     Example:
         >>> from mdssd.system.text import plural
-        >>> plural(1, "image"), plural(1200, "image"), plural(2, "box")
-        ('1 image', '1,200 images', '2 boxes')
+        >>> plural(1, "image"), plural(1200, "epoch"), plural(2, "box"), plural(2, "batch")
+        ('1 image', '1,200 epochs', '2 boxes', '2 batches')
     """
     if count == 1:
         return f"1 {noun}"

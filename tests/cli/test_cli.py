@@ -448,7 +448,7 @@ def run(arguments):
         raise KeyboardInterrupt(7) from None
 
 train.run = run
-sys.exit(main(["train", "--out", "run"]))
+sys.exit(main(["train", "--scenes", "1", "--out", "run"]))
 """
     assert ending(tmp_path, program) == (130, "mdssd: interrupted; 7\n")
 
@@ -464,7 +464,7 @@ class Interrupting:
             exec("signal.raise_signal(signal.SIGINT)")
 
 sys.meta_path.insert(0, Interrupting())
-sys.exit(main(["train", "--out", "run"]))
+sys.exit(main(["train", "--scenes", "1", "--out", "run"]))
 """
     assert ending(tmp_path, program) == (130, "mdssd: interrupted\n")
 
