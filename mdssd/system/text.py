@@ -14,4 +14,4 @@ def plural(count: float, noun: str) -> str:
     if count == 1:
         return f"1 {noun}"
     number = f"{count:g}" if isinstance(count, float) else f"{count:,}"
-    return f"{number} {noun}{'es' if noun.endswith(('x', 's', 'ch')) else 's'}"
+    return f"{number} {noun}{'es' if noun.endswith(('x', 's', 'tch')) else 's'}"
