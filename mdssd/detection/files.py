@@ -19,7 +19,7 @@ from mdssd.detection.sources import (
     find_images,
     picture_names,
 )
-from mdssd.detection.tables import AddImage, open_table, table_entry
+from mdssd.detection.tables import Table, open_table, table_entry
 from mdssd.drawing import draw_detections, encode_image
 from mdssd.names import TABLES
 from mdssd.system.files import atomic_write, remove_all_leftovers
@@ -242,7 +242,7 @@ class _Job:
         stages = {stage: detector.timings[stage] - before[stage] for stage in STAGES}
         report.timings = stages | report.timings
 
-    def _add(self, result: Streamed, tables: Sequence[AddImage]) -> None:
+    def _add(self, result: Streamed, tables: Sequence[Table]) -> None:
         """Draw and write one image."""
         report, classes = self.report, self.detector.classes
         result = self._shown(result)
@@ -254,8 +254,15 @@ class _Job:
             spent = time.perf_counter() - began
             report.timings["draw"] = report.timings.get("draw", 0.0) + spent
         entry = table_entry(result, classes)
-        for add in tables:
-            add(entry)
+        added: list[Table] = []
+        try:
+            for table in tables:
+                table.add(entry)
+                added.append(table)
+        except OSError:
+            for table in added:  # so that all tables hold the same images
+                table.undo()
+            raise
         report.image_count += 1
         report.detection_count += len(entry["detections"])
         if self.keep_images:

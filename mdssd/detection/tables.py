@@ -10,10 +10,10 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from mdssd.detection.detector import Streamed
 from mdssd.system.files import atomic_write, open_regular
@@ -48,9 +48,6 @@ def table_entry(result: Streamed, classes: Sequence[str]) -> dict[str, Any]:
     }
 
 
-AddImage: TypeAlias = Callable[[dict[str, Any]], None]
-
-
 def table_path(out: Path, form: str) -> Path:
     """Return the file of a table in a folder; `form` is "json" or "csv"."""
     return out / f"detections.{form}"
@@ -66,9 +63,54 @@ def is_table(path: Path, form: str) -> bool:
         return False
 
 
+class _Empty(Exception):
+    """A table got no image."""
+
+
+class Table:
+    """A table that is whole after each image, as `open_table` opens it.
+
+    Attributes:
+        path: the file.
+        end: the position behind its last row, 0 if it has none.
+    """
+
+    def __init__(self, stack: ExitStack, out: Path, form: str) -> None:
+        self.path = table_path(out, form)
+        self.end = 0
+        self._before = 0
+        self._stack = stack
+        self._file: Any = None
+        self._rows, self._tail = {"json": (_json_rows, b"\n]\n"), "csv": (_csv_rows, b"")}[form]
+
+    def add(self, image: dict[str, Any]) -> None:
+        """Add an image. If there is no room for it, the table stays as it was."""
+        text = self._rows(image, self._file is None).encode("utf-8", "surrogateescape")
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file: Any = self._stack.enter_context(atomic_write(self.path, "wb"))
+            self._file = file.raw
+        self._before = self.end
+        try:
+            _write_at(self._file, text + self._tail, self.end)
+        except OSError as error:
+            self.undo()
+            error.filename = error.filename or str(self.path)
+            raise
+        self.end += len(text)
+
+    def undo(self) -> None:
+        """Remove the last image that was added."""
+        self.end = self._before
+        if not self.end:  # there will be no file
+            return
+        _write_at(self._file, self._tail, self.end)  # it was there before, so there is room for it
+        self._file.truncate(self.end + len(self._tail))
+
+
 @contextmanager
-def open_table(out: Path, form: str, written: list[Path]) -> Iterator[AddImage]:
-    """Open a table for the time of a block, and yield a function that adds an image to it.
+def open_table(out: Path, form: str, written: list[Path]) -> Iterator[Table]:
+    """Open a table for the time of a block, and yield it.
 
     The file appears when the block ends, and its path is then added to `written`. If no image was
     added, there is no file. If an image cannot be added, because the disk is full, the table still
@@ -79,31 +121,12 @@ def open_table(out: Path, form: str, written: list[Path]) -> Iterator[AddImage]:
         form: "json" or "csv".
         written: receives the path.
     """
-    path = table_path(out, form)
-    rows, tail = {"json": (_json_rows, b"\n]\n"), "csv": (_csv_rows, b"")}[form]
-    file: Any = None
-    end = 0  # of the rows, where the tail begins
-    with ExitStack() as stack:
-
-        def add(image: dict[str, Any]) -> None:
-            nonlocal file, end
-            text = rows(image, file is None).encode("utf-8", "surrogateescape")
-            if file is None:
-                out.mkdir(parents=True, exist_ok=True)
-                buffered: Any = stack.enter_context(atomic_write(path, "wb"))
-                file = buffered.raw
-            try:
-                _write_at(file, text + tail, end)
-            except OSError as error:
-                _write_at(file, tail, end)  # it was there before, so the disk has room for it
-                file.truncate(end + len(tail))
-                error.filename = error.filename or str(path)
-                raise
-            end += len(text)
-
-        yield add
-        if end:
-            written.append(path)
+    with suppress(_Empty), ExitStack() as stack:
+        table = Table(stack, out, form)
+        yield table
+        if not table.end:
+            raise _Empty  # so that a file that was begun does not replace another
+        written.append(table.path)
 
 
 def _write_at(file: Any, data: bytes, position: int) -> None:

@@ -996,11 +996,13 @@ class FullDisk(io.FileIO):
         return super().write(data[:room])
 
 
-@pytest.mark.parametrize("form", ["json", "csv"])
+@pytest.mark.parametrize("form", ["json", "csv", "both"])
 def test_detect_on_a_full_disk_leaves_a_whole_table(detector, tmp_path, monkeypatch, form):
     @contextlib.contextmanager
     def small(path, mode):
-        with io.BufferedWriter(FullDisk(f"{path}.part", "w")) as file:
+        # Of both tables, only that which comes second finds the disk full.
+        kind = io.FileIO if form == "both" and path.suffix == ".json" else FullDisk
+        with io.BufferedWriter(kind(f"{path}.part", "w")) as file:
             yield file
         os.rename(f"{path}.part", path)
 
@@ -1009,15 +1011,33 @@ def test_detect_on_a_full_disk_leaves_a_whole_table(detector, tmp_path, monkeypa
         save(tmp_path / f"{k}.png", picture([RED, GREY, GREY, GREEN]))
     out = tmp_path / "out"
     with pytest.raises(OSError, match="No space left on device; [1-8] of 9 images done") as caught:
-        detect(detector, [tmp_path], out, draw=False, formats=(form,), progress=False)
-    table = out / f"detections.{form}"
+        formats = ("json", "csv") if form == "both" else (form,)
+        detect(detector, [tmp_path], out, draw=False, formats=formats, progress=False)
+    table = out / f"detections.{formats[-1]}"
     assert caught.value.filename == str(table) and caught.value.errno == errno.ENOSPC
     done = int(re.search(r"(\d) of 9", str(caught.value))[1])
-    if form == "json":
-        assert [len(one["detections"]) for one in json.loads(table.read_text())] == [2] * done
-    else:
+    if form != "csv":
+        stored = json.loads((out / "detections.json").read_text())
+        assert [len(one["detections"]) for one in stored] == [2] * done
+    if form != "json":
         assert len(table.read_text().splitlines()) == 1 + 2 * done
         assert table.read_bytes().endswith(b"\n")
+
+
+def test_a_disk_too_full_for_the_first_row_leaves_the_table_of_before(tmp_path, monkeypatch):
+    def no_room(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    written, image = [], {"file": "a", "width": 9, "height": 9, "detections": []}
+    for full in (False, True):
+        if full:
+            monkeypatch.setattr(tables, "_write_at", no_room)
+        with tables.open_table(tmp_path, "json", written) as table:
+            with contextlib.suppress(OSError):
+                table.add(image)
+        stored = json.loads((tmp_path / "detections.json").read_text())
+        assert stored == [image] and len(written) == 1
+    assert files_in(tmp_path) == ["detections.json"]
 
 
 def test_detect_on_a_disk_too_full_for_a_picture(detector, photos, tmp_path, monkeypatch):
@@ -1055,10 +1075,10 @@ def test_detect_with_the_longest_names_and_names_that_are_not_utf_8(detector, tm
 def test_cells_of_the_csv_are_no_formulas(tmp_path):
     texts = ["=cmd|' /C calc'!A0", "+1", "-1", "@a", "\t=1", "\r=1", "'=1", "a=1", "plain", "'a"]
     written = []
-    with tables.open_table(tmp_path, "csv", written) as add:
+    with tables.open_table(tmp_path, "csv", written) as table:
         for text in texts:
             box = {"class": text, "label": 1, "score": 0.5, "box_xyxy": [-1, 2, 3, 4]}
-            add({"file": text, "width": 9, "height": 9, "detections": [box]})
+            table.add({"file": text, "width": 9, "height": 9, "detections": [box]})
     with open(written[0], newline="") as stream:
         rows = list(csv.DictReader(stream))
     expected = ["'" + text for text in texts[:7]] + texts[7:]
