@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mdssd.models.resnet import ResNet101
 from mdssd.models.vgg import MEAN_RGB, VGG16
+from mdssd.weights.checkpoint_tensors import fault_of
 from mdssd.weights.foreign_files import read_tensors
 
 Weights = Mapping[str, Tensor] | str | os.PathLike[str]
@@ -170,8 +171,8 @@ def _take_finite(
     if is_count and weights.get(key) is None:
         return torch.tensor(0)  # PyTorch before 0.4.1 did not save it
     value = _take("load_resnet101", source, weights, key, shape, floating=not is_count)
-    if not value.float().isfinite().all():
-        raise ValueError(f"load_resnet101: {source}: the values of {key!r} are not finite")
+    if fault := fault_of(key, value.float()):
+        raise ValueError(f"load_resnet101: {source}: {fault}")
     return value
 
 

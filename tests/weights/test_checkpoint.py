@@ -468,6 +468,13 @@ def test_named_pipes_are_refused_at_once(saved, tmp_path, place):
         load_checkpoint(path)
 
 
+def test_a_photo_in_place_of_a_checkpoint_is_named(tmp_path):
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(b"\xff\xd8\xff\xe0" + bytes(100))
+    with pytest.raises(CheckpointError, match="photo.jpg: is a JPEG image, not a safetensors file"):
+        load_checkpoint(path)
+
+
 def test_other_files_named_json_are_in_nobodys_way(tmp_path, model, other):
     os.mkfifo(tmp_path / "a.json")
     (tmp_path / "b.json").mkdir()

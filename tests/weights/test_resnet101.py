@@ -105,12 +105,16 @@ def change(key, value):
         ),
         (change("layer1.0.bn1.weight", None), "lacks 'layer1.0.bn1.weight'"),
         (lambda state: {"state_dict": state}, r"lacks 'conv1.weight'.* got keys \['state_dict'\]"),
-        (change("bn1.bias", torch.tensor(torch.nan).expand(64)), "'bn1.bias' are not finite"),
+        (change("bn1.bias", torch.tensor(torch.nan).expand(64)), "bn1.bias has NaN or infinity"),
+        (
+            change("bn1.running_var", torch.full((64,), -1.0)),
+            "bn1.running_var has a negative variance",
+        ),
         (change("bn1.bias", torch.zeros(64).int()), "'bn1.bias' must be of floating point"),
         (lambda state: resnet_state_dict((3, 4, 6, 3)), "lacks 'layer3.6.conv1.weight'"),
         (lambda state: resnet_state_dict((3, 8, 36, 3)), "holds 'layer2.4.conv1.weight', which"),
     ],
-    ids=["shape", "missing", "nested", "nan", "integers", "resnet50", "resnet152"],
+    ids=["shape", "missing", "nested", "nan", "variance", "integers", "resnet50", "resnet152"],
 )
 def test_load_resnet101_refuses_other_weights(model, edit, message):
     with torch.no_grad():
