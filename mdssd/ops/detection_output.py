@@ -141,7 +141,9 @@ def _check_tensors(op: str, loc: Tensor, logits: Tensor, priors_cxcywh: Tensor) 
 def _check_log_scale(op: str, value: object) -> float | None:
     if value is None:
         return None
-    return check_number(op, "max_log_scale", value, -math.inf, math.inf)
+    number = check_number(op, "max_log_scale", value, -math.inf, math.inf)
+    largest = torch.finfo(torch.float32).max  # whose exponential is infinite as well
+    return max(-largest, min(largest, number))
 
 
 def _check_clip(op: str, clip: object) -> tuple[float, float] | tuple[None, None]:

@@ -1,0 +1,292 @@
+"""Calls of the operators: every operator with all its keywords, on inputs of every kind.
+
+hypothesis draws the sizes, the keywords, the dtypes and the memory layouts; the numbers come from
+the makers of `mdssd.testing` and a drawn seed, so that a call is drawn in little time.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from strategies import HUGE
+from torch import Tensor
+
+from mdssd.testing import CASES, FLOATS, Case
+
+CASE = {case.op: case for case in CASES}
+
+seeds = st.integers(0, 2**32 - 1)
+dtypes = st.sampled_from(FLOATS)
+kinds = st.sampled_from(["random", "ties", "degenerate", "nan", "inf"])
+thresholds = st.sampled_from([0.0, 1e-7, 0.3, 0.45, 0.5, 1.0]) | st.floats(0, 1)
+eps = st.sampled_from([0.0, 0.0, 1e-5, 0.01, 1.0])
+positive = st.floats(0.0625, 8)
+variances = st.sampled_from([(0.1, 0.2), (1.0, 1.0)]) | st.tuples(positive, positive)
+counts = st.integers(0, 9) | st.sampled_from([17, 33, 64, 65, 129])
+ragged = st.lists(counts, max_size=4).map(tuple)
+
+
+class Call(NamedTuple):
+    """One call of an operator."""
+
+    case: Case
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    dtype: torch.dtype
+
+    def __repr__(self) -> str:
+        """Show shapes instead of numbers."""
+        shown = [_shape(arg) for arg in self.args]
+        return f"{self.case.op}({', '.join(shown)}, {self.kwargs})"
+
+
+def _shape(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.dtype}{list(value.shape)} with strides {value.stride()}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shape, value))}]"
+    return repr(value)
+
+
+def lay_out(tensor: Tensor, layout: str) -> Tensor:
+    """Return a tensor of the same values with another memory layout."""
+    if layout == "strided" and tensor.dim():
+        wide = tensor.new_zeros(*tensor.shape[:-1], 2 * tensor.shape[-1])
+        wide[..., ::2] = tensor
+        return wide[..., ::2]
+    if layout == "offset":
+        return torch.cat([tensor.new_ones(3), tensor.flatten()])[3:].view(tensor.shape)
+    if layout == "transposed" and tensor.dim() >= 2:
+        return tensor.transpose(0, -1).contiguous().transpose(0, -1)
+    if layout == "channels_last" and tensor.dim() == 4:
+        return tensor.contiguous(memory_format=torch.channels_last)
+    return tensor
+
+
+layouts = st.sampled_from(
+    ["as made", "as made", "strided", "offset", "transposed", "channels_last"]
+)
+
+
+@st.composite
+def _keywords(draw: st.DrawFn, **optional: st.SearchStrategy[Any]) -> dict[str, Any]:
+    """Draw some of these keywords."""
+    return {name: draw(value) for name, value in optional.items() if draw(st.booleans())}
+
+
+_SHAPES = st.tuples(*[st.integers(0, 3), st.integers(0, 9) | st.just(65), *[st.integers(0, 6)] * 2])
+
+# For each operator, the arguments of its maker in mdssd.testing.
+_ARGUMENTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
+    "box_iou": st.fixed_dictionaries({"n": counts, "m": counts, "kind": kinds}),
+    "encode_boxes": st.fixed_dictionaries(
+        {"n": counts, "batch": st.sampled_from([(), (0,), (2,), (3, 2)])}
+    ),
+    "decode_boxes": st.fixed_dictionaries(
+        {"n": counts, "batch": st.sampled_from([(), (0,), (2,), (3, 2)])}
+    ),
+    "match_priors": st.builds(
+        dict,
+        priors=counts,
+        boxes=ragged,
+        kind=kinds,
+        iou_threshold=thresholds,
+        iou_eps=eps,
+        priors_form=st.sampled_from(["cxcywh", "xyxy"]),
+    ),
+    "encode_targets": st.builds(
+        dict,
+        priors=counts,
+        boxes=ragged,
+        kind=kinds,
+        iou_threshold=thresholds,
+        iou_eps=eps,
+        variances=variances,
+    ),
+    "nms": st.fixed_dictionaries({"n": counts, "kind": kinds, "iou_eps": eps}),
+    "batched_nms": st.fixed_dictionaries(
+        {"n": counts, "classes": st.integers(0, 4), "kind": kinds, "iou_eps": eps}
+    ),
+    "nms_padded": st.fixed_dictionaries(
+        {"n": counts, "classes": st.none() | st.integers(0, 4), "kind": kinds, "iou_eps": eps}
+    ),
+    "detection_output": st.tuples(
+        st.fixed_dictionaries(
+            {
+                "images": st.integers(0, 3),
+                "priors": counts,
+                "classes": st.sampled_from([2, 2, 3, 5, 21, 81]),
+                "kind": st.sampled_from(
+                    ["trained", "untrained", "peaked", "alike", "ties", "nan", "inf", "empty"]
+                ),
+            }
+        ),
+        _keywords(
+            score_threshold=thresholds,
+            nms_threshold=thresholds,
+            top_k=st.sampled_from([1, 2, 7, 400, 2**31, 2**62]),
+            max_detections=st.sampled_from([1, 2, 9, 200, 300]),
+            variances=variances,
+            softmax=st.booleans(),
+            per_class=st.booleans(),
+            keep_empty=st.booleans(),
+            iou_eps=eps,
+            max_log_scale=st.none()
+            | st.sampled_from([0.1, math.log(1000 / 16), math.inf, -math.inf]),
+            clip=st.none() | st.sampled_from([(1.0, 1.0), (0.75, 0.5), (0.0, 3.0)]),
+        ),
+    ).map(lambda pair: pair[0] | pair[1]),
+    "l2norm": st.fixed_dictionaries({"shape": _SHAPES, "zeros": st.booleans()}),
+    "l2norm_add_relu": st.fixed_dictionaries({"shape": _SHAPES, "zeros": st.booleans()}),
+    "multibox_loss": st.builds(
+        dict,
+        images=st.integers(0, 3),
+        priors=counts,
+        classes=st.sampled_from([2, 3, 5, 21, 81]),
+        positives=st.sampled_from([0.0, 0.05, 0.5, 1.0]),
+        kind=st.sampled_from(["random", "ties", "nan", "inf"]),
+        neg_pos_ratio=st.sampled_from([0.0, 1.0, 3.0, 2.5, 100.0]),
+        reduction=st.sampled_from(["batch", "image"]),
+    ),
+    "resize": st.fixed_dictionaries(
+        {
+            "shape": st.tuples(*[st.integers(0, 2), *[st.integers(1, 9)] * 2, st.integers(0, 4)]),
+            "size": st.tuples(st.integers(1, 12), st.integers(1, 12)),
+        }
+    ),
+}
+_TIE_FREE = ("encode_boxes", "decode_boxes")
+
+
+@st.composite
+def calls(draw: st.DrawFn, op: str) -> Call:
+    """Draw a call of `op` with valid arguments."""
+    case = CASE[op]
+    dtype = draw(dtypes)
+    generator = torch.Generator().manual_seed(draw(seeds))
+    arguments = draw(_ARGUMENTS[op])
+    if arguments.get("shape", (1, 1))[-1] == 0 and "zeros" in arguments:
+        arguments["zeros"] = False
+    if arguments.get("kind") == "inf" and "classes" in arguments and op == "detection_output":
+        arguments["classes"] = max(3, arguments["classes"])  # the maker changes class 2
+    args, kwargs = case.make(generator, dtype, **arguments)
+    if op in _TIE_FREE:
+        kwargs = {**kwargs, **draw(_keywords(variances=variances))}
+    if op in ("nms", "batched_nms", "nms_padded"):  # the last positional argument is the threshold
+        args = (*args[:-1], draw(thresholds))
+    if op in ("l2norm", "l2norm_add_relu"):
+        kwargs = {**kwargs, **draw(_keywords(eps=st.sampled_from([1e-38, 1e-10, 1e-3, 1.0])))}
+    if op == "detection_output" and kwargs.get("softmax", True):
+        # The softmax may differ in its last bit, which decides ties: tests/ops/test_agreement.py
+        # tests it. Here both backends are given its result.
+        args, kwargs = (args[0], args[1].softmax(-1), *args[2:]), {**kwargs, "softmax": False}
+    laid = []
+    for position, arg in enumerate(args):
+        if (
+            isinstance(arg, Tensor)
+            and arg.is_floating_point()
+            and position
+            and op != "multibox_loss"
+        ):
+            arg = _maybe_other_dtype(draw, op, position, arg)
+        laid.append(_lay_out_all(draw, arg))
+    return Call(case, tuple(laid), kwargs, _coarsest(dtype, laid))
+
+
+def _maybe_other_dtype(draw: st.DrawFn, op: str, position: int, tensor: Tensor) -> Tensor:
+    """Give the arguments that may have a dtype of their own another one."""
+    free = {
+        "encode_boxes": (1,),
+        "decode_boxes": (1,),
+        "match_priors": (1,),
+        "encode_targets": (2,),
+    }
+    free |= {"detection_output": (1, 2), "l2norm": (1,), "l2norm_add_relu": (2, 3)}
+    if position in free.get(op, ()) and draw(st.booleans()):
+        return tensor.to(draw(dtypes))
+    return tensor
+
+
+def _lay_out_all(draw: st.DrawFn, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_lay_out_all(draw, item) for item in value]
+    return lay_out(value, draw(layouts)) if isinstance(value, Tensor) else value
+
+
+def _coarsest(dtype: torch.dtype, args: list[Any]) -> torch.dtype:
+    """Return the dtype with the widest tolerance of all the arguments."""
+    order = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+    flat = [t for arg in args for t in (arg if isinstance(arg, list) else [arg])]
+    found = [t.dtype for t in flat if isinstance(t, Tensor) and t.is_floating_point()]
+    return max([dtype, *found], key=order.index)
+
+
+# Arguments that no operator accepts in place of a tensor or a number, and some that it may.
+_WRONG = st.sampled_from(
+    [
+        *(None, "cpu", b"", object(), 1 + 2j, True, (), [], {}, [None], (1,), (1, 2, 3), "xyxy"),
+        *(0, -1, 2, 2**31, 2**63, 2**64, HUGE, -HUGE, 0.5, -0.5, 1e-39, 1e39, 1e308),
+        *(math.nan, math.inf, -math.inf, (HUGE, 1), (0, 0), (math.nan, 1), (math.inf, math.inf)),
+        *(np.float32(0.5), np.int64(3), np.zeros((3, 4), np.float32), ("a", "b"), [0.1, 0.2]),
+    ]
+)
+
+
+@st.composite
+def wrong_tensors(draw: st.DrawFn, original: Tensor) -> Any:
+    """Draw something else than this tensor: of another shape, dtype, layout or kind."""
+    kind = draw(st.sampled_from(["dtype", "shape", "axis", "meta", "value", "other"]))
+    if kind == "dtype":
+        others = [torch.int64, torch.int32, torch.bool, torch.uint8, torch.complex64, *FLOATS]
+        return original.to(draw(st.sampled_from(others)))
+    if kind == "shape":
+        return original[..., :-1] if original.dim() and original.shape[-1] else original[None]
+    if kind == "axis":
+        return draw(st.sampled_from([original[None], original.flatten(), original.sum()]))
+    if kind == "meta":
+        return original.to("meta")
+    if kind == "value" and original.dtype == torch.int64:
+        return torch.full_like(original, draw(st.sampled_from([-1, 0, 255, 2**31, -(2**63)])))
+    return draw(_WRONG)
+
+
+@st.composite
+def wrong_calls(draw: st.DrawFn, op: str) -> Call:
+    """Draw a call of `op` with one argument changed to something that may be wrong."""
+    call = draw(calls(op))
+    args, kwargs = list(call.args), dict(call.kwargs)
+    place = draw(st.sampled_from([*range(len(args)), *_keyword_names(op)]))
+    if isinstance(place, str):
+        kwargs[place] = draw(_WRONG)
+    elif isinstance(args[place], Tensor):
+        args[place] = draw(wrong_tensors(args[place]))
+    elif isinstance(args[place], list) and args[place] and draw(st.booleans()):
+        items = list(args[place])
+        at = draw(st.integers(0, len(items) - 1))
+        items[at] = draw(wrong_tensors(items[at]))
+        args[place] = items
+    else:
+        args[place] = draw(_WRONG)
+    return Call(call.case, tuple(args), kwargs, call.dtype)
+
+
+def _keyword_names(op: str) -> list[str]:
+    names = {
+        "detection_output": "score_threshold nms_threshold top_k max_detections variances softmax "
+        "per_class keep_empty iou_eps max_log_scale clip",
+        "match_priors": "iou_threshold iou_eps priors_form",
+        "encode_targets": "iou_threshold iou_eps variances",
+        "encode_boxes": "variances",
+        "decode_boxes": "variances",
+        "nms": "iou_eps",
+        "batched_nms": "iou_eps",
+        "nms_padded": "iou_eps",
+        "l2norm": "eps",
+        "l2norm_add_relu": "eps",
+        "multibox_loss": "neg_pos_ratio reduction",
+    }
+    return names.get(op, "").split()
