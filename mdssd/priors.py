@@ -275,8 +275,11 @@ def best_iou(boxes_xyxy: NDArray[np.floating], priors_cxcywh: Tensor) -> NDArray
     boxes = torch.from_numpy(np.asarray(boxes_xyxy, np.float32)).to(priors.device)
     if not len(priors):
         return np.zeros(len(boxes))
-    parts = [ops.box_iou(chunk, priors).amax(1) for chunk in boxes.split(_CHUNK)]
-    return torch.cat([priors.new_zeros(0), *parts]).double().cpu().numpy()
+    # One result that exists already: small ones between the large ones would keep the heap growing.
+    best = priors.new_empty(len(boxes))
+    for part, chunk in zip(best.split(_CHUNK), boxes.split(_CHUNK), strict=True):
+        torch.amax(ops.box_iou(chunk, priors), 1, out=part)
+    return best.double().cpu().numpy()
 
 
 def _layers(image_size: int, sizes: Sequence[float]) -> tuple[PriorLayer, ...]:
