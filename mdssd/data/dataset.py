@@ -76,7 +76,7 @@ class DetectionDataset:
         >>> len(dataset), dataset.labelled, dataset.metric
         (1, True, 'VOC07 mAP')
         >>> print(dataset.report())
-        one square: 1 images, 1 boxes
+        one square: 1 image, 1 box
           square: 1
     """
 
