@@ -131,10 +131,10 @@ class CocoDataset(PhotoDataset):
             return None
         path = folder / name
         # A backslash may be part of a name, so that comes first.
-        if ".." not in name and path.is_file():
+        if ".." not in name and os.path.isfile(path):  # False for a name that is too long
             return path
         path = folder / inner_name(name, folder, str(self.json_path))
-        return path if path.exists() else None
+        return path if os.path.exists(path) else None
 
     def _missing(self, name: str) -> DataError:
         if _is_absolute(name):

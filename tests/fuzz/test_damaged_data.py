@@ -84,10 +84,12 @@ def coco_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 NO_USABLE_IMAGE = COCO | {"images": [{"id": 10**400, "file_name": "a.png"}]}
+LONG_NAME = COCO | {"images": [{"id": 1, "file_name": "x" * 300 + ".png"}]}
 
 
 @given(content=coco_files())
 @example(content=json.dumps(NO_USABLE_IMAGE).encode())
+@example(content=json.dumps(LONG_NAME).encode())
 def test_a_damaged_coco_file(coco_folder: Path, content: bytes) -> None:
     path = coco_folder / "instances_train.json"
     path.write_bytes(content)
