@@ -36,7 +36,14 @@ class Call(NamedTuple):
     case: Case
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    dtype: torch.dtype
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype with the widest tolerance of all the arguments."""
+        order = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+        flat = [t for arg in self.args for t in (arg if isinstance(arg, list) else [arg])]
+        found = [t.dtype for t in flat if isinstance(t, Tensor) and t.dtype in order]
+        return max(found, key=order.index, default=torch.float32)
 
     def __repr__(self) -> str:
         """Show shapes instead of numbers."""
@@ -194,7 +201,7 @@ def calls(draw: st.DrawFn, op: str) -> Call:
         ):
             arg = _maybe_other_dtype(draw, op, position, arg)
         laid.append(_lay_out_all(draw, arg))
-    return Call(case, tuple(laid), kwargs, _coarsest(dtype, laid))
+    return Call(case, tuple(laid), kwargs)
 
 
 def _maybe_other_dtype(draw: st.DrawFn, op: str, position: int, tensor: Tensor) -> Tensor:
@@ -215,14 +222,6 @@ def _lay_out_all(draw: st.DrawFn, value: Any) -> Any:
     if isinstance(value, list):
         return [_lay_out_all(draw, item) for item in value]
     return lay_out(value, draw(layouts)) if isinstance(value, Tensor) else value
-
-
-def _coarsest(dtype: torch.dtype, args: list[Any]) -> torch.dtype:
-    """Return the dtype with the widest tolerance of all the arguments."""
-    order = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-    flat = [t for arg in args for t in (arg if isinstance(arg, list) else [arg])]
-    found = [t.dtype for t in flat if isinstance(t, Tensor) and t.is_floating_point()]
-    return max([dtype, *found], key=order.index)
 
 
 # Arguments that no operator accepts in place of a tensor or a number, and some that it may.
@@ -271,7 +270,7 @@ def wrong_calls(draw: st.DrawFn, op: str) -> Call:
         args[place] = items
     else:
         args[place] = draw(_WRONG)
-    return Call(call.case, tuple(args), kwargs, call.dtype)
+    return Call(call.case, tuple(args), kwargs)
 
 
 def _keyword_names(op: str) -> list[str]:
