@@ -16,6 +16,8 @@ from mdssd.system.files import format_bytes, open_regular
 MAX_ENTRY = 16 << 20
 # COCO's largest file has 450 MB, LVIS's 1.1 GB.
 MAX_BYTES = 2 << 30
+# LVIS has 1.3 million annotations.
+MAX_ENTRIES = 5_000_000
 _CHUNK = 1 << 20
 _SPACE = re.compile(r"[ \t\n\r]*")
 
@@ -35,7 +37,8 @@ def read_lists(
 
     Raises:
         OSError: the file cannot be read, or has more than 2 GiB.
-        ValueError: it is not such JSON, or an entry has more than 16 million characters.
+        ValueError: it is not such JSON, an entry has more than 16 million characters, or a list
+            has more than 5 million entries.
 
     Example:
         >>> import tempfile
@@ -105,6 +108,8 @@ class _Reader:
             if receiver is not None:
                 receiver(position, entry)
             position += 1
+            if position > MAX_ENTRIES:
+                raise self._error(f"expected at most {MAX_ENTRIES:,} entries in a list")
             more = self._more("]")
         self._at += 1
 

@@ -224,3 +224,11 @@ def test_an_entry_of_many_megabytes_is_refused(tmp_path, monkeypatch):
     path = write(tmp_path / "set.json", '{"images": [[' + "[]," * (1 << 20) + "[]]]}")
     with pytest.raises(DataError, match="an entry of over 1,048,576 characters at character 12"):
         CocoDataset(path)
+
+
+def test_a_list_of_millions_of_entries_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("mdssd.data.json_lists.MAX_ENTRIES", 1000)
+    for name in ("annotations", "unknown"):
+        path = write(tmp_path / "set.json", f'{{"{name}": [{"[]," * 1000}[]]}}')
+        with pytest.raises(DataError, match="expected at most 1,000 entries in a list"):
+            CocoDataset(path)
