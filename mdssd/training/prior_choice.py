@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mdssd.data import DetectionDataset
+from mdssd.data import DataError, DetectionDataset
 from mdssd.data.images import read_header
 from mdssd.models.build import build
 from mdssd.priors import best_iou
@@ -84,7 +84,10 @@ def _relative_boxes(dataset: DetectionDataset) -> NDArray[np.float64]:
             height, width = sample.image.shape[:2]
         else:
             sample = dataset.annotation(index)
-            width, height = read_header(path).size(dataset.upright(index))
+            try:
+                width, height = read_header(path).size(dataset.upright(index))
+            except DataError:
+                continue  # the check of the images names it
         boxes_xyxy = sample.boxes_xyxy[~sample.crowd].astype(np.float64)
         parts.append((boxes_xyxy / (width, height, width, height)).clip(0, 1))
     boxes_xyxy = np.concatenate(parts)

@@ -212,10 +212,11 @@ def test_unusable_boxes_are_the_verdict_and_refused_by_train(tmp_path, capsys, r
 
 def test_the_option_that_sets_better_priors_is_named(tmp_path, capsys):
     root = voc(tmp_path / "v", {"a": [("cat", 150, 150, 160, 160)]})
-    _, out, _ = run(capsys, "data", "check", root)
+    _, out, _ = run(capsys, "data", "check", root, "--prior-scales", "voc")
     assert "--prior-scales small of `mdssd train` sets the priors that reach 100.0%" in out
-    _, out, _ = run(capsys, "data", "check", root, "--prior-scales", "small")
-    assert "--prior-scales" not in out
+    for options in (["--prior-scales", "small"], []):  # without the option, those of training
+        _, out, _ = run(capsys, "data", "check", root, *options)
+        assert "priors of mdssd300 (small)" in out and "--prior-scales" not in out
 
 
 def test_turned_photographs_and_their_boxes(tmp_path):
@@ -273,7 +274,7 @@ def test_images_in_two_splits_by_name_and_by_content(tmp_path, capsys):
 def test_plots_and_json_of_generated_scenes(tmp_path, capsys):
     out = tmp_path / "new" / "folder"
     status, text, _ = run(capsys, "data", "check", "--scenes", 3, "--out", out, "--model", "ssd512")
-    assert status == 0 and "3 images of 512 x 512" in text and "priors of ssd512 (voc)" in text
+    assert status == 0 and "3 images of 512 x 512" in text and "priors of ssd512 (coco)" in text
     assert sorted(p.name for p in out.iterdir()) == ["check.json", "recall.png", "sizes.png"]
     for name in ("recall.png", "sizes.png"):
         pixels = cv2.imread(str(out / name))

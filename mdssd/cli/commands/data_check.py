@@ -17,17 +17,18 @@ from mdssd.inspection.plots import write_check
 from mdssd.models import SingleShotDetector, build
 from mdssd.models.build import INPUT_SIZES
 from mdssd.models.options import PRIOR_OPTIONS
-from mdssd.names import PRIOR_SCALES
+from mdssd.names import AUTO_PRIORS, PRIOR_SCALES
 from mdssd.system.files import writable_folder
+from mdssd.training.prior_choice import choose_priors
 
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.out:
         writable_folder(arguments.out)  # now, not after the work
-    model, others = _models_priors(arguments)
     size = INPUT_SIZES[arguments.model]
     faults: list[str] = []
     dataset = open_whole_data(vars(arguments), input_size=size, faults=faults)
+    model, others = _models_priors(arguments, dataset)
     check = check_data(
         dataset,
         model.priors,
@@ -55,7 +56,7 @@ def _folder(data: str | None, dataset: DetectionDataset) -> Path | None:
 
 
 def _models_priors(
-    arguments: argparse.Namespace,
+    arguments: argparse.Namespace, dataset: DetectionDataset
 ) -> tuple[SingleShotDetector, dict[str, Tensor]]:
     """A model with the priors to compare with, and the priors of its other scales by name."""
     # The width does not change the priors.
@@ -63,6 +64,8 @@ def _models_priors(
     for name in PRIOR_OPTIONS:
         if value := getattr(arguments, name):
             config[name] = value
+    if config.get("prior_scales", AUTO_PRIORS) == AUTO_PRIORS:
+        config["prior_scales"] = choose_priors(dataset, config).scales
     model = build(config)
     others = {}
     for scales in PRIOR_SCALES:

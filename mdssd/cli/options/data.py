@@ -14,7 +14,7 @@ from mdssd.cli.options.shared import (
     add_data_rules,
     add_traceback,
 )
-from mdssd.names import MODELS, PRIOR_SCALES
+from mdssd.names import AUTO_PRIORS, MODELS, PRIOR_SCALES
 
 CHECK = """Count what a data set holds, compare its boxes with the priors of a model, read every
 image and list each file that cannot be used. The exit status is 1 if training would refuse the
@@ -62,9 +62,10 @@ def _add_check(commands: Verbs) -> None:
     )
     parser.add_argument(
         "--prior-scales",
-        type=values.one_of(PRIOR_SCALES),
+        type=values.one_of((*PRIOR_SCALES, AUTO_PRIORS)),
         metavar="NAME",
-        help=f"set of prior sizes: {', '.join(PRIOR_SCALES)} (default: the model's own)",
+        help=f"set of prior sizes: {', '.join(PRIOR_SCALES)}, or {AUTO_PRIORS} (the default), the "
+        "set that `mdssd train` would choose",
     )
     parser.add_argument("--clip-priors", action="store_true", help="clip priors to the image")
     parser.add_argument(
