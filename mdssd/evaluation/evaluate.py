@@ -18,12 +18,12 @@ from mdssd.detection.detector import Detector
 from mdssd.detection.reading import ImageFile
 from mdssd.evaluation.about import describe_run
 from mdssd.evaluation.report import write_report
-from mdssd.evaluation.result import EvalData, EvalResult, measure, some
+from mdssd.evaluation.result import EvalData, EvalResult, measure
 from mdssd.metrics import similar_labels
 from mdssd.system import distributed
 from mdssd.system.files import writable_folder
 from mdssd.system.progress import progress_bar
-from mdssd.system.text import plural
+from mdssd.system.text import plural, some
 
 
 def evaluate(

@@ -28,7 +28,7 @@ from mdssd.metrics import (
 from mdssd.metrics.errors import KINDS
 from mdssd.metrics.sizes import SIZES
 from mdssd.system.files import atomic_write
-from mdssd.system.text import plural
+from mdssd.system.text import plural, some
 
 
 @dataclass(frozen=True)
@@ -323,18 +323,6 @@ def measure(
         data.failed,
         about or {},
     )
-
-
-def some(names: Sequence[str], most: int = 4) -> str:
-    """Return the first names, and the number of the others.
-
-    Example:
-        >>> from mdssd.evaluation.result import some
-        >>> some(["a", "b", "c"], 2)
-        'a, b and 1 more'
-    """
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def figure_text(value: float) -> str:

@@ -11,12 +11,13 @@ from mdssd.data import DetectionDataset
 from mdssd.detection.detector import Detector
 from mdssd.evaluation.about import describe_run
 from mdssd.evaluation.evaluate import find_all, write_result
-from mdssd.evaluation.result import measure, some
+from mdssd.evaluation.result import measure
 from mdssd.evaluation.submission import check_submission, write_submission
 from mdssd.metrics import similar_labels
 from mdssd.system import distributed
 from mdssd.system.files import writable_folder
 from mdssd.system.memory import keep_memory
+from mdssd.system.text import some
 
 
 def run(arguments: argparse.Namespace) -> int:

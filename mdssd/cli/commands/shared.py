@@ -119,8 +119,3 @@ def detector_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "runtime": arguments.runtime,
         "dtype": getattr(torch, arguments.dtype) if arguments.dtype else None,
     }
-
-
-def some(names: Sequence[str]) -> str:
-    """The first four of the names, and the number of the others."""
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -11,7 +11,7 @@ import torch
 
 from mdssd.cli.commands.run_report import check_resumed, describe_run, summary
 from mdssd.cli.commands.run_settings import RunSettings, run_settings
-from mdssd.cli.commands.shared import machine, open_data, some
+from mdssd.cli.commands.shared import machine, open_data
 from mdssd.data import DetectionDataset
 from mdssd.models import SingleShotDetector, build
 from mdssd.models.build import INPUT_SIZES, default_options
@@ -19,6 +19,7 @@ from mdssd.names import AUTO_PRIORS
 from mdssd.system import distributed
 from mdssd.system.memory import keep_memory
 from mdssd.system.stop import Terminated
+from mdssd.system.text import some
 from mdssd.training.folder import RUN_FILES, check_folder
 from mdssd.training.loop import train
 from mdssd.training.prior_choice import choose_priors
