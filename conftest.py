@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ def load_native(path: Path) -> None:
     spec.loader.exec_module(module)
 
 
+# A shell lets the commands that it runs in the background ignore Ctrl-C, which some tests send.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 if folder := os.environ.get("MDSSD_MODULES"):
     modules = sorted(Path(folder).glob("_*.so"))
     assert modules, f"MDSSD_MODULES: no module in {folder}"
