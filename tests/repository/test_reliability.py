@@ -19,4 +19,4 @@ def test_every_named_test_exists():
 
 def test_the_table_has_no_input_that_takes_2_gib():
     rows = re.findall(r"^\| .* \| `[a-z ]+` \| .* \| (\d+) \| [\d.]+ \|$", PAGE, re.MULTILINE)
-    assert max(map(int, rows), default=0) < 2048
+    assert len(rows) > 40 and max(map(int, rows)) < 2048
