@@ -119,6 +119,9 @@ def test_a_damaged_split_list(voc_folder: Path, content: bytes) -> None:
         path.unlink()
 
 
+@example(
+    drawn=[("rename", "JPEGImages", "._a.xml"), ("rename", "Annotations", "._a.xml")], split=None
+)
 @given(drawn=changes, split=st.sampled_from([None, "all", "train", "test"]))
 def test_a_changed_folder(
     tmp_path_factory: pytest.TempPathFactory,
