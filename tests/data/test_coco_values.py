@@ -18,6 +18,7 @@ def changed(**changes):
     return content
 
 
+@pytest.mark.parametrize("stated", [80.0, "80", " 80.0 ", None, "MISSING"])
 def test_sizes_in_any_spelling(tmp_path, stated):
     content = changed(images=(0, "width", stated))
     if stated in (None, "MISSING"):
