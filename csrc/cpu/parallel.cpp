@@ -84,7 +84,7 @@ class Pool {
       std::lock_guard<std::mutex> lock(mutex_);
       try {
         for (; workers_ < threads - 1; ++workers_) std::thread([this] { work(); }).detach();
-      } catch (const std::system_error&) {  // no memory for another thread: go on without it
+      } catch (const std::system_error&) {  // no memory for another thread: continue without it
       }
       tasks_ = &tasks;
       places_ = threads - 1;
@@ -133,7 +133,7 @@ void after_fork() {  // in the child, which inherits no threads but this one
 const int registered = pthread_atfork(nullptr, nullptr, after_fork);
 
 // More threads than these do not help, and each takes address space for its stack and its memory.
-// Where that space is limited, OpenMP would end the process; the pool goes on with fewer threads.
+// Where that space is limited, OpenMP would end the process; the pool continues with fewer threads.
 int most_threads() {
   static const int most = 2 * std::max(1, int(std::thread::hardware_concurrency()));
   return most;
