@@ -63,6 +63,7 @@ class CocoDataset(PhotoDataset):
         (['car'], [3], [[10.0, 20.0, 40.0, 35.0]])
     """
 
+    format = "COCO JSON"
     metric = "COCO AP"
     submission = "coco"
 

@@ -44,6 +44,7 @@ class DetectionDataset:
 
     Attributes:
         name: the data set's name in messages and reports.
+        format: the format of its annotations, for people; "" if there are none.
         classes: class names. Label k, as in `Sample.labels`, is `classes[k - 1]`.
         image_ids: one string per image.
         dropped: one line "file: reason" per box that was left out because it is unusable.
@@ -81,6 +82,7 @@ class DetectionDataset:
     """
 
     name: str
+    format: str = ""
     classes: list[str]
     image_ids: list[str]
     dropped: Sequence[str] = ()
@@ -161,7 +163,7 @@ class DataPart(DetectionDataset):
         self.dataset = dataset
         self.indices = list(indices)
         self.image_ids = [dataset.image_ids[index] for index in self.indices]
-        self.name, self.classes = dataset.name, dataset.classes
+        self.name, self.format, self.classes = dataset.name, dataset.format, dataset.classes
         self.dropped, self.size_faults = dataset.dropped, dataset.size_faults
         self.notes, self.limits = dataset.notes, dataset.limits
         self.labelled, self.metric = dataset.labelled, dataset.metric

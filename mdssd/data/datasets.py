@@ -8,13 +8,16 @@ from pathlib import Path
 
 from mdssd.data.coco import CocoDataset
 from mdssd.data.dataset import DetectionDataset
+from mdssd.data.file_index import is_hidden
 from mdssd.data.images import ImageLimits
 from mdssd.data.sample import DataError
+from mdssd.data.splits import ALL
 from mdssd.data.synthetic import SyntheticScenes
-from mdssd.data.voc import open_voc
+from mdssd.data.voc import is_voc, open_voc
 
 # Added to the seed of generated test scenes, so that nobody trains on them by accident.
 _TEST_SEED = 1 << 40
+_HELD = 8  # names in a message
 
 
 def open_dataset(
@@ -30,17 +33,18 @@ def open_dataset(
     unlabelled: bool = False,
     faults: list[str] | None = None,
     limits: ImageLimits | None = None,
+    orientation: str = "auto",
 ) -> DetectionDataset:
-    """Open the data at `path`: a VOC folder, a COCO JSON file, or None for generated scenes.
+    """Open the data at `path`, whose format is recognised by what it holds.
 
-    A folder that holds VOC folders (VOC2007, VOC2012 ... as in VOCdevkit) is opened as the union
-    of those that have the split.
+    docs/formats.md describes the formats. A folder that holds VOC folders (VOC2007, VOC2012 ... as
+    in VOCdevkit) is opened as the union of those that have the split.
 
     Args:
-        path: the folder, the file, or None.
-        split: the split of a VOC folder or of the generated scenes ("train", "test"). None: a
-            split to train on or to test on, as `train` says: the first of trainval, train, or of
-            test, val, valid, that the folder has.
+        path: the folder, the file, or None for generated scenes.
+        split: the name of a split; "all" for the images of all splits. None: a split to train on
+            or to test on, as `train` says: the first of trainval, train, or of test, val, valid,
+            that the data have.
         train: see `split`.
         classes: the class names in label order; see `VOCDataset` and `CocoDataset`.
         image_dir: the folder of a COCO file's images; see `CocoDataset`.
@@ -51,6 +55,9 @@ def open_dataset(
         faults: a list that receives a line about each image that cannot be used; the image is
             left out. None: the first such image raises DataError.
         limits: what an image file may hold. None: the default of `ImageLimits`.
+        orientation: what the boxes refer to where EXIF data turn an image: "upright", the turned
+            image; "stored", the pixels as they are stored; "auto": what the stated size or the
+            habit of the format says.
 
     Raises:
         DataError: the data cannot be opened. The message names the path and the reason.
@@ -66,13 +73,17 @@ def open_dataset(
         _refuse("generated scenes", classes=classes, image_dir=image_dir)
         return _open_scenes(split, train, count, seed, image_size)
     path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    if not path.is_file() and not path.is_dir():
+        raise DataError(f"{path}: is neither a regular file nor a folder")
     if path.is_file():
-        _refuse(f"a COCO file ({path})", split=split)
+        _refuse(f"a COCO file ({path})", split=None if split == ALL else split)
         return CocoDataset(
             path, image_dir, classes, unlabelled=unlabelled, faults=faults, limits=limits
         )
-    if path.is_dir():
-        _refuse(f"a VOC folder ({path})", image_dir=image_dir)
+    _refuse(f"the folder {path}", image_dir=image_dir)
+    if is_voc(path):
         return open_voc(
             path,
             split,
@@ -82,9 +93,22 @@ def open_dataset(
             faults=faults,
             limits=limits,
         )
-    if path.exists():
-        raise DataError(f"{path}: is neither a regular file nor a folder")
-    raise DataError(f"{path}: no such file or folder")
+    raise unrecognised(path)
+
+
+def unrecognised(path: Path) -> DataError:
+    """Return the error about a folder that holds none of the formats, with what would be one."""
+    held = sorted(p.name + "/" * p.is_dir() for p in path.iterdir() if not is_hidden(p.name))
+    found = ", ".join(held[:_HELD]) + (", ..." if len(held) > _HELD else "") or "nothing"
+    return DataError(
+        f"{path}: no data set was recognised; found {found}; expected one of: "
+        + "; ".join(
+            (
+                "VOC (JPEGImages/ with Annotations/, or each .xml file beside its image)",
+                "a COCO JSON file instead of the folder",
+            )
+        )
+    )
 
 
 def _open_scenes(

@@ -46,6 +46,7 @@ class PhotoDataset(DetectionDataset):
         rows: list[BoxRow],
         stated: tuple[float, float] | None,
         where: str,
+        relative: bool = False,
     ) -> None:
         """Add an image file and its boxes. Unusable boxes go to `dropped`; see `Annotation`.
 
@@ -57,6 +58,7 @@ class PhotoDataset(DetectionDataset):
             rows: the boxes as the annotation states them.
             stated: (width, height) as the annotation states it; None if it states none.
             where: the annotation, for messages.
+            relative: whether the boxes are in fractions of the image's width and height.
 
         Raises:
             DataError: the file is missing or no image.
@@ -64,6 +66,8 @@ class PhotoDataset(DetectionDataset):
         header = read_header(path)
         self.limits.check(header, str(path))
         placement = place(header, stated, path.name, where)
+        if relative:
+            rows = [row._replace(box_xyxy=_scaled(row.box_xyxy, placement.size)) for row in rows]
         annotation = Annotation(rows, placement.size, where, self.dropped)
         self.size_faults += [placement.fault] if placement.fault else []
         self.notes += [placement.note] if placement.note else []
@@ -118,6 +122,14 @@ class PhotoDataset(DetectionDataset):
     def report(self) -> str:
         """Return the number of boxes per class, of images without boxes, and the dropped boxes."""
         return describe(self, self._annotations)
+
+
+def _scaled(
+    box_xyxy: tuple[float, float, float, float], size: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    x1, y1, x2, y2 = box_xyxy
+    width, height = size
+    return x1 * width, y1 * height, x2 * width, y2 * height
 
 
 def _some(names: Sequence[str]) -> str:

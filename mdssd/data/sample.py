@@ -74,13 +74,17 @@ NO_IMAGE = np.zeros((0, 0, 3), np.uint8)
 
 
 class BoxRow(NamedTuple):
-    """One annotated box, with the values that its file states. `area` None: that of the box."""
+    """One annotated box, with the values that its file states.
+
+    area None: that of the box. where: the file and line, for messages; "": that of the annotation.
+    """
 
     box_xyxy: tuple[float, float, float, float]
     label: int
     difficult: bool = False
     crowd: bool = False
     area: float | None = None
+    where: str = ""
 
 
 # More boxes in one image are damage: no network finds a hundredth of them.
@@ -116,7 +120,7 @@ class Annotation:
             if reason is None:
                 kept.append(row)
             else:
-                dropped.append(f"{where}: {reason}")
+                dropped.append(f"{row.where or where}: {reason}")
         self.boxes_xyxy = np.array([row.box_xyxy for row in kept], np.float32).reshape(-1, 4)
         self.labels = np.array([row.label for row in kept], np.int64)
         self.difficult = np.array([row.difficult for row in kept], bool)

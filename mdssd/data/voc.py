@@ -16,10 +16,10 @@ from mdssd.data.file_index import FileIndex
 from mdssd.data.images import IMAGE_SUFFIXES, ImageLimits
 from mdssd.data.photos import CollectFaults, PhotoDataset, progress
 from mdssd.data.sample import BoxRow, DataError
+from mdssd.data.splits import chosen_splits, default_split
 from mdssd.data.voc_layout import (
     VocFiles,
     VocLayout,
-    default_split,
     find_layout,
     image_id,
     listed_id,
@@ -69,6 +69,7 @@ class VOCDataset(PhotoDataset):
         ((96, 96, 3), ['scene_000000', 'scene_000001'], 'scene_000000.png')
     """
 
+    format = "VOC XML"
     submission = "voc"
 
     def __init__(
@@ -263,6 +264,7 @@ class VOCYears(PhotoDataset):
     def __init__(self, years: Sequence[VOCDataset], classes: Sequence[str] | None = None) -> None:
         super().__init__(" + ".join(year.name for year in years), years[0].limits)
         self.years = list(years)
+        self.format = years[0].format
         same = all(year.classes == years[0].classes for year in years)
         names = {name for year in years for name in year.classes}
         self.classes = list(classes or (years[0].classes if same else sorted(names)))
@@ -283,6 +285,11 @@ class VOCYears(PhotoDataset):
     def split_lists(self, faults: list[str]) -> list[SplitLists]:
         """Return the lists of each folder, in order."""
         return [lists for year in self.years for lists in year.split_lists(faults)]
+
+
+def is_voc(path: Path) -> bool:
+    """Return whether a folder is one that `open_voc` opens."""
+    return bool(voc_folders(path) or split_folders(path))
 
 
 def open_voc(
@@ -340,12 +347,10 @@ def _open_folders(
     limits: ImageLimits | None,
 ) -> VOCYears:
     """Open folders that are each a split. The classes are those of all of them."""
-    split = split or default_split(path, list(folders), train)
-    if split not in (*folders, "all"):
-        raise DataError(f"{path}: no split {split} (there are: {', '.join(folders)}; or all)")
+    wanted = chosen_splits(path, folders, split, train)
     chosen, names = [], set()
     for name, folder in folders.items():
-        if split in (name, "all"):
+        if name in wanted:
             chosen.append(VOCDataset(folder, "all", classes, faults=faults, limits=limits))
             names |= set(chosen[-1].classes)
         elif classes is None:

@@ -15,8 +15,6 @@ from mdssd.data.sample import DataError
 from mdssd.data.values import decode_text
 from mdssd.system.files import read_regular
 
-_TRAIN_SPLITS = ("trainval", "train")
-_TEST_SPLITS = ("test", "val", "valid")
 _IMAGE_FOLDERS = ("JPEGImages", "images")
 _ANNOTATION_FOLDERS = ("Annotations", "annotations")
 _MAX_LIST = 64 << 20  # bytes: a million names
@@ -92,22 +90,6 @@ def split_folders(path: Path) -> dict[str, Path]:
     """Return the folders that are named after a split and hold images beside their annotations."""
     folders = {name: path / name for name in SPLITS}
     return {name: folder for name, folder in folders.items() if find_layout(folder) is not None}
-
-
-def default_split(path: Path, splits: Sequence[str], train: bool) -> str:
-    """Return the split to train on, or to test on. Raises DataError if there is none.
-
-    Args:
-        path: the folder, for messages.
-        splits: the names of those that exist.
-        train: which of the two is meant.
-    """
-    usual = _TRAIN_SPLITS if train else _TEST_SPLITS
-    for split in usual:
-        if split in splits:
-            return split
-    names = ", ".join(splits) or "none"
-    raise DataError(f"{path}: none of the splits {', '.join(usual)} (there are: {names}; or all)")
 
 
 def not_voc(path: Path) -> DataError:

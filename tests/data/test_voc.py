@@ -340,7 +340,7 @@ def test_open_dataset_chooses_the_split(folder, tmp_path):
         open_dataset(folder, train=False)
     with pytest.raises(DataError, match="gone: no such file or folder"):
         open_dataset(tmp_path / "gone")
-    with pytest.raises(ValueError, match="image_dir does not apply to a VOC folder"):
+    with pytest.raises(ValueError, match="image_dir does not apply to the folder"):
         open_dataset(folder, image_dir=folder)
 
 

@@ -303,7 +303,7 @@ def test_wrong_input_is_one_line(tmp_path, capsys):
     nothing = voc(tmp_path / "w", {"a": [("cat", 20, 20, 80, 80)]})
     (nothing / "JPEGImages/a.jpg").unlink()
     for arguments, reason in [
-        (["check", tmp_path / "empty"], "not in VOC layout"),
+        (["check", tmp_path / "empty"], "no data set was recognised"),
         (["check", tmp_path / "gone"], "no such file or folder"),
         (["check", root, "--split", "moon"], "no such split"),
         (["check", root, "--prior-scales", "x"], "--prior-scales: expected one of"),

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mdssd.cli.commands.shared import open_whole_data
+from mdssd.cli.commands.shared import open_whole_data, recognised
 from mdssd.data import CocoDataset, DetectionDataset
 from mdssd.inspection.check import check_data
 from mdssd.inspection.plots import write_check
@@ -39,7 +39,9 @@ def run(arguments: argparse.Namespace) -> int:
         tiny=arguments.tiny,
         workers=arguments.workers,
     )
-    print(check.text(_folder(arguments.data, dataset)))
+    verdict, _, rest = check.text(_folder(arguments.data, dataset)).partition("\n")
+    known = [recognised(dataset)] if dataset.format else []
+    print(verdict, *known, rest, sep="\n")
     if arguments.out:
         print(f"written: {', '.join(map(str, write_check(check, arguments.out)))}")
     if "allow_faults" in arguments:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from mdssd import ops
 from mdssd.data import DataError, DetectionDataset, open_dataset
 from mdssd.data.faults import check_faults, faults_line, nothing_to_learn, without_damaged
 from mdssd.data.images import ImageLimits
+from mdssd.data.splits import ALL
 from mdssd.system.devices import best_device, describe_device
 from mdssd.system.distributed import is_main, process_group
 
@@ -89,6 +89,8 @@ def open_data(
     )
     if faults is not None:
         return dataset
+    if dataset.format and is_main():
+        print(recognised(dataset), flush=True)
     if options.get("allow_faults"):
         dataset = without_damaged(dataset, found)
     else:
@@ -100,13 +102,18 @@ def open_data(
     return dataset
 
 
+def recognised(dataset: DetectionDataset) -> str:
+    """Return a line that says what the data were taken for."""
+    split = f", split {dataset.split}" if dataset.split else ""
+    return f"data: {dataset.format}{split}"
+
+
 def open_whole_data(
     options: Mapping[str, Any], *, input_size: int, faults: list[str] | None
 ) -> DetectionDataset:
-    """Like `open_data`, but without a split use all images of a VOC folder."""
-    path = options.get("data")
-    if options.get("split") is None:
-        options = {**options, "split": "all" if path and Path(path).is_dir() else None}
+    """Like `open_data`, but without a split use the images of all splits."""
+    if options.get("split") is None and options.get("data") is not None:
+        options = {**options, "split": ALL}
     return open_data(
         options, train=True, input_size=input_size, classes=None, learn=False, faults=faults
     )

@@ -1,0 +1,70 @@
+"""The splits of a data set: their usual names, and which one is meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from mdssd.data.sample import DataError
+
+_TRAIN_SPLITS = ("trainval", "train")
+_TEST_SPLITS = ("test", "val", "valid")
+# Stands for the images of all splits together.
+ALL = "all"
+
+
+def chosen_splits(path: Path, splits: Iterable[str], split: str | None, train: bool) -> list[str]:
+    """Return the names of the splits to read.
+
+    Args:
+        path: the data set, for messages.
+        splits: the names of the splits that exist.
+        split: the name of one of them, "all", or None for `default_split`.
+        train: whether to train or to test; see `default_split`.
+
+    Raises:
+        DataError: there is no such split.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from mdssd.data.splits import chosen_splits
+        >>> chosen_splits(Path("birds"), ("train", "val"), None, train=False)
+        ['val']
+        >>> chosen_splits(Path("birds"), ("train", "val"), "all", train=False)
+        ['train', 'val']
+    """
+    splits = list(splits)
+    if split == ALL:
+        return splits
+    if split is None:
+        return [default_split(path, splits, train)]
+    if split not in splits:
+        names = ", ".join(splits) or "none"
+        raise DataError(f"{path}: no such split {split} (there are: {names}; or {ALL})")
+    return [split]
+
+
+def default_split(path: Path, splits: Iterable[str], train: bool) -> str:
+    """Return the split to train on, or to test on.
+
+    Args:
+        path: the data set, for messages.
+        splits: the names of the splits that exist.
+        train: which of the two is meant.
+
+    Raises:
+        DataError: there is none.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from mdssd.data.splits import default_split
+        >>> default_split(Path("birds"), ("train", "val"), train=False)
+        'val'
+    """
+    splits = list(splits)
+    usual = _TRAIN_SPLITS if train else _TEST_SPLITS
+    for split in usual:
+        if split in splits:
+            return split
+    names = ", ".join(splits) or "none"
+    raise DataError(f"{path}: none of the splits {', '.join(usual)} (there are: {names}; or {ALL})")
