@@ -73,7 +73,8 @@ def ssd300(
         batch_norm: if True, batch normalisation replaces each bias before a ReLU, for training
             from scratch; the prediction heads do not change. Training then needs at least two
             images in a batch, because the highest map has a single cell.
-        prior_scales: sizes of the priors, "voc" or "coco".
+        prior_scales: sizes of the priors, "voc" or "coco"; or for each map a tuple with (width,
+            height) in input pixels of each prior of a cell.
         clip_priors: False, True or "size"; see `make_priors`.
         truncate_sizes: see `make_priors`.
         init: weights to start from, as `load_pretrained` takes them: a checkpoint or published
@@ -122,8 +123,9 @@ def mdssd300(
 
     Args:
         batch_norm: if True, it also replaces the biases before an L2Norm.
-        prior_scales: "voc" or "coco" for SSD's sizes, "small" for objects from 8 pixels, or
-            "paper" for the second of the paper's two descriptions (see `mdssd_prior_layers`).
+        prior_scales: "voc" or "coco" for SSD's sizes, "small" for objects from 8 pixels,
+            "paper" for the second of the paper's two descriptions (see `mdssd_prior_layers`), or
+            your own sizes.
 
     Source: MDSSD (Xu et al.), section III. The paper does not state the padding of the
     deconvolutions; the padding here is the one that makes the map sizes meet.
@@ -167,7 +169,8 @@ def ssd321(
         batch_norm: must be True, because ResNet-101 has batch normalisation. Training needs at
             least two images in a batch, because the highest map has a single cell, unless the
             normalisation is frozen (`freeze`).
-        prior_scales: must be "voc"; the original code has no other sizes for this input size.
+        prior_scales: "voc", as the original code has no other named sizes for this input size, or
+            your own.
 
     Source: DSSD (Fu et al., 2017) and its code.
 
@@ -186,8 +189,8 @@ def ssd513(
     """Make SSD on ResNet-101 for 513x513: 43688 priors, 173,145,304 parameters at 81 classes.
 
     Called with images [B, 3, 513, 513], the model returns loc [B, 43688, 4] and logits
-    [B, 43688, num_classes]. The arguments are those of `ssd321`, except that `prior_scales` must
-    be "coco".
+    [B, 43688, num_classes]. The arguments are those of `ssd321`, except that the
+    named `prior_scales` are "coco".
 
     Example:
         >>> from mdssd import ssd513

@@ -100,6 +100,8 @@ def about_rows(about: dict[str, Any]) -> list[tuple[str, str]]:
 def _text(name: str, value: Any) -> str:
     if name == "sha256":
         return str(value)[:12]
+    if name == "prior_scales" and isinstance(value, list):
+        return "fitted"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

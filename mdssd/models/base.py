@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mdssd.models.options import ModelOptions, OptionKeywords
 from mdssd.models.vgg import VGG16, scaled
 from mdssd.names import FREEZABLE
-from mdssd.priors import PriorLayer, make_priors
+from mdssd.priors import PriorLayer, Sizes, make_priors, with_sizes
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -112,7 +112,7 @@ class SingleShotDetector(nn.Module):
         self.input_size = input_size
         self.options = options
         self.num_classes = options.num_classes
-        layers = self._prior_layers(input_size, options.prior_scales)
+        layers = self.prior_layers(input_size, options.prior_scales)
         options.check(self.name)
         self.heads = nn.ModuleDict()
         # Not strict: the smaller input size lacks the highest map.
@@ -124,6 +124,24 @@ class SingleShotDetector(nn.Module):
             layers, input_size, clip=options.clip_priors, truncate_sizes=options.truncate_sizes
         )
         self.register_buffer("priors", priors, persistent=False)
+
+    @classmethod
+    def prior_layers(cls, input_size: int, prior_scales: str | Sizes) -> tuple[PriorLayer, ...]:
+        """Return the priors of each feature map with a head, low to high.
+
+        Raises:
+            ValueError: the model does not have these scales, or other numbers of sizes.
+
+        Example:
+            >>> from mdssd.models import SSD
+            >>> [layer.per_cell for layer in SSD.prior_layers(300, "coco")]
+            [4, 6, 6, 6, 4, 4]
+        """
+        if not isinstance(prior_scales, tuple):
+            return cls._prior_layers(input_size, prior_scales)
+        usual: Any = cls.default_options(input_size).prior_scales
+        layers = cls._prior_layers(input_size, usual)
+        return with_sizes(f"{cls.family}{input_size}", layers, prior_scales)
 
     @staticmethod
     def _prior_layers(image_size: int, scales: str) -> tuple[PriorLayer, ...]:
@@ -242,13 +260,18 @@ class SingleShotDetector(nn.Module):
     def config(self) -> dict[str, Any]:
         """Return the name and the options, from which `build` makes a model of the same kind.
 
+        All values are as JSON has them: sizes of priors are lists.
+
         Example:
             >>> import mdssd
             >>> config = mdssd.ssd300(3, width=0.0625).config()
             >>> config["model"], config["num_classes"], config["width"]
             ('ssd300', 3, 0.0625)
         """
-        return {"model": self.name, **asdict(self.options)}
+        config = {"model": self.name, **asdict(self.options)}
+        if isinstance(sizes := self.options.prior_scales, tuple):
+            config["prior_scales"] = [[list(pair) for pair in of_map] for of_map in sizes]
+        return config
 
     def _init_weights(self) -> None:
         """Draw the weights of all convolutions; each constructor calls this last.

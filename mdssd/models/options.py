@@ -3,6 +3,8 @@
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, TypedDict
 
+from mdssd.priors import Sizes
+
 # Upper limits, so that a mistyped number or a hostile file cannot ask for a model that no memory
 # holds. COCO has 80 classes and LVIS 1,203; the models of the papers have width 1.
 MAX_CLASSES = 10_000
@@ -29,9 +31,13 @@ class ModelOptions:
     _: KW_ONLY
     width: float = 1.0
     batch_norm: bool = False
-    prior_scales: str = "voc"
+    prior_scales: str | Sizes = "voc"
     clip_priors: bool | str = False
     truncate_sizes: bool = False
+
+    def __post_init__(self) -> None:
+        # JSON and TOML have lists. Whether these are sizes is checked with the layers of the model.
+        object.__setattr__(self, "prior_scales", _tuples(self.prior_scales, 3))
 
     def check(self, model: str) -> None:
         """Raise a ValueError that begins with `model` if a value is out of range.
@@ -60,6 +66,12 @@ class OptionKeywords(TypedDict, total=False):
 
     width: float
     batch_norm: bool
-    prior_scales: str
+    prior_scales: str | Sizes
     clip_priors: bool | str
     truncate_sizes: bool
+
+
+def _tuples(value: Any, depth: int) -> Any:
+    if depth and isinstance(value, list | tuple):
+        return tuple(_tuples(inner, depth - 1) for inner in value)
+    return value

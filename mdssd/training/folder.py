@@ -15,7 +15,7 @@ from mdssd.models import SingleShotDetector
 from mdssd.system import distributed
 from mdssd.system.files import remove_leftovers
 from mdssd.training.loss_log import is_loss_log
-from mdssd.training.settings import Recipe
+from mdssd.training.settings import Recipe, shown
 from mdssd.training.state import TrainState
 from mdssd.training.step import TrainingStep
 from mdssd.weights.checkpoint import keep_last, load_checkpoint, load_state, save_checkpoint
@@ -125,7 +125,7 @@ class RunFolder:
         """Read the last checkpoint, after checking that it has this model, data and recipe."""
         meta = read_meta(self.last)
         other = [
-            f"{name} (was {meta['model'].get(name)!r}, is {value!r})"
+            f"{name} (was {shown(meta['model'].get(name))}, is {shown(value)})"
             for name, value in model.config().items()
             if meta["model"].get(name) != value
         ]

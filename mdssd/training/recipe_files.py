@@ -19,6 +19,7 @@ from typing import Any
 from mdssd.models.build import default_options
 from mdssd.models.options import ModelOptions
 from mdssd.names import AUTO_PRIORS, MODELS, PRIOR_SCALES
+from mdssd.priors import check_sizes
 from mdssd.system.files import read_regular
 from mdssd.training.settings import Recipe, shown
 
@@ -50,7 +51,7 @@ def read_recipe(name: str) -> dict[str, Any]:
 
     Returns:
         The settings: options of the model, fields of `Recipe`, and possibly "starts_from". The
-        prior scales may be "auto".
+        prior scales may be "auto", or a list for each map of [width, height] in input pixels.
 
     Raises:
         ValueError: there is no such recipe or file, it is not TOML, or one of its settings does not
@@ -102,6 +103,9 @@ def _check_values(where: str, settings: Mapping[str, Any]) -> None:
         if isinstance(value, int) and abs(value) >= 2**63:  # as TOML itself demands
             raise ValueError(f"{where}: {key}: expected a number of 64 bits, got {shown(value)}")
     choices = {"model": MODELS, "prior_scales": (*PRIOR_SCALES, AUTO_PRIORS)}
+    if isinstance(settings.get("prior_scales"), list):
+        check_sizes(where, settings["prior_scales"])
+        del choices["prior_scales"]
     for key, expected in choices.items():
         if key in settings and settings[key] not in expected:
             raise ValueError(

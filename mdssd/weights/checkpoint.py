@@ -41,6 +41,7 @@ from mdssd.weights.checkpoint_json import (
     is_mean,
     listed,
     read_meta,
+    shortened,
 )
 from mdssd.weights.checkpoint_tensors import fault_of, read_checkpoint_tensors
 
@@ -287,8 +288,8 @@ def _to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def _prior_facts(model: SingleShotDetector) -> dict[str, Any]:
-    facts = {name: getattr(model.options, name) for name in PRIOR_OPTIONS}
-    return {"count": len(model.priors), **facts}
+    config = model.config()
+    return {"count": len(model.priors), **{name: config[name] for name in PRIOR_OPTIONS}}
 
 
 def _remove_leftovers(path: Path) -> None:
@@ -318,4 +319,11 @@ def _check_meta_fits(path: Path, meta: dict[str, Any], model: SingleShotDetector
             raise CheckpointError(
                 f"{path}: {name}: its model {meta['model'].get('model')} has {expected}, "
                 f"the file says {got}"
+            )
+    config, said = model.config(), meta["priors"]
+    for name in PRIOR_OPTIONS:
+        if name in said and said[name] != config[name]:
+            raise CheckpointError(
+                f"{path}: priors: {name}: its model has {shortened(config[name])}, "
+                f"the file says {shortened(said[name])}"
             )

@@ -99,7 +99,7 @@ def read_meta(path: str | os.PathLike[str]) -> dict[str, Any]:
     version = meta.get("version")
     if type(version) is not int or not 1 <= version <= VERSION:
         raise CheckpointError(
-            f"{path}: is a checkpoint of version {_short(version)}; "
+            f"{path}: is a checkpoint of version {shortened(version)}; "
             f"this program reads versions 1 to {VERSION}"
         )
     if version > 1 and meta.get("digest") != digest_of(meta):
@@ -150,14 +150,14 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     entries = dict(pairs)
     if len(entries) < len(pairs):
         repeated = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"the entry {_short(repeated)} occurs twice")
+        raise ValueError(f"the entry {shortened(repeated)} occurs twice")
     return entries
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"expected finite numbers, got {_short(text)}")
+        raise ValueError(f"expected finite numbers, got {shortened(text)}")
     return value
 
 
@@ -213,7 +213,7 @@ def _check_fields(path: Path, meta: dict[str, Any]) -> None:
     def need(field: str, sane: bool, expected: str) -> None:
         if not sane:
             raise CheckpointError(
-                f"{path}: {field}: expected {expected}, got {_short(meta.get(field))}"
+                f"{path}: {field}: expected {expected}, got {shortened(meta.get(field))}"
             )
 
     classes: Any = meta.get("classes")
@@ -240,6 +240,7 @@ def _is_plain_name(name: object) -> bool:
     return isinstance(name, str) and bool(re.fullmatch(r"[^/\\:\0]+\.safetensors", name))
 
 
-def _short(value: object) -> str:
+def shortened(value: object) -> str:
+    """Return a value for an error message, at most 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

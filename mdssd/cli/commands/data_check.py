@@ -18,6 +18,7 @@ from mdssd.models import SingleShotDetector, build
 from mdssd.models.build import INPUT_SIZES
 from mdssd.models.options import PRIOR_OPTIONS
 from mdssd.names import AUTO_PRIORS, PRIOR_SCALES
+from mdssd.priors import scales_name
 from mdssd.system.files import writable_folder
 from mdssd.training.prior_choice import choose_priors
 
@@ -33,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
         dataset,
         model.priors,
         size,
-        model=f"{model.name} ({model.options.prior_scales})",
+        model=f"{model.name} ({scales_name(model.options.prior_scales)})",
         others_cxcywh=others,
         faults=faults,
         tiny=arguments.tiny,

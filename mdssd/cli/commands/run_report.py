@@ -9,6 +9,7 @@ from typing import Any
 from mdssd.cli.commands.run_settings import RunSettings
 from mdssd.data import DetectionDataset
 from mdssd.models import SingleShotDetector
+from mdssd.priors import scales_name
 from mdssd.system.text import plural
 from mdssd.training.recipe_files import LENGTHS
 from mdssd.training.settings import Recipe
@@ -26,7 +27,7 @@ def describe_run(model: SingleShotDetector, settings: RunSettings, out_dir: Path
     return (
         f"model: {model.name}, width {options.width:g}, {norm} batch normalisation, "
         f"{parameters / 1e6:.1f} million parameters, {len(model.priors):,} priors of "
-        f"{options.prior_scales}\n"
+        f"{scales_name(options.prior_scales)}\n"
         f"run: {start} in {out_dir}, for {_length(settings.recipe)} in batches of "
         f"{recipe.batch_size} at a learning rate of {recipe.lr:g}; --print-recipe shows all "
         "settings\n"

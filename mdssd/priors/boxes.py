@@ -1,4 +1,4 @@
-"""Prior (default) boxes: the boxes that a detector's predictions are relative to."""
+"""The layers of priors that each model has, and the boxes that they make."""
 
 import math
 from collections.abc import Sequence
@@ -67,6 +67,8 @@ class PriorLayer:
         min_size, max_size: sizes of the priors, in input pixels.
         aspect_ratios: width / height of the boxes other than squares; the inverse of each is added.
         first: centre of the first cell, in input pixels; None means half a step.
+        sizes: (width, height) of each prior of a cell, in input pixels, in place of `min_size`,
+            `max_size` and `aspect_ratios`; None means that these three decide.
 
     Example:
         >>> from mdssd.priors import PriorLayer
@@ -80,11 +82,35 @@ class PriorLayer:
     max_size: float
     aspect_ratios: tuple[float, ...]
     first: float | None = None
+    sizes: tuple[tuple[float, float], ...] | None = None
 
     @property
     def per_cell(self) -> int:
         """Number of priors in a cell: two squares, and two boxes for each aspect ratio."""
-        return 2 + 2 * len(self.aspect_ratios)
+        return 2 + 2 * len(self.aspect_ratios) if self.sizes is None else len(self.sizes)
+
+    def shapes(self, *, truncate_sizes: bool = False) -> tuple[tuple[float, float], ...]:
+        """Return (width, height) of each prior of a cell, in input pixels.
+
+        Args:
+            truncate_sizes: as `make_priors` takes it.
+
+        Example:
+            >>> from mdssd.priors import PriorLayer
+            >>> PriorLayer(1, 100, min_size=50, max_size=72, aspect_ratios=()).shapes()
+            ((50, 50), (60.0, 60.0))
+        """
+        if self.sizes is not None:
+            return self.sizes
+        min_size, max_size = self.min_size, self.max_size
+        if truncate_sizes:
+            min_size, max_size = math.trunc(min_size), math.trunc(max_size)
+        middle = math.sqrt(min_size * max_size)
+        shapes = [(min_size, min_size), (middle, middle)]
+        for ratio in self.aspect_ratios:
+            long, short = min_size * math.sqrt(ratio), min_size / math.sqrt(ratio)
+            shapes += [(long, short), (short, long)]
+        return tuple(shapes)
 
 
 def ssd_prior_layers(image_size: int, scales: str = "voc") -> tuple[PriorLayer, ...]:
@@ -204,8 +230,9 @@ def make_priors(
 
     The boxes are ordered by layer, row and column. Within a cell, they are the square of
     `min_size`; the square of sqrt(min_size * max_size); and for each aspect ratio r the box of
-    `min_size` with w/h = r, then the one with w/h = 1/r. A centre is at (index + 0.5) * step, or at
-    first + index * step. Boxes are computed in float64 and rounded once.
+    `min_size` with w/h = r, then the one with w/h = 1/r. A layer with `sizes` has boxes of
+    these sizes instead. A centre is at (index + 0.5) * step, or at first + index * step. Boxes are
+    computed in float64 and rounded once.
 
     Args:
         layers: the layers, of the functions above or your own.
@@ -213,7 +240,7 @@ def make_priors(
         clip: False, as in the original code; True to clamp all four numbers to [0, 1], as PyTorch
             ports of SSD do; "size" to clamp only the width and height, as torchvision does.
         truncate_sizes: truncate `min_size` and `max_size` to whole pixels, as the original code
-            does. This makes a difference for an input of 512 only.
+            does. This makes a difference for an input of 512 only. `sizes` stay as they are.
 
     Returns:
         [N, 4] float32 (cx, cy, w, h) on the CPU, whatever the default device; [0, 4] for no layers.
@@ -231,14 +258,7 @@ def make_priors(
     """
     boxes = [torch.empty(0, 4, dtype=torch.float64, device="cpu")]
     for layer in layers:
-        min_size, max_size = layer.min_size, layer.max_size
-        if truncate_sizes:
-            min_size, max_size = math.trunc(min_size), math.trunc(max_size)
-        middle = math.sqrt(min_size * max_size)
-        sizes = [(min_size, min_size), (middle, middle)]
-        for ratio in layer.aspect_ratios:
-            long, short = min_size * math.sqrt(ratio), min_size / math.sqrt(ratio)
-            sizes += [(long, short), (short, long)]
+        sizes = layer.shapes(truncate_sizes=truncate_sizes)
         wh = torch.tensor(sizes, dtype=torch.float64, device="cpu")  # [P, 2]
         first = layer.step / 2 if layer.first is None else layer.first
         centre = torch.arange(layer.size, dtype=torch.float64, device="cpu") * layer.step + first
