@@ -40,6 +40,7 @@ class CocoDataset(PhotoDataset):
         faults: a list that receives a line about each image that cannot be used; it is left out.
             None: the first one raises DataError.
         limits: what an image file may hold.
+        orientation: "auto", "upright" or "stored"; see `open_dataset`.
 
     Raises:
         DataError: something cannot be read. The message names the file and the reason.
@@ -76,9 +77,10 @@ class CocoDataset(PhotoDataset):
         unlabelled: bool = False,
         faults: list[str] | None = None,
         limits: ImageLimits | None = None,
+        orientation: str = "auto",
     ) -> None:
         self.json_path = Path(json_path)
-        super().__init__(self.json_path.stem, limits)
+        super().__init__(self.json_path.stem, limits, orientation)
         content = CocoContent(self.json_path)
         self.labelled = "annotations" in content.lists or not unlabelled
         for name in ("images", "annotations", "categories"):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mdssd.data.coco import CocoDataset
 from mdssd.data.dataset import DetectionDataset
 from mdssd.data.file_index import is_hidden
 from mdssd.data.images import ImageLimits
+from mdssd.data.listed import ReadOptions
 from mdssd.data.sample import DataError
 from mdssd.data.splits import ALL
 from mdssd.data.synthetic import SyntheticScenes
@@ -77,23 +79,28 @@ def open_dataset(
         raise DataError(f"{path}: no such file or folder")
     if not path.is_file() and not path.is_dir():
         raise DataError(f"{path}: is neither a regular file nor a folder")
+    options = ReadOptions(classes, unlabelled, faults, limits, orientation)
     if path.is_file():
         _refuse(f"a COCO file ({path})", split=None if split == ALL else split)
-        return CocoDataset(
-            path, image_dir, classes, unlabelled=unlabelled, faults=faults, limits=limits
-        )
+        return CocoDataset(path, image_dir, classes, **_keywords(options))
     _refuse(f"the folder {path}", image_dir=image_dir)
+    return _open_folder(path, split, train, options)
+
+
+def _open_folder(
+    path: Path, split: str | None, train: bool, options: ReadOptions
+) -> DetectionDataset:
+    """Open a folder by what it holds."""
     if is_voc(path):
-        return open_voc(
-            path,
-            split,
-            classes,
-            train=train,
-            unlabelled=unlabelled,
-            faults=faults,
-            limits=limits,
-        )
+        return open_voc(path, split, options.classes, train=train, **_keywords(options))
     raise unrecognised(path)
+
+
+def _keywords(options: ReadOptions) -> dict[str, Any]:
+    """Return the options that `CocoDataset` and `open_voc` take as keywords."""
+    keywords = dict(vars(options))
+    del keywords["classes"]
+    return keywords
 
 
 def unrecognised(path: Path) -> DataError:

@@ -34,6 +34,8 @@ _MOST_PIXELS = 1 << 30
 _BITS = (8, 10, 12, 14, 16)
 # Pillow's modes of pixels that do not have 8 bits.
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I", "F")
+# The orientation that undoes another; the others undo themselves.
+_BACK = {6: 8, 8: 6}
 # A picture is converted in strips of about this many pixels, because a copy of all might be large.
 _STRIP = 1 << 18
 
@@ -215,7 +217,7 @@ def _decode(
         image = _to_8_bits(image, name)
     turns = header.orientation if upright else 1
     if header.format == "TIFF":  # the decoders always turn it upright
-        turns = 1 if upright else {6: 8, 8: 6}.get(header.orientation, header.orientation)
+        turns = 1 if upright else _BACK.get(header.orientation, header.orientation)
     image = _turned(image, turns)
     size = reduced.size(upright)
     if image.shape[1::-1] != size:  # of the formats only JPEG is decoded at a fraction
@@ -287,12 +289,16 @@ def _strips(image: NDArray[Any]) -> Iterator[NDArray[Any]]:
     return (image[top : top + rows] for top in range(0, len(image), rows))
 
 
-def from_pillow(image: Image.Image, name: str = "image") -> NDArray[np.uint8]:
-    """Return the pixels of a Pillow image as `read_image` returns those of its file, upright.
+def from_pillow(
+    image: Image.Image, name: str = "image", *, upright: bool = True
+) -> NDArray[np.uint8]:
+    """Return the pixels of a Pillow image as `read_image` returns those of its file.
 
     Args:
         image: the image, in any mode. It may be one that is not loaded yet.
         name: its name in messages.
+        upright: whether to turn the picture as its EXIF orientation says. (A TIFF that Pillow has
+            loaded already is always turned.)
 
     Returns:
         uint8 [H, W, 3], RGB.
@@ -307,9 +313,10 @@ def from_pillow(image: Image.Image, name: str = "image") -> NDArray[np.uint8]:
         (60, 80, 3)
     """
     try:
-        # Pillow turns a TIFF itself when it loads it, and then removes the orientation.
+        stored = _orientation_of(image)
         image.load()
-        orientation = image.getexif().get(274, 1)
+        # Pillow turns a TIFF itself when it loads it, and then removes the orientation.
+        loaded = _orientation_of(image)
         pixels = _pillow_pixels(image)
     except MemoryError:
         raise
@@ -317,7 +324,14 @@ def from_pillow(image: Image.Image, name: str = "image") -> NDArray[np.uint8]:
         raise DataError(f"{name}: the image is damaged ({error})") from None
     if pixels.dtype != np.uint8:
         pixels = _to_8_bits(pixels, name)
-    return _turned(pixels, orientation if isinstance(orientation, int) else 1)
+    if upright:
+        return _turned(pixels, loaded)
+    return pixels if stored == loaded else _turned(pixels, _BACK.get(stored, stored))
+
+
+def _orientation_of(image: Image.Image) -> int:
+    orientation = image.getexif().get(274, 1)
+    return orientation if isinstance(orientation, int) else 1
 
 
 def _bits_of(image: ImageFile.ImageFile) -> tuple[int, ...]:

@@ -107,7 +107,7 @@ class ListedDataset(PhotoDataset):
         notes: Sequence[str] = (),
         upright: bool = True,
     ) -> None:
-        super().__init__(name, options.limits)
+        super().__init__(name, options.limits, options.orientation, upright)
         self.format = format
         self.split = split
         self._root = root

@@ -13,6 +13,7 @@ from mdssd.data.dataset import DetectionDataset, describe
 from mdssd.data.images import ImageLimits, read_header, read_image
 from mdssd.data.sample import NO_IMAGE, Annotation, BoxRow, DataError, Sample
 from mdssd.data.sizes import place
+from mdssd.names import ORIENTATIONS
 from mdssd.system.progress import progress_bar
 from mdssd.system.text import plural
 
@@ -25,9 +26,28 @@ class PhotoDataset(DetectionDataset):
 
     The constructor of a subclass reads the annotations: it sets `classes` and calls `add_image`
     for each image.
+
+    Args:
+        name: the data set's name in messages and reports.
+        limits: what an image file may hold. None: the default of `ImageLimits`.
+        orientation: "auto", "upright" or "stored"; see `place`.
+        shown_upright: what the tools of the format show; see `place`.
+
+    Raises:
+        ValueError: `orientation` is none of these.
     """
 
-    def __init__(self, name: str, limits: ImageLimits | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        limits: ImageLimits | None = None,
+        orientation: str = "auto",
+        shown_upright: bool = True,
+    ) -> None:
+        if orientation not in ORIENTATIONS:
+            raise ValueError(
+                f"orientation: expected one of {', '.join(ORIENTATIONS)}, got {orientation!r}"
+            )
         self.name = name
         self.classes: list[str] = []
         self.image_ids: list[str] = []
@@ -35,6 +55,8 @@ class PhotoDataset(DetectionDataset):
         self.size_faults: list[str] = []
         self.notes: list[str] = []
         self.limits = limits or ImageLimits()
+        self._orientation = orientation
+        self._shown_upright = shown_upright
         self._paths: list[Path] = []
         self._upright: list[bool] = []
         self._annotations: list[Annotation] = []
@@ -65,7 +87,7 @@ class PhotoDataset(DetectionDataset):
         """
         header = read_header(path)
         self.limits.check(header, str(path))
-        placement = place(header, stated, path.name, where)
+        placement = place(header, stated, path.name, where, self._orientation, self._shown_upright)
         if relative:
             rows = [row._replace(box_xyxy=_scaled(row.box_xyxy, placement.size)) for row in rows]
         annotation = Annotation(rows, placement.size, where, self.dropped)

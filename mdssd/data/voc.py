@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,7 @@ class VOCDataset(PhotoDataset):
         faults: a list that receives a line about each image that cannot be used; the image is
             left out. None: the first such image raises DataError.
         limits: what an image file may hold.
+        orientation: "auto", "upright" or "stored"; see `open_dataset`.
 
     Raises:
         DataError: something cannot be read. The message names the file and the reason.
@@ -81,10 +83,11 @@ class VOCDataset(PhotoDataset):
         unlabelled: bool = False,
         faults: list[str] | None = None,
         limits: ImageLimits | None = None,
+        orientation: str = "auto",
     ) -> None:
         self.root = Path(root)
         self.split: str = split
-        super().__init__(f"{self.root.resolve().name} {split}", limits)
+        super().__init__(f"{self.root.resolve().name} {split}", limits, orientation)
         layout = find_layout(self.root)
         if layout is None:
             raise not_voc(self.root)
@@ -301,20 +304,22 @@ def open_voc(
     unlabelled: bool,
     faults: list[str] | None,
     limits: ImageLimits | None = None,
+    orientation: str = "auto",
 ) -> VOCDataset | VOCYears:
     """Open a VOC folder, a folder of VOC folders as VOCdevkit is, or one of split folders.
 
     See `open_dataset`.
     """
     roots = voc_folders(path)
+    read = partial(VOCDataset, limits=limits, orientation=orientation)
     if not roots:
         if folders := split_folders(path):
-            return _open_folders(path, folders, split, classes, train, faults, limits)
+            return _open_folders(path, folders, split, classes, train, faults, read)
         raise not_voc(path)
     if split is None:
         split = _usual_split(path, roots, train)
     years = [
-        VOCDataset(root, split, classes, unlabelled=unlabelled, faults=faults, limits=limits)
+        read(root, split, classes, unlabelled=unlabelled, faults=faults)
         for root in roots
         if len(roots) == 1 or split == "all" or _layout(root).list_path(split).is_file()
     ]
@@ -344,16 +349,16 @@ def _open_folders(
     classes: Sequence[str] | None,
     train: bool,
     faults: list[str] | None,
-    limits: ImageLimits | None,
+    read: Callable[..., VOCDataset],
 ) -> VOCYears:
     """Open folders that are each a split. The classes are those of all of them."""
     wanted = chosen_splits(path, folders, split, train)
     chosen, names = [], set()
     for name, folder in folders.items():
         if name in wanted:
-            chosen.append(VOCDataset(folder, "all", classes, faults=faults, limits=limits))
+            chosen.append(read(folder, "all", classes, faults=faults))
             names |= set(chosen[-1].classes)
         elif classes is None:
             with suppress(DataError):  # what is wrong in another split is not asked for
-                names |= set(VOCDataset(folder, "all", faults=[]).classes)
+                names |= set(read(folder, "all", faults=[]).classes)
     return VOCYears(chosen, classes or sorted(names))

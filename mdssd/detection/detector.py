@@ -81,6 +81,8 @@ class Detector:
         model, classes, device, batch_size: as above.
         input_size: side S of the network's input, in pixels.
         limits: which image files are accepted, an `ImageLimits`. It can be changed.
+        upright: whether files, bytes and images of Pillow are turned as their EXIF orientation
+            says (True), or taken as they are stored. It can be changed.
         timings: seconds spent so far per stage: decode, preprocess, network, detection_output. A
             GPU's time counts towards detection_output, which fetches the results, unless the calls
             are made in `with detector.separate_stages():`. With runtime "graph" it all counts
@@ -116,6 +118,7 @@ class Detector:
         dtype: torch.dtype | None = None,
     ) -> None:
         self.limits = ImageLimits()
+        self.upright = True
         self.classes = _class_names(classes, cast(int, model.num_classes))
         priors = cast(Tensor, model.priors)
         self.device = priors.device if device is None else torch.device(device)
@@ -183,8 +186,9 @@ class Detector:
 
         Args:
             images: uint8 arrays [H, W, 3] in RGB order, images of Pillow, paths, or the bytes of
-                image files; one or a list. Sizes may differ. Files and images of Pillow are
-                turned upright as their EXIF orientation says; so are their boxes.
+                image files; one or a list. Sizes may differ. Files, bytes and images of Pillow are
+                turned upright as their EXIF orientation says, and so are their boxes, unless
+                `upright` is False.
             batch_size: overrides the detector's.
 
         Returns:
@@ -275,7 +279,7 @@ class Detector:
         self, images: Iterable[Image], size: int, workers: int, with_images: bool
     ) -> Generator[Streamed, None, None]:
         named = ((image, name_of(image, f"images[{i}]")) for i, image in enumerate(images))
-        reader = Reader(self._preprocess, with_images, self.limits)
+        reader = Reader(self._preprocess, with_images, self.limits, self.upright)
         under_way: deque[tuple[list[tuple[Any, ReadImage | DataError]], Any]] = deque()
         with closing(read_ahead(reader, named, workers, size + 2 * workers)) as items:
             finished = reader.finish(items)
@@ -320,7 +324,7 @@ class Detector:
         The time counts as "decode". Raises as `__call__` does.
         """
         with self._times.stage("decode"):
-            return read_pixels(source, name, self.limits)
+            return read_pixels(source, name, self.limits, self.upright)
 
     @property
     def timings(self) -> dict[str, float]:

@@ -74,6 +74,7 @@ class Reader:
     preprocess: Preprocess
     with_images: bool
     limits: ImageLimits
+    upright: bool = True
 
     def __call__(self, source: Image, name: str) -> ReadImage | Large:
         if _pixel_count(source, name, self.limits) > _LARGE:
@@ -97,7 +98,7 @@ class Reader:
                 yield source, read
 
     def _read(self, source: Image, name: str, with_image: bool) -> ReadImage:
-        image = read_pixels(source, name, self.limits)
+        image = read_pixels(source, name, self.limits, self.upright)
         height, width = image.shape[:2]
         pixels = self.preprocess.warp(image)
         return ReadImage((height, width), pixels, image if with_image else None)
@@ -120,27 +121,31 @@ def _as_file(source: str | os.PathLike[str] | ImageFile) -> ImageFile:
     return source if isinstance(source, ImageFile) else ImageFile(source)
 
 
-def read_pixels(source: Image, name: str, limits: ImageLimits) -> NDArray[np.uint8]:
+def read_pixels(
+    source: Image, name: str, limits: ImageLimits, upright: bool = True
+) -> NDArray[np.uint8]:
     """Return the pixels [H, W, 3] uint8 RGB of an array (checked) or of any other image.
-
-    Files, bytes and images of Pillow are turned upright, unless an `ImageFile` says otherwise.
 
     Args:
         source: the image.
         name: its name in messages, unless it is a path.
         limits: which files are accepted.
+        upright: whether files, bytes and images of Pillow are turned as their EXIF orientation
+            says. An `ImageFile` says it for itself.
 
     Raises:
         TypeError, ValueError: an array is not an image.
         DataError: a file cannot be read.
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return decode_image(bytes(source), name, upright=True, limits=limits)
-    if isinstance(source, (str, os.PathLike, ImageFile)):
-        file = _as_file(source)
+        return decode_image(bytes(source), name, upright=upright, limits=limits)
+    if isinstance(source, (str, os.PathLike)):
+        return read_image(source, upright=upright, limits=limits)
+    if isinstance(source, ImageFile):
+        file = source
         return read_image(file.path, upright=file.upright, limits=file.limits or limits)
     if isinstance(source, Pillow.Image):
-        return from_pillow(source, name)
+        return from_pillow(source, name, upright=upright)
     if not isinstance(source, np.ndarray):
         raise TypeError(
             f"Detector: {name}: expected a numpy array, a Pillow image, a path or bytes, "

@@ -30,7 +30,9 @@ def test_sizes_in_any_spelling(tmp_path, stated):
 @pytest.mark.parametrize("width, text", [(0, "0 x 60"), (40, "40 x 60"), ("wide", "nan x 60")])
 def test_a_size_that_is_not_the_images_is_named_and_drops_nothing(tmp_path, width, text):
     data = CocoDataset(write(tmp_path / "set.json", changed(images=(0, "width", width))))
-    assert data.size_faults == [f"{tmp_path / 'set.json'} (x.png): states {text}, x.png is 80 x 60"]
+    assert data.size_faults == [
+        f"{tmp_path / 'set.json'} (x.png): states {text}, the image (x.png) is 80 x 60"
+    ]
     assert len(data.annotation(0).labels) == 2
 
 

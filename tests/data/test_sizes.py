@@ -1,13 +1,15 @@
 """Which pixels boxes refer to: sizes and EXIF orientation, for VOC folders and COCO files."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mdssd.data import CocoDataset, VOCDataset
+from mdssd.data import CocoDataset, VOCDataset, read_image
 from mdssd.data.images import ImageHeader, ImageLimits
+from mdssd.data.photos import PhotoDataset
 from mdssd.data.sizes import place
 
 BOX = [40, 10, 70, 30]
@@ -24,7 +26,7 @@ def photo(path, orientation, size=(80, 60), box=BOX):
     Image.fromarray(np.ascontiguousarray(np.rot90(pixels, back))).save(path, exif=exif, quality=95)
 
 
-def voc(folder, stated):
+def voc(folder, stated, **options):
     (folder / "Annotations").mkdir(parents=True, exist_ok=True)
     size = f"<width>{stated[0]}</width><height>{stated[1]}</height>" if stated else ""
     sides = "".join(
@@ -35,10 +37,10 @@ def voc(folder, stated):
         f"<annotation><size>{size}</size><object><name>x</name><bndbox>{sides}</bndbox></object>"
         "</annotation>"
     )
-    return VOCDataset(folder, "all")
+    return VOCDataset(folder, "all", **options)
 
 
-def coco(folder, stated):
+def coco(folder, stated, **options):
     x1, y1, x2, y2 = BOX
     image = {"id": 1, "file_name": "JPEGImages/a.jpg"}
     image |= dict(zip(("width", "height"), stated, strict=True)) if stated else {}
@@ -48,7 +50,7 @@ def coco(folder, stated):
         "annotations": [{"image_id": 1, "category_id": 1, "bbox": [x1, y1, x2 - x1, y2 - y1]}],
     }
     (folder / "set.json").write_text(json.dumps(content))
-    return CocoDataset(folder / "set.json")
+    return CocoDataset(folder / "set.json", **options)
 
 
 def lies_on_its_object(sample):
@@ -65,7 +67,7 @@ def test_boxes_lie_on_their_objects_as_tools_show_them(tmp_path, read, orientati
     assert data.upright(0) == (orientation != 1) and lies_on_its_object(data[0])
     assert not data.size_faults and len(data.notes) == (orientation != 1)
     if orientation == 6:
-        assert "a.jpg is stored as 60 x 80 and EXIF turns it" in data.notes[0]
+        assert "the image (a.jpg) is stored as 60 x 80 and EXIF turns it" in data.notes[0]
         assert ("to the stated 80 x 60" in data.notes[0]) == (stated is not None)
 
 
@@ -86,7 +88,7 @@ def test_boxes_are_compared_with_the_size_of_the_file(tmp_path, read):
     data = read(tmp_path, (30, 20))  # the box would lie outside
     assert len(data.annotation(0).labels) == 1 and not data.dropped
     assert len(data.size_faults) == 1
-    assert data.size_faults[0].endswith("states 30 x 20, a.jpg is 80 x 60")
+    assert data.size_faults[0].endswith("states 30 x 20, the image (a.jpg) is 80 x 60")
 
 
 def test_a_square_cannot_tell_whether_it_is_turned():
@@ -94,7 +96,45 @@ def test_a_square_cannot_tell_whether_it_is_turned():
     assert result.upright and result.fault is None and "taken as if they do" in result.note
     result = place(ImageHeader(50, 40, 6, "JPEG"), (7, 8), "a.jpg", "a.xml")
     assert result.size == (40, 50) and result.upright
-    assert result.fault == "a.xml: states 7 x 8, a.jpg is 40 x 50"
+    assert result.fault == "a.xml: states 7 x 8, the image (a.jpg) is 40 x 50"
+
+
+@pytest.mark.parametrize("read", [voc, coco])
+@pytest.mark.parametrize("stated", [(60, 80), (80, 60), None])
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_one_option_decides_for_all_images(tmp_path, read, stated, orientation):
+    path = tmp_path / "JPEGImages/a.jpg"
+    photo(path, orientation)
+    upright = read(tmp_path, stated, orientation="upright")
+    assert upright.upright(0) and lies_on_its_object(upright[0])
+    stored = read(tmp_path, stated, orientation="stored")
+    assert not stored.upright(0)
+    np.testing.assert_array_equal(stored[0].image, read_image(path))
+
+
+def test_a_choice_against_the_stated_size_is_noted():
+    header = ImageHeader(80, 60, 6, "JPEG")
+    place_as = partial(place, header, image="a.jpg", where="a.xml")
+    upright = place_as((80, 60), orientation="upright")
+    assert upright[:3] == ((60, 80), True, None)
+    assert upright.note == (
+        "a.xml: the image (a.jpg) is stored as 80 x 60 and EXIF turns it by 90 degrees; the stated "
+        "size is that of the stored image, but upright was chosen for all"
+    )
+    stored = place_as((60, 80), orientation="stored")
+    assert stored[:3] == ((80, 60), False, None) and "the turned image, but stored" in stored.note
+    for stated, choice in (((60, 80), "upright"), ((80, 60), "stored"), (None, "stored")):
+        assert place_as(stated, orientation=choice).note is None
+    assert place_as((7, 8), orientation="stored").fault.endswith("the image (a.jpg) is 80 x 60")
+
+
+def test_without_a_stated_size_the_habit_of_the_format_decides():
+    header = ImageHeader(80, 60, 6, "JPEG")
+    result = place(header, None, "a.jpg", "a.txt", shown_upright=False)
+    assert result[:2] == ((80, 60), False) and result.note.endswith("taken as if they do not")
+    assert place(header, (60, 80), "a.jpg", "a.txt", shown_upright=False)[:2] == ((60, 80), True)
+    with pytest.raises(ValueError, match="orientation: expected one of auto, upright, stored, got"):
+        PhotoDataset("photos", orientation="up")
 
 
 def test_images_of_too_many_pixels_are_refused_by_their_header(tmp_path):

@@ -109,7 +109,7 @@ def test_wrong_size_is_reported_and_the_image_trusted(tmp_path):
     data = VOCDataset(tmp_path)
     assert data[0].boxes_xyxy.tolist() == [[50, 5, 70, 15]] and len(data.dropped) == 1
     assert data.size_faults == [
-        f"{tmp_path / 'Annotations' / 'a.xml'}: states 40 x 90, a.png is 80 x 60"
+        f"{tmp_path / 'Annotations' / 'a.xml'}: states 40 x 90, the image (a.png) is 80 x 60"
     ]
     assert "states 40 x 90" in data.report()
 

@@ -828,6 +828,17 @@ def test_pictures_are_turned_upright(detector, tmp_path):
     assert result.size == (40, 60) and result.image.shape == (40, 60, 3)
     (found,) = detector(ImageFile(path, upright=False))
     assert found["boxes"].tolist() == [pytest.approx([0, 30, 20, 60], abs=1e-3)]
+    detector.upright = False
+    try:
+        for source in (path, path.read_bytes(), Image.open(path)):
+            (found,) = detector(source)
+            assert found["boxes"].tolist() == [pytest.approx([0, 30, 20, 60], abs=1e-3)]
+        (result,) = detector.stream([path], workers=0)
+        assert result.size == (60, 40)
+        (found,) = detector(ImageFile(path, upright=True))
+        assert found["boxes"].tolist() == [pytest.approx([0, 0, 30, 20], abs=1e-3)]
+    finally:
+        detector.upright = True  # other tests have the same detector
     report = detect(detector, [path], tmp_path / "out", progress=False)
     assert (report.images[0]["width"], report.images[0]["height"]) == (60, 40)
     assert cv2.imread(str(tmp_path / "out/a.jpg")).shape[1] == 60

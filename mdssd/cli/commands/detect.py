@@ -22,6 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
             **detector_options(arguments),
         )
         detector.limits = ImageLimits(arguments.max_pixels, arguments.accept_damage)
+        detector.upright = arguments.orientation == "upright"
         report = detect(
             detector,
             arguments.images,

@@ -14,10 +14,12 @@ from mdssd.evaluation.evaluate import find_all, write_result
 from mdssd.evaluation.result import measure
 from mdssd.evaluation.submission import check_submission, write_submission
 from mdssd.metrics import similar_labels
+from mdssd.names import ORIENTATIONS
 from mdssd.system import distributed
 from mdssd.system.files import writable_folder
 from mdssd.system.memory import keep_memory
 from mdssd.system.text import some
+from mdssd.weights.checkpoint_json import find_checkpoint, read_meta
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -73,8 +75,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _open(arguments: argparse.Namespace, detector: Detector) -> DetectionDataset:
+    options = dict(vars(arguments))
+    if "orientation" not in options:
+        options |= _orientation_of_run(arguments.checkpoint)
     dataset = open_data(
-        vars(arguments),
+        options,
         train=False,
         input_size=detector.input_size,
         # A test set without annotations does not say which classes it has.
@@ -90,6 +95,20 @@ def _open(arguments: argparse.Namespace, detector: Detector) -> DetectionDataset
             )
         check_submission(dataset)
     return dataset
+
+
+def _orientation_of_run(checkpoint: str) -> dict[str, str]:
+    """Return the option --orientation that the checkpoint's run was trained with, if it had one.
+
+    Data that need it for training need it for evaluation: without it the boxes would lie elsewhere.
+    """
+    training = read_meta(find_checkpoint(checkpoint)).get("training") or {}
+    known = training.get("arguments", {}).get("orientation")
+    if known not in ORIENTATIONS:
+        return {}
+    if distributed.is_main():
+        print(f"orientation: {known}, as in training (--orientation chooses another)")
+    return {"orientation": known}
 
 
 def _check_scenes(scenes: DetectionDataset, detector: Detector) -> None:

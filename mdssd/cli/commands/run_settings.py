@@ -38,6 +38,7 @@ _DATA_OPTIONS = (
     "eval_every",
     "allow_faults",
     "max_pixels",
+    "orientation",
 )
 
 

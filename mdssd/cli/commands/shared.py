@@ -86,6 +86,7 @@ def open_data(
         unlabelled=unlabelled,
         faults=found,
         limits=limits,
+        orientation=options.get("orientation") or "auto",
     )
     if faults is not None:
         return dataset

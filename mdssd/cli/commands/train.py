@@ -112,6 +112,7 @@ def _open_both(settings: RunSettings) -> tuple[DetectionDataset, DetectionDatase
         "image_dir": data.get("eval_image_dir", image_dir),
         "allow_faults": data.get("allow_faults"),
         "max_pixels": data.get("max_pixels"),
+        "orientation": data.get("orientation"),
     }
     return dataset, open_data(eval_options, train=False, input_size=size, classes=dataset.classes)
 

@@ -11,6 +11,7 @@ from mdssd.cli.options.shared import (
     add_machine_options,
     add_runtime_options,
 )
+from mdssd.names import ORIENTATIONS
 
 DESCRIPTION = """Find the objects in images. The folder --out receives detections.json with their
 boxes in pixels, and a copy of each image with the boxes drawn. Images that cannot be read are
@@ -116,4 +117,10 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         "--accept-damage",
         action="store_true",
         help="detect in JPEG files of which a part is missing or damaged (default: refuse them)",
+    )
+    parser.add_argument(
+        "--orientation",
+        choices=ORIENTATIONS[1:],
+        default=ORIENTATIONS[1],
+        help="take images turned upright as their EXIF data say (default), or as they are stored",
     )

@@ -6,7 +6,7 @@ import argparse
 from typing import Any, TypeAlias
 
 from mdssd.cli import values
-from mdssd.names import BACKENDS, DTYPES, RUNTIMES
+from mdssd.names import BACKENDS, DTYPES, ORIENTATIONS, RUNTIMES
 
 Verbs: TypeAlias = "argparse._SubParsersAction[Any]"
 Group: TypeAlias = argparse._ArgumentGroup
@@ -38,6 +38,13 @@ def add_data_rules(parser: argparse.ArgumentParser | Group) -> None:
         default=argparse.SUPPRESS,
         metavar="N",
         help="refuse images of more than N pixels (default 100,000,000)",
+    )
+    parser.add_argument(
+        "--orientation",
+        choices=ORIENTATIONS,
+        default=argparse.SUPPRESS,
+        help="where EXIF turns an image, the boxes refer to the image turned upright or as stored "
+        "(default auto: what the stated size tells, or the habit of the format)",
     )
 
 
