@@ -16,7 +16,7 @@ MODELS = (
 # Sets of prior sizes. SSD has the first two; "paper" and "small" exist for MDSSD only.
 SSD_PRIOR_SCALES = ("voc", "coco")
 PRIOR_SCALES = (*SSD_PRIOR_SCALES, "paper", "small")
-# `mdssd train` chooses among the sets above by the boxes of the data.
+# `mdssd train` fits the sizes to the boxes of the data.
 AUTO_PRIORS = "auto"
 # The parts of a model that training can leave unchanged.
 FREEZABLE = ("base", "batch-norm")

@@ -224,7 +224,8 @@ class DataCheck:
             if best > own + _WORTH_IT:
                 lines.append(
                     f"--prior-scales {name} of `mdssd train` sets the priors that reach {best:.1%} "
-                    f"of the boxes instead of {own:.1%}; without the option it chooses by itself"
+                    f"of the boxes instead of {own:.1%}; without the option it fits the priors to "
+                    "the boxes"
                 )
         return lines
 

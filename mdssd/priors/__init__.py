@@ -8,14 +8,17 @@ from mdssd.priors.boxes import (
     mdssd_prior_layers,
     ssd_prior_layers,
 )
+from mdssd.priors.fit import best_of_sizes, fit_priors
 from mdssd.priors.sizes import Sizes, check_sizes, scales_name, with_sizes
 
 __all__ = [
     "PriorLayer",
     "Sizes",
     "best_iou",
+    "best_of_sizes",
     "check_sizes",
     "dssd_prior_layers",
+    "fit_priors",
     "make_priors",
     "mdssd_prior_layers",
     "scales_name",

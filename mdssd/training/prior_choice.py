@@ -1,4 +1,4 @@
-"""Choosing the sizes of the priors by the boxes of the training data."""
+"""Fitting the priors of a model to the boxes of the training data."""
 
 from __future__ import annotations
 
@@ -12,71 +12,94 @@ from numpy.typing import NDArray
 from mdssd.data import DataError, DetectionDataset
 from mdssd.data.images import read_header
 from mdssd.models.build import build
-from mdssd.priors import best_iou
+from mdssd.priors import Sizes, best_iou, fit_priors, scales_name
 
-# From the largest priors to the smallest. "paper" has only larger ones than any of these.
-CANDIDATES = ("voc", "coco", "small")
+# The fit starts from these priors if the model has them, or else from its own default.
+START = "coco"
 # A box of a smaller IoU is matched to a single prior and hardly learnt.
 IOU = 0.5
-# Smaller priors that reach no more than half a percent of the boxes in addition are not worth it:
-# they take the place of larger ones.
-MARGIN = 0.005
-# Larger data sets are represented by this many of their images and boxes, evenly spaced.
-_IMAGES, _BOXES = 2000, 5000
+# How much larger the crops of training show an object; `mdssd train` crops to 0.7 of the side.
+ENLARGED = 1 / 0.7
+# Larger data sets are represented by this many of their images, evenly spaced.
+_IMAGES = 2000
 
 
 class PriorChoice(NamedTuple):
-    """A set of prior sizes, and for each set the share of the boxes that it reaches (0 to 1).
+    """Sizes of priors, and for these and others the share of the boxes they reach (0 to 1).
 
     Example:
         >>> from mdssd.training.prior_choice import PriorChoice
-        >>> print(PriorChoice("coco", {"voc": 0.76, "coco": 0.994, "small": 0.981}))
-        coco, which reach 99.4% of the boxes with an IoU of 0.5 (voc 76.0%, small 98.1%)
+        >>> print(PriorChoice((((15, 16), (22, 9)),), {"coco": 0.697, "fitted": 0.998}))
+        fitted, which reach 99.8% of the boxes with an IoU of 0.5 (coco 69.7%)
     """
 
-    scales: str
+    scales: str | Sizes
     shares: dict[str, float]
 
     def __str__(self) -> str:
         text = {name: f"{share:.1%}" for name, share in self.shares.items()}
-        chosen = f"{self.scales}, which reach {text.pop(self.scales)} of the boxes with an IoU of "
+        name = scales_name(self.scales)
+        chosen = f"{name}, which reach {text.pop(name)} of the boxes with an IoU of {IOU}"
         others = ", ".join(f"{name} {share}" for name, share in text.items())
-        return f"{chosen}{IOU}" + (f" ({others})" if others else "")
+        return chosen + (f" ({others})" if others else "")
 
 
 def choose_priors(
-    dataset: DetectionDataset, config: Mapping[str, Any], device: str = "cpu"
+    dataset: DetectionDataset,
+    config: Mapping[str, Any],
+    device: str = "cpu",
+    *,
+    turned: bool = False,
 ) -> PriorChoice:
-    """Choose the largest priors of a model that reach nearly as many boxes as any others.
+    """Fit the priors of a model to a data set; see `mdssd.priors.fit_priors`.
 
-    A box is reached if a prior has an IoU of at least 0.5 with it in the network's input, without
-    augmentation. Crowds do not count.
+    Boxes are those of the network's input, as the images have them and up to 1.43 times larger, as
+    crops show them. Crowds do not count.
 
     Args:
         dataset: the data to train on.
         config: the model, as `build` takes it. Its prior_scales and its width do not matter.
-        device: where to compute.
+        device: where to compute the shares.
+        turned: whether training turns images by quarters.
+
+    Returns:
+        The sizes, and the share of the boxes that these and the priors to start from reach, without
+        augmentation. Without any box the priors to start from are chosen.
 
     Example:
         >>> from mdssd.data import SyntheticScenes
         >>> from mdssd.training.prior_choice import choose_priors
-        >>> choose_priors(SyntheticScenes(4), {"model": "mdssd300"}).scales
-        'small'
+        >>> choice = choose_priors(SyntheticScenes(4), {"model": "mdssd300"})
+        >>> [len(of_map) for of_map in choice.scales], choice.shares["fitted"] > 0.95
+        ([4, 4, 6, 6, 6, 4, 4], True)
     """
-    boxes_xyxy = _relative_boxes(dataset)
-    shares = {}
-    for scales in CANDIDATES:
-        with suppress(ValueError):  # this model does not have them
-            model = build({**config, "prior_scales": scales, "num_classes": 2, "width": 0.01})
-            iou = best_iou(boxes_xyxy, model.priors.to(device))
-            shares[scales] = float((iou >= IOU).mean()) if len(iou) else 0.0
-    most = max(shares.values())
-    return PriorChoice(next(s for s in shares if shares[s] >= most - MARGIN), shares)
+    boxes_xyxy, labels = _relative_boxes(dataset)
+    config = {**config, "num_classes": 2, "width": 0.01}
+    config.pop("prior_scales", None)
+    model = build(config)
+    name: Any = model.options.prior_scales
+    with suppress(ValueError):  # this model does not have them
+        model = build({**config, "prior_scales": START})
+        name = START
+    if not len(boxes_xyxy):
+        return PriorChoice(name, {name: 0.0})
+    layers = type(model).prior_layers(model.input_size, name)
+    sizes = fit_priors(
+        boxes_xyxy, layers, model.input_size, labels=labels, enlarged=ENLARGED, turned=turned
+    )
+    fitted = build({**config, "prior_scales": sizes})
+    shares = {
+        each: float((best_iou(boxes_xyxy, priors.to(device)) >= IOU).mean())
+        for each, priors in ((name, model.priors), (scales_name(sizes), fitted.priors))
+    }
+    return PriorChoice(sizes, shares)
 
 
-def _relative_boxes(dataset: DetectionDataset) -> NDArray[np.float64]:
-    """Return boxes [M, 4] of the data set, xyxy in 0-1, clipped to the image."""
-    parts = [np.zeros((0, 4))]
+def _relative_boxes(
+    dataset: DetectionDataset,
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return boxes [M, 4] of the data set, xyxy in 0-1, clipped to the image, and labels [M]."""
+    boxes, labels = [np.zeros((0, 4))], [np.zeros(0, np.int64)]
     for index in range(0, len(dataset), max(1, len(dataset) // _IMAGES)):
         path = dataset.image_path(index)
         if path is None:
@@ -89,6 +112,6 @@ def _relative_boxes(dataset: DetectionDataset) -> NDArray[np.float64]:
             except DataError:
                 continue  # the check of the images names it
         boxes_xyxy = sample.boxes_xyxy[~sample.crowd].astype(np.float64)
-        parts.append((boxes_xyxy / (width, height, width, height)).clip(0, 1))
-    boxes_xyxy = np.concatenate(parts)
-    return boxes_xyxy[:: max(1, len(boxes_xyxy) // _BOXES)]
+        boxes.append((boxes_xyxy / (width, height, width, height)).clip(0, 1))
+        labels.append(sample.labels[~sample.crowd])
+    return np.concatenate(boxes), np.concatenate(labels)

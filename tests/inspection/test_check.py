@@ -214,9 +214,9 @@ def test_the_option_that_sets_better_priors_is_named(tmp_path, capsys):
     root = voc(tmp_path / "v", {"a": [("cat", 150, 150, 160, 160)]})
     _, out, _ = run(capsys, "data", "check", root, "--prior-scales", "voc")
     assert "--prior-scales small of `mdssd train` sets the priors that reach 100.0%" in out
-    for options in (["--prior-scales", "small"], []):  # without the option, those of training
+    for options, name in ((["--prior-scales", "small"], "small"), ([], "fitted")):
         _, out, _ = run(capsys, "data", "check", root, *options)
-        assert "priors of mdssd300 (small)" in out and "--prior-scales" not in out
+        assert f"priors of mdssd300 ({name})" in out and "--prior-scales" not in out
 
 
 def test_turned_photographs_and_their_boxes(tmp_path):
@@ -274,7 +274,7 @@ def test_images_in_two_splits_by_name_and_by_content(tmp_path, capsys):
 def test_plots_and_json_of_generated_scenes(tmp_path, capsys):
     out = tmp_path / "new" / "folder"
     status, text, _ = run(capsys, "data", "check", "--scenes", 3, "--out", out, "--model", "ssd512")
-    assert status == 0 and "3 images of 512 x 512" in text and "priors of ssd512 (coco)" in text
+    assert status == 0 and "3 images of 512 x 512" in text and "priors of ssd512 (fitted)" in text
     assert sorted(p.name for p in out.iterdir()) == ["check.json", "recall.png", "sizes.png"]
     for name in ("recall.png", "sizes.png"):
         pixels = cv2.imread(str(out / name))
@@ -365,9 +365,10 @@ def test_each_model_is_compared_by_its_own_priors(tmp_path, capsys):
     root = voc(tmp_path / "v", {"a": [("cat", 20, 20, 80, 80)]})
     for model, priors in [
         ("ssd513", "ssd513 (coco): 20.5, 32.4, 51.3"),
-        ("mdssd300", "mdssd300 (voc): 30, 42.4, 60"),
+        ("mdssd300", "mdssd300 (coco): 21, 30.7, 45"),
     ]:
-        status, out, err = run(capsys, "data", "check", root, "--model", model)
+        options = ["--model", model, "--prior-scales", "coco"]
+        status, out, err = run(capsys, "data", "check", root, *options)
         assert status == 0 and f"priors of {priors}" in out, err
 
 
@@ -383,7 +384,8 @@ def test_recall_with_the_other_scales_of_the_model(tmp_path, capsys):
         options = ["--model", model, "--prior-scales", scales]
         _, out, err = run(capsys, "data", "check", root, *options)
         assert f"recall of all boxes with other priors: {line}\n" in out, err
-    assert "other priors" not in run(capsys, "data", "check", root, "--model", "ssd321")[1]
+    options = ["--model", "ssd321", "--prior-scales", "voc"]
+    assert "other priors" not in run(capsys, "data", "check", root, *options)[1]
     assert check(root).to_dict()["other_recall"] == {}
 
 

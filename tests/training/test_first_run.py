@@ -11,7 +11,7 @@ from mdssd.cli import main
 from mdssd.cli.commands.run_settings import run_settings
 from mdssd.data import DetectionDataset, Sample, SyntheticScenes
 from mdssd.data.voc_writer import write_voc
-from mdssd.models import MEAN_RGB
+from mdssd.models import MEAN_RGB, build
 from mdssd.training.prior_choice import choose_priors
 from mdssd.weights.checkpoint import save_checkpoint
 from mdssd.weights.checkpoint_json import read_meta
@@ -118,28 +118,31 @@ class Squares(DetectionDataset):
 
 
 @pytest.mark.parametrize(
-    ("model", "sides", "scales"),
+    ("model", "start", "per_cell"),
     [
-        ("mdssd300", [60] * 9, "voc"),
-        ("mdssd300", [21] * 9, "coco"),
-        ("mdssd300", [10] * 9, "small"),
-        ("ssd300", [21] * 9, "coco"),
-        ("ssd300", [10] * 9, "voc"),  # no set reaches them: the largest priors
-        ("dssd321", [21] * 9, "voc"),  # it has no other set
-        # One box of 400 is no reason for smaller priors, and three of 400 are.
-        ("mdssd300", [60] * 399 + [21], "voc"),
-        ("mdssd300", [60] * 397 + [21] * 3, "coco"),
-        ("mdssd300", [], "voc"),
+        ("mdssd300", "coco", [4, 4, 6, 6, 6, 4, 4]),
+        ("ssd300", "coco", [4, 6, 6, 6, 4, 4]),
+        ("dssd321", "voc", [8, 8, 8, 8, 8, 8]),  # it has no others
     ],
 )
-def test_priors_are_the_largest_that_reach_the_boxes(model, sides, scales):
-    assert choose_priors(Squares(sides), {"model": model}).scales == scales
+def test_priors_are_fitted_to_the_boxes(model, start, per_cell):
+    choice = choose_priors(Squares([14] * 99), {"model": model})
+    assert [len(of_map) for of_map in choice.scales] == per_cell
+    assert list(choice.shares) == [start, "fitted"]
+    assert choice.shares[start] < 0.5 and choice.shares["fitted"] > 0.85
+    named = build({"model": model, "prior_scales": start, "width": 0.01})
+    fitted = build({"model": model, "prior_scales": choice.scales, "width": 0.01})
+    assert len(fitted.priors) == len(named.priors)
 
 
-def test_choice_says_the_share_of_each_set():
+def test_priors_of_no_box_are_those_to_start_from():
+    assert choose_priors(Squares([]), {"model": "mdssd300"}).scales == "coco"
+
+
+def test_choice_says_what_the_priors_reach():
     choice = choose_priors(Squares([60] * 3 + [10]), {"model": "mdssd300"})
-    assert choice.shares == {"voc": 0.75, "coco": 0.75, "small": 1.0}
-    text = "small, which reach 100.0% of the boxes with an IoU of 0.5 (voc 75.0%, coco 75.0%)"
+    assert choice.shares == {"coco": 0.75, "fitted": 1.0}
+    text = "fitted, which reach 100.0% of the boxes with an IoU of 0.5 (coco 75.0%)"
     assert str(choice) == text
 
 
@@ -153,11 +156,18 @@ def test_first_lines_say_what_will_happen_and_the_checkpoint_has_the_choice(caps
     assert status == 0
     lines = text.splitlines()
     assert lines[0] == "device: cpu, 1 thread"
-    assert "priors: small, which reach " in text
+    assert "priors: fitted, which reach " in text
     assert "model: mdssd300, width 0.0625, with batch normalisation" in text
     assert f"run: starts in {out}, for 1 iteration in batches of 2 at a learning rate" in text
     assert f"Ctrl-C saves and stops; mdssd train --resume --out {out} then continues" in text
-    assert read_meta(out / "last.json")["model"]["prior_scales"] == "small"
+    sizes = read_meta(out / "last.json")["model"]["prior_scales"]
+    assert [len(of_map) for of_map in sizes] == [4, 4, 6, 6, 6, 4, 4]
+    # Resuming takes the sizes of the checkpoint, and fits none.
+    status, text, err = run(
+        capsys, "--resume", "--out", out, "--iterations", 2, "--prior-scales", "auto"
+    )
+    assert status == 0 and "priors: fitted, which" not in text, err
+    assert read_meta(out / "last.json")["model"]["prior_scales"] == sizes
 
 
 def test_resuming_a_finished_run_says_how_to_train_longer(capsys, tmp_path):

@@ -26,8 +26,8 @@ def describe_run(model: SingleShotDetector, settings: RunSettings, out_dir: Path
     start = "continues" if settings.before is not None else "starts"
     return (
         f"model: {model.name}, width {options.width:g}, {norm} batch normalisation, "
-        f"{parameters / 1e6:.1f} million parameters, {len(model.priors):,} priors of "
-        f"{scales_name(options.prior_scales)}\n"
+        f"{parameters / 1e6:.1f} million parameters, {len(model.priors):,} priors "
+        f"({scales_name(options.prior_scales)})\n"
         f"run: {start} in {out_dir}, for {_length(settings.recipe)} in batches of "
         f"{recipe.batch_size} at a learning rate of {recipe.lr:g}; --print-recipe shows all "
         "settings\n"

@@ -128,7 +128,10 @@ def _make_model(
 ) -> SingleShotDetector:
     config = {**settings.model, "num_classes": len(dataset.classes) + 1}
     if config.get("prior_scales") == AUTO_PRIORS:
-        choice = choose_priors(dataset, config, device) if distributed.is_main() else None
+        choice = None
+        if distributed.is_main():
+            turned = settings.recipe.get("turn", False)
+            choice = choose_priors(dataset, config, device, turned=turned)
         choice = distributed.from_main(choice)
         assert choice is not None
         config["prior_scales"] = choice.scales

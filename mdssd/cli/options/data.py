@@ -64,8 +64,8 @@ def _add_check(commands: Verbs) -> None:
         "--prior-scales",
         type=values.one_of((*PRIOR_SCALES, AUTO_PRIORS)),
         metavar="NAME",
-        help=f"set of prior sizes: {', '.join(PRIOR_SCALES)}, or {AUTO_PRIORS} (the default), the "
-        "set that `mdssd train` would choose",
+        help=f"set of prior sizes: {', '.join(PRIOR_SCALES)}, or {AUTO_PRIORS} (the default), "
+        "those that `mdssd train` would fit to the boxes",
     )
     parser.add_argument("--clip-priors", action="store_true", help="clip priors to the image")
     parser.add_argument(

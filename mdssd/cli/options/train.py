@@ -153,8 +153,8 @@ def _add_model_options(model: argparse._ArgumentGroup) -> None:
         "--prior-scales",
         type=values.one_of((*PRIOR_SCALES, AUTO_PRIORS)),
         metavar="NAME",
-        help=f"set of prior sizes: {', '.join(PRIOR_SCALES)}, or {AUTO_PRIORS} (the default), the "
-        "largest of voc, coco and small that reach nearly as many boxes of the data as any",
+        help=f"set of prior sizes: {', '.join(PRIOR_SCALES)}, or {AUTO_PRIORS} (the default), "
+        "which fits sizes and shapes to the boxes of the data",
     )
     model.add_argument("--clip-priors", action=ON_OFF, help="clip priors to the image")
     model.add_argument(
