@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mdssd import ops
-from mdssd.models.build import INPUT_SIZES
+from mdssd.models.build import input_size
 from mdssd.ops.reference.boxes import to_xyxy
 from mdssd.priors import make_priors, mdssd_prior_layers, ssd_prior_layers
 
@@ -20,7 +20,7 @@ from mdssd.priors import make_priors, mdssd_prior_layers, ssd_prior_layers
 @cache
 def priors(model: str) -> Tensor:
     """Return the priors [N, 4] cxcywh of "ssd300", "mdssd300", "ssd512" or "mdssd512"."""
-    size = INPUT_SIZES[model]
+    size = input_size(model)
     layers = mdssd_prior_layers if model.startswith("mdssd") else ssd_prior_layers
     return make_priors(layers(size), size)
 

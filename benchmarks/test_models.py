@@ -17,7 +17,7 @@ from benchmarks.machine import cpu_flags
 from benchmarks.peers import need, network
 from benchmarks.rows import contenders, params
 from mdssd import ops
-from mdssd.models.build import INPUT_SIZES
+from mdssd.models.build import input_size
 
 _CLASSES = 21
 _CANDIDATES = 1500  # scores above 0.01 in an image, as in a trained network
@@ -29,7 +29,7 @@ _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 def _images(name: str, batch: int) -> Tensor:
     """Return images [B, 3, S, S], channels-last, with the mean subtracted."""
     generator = torch.Generator().manual_seed(batch)
-    size = INPUT_SIZES[name]
+    size = input_size(name)
     images = 60 * torch.randn(batch, 3, size, size, generator=generator)
     return images.contiguous(memory_format=torch.channels_last)
 

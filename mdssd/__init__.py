@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from mdssd.detection.detector import Detector
     from mdssd.weights.pretrained import load_pretrained
     from mdssd.zoo import (
+        create,
         dssd321,
         dssd513,
         mdssd300,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Detector",
     "__version__",
+    "create",
     "dssd321",
     "dssd513",
     "load_pretrained",

@@ -1,6 +1,7 @@
 """The public constructors of the models.
 
-Each takes the options of `ModelOptions` and `init`. Their signatures, as `help` and
+`create` makes any model by its name, and the others make those of the papers. Each takes the
+options of `ModelOptions` and `init`. The signatures of the papers' models, as `help` and
 `inspect.signature` show them, are made from the fields of `ModelOptions`.
 """
 
@@ -10,8 +11,8 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from mdssd.models.base import Model
-from mdssd.models.build import default_options
+from mdssd.models.base import Model, SingleShotDetector
+from mdssd.models.build import default_options, network_of
 from mdssd.models.dssd import DSSD, ResNetSSD
 from mdssd.models.mdssd import MDSSD
 from mdssd.models.options import ModelOptions, OptionKeywords
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = [
+    "create",
     "dssd321",
     "dssd513",
     "mdssd300",
@@ -56,6 +58,41 @@ def _started(model: Model, init: Weights | None) -> Model:
     if init is not None:
         model.loaded = load_pretrained(model, init)
     return model
+
+
+def create(
+    name: str,
+    num_classes: int = 21,
+    *,
+    init: Weights | None = None,
+    **options: Unpack[OptionKeywords],
+) -> SingleShotDetector:
+    """Make the model of this name, which ends in the side of its input, as in "mdssd640".
+
+    Every network can have an input of 256 to 1024 pixels in steps of 32: "mdssd256" to "mdssd1024",
+    "ssd256" and so on, "dssd256", and "resnetssd256" for SSD on ResNet-101. Beside them there are
+    the models of the papers, such as "mdssd300". A larger input takes more time and memory, in
+    proportion to its area, and shows small objects with more pixels.
+
+    Args:
+        name: the name of the model.
+        num_classes: number of classes, including the background (class 0).
+        init: weights to start from, as `load_pretrained` takes them, also of a model with another
+            input: the tensors that both have are loaded. The model's `loaded` says which.
+        options: those of `mdssd300`, `ssd300` or `dssd321`, for the network in question.
+
+    Raises:
+        ValueError: there is no such model, an option is out of range, or `init` does not fit.
+
+    Example:
+        >>> import mdssd, torch
+        >>> model = mdssd.create("mdssd384", 3, width=0.0625)
+        >>> loc, logits = model(torch.zeros(1, 3, 384, 384))
+        >>> loc.shape, logits.shape
+        (torch.Size([1, 50656, 4]), torch.Size([1, 50656, 3]))
+    """
+    network, input_size = network_of(name, "create: name must be")
+    return _started(network.create(input_size, num_classes, **options), init)
 
 
 @_spelled_out

@@ -71,8 +71,9 @@ class Parser(argparse.ArgumentParser):
         choices = [str(choice).lower() for choice in action.choices]
         if isinstance(action, argparse._SubParsersAction):
             self.error(f"unknown command {value}" + _nearest(value, choices, everything=True))
+        hint = "; --input-size N gives it another input" if action.dest == "model" else ""
         raise argparse.ArgumentError(
-            action, f"expected one of {', '.join(choices)}; got {str(value)!r}"
+            action, f"expected one of {', '.join(choices)}; got {str(value)!r}{hint}"
         )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mdssd.names import INPUT_SIZES
 from mdssd.system.kinds import kind_of_file
 
 # Counts end in 32-bit fields of files and libraries.
@@ -70,6 +71,20 @@ share = decimal("a number above 0 and at most 1", lambda value: 0 < value <= 1)
 picture_scale = decimal("a number above 0, up to 100", lambda value: 0 < value <= 100)
 width = decimal("a number above 0 and at most 4", lambda value: 0 < value <= 4)
 expand = decimal("a number from 1 to 16", lambda value: 1 <= value <= 16)
+
+
+def input_size(text: str) -> int:
+    """A side of the network's input; whether the model can have it is found later."""
+    if re.fullmatch(r"\d{1,9}[xX,]\d{1,9}", text):
+        raise argparse.ArgumentTypeError(
+            f"expected one number, because the network's input is a square; got {text!r}"
+        )
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise argparse.ArgumentTypeError(
+            f"expected a multiple of {INPUT_SIZES.step} from {INPUT_SIZES[0]} to "
+            f"{INPUT_SIZES[-1]}, got {text!r}"
+        )
+    return int(text)
 
 
 def one_of(choices: Sequence[str]) -> Callable[[str], str]:

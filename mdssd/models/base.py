@@ -85,6 +85,8 @@ class SingleShotDetector(nn.Module):
 
     Attributes:
         name: the model's name, such as "ssd300".
+        paper_sizes: the sizes of the images in the papers of this network; beside them, it can have
+            those of `mdssd.names.INPUT_SIZES`.
         input_size: side S of the images, in pixels.
         options: the `ModelOptions` that the model was made with.
         num_classes: number of classes C, with the background (class 0).
@@ -102,20 +104,21 @@ class SingleShotDetector(nn.Module):
     """
 
     family: str
+    paper_sizes: tuple[int, ...]
     priors: Tensor
     frozen: tuple[str, ...] = ()
     loaded: Loaded | None = None
 
     def __init__(self, input_size: int, options: ModelOptions) -> None:
         super().__init__()
-        self.name = f"{self.family}{input_size}"
+        self.name = self.model_name(input_size)
         self.input_size = input_size
         self.options = options
         self.num_classes = options.num_classes
         layers = self.prior_layers(input_size, options.prior_scales)
         options.check(self.name)
         self.heads = nn.ModuleDict()
-        # Not strict: the smaller input size lacks the highest map.
+        # Not strict: small inputs lack the highest maps.
         for (source, full), layer in zip(self._channels(input_size).items(), layers, strict=False):
             self.heads[source] = self._make_head(
                 source, scaled(full, options.width), layer.per_cell
@@ -124,6 +127,17 @@ class SingleShotDetector(nn.Module):
             layers, input_size, clip=options.clip_priors, truncate_sizes=options.truncate_sizes
         )
         self.register_buffer("priors", priors, persistent=False)
+
+    @classmethod
+    def model_name(cls, input_size: int) -> str:
+        """Return the name of the model of this size.
+
+        Example:
+            >>> from mdssd.models import SSD
+            >>> SSD.model_name(640)
+            'ssd640'
+        """
+        return f"{cls.family}{input_size}"
 
     @classmethod
     def prior_layers(cls, input_size: int, prior_scales: str | Sizes) -> tuple[PriorLayer, ...]:
@@ -141,7 +155,7 @@ class SingleShotDetector(nn.Module):
             return cls._prior_layers(input_size, prior_scales)
         usual: Any = cls.default_options(input_size).prior_scales
         layers = cls._prior_layers(input_size, usual)
-        return with_sizes(f"{cls.family}{input_size}", layers, prior_scales)
+        return with_sizes(cls.model_name(input_size), layers, prior_scales)
 
     @staticmethod
     def _prior_layers(image_size: int, scales: str) -> tuple[PriorLayer, ...]:

@@ -9,24 +9,78 @@ from mdssd.models.dssd import DSSD, ResNetSSD
 from mdssd.models.mdssd import MDSSD
 from mdssd.models.options import ModelOptions
 from mdssd.models.ssd import SSD
+from mdssd.names import INPUT_SIZES, MODELS
+from mdssd.priors.maps import check_input_size
 
-_NETWORKS: dict[str, tuple[type[SingleShotDetector], int]] = {
-    "mdssd300": (MDSSD, 300),
-    "mdssd512": (MDSSD, 512),
-    "ssd300": (SSD, 300),
-    "ssd512": (SSD, 512),
-    "dssd321": (DSSD, 321),
-    "dssd513": (DSSD, 513),
-    "ssd321": (ResNetSSD, 321),
-    "ssd513": (ResNetSSD, 513),
+_NETWORKS: tuple[type[SingleShotDetector], ...] = (MDSSD, SSD, DSSD, ResNetSSD)
+_BY_NAME = {
+    network.model_name(size): (network, size)
+    for network in _NETWORKS
+    for size in (*network.paper_sizes, *INPUT_SIZES)
 }
-# The side of each model's images, in pixels.
-INPUT_SIZES = {name: size for name, (_, size) in _NETWORKS.items()}
 
 
-def default_options(model: str) -> ModelOptions:
+def network_of(model: Any, where: str = "model: expected") -> tuple[type[SingleShotDetector], int]:
+    """Return the class and the input size of the model of this name.
+
+    Args:
+        model: the name.
+        where: what the message about a wrong name begins with, up to what is expected.
+
+    Raises:
+        ValueError: there is no such model.
+
+    Example:
+        >>> from mdssd.models.build import network_of
+        >>> network_of("ssd640")
+        (<class 'mdssd.models.ssd.SSD'>, 640)
+    """
+    if not isinstance(model, str) or model not in _BY_NAME:
+        got = repr(model)
+        got = got if len(got) <= 60 else f"{got[:57]}..."
+        raise ValueError(
+            f"{where} one of {', '.join(MODELS)}, or such a name with another input size, "
+            f"as in mdssd640 ({INPUT_SIZES[0]} to {INPUT_SIZES[-1]} in steps of "
+            f"{INPUT_SIZES.step}); got {got}"
+        )
+    return _BY_NAME[model]
+
+
+def input_size(model: str) -> int:
+    """Return the side of the images of the model of this name, in pixels.
+
+    Raises:
+        ValueError: there is no such model.
+
+    Example:
+        >>> from mdssd.models.build import input_size
+        >>> input_size("mdssd640")
+        640
+    """
+    return network_of(model)[1]
+
+
+def with_input_size(model: str, size: int | None) -> str:
+    """Return the name of the model with another input size; None leaves it as it is.
+
+    Raises:
+        ValueError: there is no such model, or it cannot have this size.
+
+    Example:
+        >>> from mdssd.models.build import with_input_size
+        >>> with_input_size("mdssd300", 640), with_input_size("ssd321", 640)
+        ('mdssd640', 'resnetssd640')
+    """
+    network, own = network_of(model)
+    if size is None or size == own:
+        return model
+    check_input_size("--input-size: expected", size, network.paper_sizes)
+    return network.model_name(size)
+
+
+def default_options(model: Any) -> ModelOptions:
     """The options that the model of this name has if none are given."""
-    network, size = _NETWORKS[model]
+    network, size = network_of(model)
     return network.default_options(size)
 
 
@@ -46,13 +100,10 @@ def build(config: Mapping[str, Any]) -> SingleShotDetector:
         >>> model.name, model.num_classes, model.options.prior_scales
         ('ssd300', 3, 'voc')
     """
-    name = config.get("model")
-    if not isinstance(name, str) or name not in _NETWORKS:
-        raise ValueError(f"build: config['model'] must be one of {list(_NETWORKS)}, got {name!r}")
+    network, size = network_of(config.get("model"), "build: config['model'] must be")
     options = {key: value for key, value in config.items() if key != "model"}
     known = tuple(field.name for field in fields(ModelOptions))
     unknown = sorted(set(options) - set(known), key=str)
     if unknown:
         raise ValueError(f"build: config keys must be 'model' and {known}, got {unknown}")
-    network, size = _NETWORKS[name]
     return network.create(size, **options)

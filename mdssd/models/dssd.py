@@ -1,8 +1,10 @@
-"""DSSD321 and DSSD513 (Fu et al., 2017), and SSD321 and SSD513, on ResNet-101.
+"""DSSD (Fu et al., 2017), and SSD, on ResNet-101.
 
-Details that the paper does not state follow its code. Convolutions before batch normalisation have
-no bias. A prediction module has four times as many output channels as inner channels, like the
-blocks of a ResNet: 1024, except for the first two of SSD513, which have 512 and 2048.
+The paper has inputs of 321 and 513; `mdssd.priors.maps` has the rule for the maps of others, whose
+networks are built like those of 321. Details that the paper does not state follow its code.
+Convolutions before batch normalisation have no bias. A prediction module has four times as many
+output channels as inner channels, like the blocks of a ResNet: 1024, except for the first two of
+SSD513, which have 512 and 2048.
 """
 
 from torch import Tensor, nn
@@ -12,8 +14,9 @@ from mdssd.models.options import ModelOptions
 from mdssd.models.resnet import Bottleneck, ExtraBlocks, ResNet101, conv_bn
 from mdssd.models.vgg import scaled
 from mdssd.priors import dssd_prior_layers
+from mdssd.priors.maps import RESNET_PAPER_SIZES, resnet_extra_layers
 
-# The maps of the base network, low to high, and their channels; res10 exists for 513 only.
+# The maps of the base network, low to high, and their channels; small inputs lack the last ones.
 _CHANNELS = {
     "res3b3": 512,
     "res5c": 2048,
@@ -22,11 +25,7 @@ _CHANNELS = {
     "res8": 1024,
     "res9": 1024,
     "res10": 1024,
-}
-# Kernel and stride of each deconvolution, top to bottom.
-_DECONVOLUTIONS = {
-    321: ((3, 1), (3, 1), (2, 2), (2, 2), (2, 2)),
-    513: ((2, 1), (2, 2), (2, 2), (2, 2), (2, 2), (2, 2)),
+    "res11": 1024,
 }
 # Inner channels of the prediction modules that do not have 256.
 _SSD513_INNER = {"res3b3": 128, "res5c": 512}
@@ -36,8 +35,9 @@ class ResNetSSD(SingleShotDetector):
     """SSD on ResNet-101: predicts from res3b3, res5c and the extra blocks.
 
     A residual block ("prediction module") precedes each head. The maps have sizes 40, 20, 10, 5, 3,
-    1 for an input of 321 (17080 priors), and 64, 32, 16, 8, 4, 2, 1 for 513 (43688). `mdssd.ssd321`
-    and `mdssd.ssd513` make it.
+    1 for an input of 321 (17080 priors), and 64, 32, 16, 8, 4, 2, 1 for 513 (43688).
+    `mdssd.ssd321`, `mdssd.ssd513` and `mdssd.create` make it. For another input its name begins
+    with "resnetssd", as in "resnetssd640", because "ssd640" is the `SSD` on VGG16.
 
     Example:
         >>> from mdssd.models import ModelOptions, ResNetSSD
@@ -45,7 +45,8 @@ class ResNetSSD(SingleShotDetector):
         torch.Size([17080, 4])
     """
 
-    family = "ssd"
+    family = "resnetssd"
+    paper_sizes = RESNET_PAPER_SIZES
 
     _prior_layers = staticmethod(dssd_prior_layers)
 
@@ -64,6 +65,11 @@ class ResNetSSD(SingleShotDetector):
                 channels, scaled(inner, width), scaled(4 * inner, width)
             )
         self._init_weights()
+
+    @classmethod
+    def model_name(cls, input_size: int) -> str:
+        family = "ssd" if input_size in cls.paper_sizes else cls.family
+        return f"{family}{input_size}"
 
     @classmethod
     def default_options(cls, input_size: int) -> ModelOptions:
@@ -139,7 +145,8 @@ class DSSD(ResNetSSD):
     """DSSD: `ResNetSSD` with a top-down path from the highest map to res3b3.
 
     A `DeconvolutionModule` combines each map, except the highest, with the result above it. Sizes
-    and priors are those of `ResNetSSD`. `mdssd.dssd321` and `mdssd.dssd513` make it.
+    and priors are those of `ResNetSSD`. `mdssd.dssd321`, `mdssd.dssd513` and `mdssd.create` make
+    it.
 
     Example:
         >>> from mdssd.models import DSSD, ModelOptions
@@ -148,6 +155,10 @@ class DSSD(ResNetSSD):
     """
 
     family = "dssd"
+
+    @classmethod
+    def model_name(cls, input_size: int) -> str:
+        return f"{cls.family}{input_size}"
 
     @staticmethod
     def _inner(input_size: int, source: str) -> int:
@@ -158,8 +169,13 @@ class DSSD(ResNetSSD):
         *lower, deep = channels
         out_channels = [deep]
         self.deconv = nn.ModuleDict()  # top to bottom
+        # Each undoes the layer that made the map above. Of a single cell the stride has no meaning,
+        # and is the paper's: 1.
+        layers = resnet_extra_layers(self.input_size)
+        reverse = [(layer.kernel, layer.stride) for layer in layers[::-1]] + [(2, 2)]
+        reverse[0] = (reverse[0][0], 1)
         for source, lateral, (kernel, stride) in zip(
-            list(self.heads)[-2::-1], lower[::-1], _DECONVOLUTIONS[self.input_size], strict=True
+            list(self.heads)[-2::-1], lower[::-1], reverse, strict=True
         ):
             self.deconv[source] = DeconvolutionModule(lateral, deep, out, kernel, stride)
             deep = out
@@ -167,7 +183,7 @@ class DSSD(ResNetSSD):
         return out_channels[::-1]
 
     def _make_head(self, source: str, channels: int, per_cell: int) -> PredictionHead:
-        if self.input_size == 321:
+        if self.input_size != 513:
             return super()._make_head(source, channels, per_cell)
         hidden, kernel = scaled(512, self.options.width), _head_kernel(source)
         return DeepPredictionHead(channels, hidden, per_cell, self.num_classes, kernel)

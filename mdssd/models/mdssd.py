@@ -1,4 +1,4 @@
-"""MDSSD300 and MDSSD512: SSD whose low maps are fused with deconvolved high maps (Xu et al.)."""
+"""MDSSD: SSD whose low maps are fused with deconvolved high maps (Xu et al.)."""
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +8,7 @@ from mdssd.models.base import SingleShotDetector
 from mdssd.models.options import ModelOptions
 from mdssd.models.vgg import VGG16, ExtraLayers, conv_block, scaled
 from mdssd.priors import mdssd_prior_layers
+from mdssd.priors.maps import VGG_PAPER_SIZES, deconvolution
 
 _CHANNELS = {
     "module1": 256,
@@ -18,10 +19,8 @@ _CHANNELS = {
     "conv10_2": 256,
     "conv11_2": 256,
     "conv12_2": 256,
+    "conv13_2": 256,
 }
-# Kernel and padding of the last deconvolution of modules 1 to 3. For 300, the kernels are the
-# paper's, and the padding makes 40 -> 75, 20 -> 38 and 12 -> 19.
-_LAST_DECONV = {300: ((3, 3), (2, 1), (3, 3)), 512: ((2, 0), (2, 0), (2, 0))}
 # Initial L2Norm scales of the low and the high map before batch normalisation, where only their
 # ratio matters. If both were 20, gradients would hardly change the ratio, and half of the sum would
 # remain a high map that is still noise. The high map therefore starts small and can grow, as in
@@ -82,7 +81,11 @@ class MDSSD(SingleShotDetector):
 
     Module 1 fuses conv3_3 and conv8_2, Module 2 conv4_3 and conv9_2, Module 3 conv7 and conv10_2.
     The maps have sizes 75, 38, 19, 10, 5, 3, 1 for an input of 300 (31232 priors), and 128, 64, 32,
-    16, 8, 4, 2, 1 for 512 (90100). `mdssd.mdssd300` and `mdssd.mdssd512` make it.
+    16, 8, 4, 2, 1 for 512 (90100); `mdssd.priors.maps` has the rule for other inputs.
+    `mdssd.mdssd300`, `mdssd.mdssd512` and `mdssd.create` make it.
+
+    The last deconvolution of a module makes four times its high map as large as its low map: for
+    300, 40 -> 75, 20 -> 38 and 12 -> 19, with the kernels that the paper states.
 
     Example:
         >>> from mdssd.models import MDSSD, ModelOptions
@@ -91,6 +94,7 @@ class MDSSD(SingleShotDetector):
     """
 
     family = "mdssd"
+    paper_sizes = VGG_PAPER_SIZES
 
     _prior_layers = staticmethod(mdssd_prior_layers)
 
@@ -100,7 +104,10 @@ class MDSSD(SingleShotDetector):
         self.trunk = VGG16(width, batch_norm)
         self.extras = ExtraLayers(input_size, width, batch_norm)
         c256, c512, c1024 = (scaled(c, width) for c in (256, 512, 1024))
-        last1, last2, last3 = _LAST_DECONV[input_size]
+        sizes = [layer.size for layer in self.prior_layers(input_size, options.prior_scales)]
+        last1, last2, last3 = (
+            deconvolution(4 * high, low) for low, high in zip(sizes[:3], sizes[3:6], strict=True)
+        )
         self.module1 = FusionModule(c256, c512, c256, c256, *last1, batch_norm)
         self.module2 = FusionModule(c512, c256, c256, c512, *last2, batch_norm)
         self.module3 = FusionModule(c1024, c256, c512, c1024, *last3, batch_norm)

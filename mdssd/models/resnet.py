@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mdssd.models.vgg import scaled
+from mdssd.priors.maps import resnet_extra_layers
 
 # Of batch normalisation, as in Caffe; PyTorch's default is 1e-5.
 _EPS = 1e-3
@@ -105,18 +106,16 @@ class ResNet101(nn.Module):
 
 
 class ExtraBlocks(nn.Module):
-    """DSSD's residual blocks above res5c: res6 to res9, and res10 for 513; 1024 channels each.
+    """DSSD's residual blocks above res5c: res6 and up, until the map has a single cell.
 
     res5c of size 20 becomes maps of sizes 10, 5, 3, 1; res5c of size 32 becomes 16, 8, 4, 2, 1.
+    `resnet_extra_layers` has the rule. All have 1024 channels.
     """
 
     def __init__(self, input_size: int, width: float = 1.0) -> None:
         super().__init__()
-        halving = (2, 2)
-        # (kernel, stride) of res6 and up.
-        blocks = [halving] * 5 if input_size == 513 else [halving, halving, (3, 1), (3, 1)]
         in_channels, out = scaled(2048, width), scaled(1024, width)
-        for n, (kernel, stride) in enumerate(blocks, start=6):
+        for n, (kernel, stride, _) in enumerate(resnet_extra_layers(input_size), start=6):
             block = Bottleneck(in_channels, scaled(256, width), out, kernel=kernel, stride=stride)
             self.add_module(f"res{n}", block)
             in_channels = out

@@ -1,4 +1,4 @@
-"""SSD300 and SSD512 on VGG16 (Liu et al., 2016)."""
+"""SSD on VGG16 (Liu et al., 2016)."""
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +8,7 @@ from mdssd.models.base import SingleShotDetector
 from mdssd.models.options import ModelOptions
 from mdssd.models.vgg import VGG16, ExtraLayers, scaled
 from mdssd.priors import ssd_prior_layers
+from mdssd.priors.maps import VGG_PAPER_SIZES
 
 _CHANNELS = {
     "conv4_3": 512,
@@ -17,6 +18,7 @@ _CHANNELS = {
     "conv10_2": 256,
     "conv11_2": 256,
     "conv12_2": 256,
+    "conv13_2": 256,
 }
 
 
@@ -24,7 +26,8 @@ class SSD(SingleShotDetector):
     """SSD: predicts from conv4_3 (L2-normalised), conv7 and the extra layers.
 
     The maps have sizes 38, 19, 10, 5, 3, 1 for an input of 300 (8732 priors), and 64, 32, 16, 8, 4,
-    2, 1 for 512 (24564). `mdssd.ssd300` and `mdssd.ssd512` make it.
+    2, 1 for 512 (24564); `mdssd.priors.maps` has the rule for other inputs. `mdssd.ssd300`,
+    `mdssd.ssd512` and `mdssd.create` make it.
 
     Example:
         >>> from mdssd.models import ModelOptions, SSD
@@ -33,6 +36,7 @@ class SSD(SingleShotDetector):
     """
 
     family = "ssd"
+    paper_sizes = VGG_PAPER_SIZES
 
     _prior_layers = staticmethod(ssd_prior_layers)
 

@@ -5,6 +5,8 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mdssd.priors.maps import vgg_extra_layers
+
 # The mean that SSD subtracts from the pixels, RGB in 0-255.
 MEAN_RGB = (123.0, 117.0, 104.0)
 
@@ -84,23 +86,17 @@ class VGG16(nn.Module):
 
 
 class ExtraLayers(nn.Module):
-    """SSD's layers above conv7: conv8_2, conv9_2, conv10_2, conv11_2, and conv12_2 for 512.
+    """SSD's layers above conv7: conv8_2, conv9_2 and so on, until the map has a single cell.
 
-    conv7 of size 19 becomes maps of sizes 10, 5, 3, 1; conv7 of size 32 becomes 16, 8, 4, 2, 1. The
-    first map has 512 channels, the others 256.
+    conv7 of size 19 becomes maps of sizes 10, 5, 3, 1; conv7 of size 32 becomes 16, 8, 4, 2, 1.
+    `vgg_extra_layers` has the rule. The first map has 512 channels, the others 256.
     """
 
     def __init__(self, input_size: int, width: float = 1.0, batch_norm: bool = False) -> None:
         super().__init__()
-        # (1x1 channels, channels, kernel, stride, padding) of conv8 and up.
-        halving = (128, 256, 3, 2, 1)
-        rest = [halving, (128, 256, 3, 1, 0), (128, 256, 3, 1, 0)]
-        if input_size == 512:
-            rest = [halving, halving, halving, (128, 256, 4, 1, 1)]
         in_channels = scaled(1024, width)
-        for n, (narrow, out, kernel, stride, padding) in enumerate(
-            [(256, 512, 3, 2, 1), *rest], start=8
-        ):
+        for n, (kernel, stride, padding) in enumerate(vgg_extra_layers(input_size), start=8):
+            narrow, out = (256, 512) if n == 8 else (128, 256)
             layers = nn.Sequential()
             layers.add_module(
                 f"conv{n}_1",

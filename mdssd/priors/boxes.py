@@ -12,49 +12,27 @@ from torch import Tensor
 from mdssd import ops
 from mdssd.names import PRIOR_SCALES, SSD_PRIOR_SCALES
 from mdssd.ops.reference.boxes import to_xyxy
+from mdssd.priors.maps import (
+    RESNET_PAPER_SIZES,
+    VGG_PAPER_SIZES,
+    Grid,
+    check_input_size,
+    resnet_grids,
+    vgg_grids,
+)
 
 _CHUNK = 64  # boxes at a time: with mdssd512's 90,100 priors, their IoU takes 23 MB
 
-# min_size of each layer in pixels, then max_size of the last layer. The max_size of any other layer
-# is the min_size of the next one.
-_SSD_SIZES: dict[tuple[int, str], tuple[float, ...]] = {
-    (300, "voc"): (30, 60, 111, 162, 213, 264, 315),
-    (300, "coco"): (21, 45, 99, 153, 207, 261, 315),
-    (512, "voc"): (35.84, 76.8, 153.6, 230.4, 307.2, 384, 460.8, 537.6),
-    (512, "coco"): (20.48, 51.2, 133.12, 215.04, 296.96, 378.88, 460.8, 542.72),
+# Sides of the squares of the first and the second map, in percent of the input, at the smaller and
+# at the larger of the two sizes of a paper; from SSD's code.
+_PERCENT: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {
+    "voc": ((10, 20), (7, 15)),
+    "coco": ((7, 15), (4, 10)),
 }
-_MAP_SIZES = {300: (38, 19, 10, 5, 3, 1), 512: (64, 32, 16, 8, 4, 2, 1)}
-_STEPS = {300: (8, 16, 32, 64, 100, 300), 512: (8, 16, 32, 64, 128, 256, 512)}
-_ASPECT_RATIOS: dict[int, tuple[tuple[float, ...], ...]] = {
-    300: ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,)),
-    512: ((2,), (2, 3), (2, 3), (2, 3), (2, 3), (2,), (2,)),
-}
-
-# The data set that the original code has sizes for, and the sizes as above.
-_DSSD_SIZES: dict[int, tuple[str, tuple[float, ...]]] = {
-    321: ("voc", (32.1, 64.2, 121.98, 179.76, 237.54, 295.32, 353.1)),
-    513: ("coco", (20.52, 51.3, 138.51, 225.72, 312.93, 400.14, 487.35, 574.56)),
-}
-# For each layer: cells in a row, step, centre of the first cell.
-_DSSD_GRIDS: dict[int, tuple[tuple[int, float, float], ...]] = {
-    321: (
-        (40, 8, 2.5),
-        (20, 16, 2.5),
-        (10, 32, 10.5),
-        (5, 64, 26.5),
-        (3, 64, 90.5),
-        (1, 321, 160.5),
-    ),
-    513: (
-        (64, 8, 2.5),
-        (32, 16, 2.5),
-        (16, 32, 10.5),
-        (8, 64, 26.5),
-        (4, 128, 58.5),
-        (2, 256, 122.5),
-        (1, 513, 256.5),
-    ),
-}
+# The largest square, in percent of the input, that the steps from map to map may reach.
+_SSD_LAST, _DSSD_LAST = 90, 95
+# The data set that the original code of DSSD has sizes for.
+_DSSD_SCALES = {321: "voc", 513: "coco"}
 
 
 @dataclass(frozen=True)
@@ -114,10 +92,16 @@ class PriorLayer:
 
 
 def ssd_prior_layers(image_size: int, scales: str = "voc") -> tuple[PriorLayer, ...]:
-    """Return the layers of SSD300 (8732 priors) or SSD512 (24564), conv4_3 first.
+    """Return the layers of SSD, conv4_3 first: 8732 priors for an input of 300, 24564 for 512.
+
+    `mdssd.priors.maps` has the maps of the other sizes. The squares of the first two maps lie on
+    the line through those of the papers, in pixels: of "coco" 21 and 45 for 300, 20.48 and 51.2 for
+    512, 20.2 and 54.9 for 640. So the smallest priors have about as many pixels in every input, and
+    a larger input reaches objects that are smaller in the photograph. From the second map on the
+    squares grow by even steps of whole percents of the input, to at most 90%, as in SSD's code.
 
     Args:
-        image_size: 300 or 512.
+        image_size: 300, or a multiple of 32 from 256 to 1024.
         scales: "voc" or "coco", for the sizes of the original code for that data set.
 
     Raises:
@@ -127,18 +111,21 @@ def ssd_prior_layers(image_size: int, scales: str = "voc") -> tuple[PriorLayer, 
         >>> from mdssd.priors import ssd_prior_layers
         >>> [layer.size for layer in ssd_prior_layers(300)]
         [38, 19, 10, 5, 3, 1]
+        >>> [round(layer.min_size, 1) for layer in ssd_prior_layers(640, "coco")]
+        [20.2, 54.9, 157.3, 259.7, 362.1, 464.5, 566.9]
     """
-    _check_image_size("ssd_prior_layers", image_size)
+    check_input_size("ssd_prior_layers: image_size must be", image_size, VGG_PAPER_SIZES)
     if scales not in SSD_PRIOR_SCALES:
         raise ValueError(
             f"ssd_prior_layers: prior_scales must be 'voc' or 'coco', got {scales!r}"
             + (f" ({scales!r} exists for MDSSD only)" if scales in PRIOR_SCALES else "")
         )
-    return _layers(image_size, _SSD_SIZES[image_size, scales])
+    grids = vgg_grids(image_size)
+    return _vgg_layers(grids, _squares(image_size, scales, len(grids), VGG_PAPER_SIZES, _SSD_LAST))
 
 
 def mdssd_prior_layers(image_size: int, scales: str = "voc") -> tuple[PriorLayer, ...]:
-    """Return the layers of MDSSD300 (31232 priors) or MDSSD512 (90100), Module 1 first.
+    """Return the layers of MDSSD, Module 1 first: 31232 priors for an input of 300, 90100 for 512.
 
     Modules 2 and 3 replace SSD's conv4_3 and conv7. Module 1 has Module 2's boxes on a map of twice
     the resolution, 4 pixels apart; with "small" it has boxes of half their size.
@@ -150,7 +137,7 @@ def mdssd_prior_layers(image_size: int, scales: str = "voc") -> tuple[PriorLayer
     smallest square is 60 pixels for an input of 300.
 
     Args:
-        image_size: 300 or 512.
+        image_size: 300, or a multiple of 32 from 256 to 1024.
         scales: "voc" or "coco" for SSD's sizes, or "paper". For small objects use "coco", whose
             smallest square is 21 pixels (20 for an input of 512). For objects of 8 to 14 pixels,
             which no box of "coco" overlaps by half, use "small", which is not in the paper: "coco"
@@ -164,19 +151,21 @@ def mdssd_prior_layers(image_size: int, scales: str = "voc") -> tuple[PriorLayer
         >>> [layer.size for layer in mdssd_prior_layers(300)]
         [75, 38, 19, 10, 5, 3, 1]
         >>> [mdssd_prior_layers(300, scales)[0].min_size for scales in ("voc", "coco", "small")]
-        [30, 21, 10.5]
+        [30.0, 21.0, 10.5]
     """
-    _check_image_size("mdssd_prior_layers", image_size)
+    check_input_size("mdssd_prior_layers: image_size must be", image_size, VGG_PAPER_SIZES)
     if scales not in PRIOR_SCALES:
         raise ValueError(
             f"mdssd_prior_layers: prior_scales must be one of {PRIOR_SCALES}, got {scales!r}"
         )
+    grids = vgg_grids(image_size)
     if scales == "paper":
-        last = len(_MAP_SIZES[image_size]) - 1
+        last = len(grids) - 1
         sizes = tuple(image_size * (0.2 + 0.7 * k / last) for k in range(last + 2))
     else:
-        sizes = _SSD_SIZES[image_size, "coco" if scales == "small" else scales]
-    layers = _layers(image_size, sizes)
+        like = "coco" if scales == "small" else scales
+        sizes = _squares(image_size, like, len(grids), VGG_PAPER_SIZES, _SSD_LAST)
+    layers = _vgg_layers(grids, sizes)
     min_size, max_size = layers[0].min_size, layers[0].max_size
     if scales == "small":
         min_size, max_size = min_size / 2, min_size
@@ -189,11 +178,13 @@ def dssd_prior_layers(image_size: int, scales: str) -> tuple[PriorLayer, ...]:
 
     There are 17080 priors for an input of 321 and 43688 for 513, with eight boxes in every cell.
     The first centres are those of the original code, whose maps do not cover the image evenly: the
-    first cell of res3b3 is centred at 2.5 pixels instead of 4.
+    first cell of res3b3 is centred at 2.5 pixels instead of 4. `mdssd.priors.maps` has the maps of
+    the other sizes, and the squares follow the rule of `ssd_prior_layers`, to at most 95%.
 
     Args:
-        image_size: 321 or 513.
-        scales: "voc" for 321 and "coco" for 513; the original code has no other sizes.
+        image_size: 321, 513, or a multiple of 32 from 256 to 1024.
+        scales: "voc" or "coco"; for 321 only "voc" and for 513 only "coco", because the original
+            code has no other sizes.
 
     Raises:
         ValueError: an argument has another value.
@@ -203,19 +194,19 @@ def dssd_prior_layers(image_size: int, scales: str) -> tuple[PriorLayer, ...]:
         >>> [layer.size for layer in dssd_prior_layers(321, "voc")]
         [40, 20, 10, 5, 3, 1]
     """
-    if image_size not in _DSSD_SIZES:
-        raise ValueError(f"dssd_prior_layers: image_size must be 321 or 513, got {image_size!r}")
-    name, sizes = _DSSD_SIZES[image_size]
-    if scales != name:
+    check_input_size("dssd_prior_layers: image_size must be", image_size, RESNET_PAPER_SIZES)
+    name = _DSSD_SCALES.get(image_size)
+    if scales not in SSD_PRIOR_SCALES if name is None else scales != name:
+        expected = "'voc' or 'coco'" if name is None else repr(name)
         raise ValueError(
-            f"dssd_prior_layers: prior_scales of an input of {image_size} must be {name!r}, "
+            f"dssd_prior_layers: prior_scales of an input of {image_size} must be {expected}, "
             f"got {scales!r}"
         )
+    grids = resnet_grids(image_size)
+    sizes = _squares(image_size, scales, len(grids), RESNET_PAPER_SIZES, _DSSD_LAST)
     return tuple(
-        PriorLayer(size, step, min_size, max_size, (1.6, 2, 3), first)
-        for (size, step, first), min_size, max_size in zip(
-            _DSSD_GRIDS[image_size], sizes[:-1], sizes[1:], strict=True
-        )
+        PriorLayer(grid.size, grid.step, min_size, max_size, (1.6, 2, 3), grid.first)
+        for grid, min_size, max_size in zip(grids, sizes[:-1], sizes[1:], strict=True)
     )
 
 
@@ -302,20 +293,33 @@ def best_iou(boxes_xyxy: NDArray[np.floating], priors_cxcywh: Tensor) -> NDArray
     return best.double().cpu().numpy()
 
 
-def _layers(image_size: int, sizes: Sequence[float]) -> tuple[PriorLayer, ...]:
+def _squares(
+    image_size: int, scales: str, maps: int, paper_sizes: tuple[int, int], last: int
+) -> tuple[float, ...]:
+    """Return min_size of each layer from conv4_3 or res3b3 on, then max_size of the last layer.
+
+    The max_size of any other layer is the min_size of the next one.
+    """
+    if image_size in paper_sizes:
+        first, second = _PERCENT[scales][paper_sizes.index(image_size)]
+    else:
+        small, large = paper_sizes
+        part = (image_size - small) / (large - small)
+        first, second = (
+            ((1 - part) * small * low + part * large * high) / image_size
+            for low, high in zip(*_PERCENT[scales], strict=True)
+        )
+    step = (last - second) // (maps - 2)
+    percents = (first, *(second + step * k for k in range(maps)))
+    return tuple(percent * image_size / 100 for percent in percents)
+
+
+def _vgg_layers(grids: Sequence[Grid], sizes: Sequence[float]) -> tuple[PriorLayer, ...]:
+    # The lowest and the two highest maps lack the ratio 3.
+    ratios = ((2,), *((2, 3),) * (len(grids) - 3), (2,), (2,))
     return tuple(
-        PriorLayer(size, step, min_size, max_size, ratios)
-        for size, step, min_size, max_size, ratios in zip(
-            _MAP_SIZES[image_size],
-            _STEPS[image_size],
-            sizes[:-1],
-            sizes[1:],
-            _ASPECT_RATIOS[image_size],
-            strict=True,
+        PriorLayer(grid.size, grid.step, min_size, max_size, ratio)
+        for grid, min_size, max_size, ratio in zip(
+            grids, sizes[:-1], sizes[1:], ratios, strict=True
         )
     )
-
-
-def _check_image_size(function: str, image_size: int) -> None:
-    if image_size not in _MAP_SIZES:
-        raise ValueError(f"{function}: image_size must be 300 or 512, got {image_size!r}")

@@ -16,9 +16,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from mdssd.models.build import default_options
+from mdssd.models.build import default_options, network_of
 from mdssd.models.options import ModelOptions
-from mdssd.names import AUTO_PRIORS, MODELS, PRIOR_SCALES
+from mdssd.names import AUTO_PRIORS, PRIOR_SCALES
 from mdssd.priors import check_sizes
 from mdssd.system.files import read_regular
 from mdssd.training.settings import Recipe, shown
@@ -102,7 +102,9 @@ def _check_values(where: str, settings: Mapping[str, Any]) -> None:
     for key, value in settings.items():
         if isinstance(value, int) and abs(value) >= 2**63:  # as TOML itself demands
             raise ValueError(f"{where}: {key}: expected a number of 64 bits, got {shown(value)}")
-    choices = {"model": MODELS, "prior_scales": (*PRIOR_SCALES, AUTO_PRIORS)}
+    if "model" in settings:
+        network_of(settings["model"], f"{where}: model: expected")
+    choices = {"prior_scales": (*PRIOR_SCALES, AUTO_PRIORS)}
     if isinstance(settings.get("prior_scales"), list):
         check_sizes(where, settings["prior_scales"])
         del choices["prior_scales"]

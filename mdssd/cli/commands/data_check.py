@@ -15,7 +15,7 @@ from mdssd.data import CocoDataset, DetectionDataset
 from mdssd.inspection.check import check_data
 from mdssd.inspection.plots import write_check
 from mdssd.models import SingleShotDetector, build
-from mdssd.models.build import INPUT_SIZES
+from mdssd.models.build import input_size, with_input_size
 from mdssd.models.options import PRIOR_OPTIONS
 from mdssd.names import AUTO_PRIORS, PRIOR_SCALES
 from mdssd.priors import scales_name
@@ -26,10 +26,11 @@ from mdssd.training.prior_choice import choose_priors
 def run(arguments: argparse.Namespace) -> int:
     if arguments.out:
         writable_folder(arguments.out)  # now, not after the work
-    size = INPUT_SIZES[arguments.model]
+    name = with_input_size(arguments.model, arguments.input_size)
+    size = input_size(name)
     faults: list[str] = []
     dataset = open_whole_data(vars(arguments), input_size=size, faults=faults)
-    model, others = _models_priors(arguments, dataset)
+    model, others = _models_priors(name, arguments, dataset)
     check = check_data(
         dataset,
         model.priors,
@@ -59,14 +60,14 @@ def _folder(data: str | None, dataset: DetectionDataset) -> Path | None:
 
 
 def _models_priors(
-    arguments: argparse.Namespace, dataset: DetectionDataset
+    name: str, arguments: argparse.Namespace, dataset: DetectionDataset
 ) -> tuple[SingleShotDetector, dict[str, Tensor]]:
     """A model with the priors to compare with, and the priors of its other scales by name."""
     # The width does not change the priors.
-    config: dict[str, Any] = {"model": arguments.model, "num_classes": 2, "width": 0.01}
-    for name in PRIOR_OPTIONS:
-        if value := getattr(arguments, name):
-            config[name] = value
+    config: dict[str, Any] = {"model": name, "num_classes": 2, "width": 0.01}
+    for option in PRIOR_OPTIONS:
+        if value := getattr(arguments, option):
+            config[option] = value
     if config.get("prior_scales", AUTO_PRIORS) == AUTO_PRIORS:
         config["prior_scales"] = choose_priors(dataset, config).scales
     model = build(config)

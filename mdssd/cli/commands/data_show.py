@@ -10,7 +10,7 @@ from mdssd.cli.commands.shared import open_whole_data
 from mdssd.data import Augmentation
 from mdssd.drawing import write_image
 from mdssd.inspection.plots import contact_sheet
-from mdssd.models.build import INPUT_SIZES
+from mdssd.models.build import input_size, with_input_size
 from mdssd.system.files import writable_folder
 from mdssd.system.text import plural
 from mdssd.training.recipe_files import DEFAULT_RECIPE, read_recipe
@@ -21,7 +21,8 @@ _NO_AUGMENTATION = {"expand": 1.0, "photometric": False, "crop": False, "mirror"
 
 def run(arguments: argparse.Namespace) -> int:
     given = vars(arguments)
-    out, size = Path(arguments.out), INPUT_SIZES[arguments.model]
+    out = Path(arguments.out)
+    size = input_size(with_input_size(arguments.model, given.get("input_size")))
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out: expected a name that ends with .png, got {arguments.out!r}")
     writable_folder(out.parent)  # now, not after the work

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mdssd.cli.options.train import EPOCHS, WARMUP_FROM_SCRATCH
-from mdssd.models.build import default_options
+from mdssd.models.build import default_options, with_input_size
 from mdssd.names import AUTO_PRIORS
 from mdssd.training.recipe_files import (
     DEFAULT_RECIPE,
@@ -91,6 +91,7 @@ def _new_run(given: Mapping[str, Any]) -> RunSettings:
         recipe["epochs"] = EPOCHS
     recipe.setdefault("warmup", 0 if "init" in given else WARMUP_FROM_SCRATCH)
     model.setdefault("model", "mdssd300")
+    model |= _resized(model, given)
     recipe.setdefault("schedule", "mdssd" if model["model"].startswith("mdssd") else "ssd")
     batch_norm = model.get("batch_norm", default_options(model["model"]).batch_norm)
     if not ("recipe" in given or "lr" in given or batch_norm):
@@ -144,7 +145,20 @@ def _resumed_run(given: Mapping[str, Any], out_dir: Path) -> RunSettings:
         recipe |= dict.fromkeys(LENGTHS)
     data = before["arguments"] | _data_options(given)
     before = {**before, "classes": meta["classes"]}
-    return RunSettings(data, recipe | chosen, {**meta["model"], **model}, before=before)
+    model = {**meta["model"], **model}
+    model |= _resized(model, given)
+    return RunSettings(data, recipe | chosen, model, before=before)
+
+
+def _resized(model: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the model that --input-size changes.
+
+    Sizes of priors in pixels were fitted to another input; the data then choose priors anew.
+    """
+    name = with_input_size(model["model"], given.get("input_size"))
+    if name != model["model"] and isinstance(model.get("prior_scales"), list):
+        return {"model": name, "prior_scales": AUTO_PRIORS}
+    return {"model": name}
 
 
 def _chosen(

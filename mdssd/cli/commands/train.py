@@ -14,7 +14,7 @@ from mdssd.cli.commands.run_settings import RunSettings, run_settings
 from mdssd.cli.commands.shared import machine, open_data
 from mdssd.data import DetectionDataset
 from mdssd.models import SingleShotDetector, build
-from mdssd.models.build import INPUT_SIZES, default_options
+from mdssd.models.build import default_options, input_size
 from mdssd.names import AUTO_PRIORS
 from mdssd.system import distributed
 from mdssd.system.memory import keep_memory
@@ -95,7 +95,7 @@ def _run(given: Mapping[str, Any], out_dir: Path, resume: bool, device: str) -> 
 
 def _open_both(settings: RunSettings) -> tuple[DetectionDataset, DetectionDataset | None]:
     """The data set to train on, and the one to evaluate on if there is one."""
-    data, size = settings.data, _input_size(settings.model["model"])
+    data, size = settings.data, input_size(settings.model["model"])
     classes = data.get("classes")
     dataset = open_data(data, train=True, input_size=size, classes=classes)
     if classes is not None and classes != dataset.classes:
@@ -115,12 +115,6 @@ def _open_both(settings: RunSettings) -> tuple[DetectionDataset, DetectionDatase
         "orientation": data.get("orientation"),
     }
     return dataset, open_data(eval_options, train=False, input_size=size, classes=dataset.classes)
-
-
-def _input_size(model: Any) -> int:
-    if not isinstance(model, str) or model not in INPUT_SIZES:
-        raise ValueError(f"model: expected one of {', '.join(INPUT_SIZES)}, got {model!r}")
-    return INPUT_SIZES[model]
 
 
 def _make_model(

@@ -12,6 +12,7 @@ from mdssd.cli.options.shared import (
     Verbs,
     add_augmentation_options,
     add_data_rules,
+    add_input_size,
     add_traceback,
 )
 from mdssd.names import AUTO_PRIORS, MODELS, PRIOR_SCALES
@@ -60,6 +61,7 @@ def _add_check(commands: Verbs) -> None:
         default="mdssd300",
         help="model whose priors are compared (default mdssd300)",
     )
+    add_input_size(parser, "side of the model's input")
     parser.add_argument(
         "--prior-scales",
         type=values.one_of((*PRIOR_SCALES, AUTO_PRIORS)),
@@ -129,6 +131,7 @@ def _add_show(commands: Verbs) -> None:
         default="mdssd300",
         help="model whose input size the samples get (default mdssd300)",
     )
+    add_input_size(parser, "side of the samples")
     parser.add_argument(
         "--no-augment", action="store_true", help="only resize the samples, as in evaluation"
     )

@@ -6,7 +6,7 @@ import argparse
 from typing import Any, TypeAlias
 
 from mdssd.cli import values
-from mdssd.names import BACKENDS, DTYPES, ORIENTATIONS, RUNTIMES
+from mdssd.names import BACKENDS, DTYPES, INPUT_SIZES, ORIENTATIONS, RUNTIMES
 
 Verbs: TypeAlias = "argparse._SubParsersAction[Any]"
 Group: TypeAlias = argparse._ArgumentGroup
@@ -45,6 +45,17 @@ def add_data_rules(parser: argparse.ArgumentParser | Group) -> None:
         default=argparse.SUPPRESS,
         help="where EXIF turns an image, the boxes refer to the image turned upright or as stored "
         "(default auto: what the stated size tells, or the habit of the format)",
+    )
+
+
+def add_input_size(parser: argparse.ArgumentParser | Group, meaning: str) -> None:
+    """Add the option that gives a model another input size."""
+    parser.add_argument(
+        "--input-size",
+        type=values.input_size,
+        metavar="N",
+        help=f"{meaning}, in pixels: a multiple of {INPUT_SIZES.step} from {INPUT_SIZES[0]} to "
+        f"{INPUT_SIZES[-1]} (default: that in the model's name)",
     )
 
 

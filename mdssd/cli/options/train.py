@@ -13,6 +13,7 @@ from mdssd.cli.options.shared import (
     Verbs,
     add_augmentation_options,
     add_data_rules,
+    add_input_size,
     add_machine_options,
 )
 from mdssd.names import AMP, AUTO_PRIORS, FREEZABLE, MODELS, NORMALIZERS, PRIOR_SCALES, SCHEDULES
@@ -138,6 +139,7 @@ def _add_data_options(data: argparse._ArgumentGroup) -> None:
 
 def _add_model_options(model: argparse._ArgumentGroup) -> None:
     model.add_argument("--model", choices=MODELS, help="model to train (default mdssd300)")
+    add_input_size(model, "side of the network's input")
     model.add_argument(
         "--width",
         type=values.width,
