@@ -13,8 +13,11 @@ from mdssd.data.file_index import FileIndex, inner_name
 from mdssd.data.images import IMAGE_SUFFIXES, ImageLimits
 from mdssd.data.photos import CollectFaults, PhotoDataset, progress
 from mdssd.data.sample import BoxRow, DataError
+from mdssd.data.splits import split_in_name
 from mdssd.data.values import shown
 
+# Names of folders that hold COCO files and no images.
+FOLDERS = ("annotations", "annotation", "labels")
 _SAMPLE = 100  # images that decide which folder holds them
 
 
@@ -41,6 +44,10 @@ class CocoDataset(PhotoDataset):
             None: the first one raises DataError.
         limits: what an image file may hold.
         orientation: "auto", "upright" or "stored"; see `open_dataset`.
+
+    Attributes:
+        known_classes: the id of each category of the file that is a class.
+        has_boxes: whether an annotation of the file can be used.
 
     Raises:
         DataError: something cannot be read. The message names the file and the reason.
@@ -102,7 +109,7 @@ class CocoDataset(PhotoDataset):
             raise DataError(
                 f"{self.name}: no image can be used; the first fault: {content.faults[0]}"
             )
-        self.image_dir = self._find_folder(image_dir, names)
+        self.image_dir = _given(image_dir) or find_folder(self.json_path, names)
         self._index: FileIndex | None = None
         loosely: dict[Path, str] = {}
         for number in progress(list(content.images), f"reading {self.name}"):
@@ -115,7 +122,7 @@ class CocoDataset(PhotoDataset):
     def _add(
         self, number: str, image: CocoImage, rows: list[BoxRow], loosely: dict[Path, str]
     ) -> None:
-        path = self._direct(self.image_dir, image.name)
+        path = _direct(self.image_dir, image.name, str(self.json_path))
         if path is None:
             if self._index is None:
                 self._index = FileIndex(self.image_dir, IMAGE_SUFFIXES)
@@ -128,17 +135,6 @@ class CocoDataset(PhotoDataset):
             loosely[path] = image.name
         self.add_image(number, path, rows, image.size, f"{self.json_path} ({image.name})")
 
-    def _direct(self, folder: Path, name: str) -> Path | None:
-        """Return the file that a relative name, with slashes or backslashes, is in a folder."""
-        if _is_absolute(name):
-            return None
-        path = folder / name
-        # A backslash may be part of a name, so that comes first.
-        if ".." not in name and os.path.isfile(path):  # False for a name that is too long
-            return path
-        path = folder / inner_name(name, folder, str(self.json_path))
-        return path if os.path.exists(path) else None
-
     def _missing(self, name: str) -> DataError:
         if _is_absolute(name):
             return self._fault(
@@ -149,38 +145,18 @@ class CocoDataset(PhotoDataset):
 
     def _choose_classes(self, content: CocoContent, classes: Sequence[str] | None) -> list[Key]:
         """Return the ids of the categories that are classes, in label order."""
-        boxes = content.boxes_by_category()
-        groups = {each.group for each in content.categories.values()}
-        ids_of: defaultdict[str, list[Key]] = defaultdict(list)
-        for number, category in content.categories.items():
-            ids_of[category.name].append(number)
-        chosen: dict[str, Key] = {}
-        for name, ids in ids_of.items():
-            used = [number for number in ids if boxes[number]]
-            if len(used) > 1:
-                listed = " and ".join(map(str, used))
-                raise self._fault(f"two categories have the same name {shown(name)}: ids {listed}")
-            if not used and name in groups and len(content.categories) > 1 and boxes:
-                self.notes.append(
-                    f"{self.json_path}: category {shown(name)} has no box and only groups others; "
-                    "it is no class"
-                )
-                continue
-            chosen[name] = used[0] if used else ids[0]
-            if len(ids) > 1:
-                self.notes.append(
-                    f"{self.json_path}: {len(ids)} categories are named {shown(name)}; the one "
-                    f"with boxes, id {chosen[name]}, is the class"
-                )
-        if classes is not None:
-            known = {name: chosen[name] for name in classes if name in chosen}
-            if not known:
-                raise self._fault(
-                    f"has none of the classes {', '.join(classes)}; "
-                    f"it has {', '.join(list(chosen)[:10])}"
-                )
-            return list(known.values())
-        return [number for number in content.categories if number in set(chosen.values())]
+        chosen, notes = content.classes()
+        self.known_classes, self.has_boxes = chosen, bool(content.boxes)
+        self.notes += notes
+        if classes is None:
+            return list(chosen.values())
+        known = [chosen[name] for name in classes if name in chosen]
+        if not known:
+            raise self._fault(
+                f"has none of the classes {', '.join(classes)}; "
+                f"it has {', '.join(list(chosen)[:10])}"
+            )
+        return known
 
     def _rows(self, content: CocoContent) -> tuple[dict[Key, list[BoxRow]], Counter[str]]:
         """Return the boxes of the classes by image, and the number of those of other classes."""
@@ -203,51 +179,83 @@ class CocoDataset(PhotoDataset):
     def _drop(self, position: int, reason: str) -> None:
         self.dropped.append(f"{self.json_path}: annotations[{position}]: {reason}")
 
-    def _find_folder(self, given: str | os.PathLike[str] | None, names: Sequence[str]) -> Path:
-        if given is not None:
-            folder = Path(given)
-            if not folder.is_dir():
-                raise DataError(f"{folder}: no such folder (given as image_dir)")
-            return folder
-        sample = names[:: max(1, len(names) // _SAMPLE)]
-        places = [folder for folder in self._places() if folder.is_dir()]
-        counts = [self._count(folder, sample, None) for folder in places]
-        if not any(counts):
-            counts = [self._count(f, sample, FileIndex(f, IMAGE_SUFFIXES)) for f in places]
-        if any(counts):
-            return places[counts.index(max(counts))]
-        tried = ", ".join(map(str, self._places()))
-        others = f" and {len(names) - 1} others" if len(names) > 1 else ""
-        raise self._fault(
-            f"image {shown(names[0])}{others} not found in {tried}; pass image_dir (--image-dir)"
-        )
-
-    def _count(self, folder: Path, names: Sequence[str], index: FileIndex | None) -> int:
-        """Return how many of the names are in a folder, as they are or as an index finds them."""
-        count = 0
-        for name in names:
-            with CollectFaults([]):  # a name that leaves the folder is found in none
-                found = index.find(name) if index else self._direct(folder, name)
-                count += found is not None
-        return count
-
-    def _places(self) -> Iterator[Path]:
-        """Yield the folders in which the images usually are."""
-        here = self.json_path.parent
-        above = Path(os.path.normpath(here / ".."))
-        split = self.json_path.stem.rpartition("_")[2]
-        # The images of test-dev2017 are in test2017, those of minival2014 in val2014.
-        shared = re.sub(r".*(train|val|test)\D*(\d{4})$", r"\1\2", split)
-        yield here
-        for top in (here, above):
-            for name in dict.fromkeys((split, shared)):
-                yield top / "images" / name
-                yield top / name
-            yield top / "images"
-
     def _fault(self, reason: str) -> DataError:
         return DataError(f"{self.json_path}: {reason}")
 
 
 def _is_absolute(name: str) -> bool:
     return name.startswith("/") or bool(PureWindowsPath(name).drive)
+
+
+def find_folder(json_path: Path, names: Sequence[str]) -> Path:
+    """Return the folder, of the usual ones, that holds most of the images of a COCO file.
+
+    Args:
+        json_path: the file.
+        names: the names of its images.
+
+    Raises:
+        DataError: none of them is found.
+    """
+    sample = names[:: max(1, len(names) // _SAMPLE)]
+    usual = list(dict.fromkeys(_places(json_path)))
+    places = [folder for folder in usual if folder.is_dir()]
+    where = str(json_path)
+    counts = [_count(folder, sample, None, where) for folder in places]
+    if not any(counts):
+        counts = [_count(f, sample, FileIndex(f, IMAGE_SUFFIXES), where) for f in places]
+    if any(counts):
+        return places[counts.index(max(counts))]
+    others = f" and {len(names) - 1} others" if len(names) > 1 else ""
+    raise DataError(
+        f"{json_path}: image {shown(names[0])}{others} not found in {', '.join(map(str, usual))}; "
+        "pass image_dir (--image-dir) with the file"
+    )
+
+
+def _given(folder: str | os.PathLike[str] | None) -> Path | None:
+    if folder is not None and not Path(folder).is_dir():
+        raise DataError(f"{folder}: no such folder (given as image_dir)")
+    return None if folder is None else Path(folder)
+
+
+def _count(folder: Path, names: Sequence[str], index: FileIndex | None, where: str) -> int:
+    """Return how many of the names are in a folder, as they are or as an index finds them."""
+    count = 0
+    for name in names:
+        with CollectFaults([]):  # a name that leaves the folder is found in none
+            found = index.find(name) if index else _direct(folder, name, where)
+            count += found is not None
+    return count
+
+
+def _direct(folder: Path, name: str, where: str) -> Path | None:
+    """Return the file that a relative name, with slashes or backslashes, is in a folder."""
+    if _is_absolute(name):
+        return None
+    path = folder / name
+    # A backslash may be part of a name, so that comes first.
+    if ".." not in name and os.path.isfile(path):  # False for a name that is too long
+        return path
+    path = folder / inner_name(name, folder, where)
+    return path if os.path.exists(path) else None
+
+
+def _places(json_path: Path) -> Iterator[Path]:
+    """Yield the folders in which the images of a COCO file usually are."""
+    here = json_path.parent
+    above = Path(os.path.normpath(here / ".."))
+    stem = json_path.stem
+    last = stem.rpartition("_")[2]
+    # The images of test-dev2017 are in test2017, those of minival2014 in val2014.
+    shared = re.sub(r".*(train|val|test)\D*(\d{4})$", r"\1\2", last)
+    splits = (last, shared, *filter(None, [split_in_name(stem)]))
+    yield here
+    for top in (here, above):
+        for name in splits:
+            yield top / "images" / name
+            yield top / name
+        yield top / "images"
+        yield top / "data"
+    if here.name.lower() in FOLDERS:
+        yield above

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,18 +47,25 @@ class CocoRow(NamedTuple):
 class CocoContent:
     """What a COCO file holds.
 
+    Args:
+        path: the file.
+        keep_rows: False only counts the annotations.
+
     Attributes:
         lists: the names of the lists in it.
         images: by id.
         categories: by id, in ascending order of the ids.
         rows: the annotations that can be used, in the order of the file.
+        boxes: the number of them in each category.
         faults: a line "file: reason" for each entry of "images" that cannot be used.
         unusable: a line for each annotation that cannot be used.
         notes: a line for each value that was guessed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, keep_rows: bool = True) -> None:
         self.path = path
+        self._keep_rows = keep_rows
+        self.boxes: Counter[Key] = Counter()
         self.images: dict[Key, CocoImage] = {}
         self.categories: dict[Key, CocoCategory] = {}
         self.rows: list[CocoRow] = []
@@ -83,15 +90,42 @@ class CocoContent:
             if "top level" in str(error):
                 raise self.fault(f"not a COCO file, {error}") from None
             raise self.fault(f"broken JSON ({error})") from None
-        self.categories = dict(sorted(self.categories.items(), key=lambda item: _order(item[0])))
+        self.categories = dict(sorted(self.categories.items(), key=lambda item: id_order(item[0])))
 
     def fault(self, reason: str) -> DataError:
         """Return the error about a reason."""
         return DataError(f"{self.path}: {reason}")
 
-    def boxes_by_category(self) -> Counter[Key]:
-        """Return the number of usable annotations of each category."""
-        return Counter(row.category for row in self.rows)
+    def classes(self) -> tuple[dict[str, Key], list[str]]:
+        """Return the id of each category that is a class, and notes about the others.
+
+        Raises:
+            DataError: two categories with boxes have the same name.
+        """
+        groups = {each.group for each in self.categories.values()}
+        ids_of: defaultdict[str, list[Key]] = defaultdict(list)
+        for own_id, category in self.categories.items():
+            ids_of[category.name].append(own_id)
+        chosen: dict[str, Key] = {}
+        notes = []
+        for name, ids in ids_of.items():
+            used = [own_id for own_id in ids if self.boxes[own_id]]
+            if len(used) > 1:
+                listed = " and ".join(map(str, used))
+                raise self.fault(f"two categories have the same name {shown(name)}: ids {listed}")
+            if not used and name in groups and len(self.categories) > 1 and self.boxes:
+                notes.append(
+                    f"{self.path}: category {shown(name)} has no box and only groups others; "
+                    "it is no class"
+                )
+                continue
+            chosen[name] = used[0] if used else ids[0]
+            if len(ids) > 1:
+                notes.append(
+                    f"{self.path}: {len(ids)} categories are named {shown(name)}; the one "
+                    f"with boxes, id {chosen[name]}, is the class"
+                )
+        return dict(sorted(chosen.items(), key=lambda item: id_order(item[1]))), notes
 
     def _add_image(self, position: int, entry: Any) -> None:
         self._check_number("images", position)
@@ -131,7 +165,10 @@ class CocoContent:
     def _add_row(self, position: int, entry: Any) -> None:
         self._check_number("annotations", position)
         try:
-            self.rows.append(self._row(position, entry))
+            row = self._row(position, entry)
+            self.boxes[row.category] += 1
+            if self._keep_rows:
+                self.rows.append(row)
         except ValueError as error:
             self.unusable.append(f"{self.path}: annotations[{position}]: {error}")
             if len(self.unusable) > _MAX_UNUSABLE:
@@ -179,6 +216,6 @@ def _stated(entry: Any, name: str) -> str:
     return f"{name} is {shown(value)}"
 
 
-def _order(number: Key) -> tuple[bool, Key]:
+def id_order(number: Key) -> tuple[bool, Key]:
     """Sort whole numbers before other ids."""
     return isinstance(number, str), number

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mdssd.data.coco import CocoDataset
+from mdssd.data.coco_folder import is_coco_folder, open_coco_folder
 from mdssd.data.dataset import DetectionDataset
 from mdssd.data.file_index import is_hidden
 from mdssd.data.images import ImageLimits
@@ -93,6 +94,8 @@ def _open_folder(
     """Open a folder by what it holds."""
     if is_voc(path):
         return open_voc(path, split, options.classes, train=train, **_keywords(options))
+    if is_coco_folder(path):
+        return open_coco_folder(path, split, train, options)
     raise unrecognised(path)
 
 
@@ -112,7 +115,7 @@ def unrecognised(path: Path) -> DataError:
         + "; ".join(
             (
                 "VOC (JPEGImages/ with Annotations/, or each .xml file beside its image)",
-                "a COCO JSON file instead of the folder",
+                "COCO (a JSON file with images, annotations and categories for each split)",
             )
         )
     )

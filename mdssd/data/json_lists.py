@@ -146,6 +146,9 @@ class _Reader:
                     self._at = end
                     return value
             except json.JSONDecodeError as error:
+                if self._ended and error.msg.startswith("Unterminated string"):
+                    reason = "the file ends within a string that begins"
+                    raise self._error(reason, error.pos) from None
                 if self._ended:
                     raise self._error(error.msg, error.pos) from None
             except RecursionError:

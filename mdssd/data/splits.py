@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +12,30 @@ _TRAIN_SPLITS = ("trainval", "train")
 _TEST_SPLITS = ("test", "val", "valid")
 # Stands for the images of all splits together.
 ALL = "all"
+# Names of splits in the names of files, and what they are called here.
+_WORDS = {
+    "train": "train",
+    "training": "train",
+    "trainval": "trainval",
+    "val": "val",
+    "valid": "valid",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+def split_in_name(name: str) -> str | None:
+    """Return the split that a file's name has in it; None if it has none, or two.
+
+    Example:
+        >>> from mdssd.data.splits import split_in_name
+        >>> [split_in_name(name) for name in ("instances_train2017", "test-dev", "minival")]
+        ['train', 'test', None]
+    """
+    words = re.findall("[a-z]+", name.lower())
+    found = {_WORDS[word] for word in words if word in _WORDS}
+    return found.pop() if len(found) == 1 else None
 
 
 def chosen_splits(path: Path, splits: Iterable[str], split: str | None, train: bool) -> list[str]:

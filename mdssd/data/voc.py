@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,11 +9,10 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from mdssd.data.dataset import SPLITS, SplitLists
 from mdssd.data.file_index import FileIndex
 from mdssd.data.images import IMAGE_SUFFIXES, ImageLimits
+from mdssd.data.joined import JoinedDataset
 from mdssd.data.photos import CollectFaults, PhotoDataset, progress
 from mdssd.data.sample import BoxRow, DataError
 from mdssd.data.splits import chosen_splits, default_split
@@ -242,7 +240,7 @@ def _find_image(number: str, told: str, where: str, files: VocFiles) -> Path:
     raise DataError(f"{images.folder / number}: no such image (looked for {endings}{also})")
 
 
-class VOCYears(PhotoDataset):
+class VOCYears(JoinedDataset):
     """The same split of several VOC folders, joined: "07+12" is VOC2007 and VOC2012.
 
     `classes` are those of the folders if all have the same ones, else all of them, sorted.
@@ -265,29 +263,10 @@ class VOCYears(PhotoDataset):
     """
 
     def __init__(self, years: Sequence[VOCDataset], classes: Sequence[str] | None = None) -> None:
-        super().__init__(" + ".join(year.name for year in years), years[0].limits)
-        self.years = list(years)
-        self.format = years[0].format
         same = all(year.classes == years[0].classes for year in years)
         names = {name for year in years for name in year.classes}
-        self.classes = list(classes or (years[0].classes if same else sorted(names)))
-        self.labelled = all(year.labelled for year in years)
-        for year in years:
-            label_of = np.array([0, *(self.classes.index(name) + 1 for name in year.classes)])
-            self.image_ids += year.image_ids
-            self.dropped += year.dropped
-            self.size_faults += year.size_faults
-            self.notes += year.notes
-            self._paths += year._paths
-            self._upright += year._upright
-            for annotation in year._annotations:
-                own = copy.copy(annotation)
-                own.labels = label_of[annotation.labels]
-                self._annotations.append(own)
-
-    def split_lists(self, faults: list[str]) -> list[SplitLists]:
-        """Return the lists of each folder, in order."""
-        return [lists for year in self.years for lists in year.split_lists(faults)]
+        super().__init__(years, classes or (years[0].classes if same else sorted(names)))
+        self.years = list(years)
 
 
 def is_voc(path: Path) -> bool:
