@@ -32,7 +32,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 # Formats of `mdssd export`.
 EXPORTS = ("onnx", "pt2", "aoti")
 # Formats of the detections that `mdssd detect` writes.
-TABLES = ("json", "csv")
+TABLES = ("json", "csv", "jsonl", "coco", "yolo", "geojson")
 # Evaluation servers that `mdssd eval --submit` writes for.
 SUBMISSIONS = ("voc", "coco")
 # Settings of a training run: learning rate schedules, what the loss is divided by, and the data

@@ -150,6 +150,15 @@ def names(text: str) -> list[str]:
     return found
 
 
+def some_of(choices: Sequence[str]) -> Callable[[str], list[str]]:
+    """Return the type of some of these words, separated by commas."""
+
+    def parse(text: str) -> list[str]:
+        return [one_of(choices)(name) for name in names(text)]
+
+    return parse
+
+
 def or_none(kind: Callable[[str], Any]) -> Callable[[str], Any]:
     """The same type, but "none" is accepted too: it switches off what a recipe switches on."""
 

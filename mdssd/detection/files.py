@@ -1,4 +1,4 @@
-"""Detecting objects in files: pictures with boxes, and the boxes as JSON or CSV."""
+"""Detecting objects in files: pictures with boxes, and the boxes in the formats of other tools."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from typing import Any
 
 import torch
 
+from mdssd.detection.coco_results import read_coco_ids
 from mdssd.detection.detector import STAGES, Detector, Streamed
-from mdssd.detection.sources import (
-    MARK,
-    check_out,
-    find_images,
-    picture_names,
-)
-from mdssd.detection.tables import Table, open_table, table_entry
+from mdssd.detection.image_files import ImageFiles
+from mdssd.detection.outputs import CLASSES, MARK, Outputs, unique_stems
+from mdssd.detection.reading import ImageFile, name_of
+from mdssd.detection.sources import STDIN, Sources, find_images
+from mdssd.detection.tables import Table, table_entry
 from mdssd.drawing import draw_detections, encode_image
 from mdssd.names import TABLES
-from mdssd.system.files import atomic_write, remove_all_leftovers
+from mdssd.system.files import atomic_write
 from mdssd.system.progress import progress_bar
 from mdssd.system.stop import StopRequest, Terminated
 from mdssd.system.text import plural
@@ -37,12 +36,14 @@ class DetectReport:
 
     Attributes:
         failed: (file, reason) for each image that could not be read.
-        left_out: a line for each folder that holds more than images, which says what.
+        left_out: a line for each folder that holds more than images, which says what, for each
+            list that names files again, and for label files that got another name.
         images: one dict per other image: "file", "width", "height" and "detections", a list of
             dicts "class", "label", "score", "box_xyxy" (pixels). Empty without `keep_images`.
         timings: seconds per stage: decode (the time spent waiting, if worker processes decode),
             preprocess, network, detection_output, and draw, which includes writing the pictures.
-        pictures, tables: the files that were written.
+        pictures: the pictures that were written.
+        tables: the files with boxes that were written, or the folder of those of single images.
         image_count, detection_count: the number of images and of detections in them.
     """
 
@@ -74,7 +75,7 @@ class DetectReport:
             lines.append("")
         if self.pictures:
             count = plural(len(self.pictures), "picture")
-            lines.append(f"{count} in {self.pictures[0].parent}")
+            lines.append(f"{count} in {os.path.commonpath([p.parent for p in self.pictures])}")
         lines += [f"boxes in {path}" for path in self.tables]
         if failures:
             lines += self.left_out
@@ -96,6 +97,9 @@ def detect(
     classes: Sequence[str] | None = None,
     picture_scale: float = 1.0,
     overwrite: bool = False,
+    recursive: bool = False,
+    coco_images: str | os.PathLike[str] | None = None,
+    yolo_scores: bool = False,
 ) -> DetectReport:
     """Detect objects in image files, and write pictures and tables of them into a folder.
 
@@ -105,26 +109,31 @@ def detect(
 
     Args:
         detector: the detector. Its own score_threshold applies first.
-        sources: image files, folders (the images directly in them, by name), or glob patterns.
+        sources: image files, folders (their images, by name), glob patterns, "@list.txt" for a
+            list of files, one per line and relative to the list's folder, or "-" for standard
+            input: an image, or such a list, relative to the current folder.
         out_dir: created if it is missing. It receives `<name>.jpg` with the boxes drawn, if `draw`
-            is set, and detections.json or detections.csv. Those of an earlier run are replaced,
-            each at once or not at all.
+            is set, and the tables. Those of an earlier run are replaced, each at once, except for
+            label files, which may have been corrected by hand.
         score_threshold: the least score of what is drawn and written.
         draw: whether to draw pictures.
-        formats: the tables to write: "json", "csv" or both.
-        workers: processes that read the images, as in `Detector.stream`. None starts none for a
-            single batch.
-        keep_images: whether the report holds the detections too. Without them memory does not
-            grow with the number of files.
+        formats: what to write, of "json", "csv", "jsonl", "coco", "yolo" and "geojson".
+        workers: processes that read images, as in `Detector.stream`. None: none for one batch.
+        keep_images: whether the report holds the detections too. Without them memory holds only
+            the names of the files.
         progress: whether to show a progress bar, what is left out and replaced, and failures when
             they happen.
         classes: the classes that are drawn and written; None for all.
         picture_scale: the size of the pictures relative to the images.
         overwrite: whether files in out_dir that `detect` has not written may be replaced.
+        recursive: whether the folders below the folders are searched too. out_dir gets the same.
+        coco_images: for the format "coco", a COCO file that has the numbers of the images, which
+            are found by their names, and of the classes. None numbers them from 1.
+        yolo_scores: whether the lines of the format "yolo" end with the score.
 
     Raises:
         ValueError: there is no image, out_dir holds one of the images or a file that would be
-            replaced and that `detect` has not written, or an argument is out of range. Nothing is
+            replaced and that `detect` has not written, or an argument is wrong. Nothing is
             written then.
         KeyboardInterrupt, SystemExit: Ctrl-C, SIGTERM; the message says how many images were done.
         OSError: the folder cannot be written or the disk is full; the message says the same.
@@ -142,22 +151,35 @@ def detect(
         (1, ['detections.json'])
     """
     _check_arguments(detector, sources, score_threshold, formats, classes, picture_scale)
-    found = find_images(sources)
+    _check_formats(formats, coco_images, yolo_scores)
+    found = find_images(sources, recursive=recursive, out=out_dir)
+    outputs = _outputs(found, out_dir, formats, detector.classes, draw, yolo_scores)
+    if coco_images is not None:
+        outputs.coco_ids = read_coco_ids(coco_images, found.files, classes or detector.classes)
+    replaced = outputs.check(found, overwrite)
+    outputs.remove_leftovers()
+    report = DetectReport(found.failed, left_out=[*found.left_out, *outputs.renamed()])
+    labels = [k for k, name in enumerate(detector.classes, 1) if classes is None or name in classes]
+    job = _Job(detector, outputs, score_threshold, labels, picture_scale, keep_images, report)
+    job.run(found, workers, progress, replaced)
+    return report
+
+
+def _outputs(
+    found: Sources,
+    out: str | os.PathLike[str],
+    formats: Sequence[str],
+    classes: Sequence[str],
+    draw: bool,
+    yolo_scores: bool,
+) -> Outputs:
+    """Return what will be written where, if there is an image."""
     if not found.files:
         reasons = "; ".join(reason for _, reason in found.failed) or "no source was given"
         raise ValueError(f"detect: no image found: {reasons}")
-    out = Path(out_dir)
-    names = picture_names(found.files) if draw else {}
-    replaced = check_out(out, found.files, names.values(), formats, overwrite)
-    remove_all_leftovers(out)
-    if workers is None and len(found.files) <= detector.batch_size:
-        workers = 0
-    report = DetectReport(found.failed, left_out=found.left_out)
-    known = detector.classes
-    labels = [k for k, name in enumerate(known, 1) if classes is None or name in classes]
-    job = _Job(detector, out, names, score_threshold, labels, picture_scale, keep_images, report)
-    job.run(found.files, formats, workers, progress, replaced)
-    return report
+    stems = unique_stems(found, [Path(CLASSES).stem] if "yolo" in formats else [])
+    forms = list(dict.fromkeys(formats))
+    return Outputs(Path(out), forms, classes, stems, draw, yolo_scores=yolo_scores)
 
 
 def _check_arguments(
@@ -168,8 +190,6 @@ def _check_arguments(
     classes: Sequence[str] | None,
     picture_scale: float,
 ) -> None:
-    if isinstance(formats, str) or any(name not in TABLES for name in formats):
-        raise ValueError(f"detect: formats: expected some of {list(TABLES)}, got {formats!r}")
     if not 0 <= score_threshold <= 1:
         raise ValueError(f"detect: score_threshold: expected 0 to 1, got {score_threshold}")
     if not 0 < picture_scale <= 100:
@@ -186,28 +206,36 @@ def _check_arguments(
         )
 
 
+def _check_formats(
+    formats: Sequence[str], coco_images: str | os.PathLike[str] | None, yolo_scores: bool
+) -> None:
+    if isinstance(formats, str) or any(name not in TABLES for name in formats):
+        raise ValueError(f"detect: formats: expected some of {list(TABLES)}, got {formats!r}")
+    if coco_images is not None and "coco" not in formats:
+        raise ValueError("detect: coco_images: is for the format 'coco', which is not written")
+    if yolo_scores and "yolo" not in formats:
+        raise ValueError("detect: yolo_scores: is for the format 'yolo', which is not written")
+
+
 @dataclass
 class _Job:
     """One call of `detect`."""
 
     detector: Detector
-    out: Path
-    names: dict[Path, str]
+    outputs: Outputs
     score_threshold: float
     labels: list[int]
     picture_scale: float
     keep_images: bool
     report: DetectReport
 
-    def run(
-        self,
-        files: Sequence[Path],
-        formats: Sequence[str],
-        workers: int | None,
-        progress: bool,
-        replaced: str,
-    ) -> None:
-        report, detector = self.report, self.detector
+    def run(self, found: Sources, workers: int | None, progress: bool, replaced: str) -> None:
+        report, detector, files = self.report, self.detector, found.files
+        if workers is None and len(files) <= detector.batch_size:
+            workers = 0
+        images = (
+            ImageFile(f, detector.upright, data=found.stdin) if f == STDIN else f for f in files
+        )
         before = dict(detector.timings)
         ended: BaseException | None = None
         with ExitStack() as stack:
@@ -215,10 +243,9 @@ class _Job:
             stack.enter_context(bar)
             stack.enter_context(detector.separate_stages())
             stop = stack.enter_context(StopRequest())
-            results = detector.stream(files, workers=workers, with_images=bool(self.names))
+            results = detector.stream(images, workers=workers, with_images=self.outputs.draw)
             stack.enter_context(closing(results))
-            forms = dict.fromkeys(formats)
-            tables = [stack.enter_context(open_table(self.out, f, report.tables)) for f in forms]
+            tables = self.outputs.open(stack, report.tables)
             if progress:
                 lines = [*report.left_out, *replaced.splitlines()]
                 for line in [*lines, *(f"failed: {reason}" for _, reason in report.failed)]:
@@ -228,7 +255,7 @@ class _Job:
                     if result.error is None:
                         self._add(result, tables)
                     else:
-                        report.failed.append((str(result.source), str(result.error)))
+                        report.failed.append((name_of(result.source, ""), str(result.error)))
                         if progress:
                             bar.write(f"failed: {result.error}")
                     del result  # its image may be large
@@ -242,19 +269,19 @@ class _Job:
         stages = {stage: detector.timings[stage] - before[stage] for stage in STAGES}
         report.timings = stages | report.timings
 
-    def _add(self, result: Streamed, tables: Sequence[Table]) -> None:
+    def _add(self, result: Streamed, tables: Sequence[Table | ImageFiles]) -> None:
         """Draw and write one image."""
         report, classes = self.report, self.detector.classes
         result = self._shown(result)
-        name = self.names.get(result.source)
-        if name is not None:
+        if self.outputs.draw:
             began = time.perf_counter()
-            _draw(self.out / name, result, classes, self.picture_scale)
-            report.pictures.append(self.out / name)
+            picture = self.outputs.picture(name_of(result.source, ""))
+            _draw(picture, result, classes, self.picture_scale)
+            report.pictures.append(picture)
             spent = time.perf_counter() - began
             report.timings["draw"] = report.timings.get("draw", 0.0) + spent
         entry = table_entry(result, classes)
-        added: list[Table] = []
+        added: list[Table | ImageFiles] = []
         try:
             for table in tables:
                 table.add(entry)

@@ -33,11 +33,13 @@ class ImageFile:
         upright: whether it is turned as its EXIF orientation says; otherwise the boxes refer to
             the pixels as stored.
         limits: which files are accepted; None for the limits of the detector.
+        data: the file's bytes, if it has none that could be read; the path is then only its name.
     """
 
     path: str | os.PathLike[str]
     upright: bool = True
     limits: ImageLimits | None = None
+    data: bytes | None = None
 
 
 Image: TypeAlias = "NDArray[np.uint8] | str | os.PathLike[str] | ImageFile | bytes | Pillow.Image"
@@ -110,7 +112,11 @@ def _pixel_count(source: Image, name: str, limits: ImageLimits) -> int:
         header = parse_header(io.BytesIO(source), name)
     elif isinstance(source, (str, os.PathLike, ImageFile)):
         file = _as_file(source)
-        header, limits = read_header(file.path), file.limits or limits
+        limits = file.limits or limits
+        if file.data is None:
+            header = read_header(file.path)
+        else:
+            header = parse_header(io.BytesIO(file.data), name)
     else:
         return 0
     limits.check(header, name)
@@ -139,11 +145,13 @@ def read_pixels(
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
         return decode_image(bytes(source), name, upright=upright, limits=limits)
+    if isinstance(source, ImageFile):
+        limits = source.limits or limits
+        if source.data is not None:
+            return decode_image(source.data, name, upright=source.upright, limits=limits)
+        return read_image(source.path, upright=source.upright, limits=limits)
     if isinstance(source, (str, os.PathLike)):
         return read_image(source, upright=upright, limits=limits)
-    if isinstance(source, ImageFile):
-        file = source
-        return read_image(file.path, upright=file.upright, limits=file.limits or limits)
     if isinstance(source, Pillow.Image):
         return from_pillow(source, name, upright=upright)
     if not isinstance(source, np.ndarray):

@@ -1,29 +1,33 @@
-"""The files that `detect` reads, and the names of those that it writes."""
+"""The image files that `detect` reads: files, folders, patterns, lists and standard input."""
 
 from __future__ import annotations
 
+import codecs
 import glob
 import os
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mdssd.data.images import IMAGE_SUFFIXES
-from mdssd.detection.tables import is_table, table_path
-from mdssd.names import TABLES
-from mdssd.system.files import open_regular
+from mdssd.drawing.figures import shorten
+from mdssd.system.files import format_bytes, read_regular
+from mdssd.system.kinds import kind_of_bytes
 from mdssd.system.text import plural
 
+# The source that stands for standard input, and the beginning of one that names a list.
+STDIN, LIST = "-", "@"
+# The most bytes of a list and of standard input: some million names.
+_MOST_BYTES = 256 << 20
+# The most characters of a name in a message.
+_SHOWN = 300
 # The suffixes, in lower case, of images and videos that cannot be read.
 _UNREADABLE = frozenset(
     ".heic .heif .hif .jxl .jxr .psd .svg .eps .exr .hdr .tga .ico .dcm .fits .raw .dng .cr2 .cr3 "
     ".nef .arw .raf .orf .rw2 .pef .srw .mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .wmv .flv .3gp "
     ".mts .m2ts .ts .insv .ogv".split()
 )
-# The longest name of a file, in bytes, on the usual file systems.
-_LONGEST_NAME = 255
-# A comment in the pictures that `detect` writes, by which it recognises them.
-MARK = b"\xff\xfe\x00\x17drawn by mdssd detect"
 
 
 @dataclass
@@ -31,143 +35,213 @@ class Sources:
     """What the sources of `detect` name.
 
     Attributes:
-        files: the image files, each once.
-        failed: (source, reason) for each source that names no image.
-        left_out: a line per folder that holds more than images.
+        files: the image files, each once, with the folder below the output folder that receives
+            its results: "" for that folder itself.
+        failed: (source, reason) for each source, and each line of a list, that names no image.
+        left_out: a line per folder that holds more than images, and per list with repetitions.
+        stdin: the image that was read from standard input, whose name in `files` is "-".
+        folders: the folders that hold the files, without symbolic links, each with the name of a
+            file in it.
     """
 
-    files: list[Path] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
     failed: list[tuple[str, str]] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    stdin: bytes | None = None
+    folders: dict[str, str] = field(default_factory=dict)
+    _real_files: set[str] = field(default_factory=set, repr=False)
+    _real_folders: dict[str, str] = field(default_factory=dict, repr=False)
+
+    def add(self, file: str, below: str = "") -> bool:
+        """Add a file. Return whether it is a new one, also under another name."""
+        folder, name = os.path.split(file)
+        if folder not in self._real_folders:
+            self._real_folders[folder] = os.path.realpath(folder)
+        real = os.path.join(self._real_folders[folder], name)
+        if os.path.islink(file):
+            real = os.path.realpath(file)
+        if real in self._real_files:
+            return False
+        self._real_files.add(real)
+        self.files[file] = below
+        self.folders.setdefault(self._real_folders[folder], name)
+        self.folders.setdefault(os.path.dirname(real), name)
+        return True
 
 
-def find_images(sources: Sequence[str | os.PathLike[str]]) -> Sources:
-    """Find the image files that paths, folders and glob patterns name."""
+def find_images(
+    sources: Sequence[str | os.PathLike[str]],
+    *,
+    recursive: bool = False,
+    out: str | os.PathLike[str] | None = None,
+) -> Sources:
+    """Find the image files that the sources of `detect` name.
+
+    Args:
+        sources: image files, folders, glob patterns, "@list.txt" for a list of image files, and
+            "-" for standard input: an image, or a list.
+        recursive: whether the folders below a folder are searched too.
+        out: a folder that this search leaves out, because results are written there.
+
+    Returns:
+        The files, in the order of the sources; those of a folder by name.
+    """
     result = Sources()
-    files: dict[str, Path] = {}
     for path in map(Path, sources):
         source = str(path)
-        if path.is_dir():
-            found, note = _in_folder(path)
-            result.left_out += [f"{source}: left out {note}"] if note else []
-            reason = f"{source}: the folder has no image ({', '.join(IMAGE_SUFFIXES)})"
-            reason += f"; it has {note}" if note else ""
-        elif path.exists() or not glob.has_magic(source):
-            found, reason = [path], f"{source}: no such file or folder"
-            if not path.exists():
-                found = []
+        if source == STDIN:
+            _read_stdin(result)
+        elif path.is_dir():
+            _search(result, source, recursive, None if out is None else os.path.realpath(out))
+        elif path.exists():
+            result.add(source)
+        elif source.startswith(LIST):
+            _read_list(result, source[len(LIST) :])
+        elif glob.has_magic(source):
+            found = [p for p in sorted(glob.glob(source, recursive=True)) if os.path.isfile(p)]
+            for file in found:
+                result.add(str(Path(file)))
+            if not found:
+                result.failed.append((source, f"{source}: matches no file"))
         else:
-            matches = map(Path, sorted(glob.glob(source, recursive=True)))
-            found, reason = [p for p in matches if p.is_file()], f"{source}: matches no file"
-        if not found:
-            result.failed.append((source, reason))
-        for file in found:
-            files.setdefault(os.path.realpath(file), file)
-    result.files = list(files.values())
+            result.failed.append((source, f"{source}: no such file or folder"))
     return result
 
 
-def _in_folder(folder: Path) -> tuple[list[Path], str]:
-    """Return the images directly in a folder, and in words what else is there, if anything."""
-    images, unreadable, hidden, folders, others = [], [], 0, 0, 0
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            hidden += 1
-        elif path.is_dir():
-            folders += 1
-        elif path.suffix.lower() in IMAGE_SUFFIXES:
-            images.append(path)
-        elif path.suffix.lower() in _UNREADABLE:
-            unreadable.append(path.name)
-        else:
-            others += 1
-    notes = []
-    if unreadable:
-        names = ", ".join(unreadable[:3]) + (", ..." if len(unreadable) > 3 else "")
-        kind = "image or video" if len(unreadable) == 1 else "images or videos"
-        notes.append(f"{len(unreadable)} {kind} of a format that cannot be read ({names})")
-    if folders:
-        pattern = folder / "**" / "*.jpg"
-        notes.append(f"{plural(folders, 'sub-folder')} (a pattern such as '{pattern}' reads them)")
-    notes += [plural(hidden, "hidden file")] if hidden else []
-    notes += [plural(others, "other file")] if others else []
-    return images, ", ".join(notes)
+@dataclass
+class _Folder:
+    """What a folder holds, or a folder and those below it: the images, and counts of the rest."""
+
+    images: int = 0
+    unreadable: list[str] = field(default_factory=list)
+    unreadable_count: int = 0
+    hidden: int = 0
+    folders: int = 0
+    others: int = 0
+
+    def notes(self) -> str:
+        """Return in words what is there besides images; "" if nothing is."""
+        notes = []
+        if count := self.unreadable_count:
+            names = ", ".join(self.unreadable) + (", ..." if count > 3 else "")
+            kind = "image or video" if count == 1 else "images or videos"
+            notes.append(f"{count} {kind} of a format that cannot be read ({names})")
+        if self.folders:
+            notes.append(f"{plural(self.folders, 'sub-folder')} (--recursive reads them)")
+        notes += [plural(self.hidden, "hidden file")] if self.hidden else []
+        notes += [plural(self.others, "other file")] if self.others else []
+        return ", ".join(notes)
 
 
-def check_out(
-    out: Path, files: Sequence[Path], names: Iterable[str], formats: Sequence[str], overwrite: bool
-) -> str:
-    """Check that writing into a folder replaces nothing but earlier results of `detect`.
+def _search(result: Sources, source: str, recursive: bool, out: str | None) -> None:
+    """Add the images in a folder, and in those below it if the search is recursive."""
+    rest = _Folder()
+    for folder, entries in _folders(result, source, recursive, out):
+        below = os.path.relpath(folder, source)
+        for entry in entries:
+            suffix = os.path.splitext(entry.name)[1].lower()
+            if entry.name.startswith("."):
+                rest.hidden += 1
+            elif entry.is_dir():
+                rest.folders += not recursive
+            elif suffix in IMAGE_SUFFIXES:
+                rest.images += 1
+                result.add(str(Path(folder, entry.name)), "" if below == os.curdir else below)
+            elif suffix in _UNREADABLE:
+                rest.unreadable_count += 1
+                rest.unreadable += [entry.name] if len(rest.unreadable) < 3 else []
+            else:
+                rest.others += 1
+    note = rest.notes()
+    result.left_out += [f"{source}: left out {note}"] if note else []
+    if not rest.images:
+        reason = f"{source}: the folder has no image ({', '.join(IMAGE_SUFFIXES)})"
+        result.failed.append((source, reason + (f"; it has {note}" if note else "")))
 
-    Args:
-        out: the folder.
-        files: the images that will be read.
-        names: the names of the pictures that will be written.
-        formats: the tables that will be written.
-        overwrite: whether other files of these names may be replaced too, except images that are
-            read.
 
-    Returns:
-        A line that says what will be replaced, or "".
+def _folders(
+    result: Sources, source: str, recursive: bool, out: str | None
+) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
+    """Yield a folder and, if the search is recursive, those below it, each with its entries.
 
-    Raises:
-        ValueError: the folder is a file, holds an image that is read, or holds a file that would
-            be replaced and that `detect` has not written.
+    Links are followed, but each folder is visited once, so a circle of links ends.
     """
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"detect: out_dir: expected a folder, {out} is a file")
-    taken = os.path.realpath(out)
-    for file in files:
-        if taken in (os.path.realpath(file.parent), os.path.dirname(os.path.realpath(file))):
-            raise ValueError(
-                f"detect: out_dir: {out} holds the image {file.name}, which a picture could "
-                "replace; choose another folder"
-            )
-    pictures = [path for name in names if os.path.lexists(path := out / name)]
-    tables = {form: table_path(out, form) for form in TABLES}
-    tables = {form: path for form, path in tables.items() if os.path.lexists(path)}
-    foreign = [path for path in pictures if not _is_picture(path)]
-    foreign += [
-        path for form, path in tables.items() if form in formats and not is_table(path, form)
-    ]
-    if foreign and not overwrite:
-        raise ValueError(
-            f"detect: out_dir: {foreign[0]} exists and is not a result of `mdssd detect`; choose "
-            "another folder, or replace it by --overwrite (overwrite=True)"
-        )
-    replaced = [plural(len(pictures), "picture")] if pictures else []
-    replaced += [path.name for form, path in tables.items() if form in formats]
-    lines = [f"{out}: replacing {', '.join(replaced)} of an earlier run"] if replaced else []
-    kept = [path for form, path in tables.items() if form not in formats and is_table(path, form)]
-    lines += [f"{path} of an earlier run stays as it is" for path in kept]
-    return "\n".join(lines)
+    waiting, seen = [source], set()
+    while waiting:
+        folder = waiting.pop()
+        real = os.path.realpath(folder)
+        if real in seen:
+            continue
+        seen.add(real)
+        if real == out and folder != source:
+            result.left_out.append(f"{folder}: left out, because the results are written there")
+            continue
+        try:
+            with os.scandir(folder) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError as error:
+            reason = f"{folder}: the folder cannot be read ({error.strerror})"
+            result.failed.append((folder, reason))
+            continue
+        if recursive:
+            names = (e.name for e in reversed(entries) if e.is_dir() and e.name[0] != ".")
+            waiting += (os.path.join(folder, name) for name in names)
+        yield folder, entries
 
 
-def _is_picture(path: Path) -> bool:
-    """Return whether a file is a picture that `detect` has written."""
+def _read_stdin(result: Sources) -> None:
+    """Add the image, or the files of the list, on standard input. A list holds no NUL."""
+    where = "standard input"
+    if sys.stdin is None:
+        result.failed.append((STDIN, f"{where}: is closed"))
+        return
+    data = sys.stdin.buffer.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        result.failed.append((STDIN, f"{where}: has more than {format_bytes(_MOST_BYTES)}"))
+    elif b"\0" in data and not data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        result.stdin = data
+        result.files[STDIN] = ""
+    else:
+        _add_listed(result, where, data, folder="")
+
+
+def _read_list(result: Sources, path: str) -> None:
+    """Add the files of a list. Relative names refer to the list's folder."""
     try:
-        with open_regular(path) as file:
-            return MARK in file.read(256)
-    except OSError:
-        return False
+        data = read_regular(path, _MOST_BYTES)
+    except OSError as error:
+        hint = "" if os.path.exists(path) else f" ({LIST}{path} names a list of images)"
+        result.failed.append((LIST + path, f"{path}: {error.strerror}{hint}"))
+        return
+    _add_listed(result, path, data, os.path.dirname(path))
 
 
-def picture_names(files: Sequence[Path]) -> dict[Path, str]:
-    """Return a unique name for the picture of each file; equal stems get a number."""
-    names: dict[Path, str] = {}
-    used: set[str] = set()
-    for file in files:
-        name, number = _file_name(file.stem, ".jpg"), 1
-        while name.lower() in used:
-            number += 1
-            name = _file_name(file.stem, f"-{number}.jpg")
-        used.add(name.lower())
-        names[file] = name
-    return names
-
-
-def _file_name(stem: str, end: str) -> str:
-    """Join a name, whose stem is shortened if a file system would refuse it."""
-    while len(os.fsencode(stem + end)) > _LONGEST_NAME:
-        stem = stem[:-1]
-    return stem + end
+def _add_listed(result: Sources, where: str, data: bytes, folder: str) -> None:
+    """Add the files that a list names, one per line; blank lines are passed over."""
+    try:
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            data = data.decode("utf-16").encode()
+    except UnicodeDecodeError as error:
+        result.failed.append((where, f"{where}: is damaged UTF-16 text ({error.reason})"))
+        return
+    if b"\0" in data:
+        kind = kind_of_bytes(data[:4096]) or "binary data"
+        reason = f"{where}: is {kind}, expected a list of image files, one per line"
+        result.failed.append((where, reason))
+        return
+    named = repeated = 0
+    for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).splitlines(), 1):
+        if name := os.fsdecode(line.strip()):
+            named += 1
+            file = str(Path(folder, name))
+            if os.path.exists(file) and not os.path.isdir(file):
+                repeated += not result.add(file)
+                continue
+            fault = "is a folder, expected an image" if os.path.isdir(file) else "no such file"
+            place = f"{where}:{number}"
+            result.failed.append((place, f"{place}: {shorten(file, _SHOWN)}: {fault}"))
+    if repeated:
+        note = f"{plural(repeated, 'name')} of files that were named before"
+        result.left_out.append(f"{where}: left out {note}")
+    if not named:
+        result.failed.append((where, f"{where}: names no file"))

@@ -1,4 +1,4 @@
-"""The tables that `detect` writes: the boxes of all images as JSON or CSV.
+"""The tables that `detect` writes: the boxes of all images in one file.
 
 A cell of the CSV that a spreadsheet might execute, because the text begins with =, +, -, @, a tab
 or a line end, has an apostrophe in front.
@@ -10,19 +10,31 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mdssd.detection.detector import Streamed
-from mdssd.system.files import atomic_write, open_regular
+from mdssd.detection.reading import name_of
+from mdssd.system.files import atomic_write
 
 _COLUMNS = ("file", "width", "height", "class", "label", "score", "x1", "y1", "x2", "y2")
-# How a table of each format begins, by which it is recognised.
-_BEGINNINGS = {"json": b'[\n  {"file": ', "csv": ",".join(_COLUMNS).encode() + b"\n"}
 # A text that a spreadsheet may take for a formula, also behind apostrophes of its own.
 _FORMULA = re.compile("'*[=+\\-@\\t\\r\\n]")
+
+
+class Layout(NamedTuple):
+    """How a table is composed: `head`, the rows with `between` in between, `tail`.
+
+    Attributes:
+        rows: returns the rows of an image, from its entry and its number in the table, from 1.
+    """
+
+    head: str
+    rows: Callable[[dict[str, Any], int], list[str]]
+    between: str
+    tail: str
 
 
 def table_entry(result: Streamed, classes: Sequence[str]) -> dict[str, Any]:
@@ -33,7 +45,7 @@ def table_entry(result: Streamed, classes: Sequence[str]) -> dict[str, Any]:
     )
     height, width = result.size
     return {
-        "file": str(result.source),
+        "file": name_of(result.source, ""),
         "width": width,
         "height": height,
         "detections": [
@@ -48,23 +60,16 @@ def table_entry(result: Streamed, classes: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def table_path(out: Path, form: str) -> Path:
-    """Return the file of a table in a folder; `form` is "json" or "csv"."""
-    return out / f"detections.{form}"
-
-
-def is_table(path: Path, form: str) -> bool:
-    """Return whether a file is a table that `open_table` has written."""
-    beginning = _BEGINNINGS[form]
-    try:
-        with open_regular(path) as file:
-            return file.read(len(beginning)) == beginning
-    except OSError:
-        return False
-
-
 class _Empty(Exception):
     """A table got no image."""
+
+
+class _State(NamedTuple):
+    """How far a table is written: the position behind its last row, its rows and its images."""
+
+    end: int = 0
+    rows: int = 0
+    images: int = 0
 
 
 class Table:
@@ -72,44 +77,55 @@ class Table:
 
     Attributes:
         path: the file.
-        end: the position behind its last row, 0 if it has none.
+        images: the number of images in it.
     """
 
-    def __init__(self, stack: ExitStack, out: Path, form: str) -> None:
-        self.path = table_path(out, form)
-        self.end = 0
-        self._before = 0
+    def __init__(self, stack: ExitStack, path: Path, layout: Layout) -> None:
+        self.path = path
+        self._layout = layout
+        self._tail = layout.tail.encode()
+        self._state = self._before = _State()
         self._stack = stack
         self._file: Any = None
-        self._rows, self._tail = {"json": (_json_rows, b"\n]\n"), "csv": (_csv_rows, b"")}[form]
+
+    @property
+    def images(self) -> int:
+        return self._state.images
 
     def add(self, image: dict[str, Any]) -> None:
         """Add an image. If there is no room for it, the table stays as it was."""
-        text = self._rows(image, self._file is None).encode("utf-8", "surrogateescape")
+        end, rows, images = self._before = self._state
+        added = self._layout.rows(image, images + 1)
+        text = self._layout.between.join(added)
+        if rows and added:
+            text = self._layout.between + text
+        if not images:
+            text = self._layout.head + text
+        data = text.encode("utf-8", "surrogateescape")
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             file: Any = self._stack.enter_context(atomic_write(self.path, "wb"))
             self._file = file.raw
-        self._before = self.end
         try:
-            _write_at(self._file, text + self._tail, self.end)
+            _write_at(self._file, data + self._tail, end)
         except OSError as error:
             self.undo()
             error.filename = error.filename or str(self.path)
             raise
-        self.end += len(text)
+        self._state = _State(end + len(data), rows + len(added), images + 1)
 
     def undo(self) -> None:
         """Remove the last image that was added."""
-        self.end = self._before
-        if not self.end:  # there will be no file
+        self._state = self._before
+        if not self.images:  # there will be no file
             return
-        _write_at(self._file, self._tail, self.end)  # it was there before, so there is room for it
-        self._file.truncate(self.end + len(self._tail))
+        end = self._state.end
+        _write_at(self._file, self._tail, end)  # it was there before, so there is room for it
+        self._file.truncate(end + len(self._tail))
 
 
 @contextmanager
-def open_table(out: Path, form: str, written: list[Path]) -> Iterator[Table]:
+def open_table(path: Path, layout: Layout, written: list[Path]) -> Iterator[Table]:
     """Open a table for the time of a block, and yield it.
 
     The file appears when the block ends, and its path is then added to `written`. If no image was
@@ -117,14 +133,14 @@ def open_table(out: Path, form: str, written: list[Path]) -> Iterator[Table]:
     holds those before it.
 
     Args:
-        out: the folder, which is created if it is missing.
-        form: "json" or "csv".
+        path: the file, whose folder is created if it is missing.
+        layout: how it is composed.
         written: receives the path.
     """
     with suppress(_Empty), ExitStack() as stack:
-        table = Table(stack, out, form)
+        table = Table(stack, path, layout)
         yield table
-        if not table.end:
+        if not table.images:
             raise _Empty  # so that a file that was begun does not replace another
         written.append(table.path)
 
@@ -136,21 +152,21 @@ def _write_at(file: Any, data: bytes, position: int) -> None:
         data = data[file.write(data) :]
 
 
-def _json_rows(image: dict[str, Any], first: bool) -> str:
+def _json_rows(image: dict[str, Any], number: int) -> list[str]:
     """Return an image as an entry of the JSON list, with one line per detection."""
     rows = ",\n".join("    " + json.dumps(found) for found in image["detections"])
     head = json.dumps({name: image[name] for name in ("file", "width", "height")})
     tail = f'"detections": [\n{rows}\n  ]' if rows else '"detections": []'
-    return ("[\n" if first else ",\n") + f"  {head[:-1]}, {tail}}}"
+    return [f"  {head[:-1]}, {tail}}}"]
 
 
-def _csv_rows(image: dict[str, Any], first: bool) -> str:
-    lines = [_csv_line(_COLUMNS)] if first else []
+def _csv_rows(image: dict[str, Any], number: int) -> list[str]:
+    rows = []
     for found in image["detections"]:
         head = (_harmless(image["file"]), image["width"], image["height"])
         row = (_harmless(found["class"]), found["label"], found["score"], *found["box_xyxy"])
-        lines.append(_csv_line((*head, *row)))
-    return "".join(lines)
+        rows.append(_csv_line((*head, *row)))
+    return rows
 
 
 def _csv_line(cells: Sequence[Any]) -> str:
@@ -162,3 +178,13 @@ def _csv_line(cells: Sequence[Any]) -> str:
 def _harmless(text: str) -> str:
     """Return the text of a cell, such that no spreadsheet executes it."""
     return f"'{text}" if _FORMULA.match(text) else text
+
+
+def _jsonl_rows(image: dict[str, Any], number: int) -> list[str]:
+    return [json.dumps(image) + "\n"]
+
+
+# The entries of the JSON, the CSV and the JSON Lines are the same.
+JSON = Layout("[\n", _json_rows, ",\n", "\n]\n")
+CSV = Layout(_csv_line(_COLUMNS), _csv_rows, "", "")
+JSONL = Layout("", _jsonl_rows, "", "")

@@ -901,8 +901,7 @@ def test_detect_says_what_a_folder_holds_besides_images(detector, photos, tmp_pa
         (photos / name).write_bytes(b"")
     note = (
         f"{photos}: left out 2 images or videos of a format that cannot be read (j.HEIC, k.mp4), "
-        f"1 sub-folder (a pattern such as '{photos}/**/*.jpg' reads them), 1 hidden file, "
-        "1 other file"
+        "1 sub-folder (--recursive reads them), 1 hidden file, 1 other file"
     )
     report = detect(detector, [photos], tmp_path / "out", draw=False)
     assert note in capsys.readouterr().out and report.left_out == [note]
@@ -1043,7 +1042,7 @@ def test_a_disk_too_full_for_the_first_row_leaves_the_table_of_before(tmp_path, 
     for full in (False, True):
         if full:
             monkeypatch.setattr(tables, "_write_at", no_room)
-        with tables.open_table(tmp_path, "json", written) as table:
+        with tables.open_table(tmp_path / "detections.json", tables.JSON, written) as table:
             with contextlib.suppress(OSError):
                 table.add(image)
         stored = json.loads((tmp_path / "detections.json").read_text())
@@ -1086,7 +1085,7 @@ def test_detect_with_the_longest_names_and_names_that_are_not_utf_8(detector, tm
 def test_cells_of_the_csv_are_no_formulas(tmp_path):
     texts = ["=cmd|' /C calc'!A0", "+1", "-1", "@a", "\t=1", "\r=1", "'=1", "a=1", "plain", "'a"]
     written = []
-    with tables.open_table(tmp_path, "csv", written) as table:
+    with tables.open_table(tmp_path / "a.csv", tables.CSV, written) as table:
         for text in texts:
             box = {"class": text, "label": 1, "score": 0.5, "box_xyxy": [-1, 2, 3, 4]}
             table.add({"file": text, "width": 9, "height": 9, "detections": [box]})
@@ -1101,4 +1100,4 @@ def test_sources_name_each_file_once(tmp_path):
     save(tmp_path / "a.png", picture([RED] * 4))
     (tmp_path / "b.png").symlink_to("a.png")
     found = find_images([tmp_path, tmp_path / "a.png", str(tmp_path / "*.png")])
-    assert found.files == [tmp_path / "a.png"] and not found.failed and not found.left_out
+    assert found.files == {str(tmp_path / "a.png"): ""} and not found.failed and not found.left_out

@@ -29,12 +29,15 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.out,
             score_threshold=arguments.score_threshold,
             draw=not arguments.no_draw,
-            formats=("json", "csv") if arguments.csv else ("json",),
+            formats=arguments.format + ["csv"] * arguments.csv,
             workers=arguments.workers,
             keep_images=False,
             classes=arguments.classes,
             picture_scale=arguments.picture_scale,
             overwrite=arguments.overwrite,
+            recursive=arguments.recursive,
+            coco_images=arguments.coco_images,
+            yolo_scores=arguments.yolo_scores,
         )
     print(report.table(failures=False))  # each failure was printed when it happened
     return 1 if report.failed else 0

@@ -11,14 +11,16 @@ from mdssd.cli.options.shared import (
     add_machine_options,
     add_runtime_options,
 )
-from mdssd.names import ORIENTATIONS
+from mdssd.names import ORIENTATIONS, TABLES
 
 DESCRIPTION = """Find the objects in images. The folder --out receives detections.json with their
-boxes in pixels, and a copy of each image with the boxes drawn. Images that cannot be read are
-named and left out; the exit status is then 1."""
+boxes in pixels, or other formats, and a copy of each image with the boxes drawn. Images that cannot
+be read are named and left out; the exit status is then 1."""
 EXAMPLES = (
     "mdssd detect runs/mine photos/ --out found",
     "mdssd detect runs/mine 'photos/*.jpg' --score-threshold 0.3 --csv --no-draw",
+    "mdssd detect runs/mine photos/ --recursive --format yolo,coco",
+    "mdssd detect runs/mine @files.txt --format jsonl --no-draw",
 )
 
 
@@ -31,7 +33,18 @@ def add_to(verbs: Verbs) -> None:
         examples=EXAMPLES,
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image, folder or glob pattern")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="image, folder, glob pattern, @FILE for a list of images (one per line, relative to "
+        "the folder of FILE), or - for standard input: an image, or such a list",
+    )
+    parser.add_argument(
+        "--recursive",
+        action="store_true",
+        help="search the folders below a folder too; DIR gets the same folders",
+    )
     parser.add_argument(
         "--out",
         type=values.folder,
@@ -40,9 +53,7 @@ def add_to(verbs: Verbs) -> None:
         help="folder to write boxes and pictures to (default detections)",
     )
     _add_choice(parser)
-    parser.add_argument(
-        "--csv", action="store_true", help="write detections.csv as well as detections.json"
-    )
+    _add_formats(parser)
     parser.add_argument("--no-draw", action="store_true", help="do not draw pictures")
     parser.add_argument(
         "--picture-scale",
@@ -73,6 +84,30 @@ def add_to(verbs: Verbs) -> None:
     )
     add_runtime_options(add_machine_options(parser))
     parser.set_defaults(command="detect")
+
+
+def _add_formats(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--format",
+        type=values.some_of(TABLES),
+        default=["json"],
+        metavar="NAMES",
+        help=f"what to write, separated by commas: {', '.join(TABLES)} (default json)",
+    )
+    parser.add_argument(
+        "--csv", action="store_true", help="write detections.csv as well; the same as csv above"
+    )
+    parser.add_argument(
+        "--coco-images",
+        metavar="FILE",
+        help="with --format coco: a COCO file whose numbers of images (found by their names) and "
+        "of classes are written (default: numbers from 1, which coco_images.json lists)",
+    )
+    parser.add_argument(
+        "--yolo-scores",
+        action="store_true",
+        help="with --format yolo: end each line with the score, which most tools refuse in labels",
+    )
 
 
 def _add_choice(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,125 @@
+"""The files that `detect` writes for each image: YOLO labels and GeoJSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mdssd.system.files import atomic_write
+
+
+class ImageFiles:
+    """A folder with a file for each image. Each file is written at once or not at all.
+
+    Args:
+        folder: the folder, which is created for the first image.
+        suffix: the end of the files' names.
+        stems: the names of the files without it, by the images'.
+        compose: returns the text of a file, from the entry of its image.
+        before: the text of files that are written to the folder before the first image's, by name.
+        written: receives the folder once there is a file of an image.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        suffix: str,
+        stems: Mapping[str, str],
+        compose: Callable[[dict[str, Any]], str],
+        before: Mapping[str, str],
+        written: list[Path],
+    ) -> None:
+        self.folder = folder
+        self._suffix = suffix
+        self._stems = stems
+        self._compose = compose
+        self._before = before
+        self._written = written
+        self._files = 0
+        self._last = folder
+
+    def add(self, image: dict[str, Any]) -> None:
+        """Write the file of an image."""
+        if not self._files:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for name, text in self._before.items():
+                with atomic_write(self.folder / name) as file:
+                    file.write(text)
+        self._last = self.folder / (self._stems[image["file"]] + self._suffix)
+        self._last.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(self._last) as file:
+            file.write(self._compose(image))
+        self._files += 1
+        if self._files == 1:
+            self._written.append(self.folder)
+
+    def undo(self) -> None:
+        """Remove the file of the last image that was added."""
+        self._last.unlink(missing_ok=True)
+        self._files -= 1
+        if not self._files:
+            self._written.remove(self.folder)
+
+
+def yolo_text(image: dict[str, Any], *, scores: bool) -> str:
+    """Return the YOLO labels of an image, with a line for each detection.
+
+    Args:
+        image: the entry of the image.
+        scores: whether a line ends with the score.
+
+    Returns:
+        Lines "class cx cy w h" or "class cx cy w h score": the class from 0, the centre and the
+        size of the box as fractions of the image's.
+
+    Example:
+        >>> from mdssd.detection.image_files import yolo_text
+        >>> found = {"label": 3, "score": 0.5, "box_xyxy": [10, 20, 30, 60]}
+        >>> yolo_text({"width": 100, "height": 200, "detections": [found]}, scores=False)
+        '2 0.20000000 0.20000000 0.20000000 0.20000000\\n'
+    """
+    width, height = image["width"], image["height"]
+    lines = []
+    for found in image["detections"]:
+        x1, y1, x2, y2 = found["box_xyxy"]
+        box = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
+        numbers = [str(found["label"] - 1), *(f"{value:.8f}" for value in box)]
+        lines.append(" ".join(numbers + [str(found["score"])] * scores) + "\n")
+    return "".join(lines)
+
+
+def geojson_text(image: dict[str, Any]) -> str:
+    """Return the detections in an image as GeoJSON: a polygon for each, in pixels, y downwards.
+
+    Example:
+        >>> import json
+        >>> from mdssd.detection.image_files import geojson_text
+        >>> found = {"class": "cell", "label": 1, "score": 0.5, "box_xyxy": [10, 20, 30, 60]}
+        >>> image = {"file": "a.jpg", "width": 100, "height": 200, "detections": [found]}
+        >>> json.loads(geojson_text(image))["features"][0]["geometry"]["coordinates"]
+        [[[10, 20], [30, 20], [30, 60], [10, 60], [10, 20]]]
+    """
+    features = []
+    for found in image["detections"]:
+        x1, y1, x2, y2 = found["box_xyxy"]
+        ring = [[x1, y1], [x2, y1], [x2, y2], [x1, y2], [x1, y1]]
+        properties = {
+            "objectType": "annotation",  # this and the classification are QuPath's
+            "classification": {"name": found["class"]},
+            "file": image["file"],
+            "class": found["class"],
+            "label": found["label"],
+            "score": found["score"],
+        }
+        feature = {
+            "type": "Feature",
+            "geometry": {"type": "Polygon", "coordinates": [ring]},
+            "properties": properties,
+        }
+        features.append("  " + json.dumps(feature))
+    about = {name: image[name] for name in ("file", "width", "height")}
+    head = json.dumps({"type": "FeatureCollection", "image": about})
+    rows = "\n" + ",\n".join(features) + "\n" if features else ""
+    return f'{head[:-1]}, "features": [{rows}]}}\n'

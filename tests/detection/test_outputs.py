@@ -1,0 +1,352 @@
+"""The formats that `detect` writes, read back by other readers; what it replaces and refuses."""
+
+import contextlib
+import csv
+import errno
+import json
+import os
+
+import pytest
+from test_detector import GREEN, GREY, RED, Quadrants, picture, save
+
+from mdssd.detection import image_files, tables
+from mdssd.detection.detector import Detector
+from mdssd.detection.files import detect
+from mdssd.detection.image_files import geojson_text, yolo_text
+
+ALL = ("json", "csv", "jsonl", "coco", "yolo", "geojson")
+
+
+@pytest.fixture
+def detector():
+    return Detector(Quadrants(), classes=["red", "green"], score_threshold=0.7)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """a: nothing; b: red above left, green below right; deeper/b: red everywhere."""
+    folder = tmp_path / "photos"
+    (folder / "deeper").mkdir(parents=True)
+    save(folder / "a.png", picture([GREY] * 4, 33, 47))
+    save(folder / "b.png", picture([RED, GREY, GREY, GREEN]))
+    save(folder / "deeper" / "b.png", picture([RED] * 4))
+    return folder
+
+
+def tree(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def run(detector, sources, out, formats, **options):
+    return detect(*(detector, sources, out), formats=formats, draw=False, progress=False, **options)
+
+
+def test_every_format_holds_the_same_detections(detector, photos, tmp_path):
+    out = tmp_path / "out"
+    report = run(detector, [photos], out, ALL, recursive=True)
+    assert tree(out) == [
+        "coco_images.json",
+        "coco_results.json",
+        "detections.csv",
+        "detections.json",
+        "detections.jsonl",
+        "geojson/a.geojson",
+        "geojson/b.geojson",
+        "geojson/deeper/b.geojson",
+        "labels/a.txt",
+        "labels/b.txt",
+        "labels/classes.txt",
+        "labels/deeper/b.txt",
+    ]
+    assert {path.name for path in report.tables} == {
+        *("detections.json", "detections.csv", "detections.jsonl"),
+        *("coco_results.json", "labels", "geojson"),
+    }
+    assert [len(one["detections"]) for one in report.images] == [0, 2, 4]
+    assert json.loads((out / "detections.json").read_text()) == report.images
+    lines = (out / "detections.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == report.images
+    with open(out / "detections.csv", newline="") as stream:
+        assert len(list(csv.DictReader(stream))) == 6
+
+
+def test_yolo_labels(detector, photos, tmp_path):
+    out = tmp_path / "out"
+    run(detector, [photos], out, ["yolo"])
+    labels = out / "labels"
+    assert (labels / "a.txt").read_bytes() == b""  # looked at, and without objects
+    assert (labels / "classes.txt").read_text() == "red\ngreen\n"
+    rows = sorted(line.split() for line in (labels / "b.txt").read_text().splitlines())
+    assert [row[0] for row in rows] == ["0", "1"]
+    expected = [[0.25, 0.25, 0.5, 0.5], [0.75, 0.75, 0.5, 0.5]]
+    assert [[float(value) for value in row[1:]] for row in rows] == expected
+    run(detector, [photos / "b.png"], tmp_path / "scored", ["yolo"], yolo_scores=True)
+    rows = [line.split() for line in (tmp_path / "scored/labels/b.txt").read_text().splitlines()]
+    assert all(len(row) == 6 and 0.7 < float(row[5]) <= 1 for row in rows)
+
+
+def test_yolo_labels_keep_a_thousandth_of_a_pixel():
+    box = [1234.567, 0.001, 19999.999, 12345.678]
+    found = {"label": 1, "score": 1.0, "box_xyxy": box}
+    text = yolo_text({"width": 20000, "height": 15000, "detections": [found]}, scores=False)
+    _, cx, cy, w, h = map(float, text.split())
+    back = [
+        *((cx - w / 2) * 20000, (cy - h / 2) * 15000),
+        *((cx + w / 2) * 20000, (cy + h / 2) * 15000),
+    ]
+    assert back == pytest.approx(box, abs=1e-3)
+
+
+def test_coco_results_are_read_by_pycocotools(detector, photos, tmp_path):
+    coco = pytest.importorskip("pycocotools.coco", reason="pycocotools is not installed")
+    out = tmp_path / "out"
+    run(detector, [photos], out, ["coco"])
+    with contextlib.redirect_stdout(None):
+        images = coco.COCO(str(out / "coco_images.json"))
+        results = images.loadRes(str(out / "coco_results.json"))
+    assert {k: v["file_name"] for k, v in images.imgs.items()} == {
+        1: str(photos / "a.png"),
+        2: str(photos / "b.png"),
+    }
+    assert {k: v["name"] for k, v in images.cats.items()} == {1: "red", 2: "green"}
+    found = sorted(results.anns.values(), key=lambda row: row["category_id"])
+    assert [(f["image_id"], f["category_id"], f["bbox"]) for f in found] == [
+        (2, 1, [0, 0, 30, 20]),
+        (2, 2, [30, 20, 30, 20]),
+    ]
+    assert all(0.7 < f["score"] <= 1 for f in found)
+
+
+def coco_file(path, names, categories=("green", "red")):
+    """Write a COCO file whose numbers nobody would guess."""
+    images = [{"id": 100 + k, "file_name": name} for k, name in enumerate(names)]
+    classes = [{"id": 7 * k, "name": name} for k, name in enumerate(categories, 1)]
+    text = json.dumps({"images": images, "annotations": [], "categories": classes})
+    path.write_text(text)
+    return path
+
+
+def test_coco_results_take_the_numbers_of_a_coco_file(detector, photos, tmp_path):
+    coco = coco_file(tmp_path / "c.json", ["deeper/b.png", "b.png", ".\\photos\\a.png", "x.png"])
+    out = tmp_path / "out"
+    run(detector, [photos], out, ["coco"], recursive=True, coco_images=coco)
+    assert tree(out) == ["coco_results.json"]
+    rows = json.loads((out / "coco_results.json").read_text())
+    assert sorted((row["image_id"], row["category_id"]) for row in rows) == [
+        *[(100, 14)] * 4,  # red in deeper/b.png
+        *[(101, 7), (101, 14)],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "classes", "message"),
+    [
+        (["b.png"], ("red", "green"), "no image, or several, of the name .*a.png; its first image"),
+        (["a.png", "b.png"], ("red",), "no category, or several, of the name green; it has red"),
+        (
+            ["a.png", "b.png", "b.png"],
+            ("red", "green"),
+            "no image, or several, of the name .*b.png",
+        ),
+    ],
+)
+def test_coco_files_without_a_number_are_refused(
+    detector, photos, tmp_path, names, classes, message
+):
+    coco = coco_file(tmp_path / "c.json", names, classes)
+    with pytest.raises(ValueError, match=f"coco_images: .*c.json has {message}"):
+        run(detector, [photos], tmp_path / "out", ["coco"], coco_images=coco)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_coco_file_with_one_image_for_two_is_refused(detector, photos, tmp_path):
+    coco = coco_file(tmp_path / "c.json", ["a.png", "b.png"])
+    with pytest.raises(ValueError, match="has one image for .*photos/b.png and .*deeper/b.png"):
+        run(detector, [photos], tmp_path / "out", ["coco"], coco_images=coco, recursive=True)
+    coco.write_text('{"images": [')
+    with pytest.raises(ValueError, match="coco_images: .*c.json: expected a COCO file"):
+        run(detector, [photos], tmp_path / "out", ["coco"], coco_images=coco)
+    with pytest.raises(ValueError, match="coco_images: .*gone.json: No such file"):
+        run(detector, [photos], tmp_path / "out", ["coco"], coco_images=tmp_path / "gone.json")
+
+
+def test_geojson_is_closed_rings_in_pixels(detector, photos, tmp_path):
+    out = tmp_path / "out"
+    run(detector, [photos], out, ["geojson"])
+    assert json.loads((out / "geojson/a.geojson").read_text())["features"] == []
+    stored = json.loads((out / "geojson/b.geojson").read_text())
+    assert stored["type"] == "FeatureCollection"
+    assert stored["image"] == {"file": str(photos / "b.png"), "width": 60, "height": 40}
+    features = {one["properties"]["class"]: one for one in stored["features"]}
+    assert features["red"]["type"] == "Feature"
+    assert features["red"]["geometry"] == {
+        "type": "Polygon",
+        "coordinates": [[[0, 0], [30, 0], [30, 20], [0, 20], [0, 0]]],
+    }
+    properties = features["green"]["properties"]
+    assert properties.pop("score") > 0.7
+    assert properties == {
+        "objectType": "annotation",
+        "classification": {"name": "green"},
+        "file": str(photos / "b.png"),
+        "class": "green",
+        "label": 2,
+    }
+
+
+def test_names_that_are_no_utf_8_and_no_ascii(detector, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    data = save(tmp_path / "a.png", picture([RED, GREY, GREY, GREEN])).read_bytes()
+    names = [b"caf\xe9.png", "Übersicht 1.png".encode()]
+    for name in names:
+        (folder / os.fsdecode(name)).write_bytes(data)
+    out = tmp_path / "out"
+    for _ in range(2):
+        report = run(detector, [folder], out, ALL, overwrite=True)
+        assert report.image_count == 2
+    assert (out / "labels" / "Übersicht 1.txt").is_file()
+    assert (out / "geojson" / os.fsdecode(b"caf\xe9.geojson")).is_file()
+    stored = json.loads((out / "coco_images.json").read_text())["images"]
+    assert {os.fsencode(os.path.basename(one["file_name"])) for one in stored} == set(names)
+
+
+def test_tables_without_detections_are_whole_and_recognised(detector, photos, tmp_path):
+    out = tmp_path / "out"
+    for _ in range(2):
+        run(detector, [photos / "a.png"], out, ("json", "csv", "jsonl", "coco", "geojson"))
+        assert json.loads((out / "coco_results.json").read_text()) == []
+        assert len(json.loads((out / "coco_images.json").read_text())["images"]) == 1
+        (line,) = (out / "detections.jsonl").read_text().splitlines()
+        assert json.loads(line)["detections"] == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["detections.jsonl", "coco_results.json", "coco_images.json", "geojson/b.geojson"],
+)
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"file": "mine"}\n', b'{"type": "Feature'])
+def test_files_of_somebody_else_are_not_replaced(detector, photos, tmp_path, name, content):
+    out = tmp_path / "out"
+    (out / name).parent.mkdir(parents=True)
+    (out / name).write_bytes(content)
+    formats = ("jsonl", "coco", "geojson")
+    with pytest.raises(ValueError, match=f"{name} exists and is not a result of `mdssd detect`"):
+        run(detector, [photos], out, formats)
+    assert tree(out) == [name] and (out / name).read_bytes() == content
+    run(detector, [photos], out, formats, overwrite=True)
+    assert (out / name).read_bytes() != content
+    run(detector, [photos], out, formats)
+
+
+def test_label_files_are_replaced_on_request_only(detector, photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    run(detector, [photos], out, ["yolo"])
+    (out / "labels" / "b.txt").write_text("")  # corrected by hand: there is nothing
+    with pytest.raises(ValueError, match=r"a\.txt exists and is a label file, which may have been"):
+        run(detector, [photos], out, ["yolo"])
+    assert (out / "labels" / "b.txt").read_text() == ""
+    detect(detector, [photos / "b.png"], out, formats=["yolo"], draw=False, overwrite=True)
+    said = capsys.readouterr().out
+    assert f"{out}: replacing 1 label file of an earlier run" in said
+    assert f"{out / 'labels'}: 1 file of other images stays as it is" in said
+    assert len((out / "labels" / "b.txt").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("listed", ["green\nred\n", None])
+def test_labels_of_other_classes_are_not_mixed_with(detector, photos, tmp_path, listed):
+    labels = tmp_path / "out" / "labels"
+    labels.mkdir(parents=True)
+    (labels / "other.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    if listed:
+        (labels / "classes.txt").write_text(listed)
+    before = tree(labels)
+    with pytest.raises(ValueError, match=r"labels holds files, and no classes\.txt with"):
+        run(detector, [photos], tmp_path / "out", ["yolo"], overwrite=True)
+    assert tree(labels) == before
+
+
+def test_label_files_of_equal_names_are_numbered_and_named(detector, photos, tmp_path):
+    save(photos / "b.jpg", picture([RED] * 4))
+    save(photos / "classes.png", picture([RED] * 4))
+    report = run(detector, [photos], tmp_path / "out", ["yolo"])
+    assert tree(tmp_path / "out/labels") == [
+        *("a.txt", "b-2.txt", "b.txt", "classes-2.txt", "classes.txt")
+    ]
+    assert f"{photos / 'b.png'} (labels/b-2.txt)" in report.left_out[-1]
+    assert f"{photos / 'classes.png'} (labels/classes-2.txt)" in report.left_out[-1]
+    assert (tmp_path / "out/labels/classes.txt").read_text() == "red\ngreen\n"
+
+
+def test_a_class_that_is_no_line_has_no_yolo_labels(photos, tmp_path):
+    detector = Detector(Quadrants(), classes=["red", "gr\neen"])
+    with pytest.raises(ValueError, match=r"a line of classes\.txt holds one class, and 'gr\\neen'"):
+        run(detector, [photos], tmp_path / "out", ["yolo"])
+    with pytest.raises(ValueError, match="yolo_scores: is for the format 'yolo'"):
+        run(detector, [photos], tmp_path / "out", ["json"], yolo_scores=True)
+    with pytest.raises(ValueError, match="coco_images: is for the format 'coco'"):
+        run(detector, [photos], tmp_path / "out", ["json"], coco_images="a.json")
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".geojson", ".jsonl"])
+def test_on_a_full_disk_all_formats_hold_the_same_images(
+    detector, photos, tmp_path, monkeypatch, suffix
+):
+    """The disk is full when the second image comes, for one of the formats."""
+    real, calls = tables.atomic_write, []
+
+    @contextlib.contextmanager
+    def full(path, mode="w"):
+        if path.suffix == suffix and path.name != "classes.txt":
+            calls.append(path)
+            if len(calls) == 2:
+                raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        with real(path, mode) as file:
+            yield file
+
+    def write_at(file, data, position):
+        if suffix == ".jsonl" and file.name.endswith(".mdssd.tmp") and ".jsonl" in file.name:
+            calls.append(position)
+            if len(calls) == 3:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        write(file, data, position)
+
+    write = tables._write_at
+    monkeypatch.setattr(tables, "_write_at", write_at)
+    monkeypatch.setattr(tables, "atomic_write", full)
+    monkeypatch.setattr(image_files, "atomic_write", full)
+    out = tmp_path / "out"
+    with pytest.raises(OSError, match="No space left on device; 1 of 3 images done; boxes in"):
+        run(detector, [photos], out, ALL, recursive=True)
+    assert tree(out) == [
+        *("coco_images.json", "coco_results.json"),
+        *("detections.csv", "detections.json", "detections.jsonl"),
+        *("geojson/a.geojson", "labels/a.txt", "labels/classes.txt"),
+    ]
+    assert len(json.loads((out / "detections.json").read_text())) == 1
+    assert len(json.loads((out / "coco_images.json").read_text())["images"]) == 1
+    assert json.loads((out / "coco_results.json").read_text()) == []
+    assert len((out / "detections.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_next_run_removes_the_temporary_files_of_a_killed_one(detector, photos, tmp_path):
+    out = tmp_path / "out"
+    left = [
+        ".d.jsonl.42.mdssd.tmp",
+        "labels/deeper/.b.txt.42.mdssd.tmp",
+        "deeper/.b.jpg.4.mdssd.tmp",
+    ]
+    for name in left:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("half")
+    (out / "labels" / "classes.txt").write_text("red\ngreen\n")
+    run(detector, [photos], out, ["jsonl"], recursive=True)
+    assert tree(out) == ["detections.jsonl", "labels/classes.txt"]
+
+
+def test_geojson_of_a_name_with_quotes_is_recognised(detector, photos, tmp_path):
+    odd = save(photos / 'a "b" \\ c.png', picture([RED] * 4))
+    for _ in range(2):
+        run(detector, [odd], tmp_path / "out", ("jsonl", "geojson", "coco"))
+    text = geojson_text({"file": str(odd), "width": 3, "height": 2, "detections": []})
+    assert json.loads(text)["image"]["file"] == str(odd)
