@@ -21,7 +21,7 @@ from mdssd.data.reasons import grouped
 from mdssd.data.sample import NO_IMAGE
 from mdssd.inspection.leaks import count_splits, find_leaks, same_files
 from mdssd.inspection.result import IOU, DataCheck, share_reached
-from mdssd.priors import best_iou
+from mdssd.priors import PriorLayer, best_iou, make_priors
 from mdssd.system.progress import progress_bar
 
 _MARGIN = 1.0  # pixels: VOC counts from 1, so a box may end one pixel beyond the image
@@ -45,6 +45,7 @@ def check_data(
     *,
     model: str = "the model",
     others_cxcywh: Mapping[str, Tensor] | None = None,
+    fitted: Sequence[PriorLayer] = (),
     faults: Sequence[str] = (),
     tiny: float = 4.0,
     workers: int | None = None,
@@ -61,6 +62,8 @@ def check_data(
         input_size: side of the network's input, in pixels.
         model: the model's name in the result.
         others_cxcywh: other priors by their name, to compare their recall.
+        fitted: priors fitted to the boxes, a layer for each map, to compare with the others for
+            each range of sizes.
         faults: the faults that opening the data set found; see `open_dataset`.
         tiny: a box with a shorter side, in pixels of the input, may be a mistake.
         workers: the number of threads that read images. None: one per core.
@@ -88,7 +91,11 @@ def check_data(
         reasons = "; ".join(grouped(faults)) or "-"
         raise DataError(f"{dataset.name}: no image can be used; the first fault: {reasons}")
     images, unread = _read_all(dataset, workers, progress)
-    result = _measure(dataset, images, priors_cxcywh, input_size, model, others_cxcywh or {})
+    others = dict(others_cxcywh or {})
+    if fitted:
+        others["fitted"] = make_priors(fitted, input_size)
+    result = _measure(dataset, images, priors_cxcywh, input_size, model, others)
+    result.fitted = fitted
     names = [image.name for image in images]
     result.faults = [*faults, *unread]
     result.suspicious = [
@@ -164,6 +171,7 @@ def _measure(
     prior_sides = (priors_cxcywh[:, 2:] * input_size).double()
     rounded = torch.unique((prior_sides * 100).round() / 100, dim=0).tolist()
     others = others_cxcywh.items() if len(boxes_xyxy) else ()
+    compared = {name: best_iou(relative_xyxy, priors) for name, priors in others}
     return DataCheck(
         report=dataset.report(),
         model=model,
@@ -181,9 +189,8 @@ def _measure(
         dropped=list(dataset.dropped),
         size_faults=list(dataset.size_faults),
         image_sizes=Counter(image.size for image in images),
-        other_recall={
-            name: share_reached(best_iou(relative_xyxy, priors)) for name, priors in others
-        },
+        other_recall={name: share_reached(iou) for name, iou in compared.items()},
+        compared=compared,
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from mdssd.data import Augmentation, DetectionDataset, TrainingSet
 from mdssd.drawing import draw_detections
 from mdssd.drawing.figures import save_png, shorten
-from mdssd.inspection.result import IOU, DataCheck
+from mdssd.inspection.result import IOU, DataCheck, share_reached
 from mdssd.system.files import atomic_write
 
 if TYPE_CHECKING:
@@ -123,6 +123,9 @@ def _recall_figure(check: DataCheck) -> Figure:
     left, right = figure.subplots(1, 2)
     _bars(left, list(check.by_class()), check, "class")
     _bars(right, list(check.by_size()), check, f"size in the {check.input_size} input")
+    if check.fitted:
+        handles, names = right.get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=5, title="other priors")
     figure.suptitle(f"boxes that a prior of {check.model} overlaps by IoU {IOU} or more")
     return figure
 
@@ -139,6 +142,10 @@ def _bars(
         inside = (share or 0.0) > 0.4
         left = 0.02 if inside else 0.02 + (share or 0.0)
         axes.text(left, float(place), text, va="center", color="white" if inside else "black")
+    if check.fitted:
+        for (name, iou), marker in zip(check.compared.items(), "v^sDo", strict=False):
+            marks = [share_reached(iou[which]) if which.any() else np.nan for _, which in parts]
+            axes.plot(marks, places, marker, color="black", mfc="white", clip_on=False, label=name)
     axes.set_yticks(places, [shorten(name, 24) for name, _ in parts], parse_math=False)
     axes.set_xlim(0, 1)
     axes.set_ylim(len(parts) - 0.5, -0.5)

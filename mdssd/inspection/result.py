@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdssd.data.reasons import grouped
+from mdssd.priors import PriorLayer
 from mdssd.system.text import plural
 
 IOU = 0.5
@@ -53,6 +54,8 @@ class DataCheck:
         image_sizes: how many images have each (width, height).
         splits: the number of images and of boxes of each split, by its name.
         refused: why training would refuse the boxes; empty if it would not.
+        fitted: priors fitted to the boxes, a layer for each map; empty without a fit.
+        compared: float64 [M] by the name of other priors: the greatest IoU of each box with them.
     """
 
     report: str
@@ -79,6 +82,8 @@ class DataCheck:
     image_sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     splits: dict[str, tuple[int, int]] = field(default_factory=dict)
     refused: str = ""
+    fitted: Sequence[PriorLayer] = ()
+    compared: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     @property
     def broken(self) -> bool:
@@ -216,7 +221,9 @@ class DataCheck:
             "size: side of the square with the same area; "
             f"recall: share of the boxes with a prior of IoU {IOU} or more",
         ]
-        if self.other_recall:
+        if self.fitted:
+            lines += ["", *self._fit(), ""]
+        elif self.other_recall:
             others = ", ".join(f"{name} {value:.4f}" for name, value in self.other_recall.items())
             lines.append(f"recall of all boxes with other priors: {others}")
             name, best = max(self.other_recall.items(), key=lambda item: item[1])
@@ -228,6 +235,43 @@ class DataCheck:
                     "the boxes"
                 )
         return lines
+
+    def _fit(self) -> list[str]:
+        """Return the boxes of each range of sizes that other and the fitted priors reach."""
+        names = list(self.compared)
+        width = max(7, *map(len, names))
+        title = "boxes that priors reach".ljust(24)
+        lines = ["  ".join([title, "boxes".rjust(8), *(name.rjust(width) for name in names)])]
+        for name, which in (*self.by_size(), ("all", np.ones(len(self.iou), bool))):
+            cells = [f"{which.sum():,}".rjust(8)]
+            for iou in self.compared.values():
+                share = f"{share_reached(iou[which]):.4f}" if which.any() else "-"
+                cells.append(share.rjust(width))
+            lines.append("  ".join([name.ljust(len(title)), *cells]))
+        lines.append("sizes of the fitted priors, width x height in pixels of the input:")
+        for layer in self.fitted:
+            sizes = ", ".join(
+                f"{round(width, 1):g} x {round(height, 1):g}" for width, height in layer.shapes()
+            )
+            lines.append(f"  {layer.size} x {layer.size} cells, {layer.step:g} px apart: {sizes}")
+        return lines
+
+    def _fit_as_dict(self) -> dict[str, Any] | None:
+        if not self.fitted:
+            return None
+        ranges = [("all", np.ones(len(self.iou), bool)), *self.by_size()]
+        return {
+            "prior_scales": [[list(size) for size in layer.shapes()] for layer in self.fitted],
+            "cells": [layer.size for layer in self.fitted],
+            "steps": [layer.step for layer in self.fitted],
+            "recall": {
+                priors: {
+                    name: share_reached(iou[which]) if which.any() else None
+                    for name, which in ranges
+                }
+                for priors, iou in self.compared.items()
+            },
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON can hold it. A value that does not exist is None."""
@@ -252,6 +296,7 @@ class DataCheck:
             "by_class": {name: part(which) for name, which in self.by_class()},
             "by_size": {name: part(which) for name, which in self.by_size()},
             "other_recall": self.other_recall,
+            "fitted_priors": self._fit_as_dict(),
             **{name: getattr(self, name) for name in (*_LISTS, "dropped", "size_faults")},
             "image_sizes": [[*size, count] for size, count in self.image_sizes.most_common()],
             "splits": {name: list(counts) for name, counts in self.splits.items()},

@@ -36,6 +36,8 @@ class Loaded:
         classes: the classes whose scores were loaded by name.
         by_position: whether class scores were loaded by the position of the class, because the
             class names of the model or of the source are not known.
+        other_priors: the maps whose predictions were left as they were, because the priors of the
+            source have other sizes there.
 
     Example:
         >>> from mdssd.models import Loaded
@@ -52,6 +54,7 @@ class Loaded:
     partly: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     by_position: bool = False
+    other_priors: tuple[str, ...] = ()
 
 
 class PredictionHead(nn.Module):

@@ -32,7 +32,8 @@ def load_pretrained(
 
     The source can be one of these:
 
-    - A checkpoint of any model. Tensors that fit by name and shape are loaded.
+    - A checkpoint of any model. Tensors that fit by name and shape are loaded, except the
+      heads of the maps on which fitted priors of the one or the other have other sizes.
     - SSD300 of torchvision, ssd.pytorch, lufficc/SSD or Caffe, or SSD512 of the last three. The
       trunk, the extra layers, and all other tensors that fit are loaded: all of an `SSD` with the
       same number of classes, and the heads of conv8_2 and up of an `MDSSD`.
@@ -118,13 +119,41 @@ def is_checkpoint(path: Path) -> bool:
 def _load_checkpoint(model: nn.Module, path: Path, classes: Sequence[str] | None) -> Loaded:
     source, meta = load_checkpoint(path)
     layout, mean = f"a checkpoint of {source.name}", meta["mean"]
-    loaded = _load_fitting(model, source.state_dict(), layout, mean, classes, meta["classes"])
+    other = _other_priors(model, source)
+    heads = tuple(f"heads.{name}." for name in other)
+    tensors = source.state_dict()
+    left = tuple(name for name in tensors if name.startswith(heads))
+    fitting = {name: tensor for name, tensor in tensors.items() if name not in left}
+    loaded = _load_fitting(model, fitting, layout, mean, classes, meta["classes"])
+    loaded = replace(loaded, unused=(*loaded.unused, *left), other_priors=other)
     if not loaded.taken and not loaded.partly:
         raise ValueError(
             f"load_pretrained: {path}: no tensor fits: it is {source.config()}, expected tensors "
             f"of {type(model).__name__}: {next(iter(model.state_dict()), 'none')!r} ..."
         )
     return loaded
+
+
+def _other_priors(model: nn.Module, source: SingleShotDetector) -> tuple[str, ...]:
+    """Return the maps of both on which the priors have other sizes, if those of one are fitted."""
+    if not isinstance(model, SingleShotDetector):
+        return ()
+    own, theirs = model.options.prior_scales, source.options.prior_scales
+    if own == theirs or (isinstance(own, str) and isinstance(theirs, str)):
+        return ()
+    shapes = [
+        {
+            # Named sets are compared as a fit keeps their sizes, rounded.
+            name: [(round(width, 2), round(height, 2)) for width, height in layer.shapes()]
+            for name, layer in zip(
+                each.heads, each.prior_layers(each.input_size, scales), strict=True
+            )
+        }
+        for each, scales in ((model, own), (source, theirs))
+    ]
+    return tuple(
+        name for name in shapes[0] if shapes[1].get(name, shapes[0][name]) != shapes[0][name]
+    )
 
 
 def _load_published(

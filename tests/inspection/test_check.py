@@ -14,6 +14,7 @@ from mdssd.data import Augmentation, SyntheticScenes, TrainingSet, open_dataset,
 from mdssd.inspection.check import best_iou, check_data
 from mdssd.inspection.plots import contact_sheet, write_check
 from mdssd.priors import make_priors, mdssd_prior_layers, ssd_prior_layers
+from mdssd.weights.checkpoint_json import read_meta
 
 PRIORS = make_priors(ssd_prior_layers(300), 300)
 XML = (
@@ -411,3 +412,45 @@ def test_a_photograph_of_one_year_in_the_test_split_of_another(tmp_path):
     assert [line.rpartition(": ")[2] for line in check(tmp_path).leaks] == [
         "a is in trainval and test"
     ]
+
+
+def test_fitted_priors_by_size_before_and_after(tmp_path, capsys):
+    """Squares of 14 px, of which `coco` priors reach none and fitted ones all."""
+    rows = [("cat", x, y, x + 14, y + 14) for x in range(5, 280, 31) for y in range(3, 280, 29)]
+    root = voc(tmp_path / "v", {"a": rows, "b": [("dog", 20, 20, 120, 100)]})
+    options = ["--fit-priors", "--prior-scales", "coco", "--out", tmp_path / "out"]
+    status, out, err = run(capsys, "data", "check", root, *options)
+    assert status == 0, err
+    assert "priors of mdssd300 (coco)" in out and "recall of all boxes with other" not in out
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert "boxes that priors reach boxes voc coco small fitted" in lines
+    assert "8 to 16 px 90 0.0000 0.0000 1.0000 1.0000" in lines
+    assert "64 to 128 px 1 1.0000 1.0000 1.0000 1.0000" in lines
+    assert "0 to 8 px 0 - - - -" in lines
+    assert "75 x 75 cells, 4 px apart: " in out and "1 x 1 cells, 300 px apart: 261 x 261" in out
+    fit = json.loads((tmp_path / "out/check.json").read_text())["fitted_priors"]
+    assert [len(of_map) for of_map in fit["prior_scales"]] == [4, 4, 6, 6, 6, 4, 4]
+    assert fit["cells"] == [75, 38, 19, 10, 5, 3, 1] and fit["steps"][:3] == [4, 8, 16]
+    assert list(fit["recall"]) == ["voc", "coco", "small", "fitted"]
+    assert fit["recall"]["coco"]["all"] == pytest.approx(1 / 91)
+    assert fit["recall"]["fitted"]["all"] == fit["recall"]["fitted"]["8 to 16 px"] == 1
+    assert fit["recall"]["fitted"]["from 128 px"] is None
+    assert cv2.imread(str(tmp_path / "out/recall.png")) is not None
+    # `mdssd train` takes these sizes: from a recipe, and by itself.
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(f"prior_scales = {fit['prior_scales']}\nmodel = 'mdssd300'\n")
+    train = ["train", "--data", root, "--iterations", 1, "--batch-size", 2, "--width", 0.0625]
+    train += ["--workers", 0, "--threads", 1, "--batch-norm"]
+    for name, given in (("a", ["--recipe", recipe]), ("b", ["--prior-scales", "auto"])):
+        status, out, err = run(capsys, *train, *given, "--out", tmp_path / name)
+        assert status == 0, err
+        assert (
+            read_meta(tmp_path / name / "last.json")["model"]["prior_scales"]
+            == (fit["prior_scales"])
+        )
+
+
+def test_without_the_option_there_is_no_table(tmp_path, capsys):
+    root = voc(tmp_path / "v", {"a": [("cat", 150, 150, 160, 160)]})
+    assert "boxes that priors reach" not in run(capsys, "data", "check", root)[1]
+    assert check(root).to_dict()["fitted_priors"] is None

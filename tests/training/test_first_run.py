@@ -1,20 +1,22 @@
 """`mdssd train` without a recipe: its settings, priors from the data, starts and resumptions."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
 
-from mdssd import ssd300
+from mdssd import Detector, ssd300
 from mdssd.cli import main
 from mdssd.cli.commands.run_settings import run_settings
+from mdssd.cli.commands.train import load_start
 from mdssd.data import DetectionDataset, Sample, SyntheticScenes
 from mdssd.data.voc_writer import write_voc
-from mdssd.models import MEAN_RGB, build
+from mdssd.models import MEAN_RGB, SSD, build
 from mdssd.training.prior_choice import choose_priors
 from mdssd.weights.checkpoint import save_checkpoint
-from mdssd.weights.checkpoint_json import read_meta
+from mdssd.weights.checkpoint_json import digest_of, read_meta
 
 
 @pytest.fixture(autouse=True)
@@ -226,3 +228,62 @@ def test_resume_with_another_model_names_the_difference_only(capsys, tmp_path):
     status, _, err = run(capsys, *options, 2, "--resume")
     assert status == 2
     assert err.endswith("last.json: has another model: width (was 0.0625, is 0.125)\n")
+
+
+# --- a start from a checkpoint of fitted priors --------------------------------------------------
+
+
+@pytest.fixture
+def fitted(tmp_path):
+    """A checkpoint of ssd300 whose conv4_3 and conv7 have other priors than those of coco."""
+    layers = SSD.prior_layers(300, "coco")
+    sizes = [[list(size) for size in layer.shapes()] for layer in layers]
+    sizes[0][0], sizes[1][5] = [9.5, 12.0], [70.0, 11.25]
+    model = ssd300(2, width=0.0625, prior_scales=sizes)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(0.5)
+    path = tmp_path / "fitted" / "best.json"
+    path.parent.mkdir()
+    save_checkpoint(path, model, classes=["cat"], mean=MEAN_RGB, extra={})
+    return path, sizes
+
+
+def test_model_that_starts_from_fitted_priors_has_them(fitted, tmp_path):
+    path, sizes = fitted
+    settings = run_settings({"init": str(path)}, tmp_path, resume=False)
+    assert settings.model["prior_scales"] == sizes
+    # They fit no other model, which gets its own.
+    for given in ({"model": "mdssd300"}, {"model": "ssd512"}):
+        settings = run_settings({"init": str(path), **given}, tmp_path, resume=False)
+        assert settings.model["prior_scales"] == "auto"
+
+
+def test_predictions_for_other_priors_start_anew_and_the_line_says_so(fitted):
+    path, sizes = fitted
+    model = ssd300(2, width=0.0625, prior_scales="coco")
+    line = load_start(model, str(path), ["cat"])
+    assert "the predictions from conv4_3, conv7 are new, since the priors of the file have" in line
+    assert "not used: heads.conv4_3.loc.weight" in line
+    state = model.state_dict()
+    for name, tensor in state.items():
+        new = name.startswith(("heads.conv4_3.", "heads.conv7.")) and name.endswith("weight")
+        if name.startswith("heads.") and name.endswith("weight"):
+            assert bool((tensor == 0.5).all()) is not new, name
+    same = ssd300(2, width=0.0625, prior_scales=sizes)
+    assert "predictions from" not in load_start(same, str(path), ["cat"])
+    assert all((tensor == 0.5).all() for tensor in same.state_dict().values())
+
+
+def test_detection_and_evaluation_follow_the_checkpoint(fitted, tmp_path):
+    path, sizes = fitted
+    priors = ssd300(2, width=0.0625, prior_scales=sizes).priors
+    assert torch.equal(Detector.from_checkpoint(path).model.priors, priors)
+    data = write_voc(Squares([30, 60]), tmp_path / "data", split="test")
+    text = path.read_text().replace('"cat"', '"square"')
+    meta = json.loads(text)
+    path.write_text(json.dumps({**meta, "digest": digest_of(meta)}))
+    assert main(["eval", str(path), "--data", str(data), "--out", str(tmp_path / "out")]) == 0
+    about = json.loads((tmp_path / "out/evaluation.json").read_text())["about"]
+    assert about["model"]["prior_scales"] == sizes
+    assert "prior scales fitted" in (tmp_path / "out/report.html").read_text()

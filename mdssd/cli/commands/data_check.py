@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from mdssd.models import SingleShotDetector, build
 from mdssd.models.build import input_size, with_input_size
 from mdssd.models.options import PRIOR_OPTIONS
 from mdssd.names import AUTO_PRIORS, PRIOR_SCALES
-from mdssd.priors import scales_name
+from mdssd.priors import PriorLayer, scales_name
 from mdssd.system.files import writable_folder
 from mdssd.training.prior_choice import choose_priors
 
@@ -30,13 +31,14 @@ def run(arguments: argparse.Namespace) -> int:
     size = input_size(name)
     faults: list[str] = []
     dataset = open_whole_data(vars(arguments), input_size=size, faults=faults)
-    model, others = _models_priors(name, arguments, dataset)
+    model, others, fitted = _models_priors(name, arguments, dataset)
     check = check_data(
         dataset,
         model.priors,
         size,
         model=f"{model.name} ({scales_name(model.options.prior_scales)})",
         others_cxcywh=others,
+        fitted=fitted,
         faults=faults,
         tiny=arguments.tiny,
         workers=arguments.workers,
@@ -61,20 +63,27 @@ def _folder(data: str | None, dataset: DetectionDataset) -> Path | None:
 
 def _models_priors(
     name: str, arguments: argparse.Namespace, dataset: DetectionDataset
-) -> tuple[SingleShotDetector, dict[str, Tensor]]:
-    """A model with the priors to compare with, and the priors of its other scales by name."""
+) -> tuple[SingleShotDetector, dict[str, Tensor], Sequence[PriorLayer]]:
+    """A model with the priors to compare with, the priors of its other scales, and fitted ones."""
     # The width does not change the priors.
     config: dict[str, Any] = {"model": name, "num_classes": 2, "width": 0.01}
     for option in PRIOR_OPTIONS:
         if value := getattr(arguments, option):
             config[option] = value
-    if config.get("prior_scales", AUTO_PRIORS) == AUTO_PRIORS:
-        config["prior_scales"] = choose_priors(dataset, config).scales
+    fitted: Sequence[PriorLayer] = ()
+    auto = config.get("prior_scales", AUTO_PRIORS) == AUTO_PRIORS
+    if auto or arguments.fit_priors:
+        choice = choose_priors(dataset, config).scales
+        if arguments.fit_priors and not isinstance(choice, str):
+            model = build({**config, "prior_scales": choice})
+            fitted = type(model).prior_layers(model.input_size, choice)
+        if auto:
+            config["prior_scales"] = choice
     model = build(config)
     others = {}
     for scales in PRIOR_SCALES:
-        # "paper" has only larger boxes than the others.
-        if scales not in (model.options.prior_scales, "paper"):
+        # "paper" has only larger boxes than the others. A table of all has the model's own as well.
+        if scales != "paper" and (fitted or scales != model.options.prior_scales):
             with suppress(ValueError):  # this model does not have them
                 others[scales] = build({**config, "prior_scales": scales}).priors
-    return model, others
+    return model, others, fitted

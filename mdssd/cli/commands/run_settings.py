@@ -84,7 +84,7 @@ def run_settings(given: Mapping[str, Any], out_dir: Path, *, resume: bool) -> Ru
 def _new_run(given: Mapping[str, Any]) -> RunSettings:
     file = read_recipe(given.get("recipe", DEFAULT_RECIPE))
     if "recipe" not in given and "init" in given:
-        model_options = _start_options(given["init"])
+        model_options = _start_options(given["init"], given.get("model"))
         file = {k: v for k, v in file.items() if k not in MODEL_OPTIONS} | model_options
     recipe, model = _chosen(file, given)
     if not any(name in recipe for name in LENGTHS):
@@ -110,10 +110,11 @@ def _data_options(given: Mapping[str, Any]) -> dict[str, Any]:
     return data
 
 
-def _start_options(path: str) -> dict[str, Any]:
+def _start_options(path: str, model: str | None) -> dict[str, Any]:
     """The options of the model that starts from a checkpoint, or from published weights.
 
-    A checkpoint's own options fit its weights. Published weights fit the model's defaults: the full
+    A checkpoint's own options fit its weights, except that fitted priors fit no other model:
+    another one gets its own. Published weights fit the model's defaults: the full
     width, and for VGG16 no batch normalisation.
     """
     if not Path(path).exists():
@@ -121,6 +122,8 @@ def _start_options(path: str) -> dict[str, Any]:
     if not is_checkpoint(Path(path)):
         return {"prior_scales": AUTO_PRIORS}
     config: dict[str, Any] = read_meta(find_checkpoint(path))["model"]
+    if not isinstance(config.get("prior_scales"), str) and model not in (None, config.get("model")):
+        config = {**config, "prior_scales": AUTO_PRIORS}
     return {name: value for name, value in config.items() if name in MODEL_OPTIONS}
 
 

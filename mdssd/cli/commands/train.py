@@ -172,6 +172,11 @@ def load_start(model: SingleShotDetector, path: str, classes: Sequence[str] | No
         line += f"; new classes: {some(new)}" if new else ""
     if loaded.partly and not loaded.classes:
         line += "; class scores are new, since the file has none of these classes"
+    if loaded.other_priors:
+        line += (
+            f"; the predictions from {some(loaded.other_priors)} are new, since the priors of the "
+            "file have other sizes there"
+        )
     if loaded.by_position:
         line += "; class scores by position, since the file does not name its classes"
     return line

@@ -69,6 +69,11 @@ def _add_check(commands: Verbs) -> None:
         help=f"set of prior sizes: {', '.join(PRIOR_SCALES)}, or {AUTO_PRIORS} (the default), "
         "those that `mdssd train` would fit to the boxes",
     )
+    parser.add_argument(
+        "--fit-priors",
+        action="store_true",
+        help="fit priors to the boxes, and show by size which boxes the named sets and these reach",
+    )
     parser.add_argument("--clip-priors", action="store_true", help="clip priors to the image")
     parser.add_argument(
         "--truncate-sizes",
