@@ -17,6 +17,7 @@ from mdssd.data.sample import DataError
 from mdssd.data.splits import ALL
 from mdssd.data.synthetic import SyntheticScenes
 from mdssd.data.voc import is_voc, open_voc
+from mdssd.data.yolo import is_yolo, open_yolo
 
 # Added to the seed of generated test scenes, so that nobody trains on them by accident.
 _TEST_SEED = 1 << 40
@@ -81,6 +82,9 @@ def open_dataset(
     if not path.is_file() and not path.is_dir():
         raise DataError(f"{path}: is neither a regular file nor a folder")
     options = ReadOptions(classes, unlabelled, faults, limits, orientation)
+    if path.is_file() and is_yolo(path):
+        _refuse(f"YOLO labels ({path})", image_dir=image_dir)
+        return open_yolo(path, split, train, options)
     if path.is_file():
         _refuse(f"a COCO file ({path})", split=None if split == ALL else split)
         return CocoDataset(path, image_dir, classes, **_keywords(options))
@@ -96,6 +100,8 @@ def _open_folder(
         return open_voc(path, split, options.classes, train=train, **_keywords(options))
     if is_coco_folder(path):
         return open_coco_folder(path, split, train, options)
+    if is_yolo(path):
+        return open_yolo(path, split, train, options)
     raise unrecognised(path)
 
 
@@ -116,6 +122,7 @@ def unrecognised(path: Path) -> DataError:
             (
                 "VOC (JPEGImages/ with Annotations/, or each .xml file beside its image)",
                 "COCO (a JSON file with images, annotations and categories for each split)",
+                "YOLO labels (data.yaml, a .data file of darknet, or images/ with labels/)",
             )
         )
     )

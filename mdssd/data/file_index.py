@@ -50,6 +50,11 @@ class FileIndex:
         suffixes: the endings, in lower case, of the files to hold, those to prefer first.
         prefixes: folders that names may begin with, as they may with the folder's own name.
 
+    Attributes:
+        folder: the folder.
+        all_names: the path of each file in the folder.
+        names: for each path without the ending, the file with the preferred ending.
+
     Example:
         >>> import tempfile
         >>> from pathlib import Path
@@ -64,7 +69,8 @@ class FileIndex:
     def __init__(self, folder: Path, suffixes: Sequence[str], prefixes: Sequence[str] = ()) -> None:
         self.folder = folder
         self._prefixes = {folder.name, folder.resolve().name, *prefixes}
-        self.names: dict[str, str] = {}  # without the ending, the preferred file of each
+        self.names: dict[str, str] = {}
+        self.all_names: list[str] = []
         self._files: dict[str, str] = {}
         self._loose: dict[str, str] = {}
         rank = {suffix: k for k, suffix in enumerate(suffixes)}
@@ -75,6 +81,7 @@ class FileIndex:
                 found.append((rank[suffix.lower()], stem, name))
         # In the order of preference: the first file of a stem is the one that counts.
         for _, stem, name in sorted(found):
+            self.all_names.append(name)
             _add(self._files, self._loose, name, name)
             if stem not in self.names:
                 self.names[stem] = name
