@@ -46,6 +46,7 @@ OPTIONAL = (
     "onnxscript",
     "openvino",
     "pycocotools",
+    "supervision",
     "torchvision",
     "triton",
 )

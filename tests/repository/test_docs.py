@@ -89,6 +89,8 @@ def test_python_runs(
     torch._dynamo.reset()
     ssd_pytorch = importlib.import_module("codebases.ssd_pytorch.layers")
     monkeypatch.setitem(sys.modules, "layers", ssd_pytorch)
+    supervision = importlib.import_module("codebases.supervision")
+    monkeypatch.setitem(sys.modules, "supervision", supervision)
     names: dict[str, Any] = {"__name__": "page"}
     for number, block in enumerate(blocks(page, "python")):
         exec(compile(block, f"{page.name}, block {number}", "exec"), names)
