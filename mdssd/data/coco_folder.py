@@ -173,11 +173,7 @@ def open_coco_folder(
     A single file that is not named after a split is opened for training and testing.
     """
     found = _find_files(path, options)
-    only = list(found.splits)[0] if len(found.splits) == 1 else ""
-    if split is None and only and only not in SPLITS:
-        chosen = [only]
-    else:
-        chosen = chosen_splits(path, found.splits, split, train)
+    chosen = chosen_splits(path, found.splits, split, train)
     dataset = CocoFolder(path, found.splits, chosen, options)
     dataset.notes = [*dataset.notes, *found.notes]
     return dataset

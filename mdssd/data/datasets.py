@@ -9,6 +9,7 @@ from typing import Any
 
 from mdssd.data.coco import CocoDataset
 from mdssd.data.coco_folder import is_coco_folder, open_coco_folder
+from mdssd.data.cvat import is_cvat, open_cvat
 from mdssd.data.dataset import DetectionDataset
 from mdssd.data.file_index import is_hidden
 from mdssd.data.images import ImageLimits
@@ -85,6 +86,9 @@ def open_dataset(
     if path.is_file() and is_yolo(path):
         _refuse(f"YOLO labels ({path})", image_dir=image_dir)
         return open_yolo(path, split, train, options)
+    if path.is_file() and is_cvat(path):
+        _refuse(f"a file of CVAT ({path})", image_dir=image_dir)
+        return open_cvat(path, split, train, options)
     if path.is_file():
         _refuse(f"a COCO file ({path})", split=None if split == ALL else split)
         return CocoDataset(path, image_dir, classes, **_keywords(options))
@@ -96,6 +100,8 @@ def _open_folder(
     path: Path, split: str | None, train: bool, options: ReadOptions
 ) -> DetectionDataset:
     """Open a folder by what it holds."""
+    if is_cvat(path):
+        return open_cvat(path, split, train, options)
     if is_voc(path):
         return open_voc(path, split, options.classes, train=train, **_keywords(options))
     if is_coco_folder(path):
@@ -123,6 +129,7 @@ def unrecognised(path: Path) -> DataError:
                 "VOC (JPEGImages/ with Annotations/, or each .xml file beside its image)",
                 "COCO (a JSON file with images, annotations and categories for each split)",
                 "YOLO labels (data.yaml, a .data file of darknet, or images/ with labels/)",
+                "CVAT for images (annotations.xml)",
             )
         )
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 
 _EXAMPLES = 2
@@ -28,6 +29,37 @@ def grouped(lines: Iterable[str]) -> list[str]:
         shown = "; ".join(group[:_EXAMPLES]) + ("; ..." if len(group) > _EXAMPLES else "")
         result.append(f"{len(group)} times: {shown}" if len(group) > 1 else shown)
     return result
+
+
+class Tally:
+    """Lines about places with the same reason: the first place of each reason, and their number.
+
+    Example:
+        >>> from mdssd.data.reasons import Tally
+        >>> tally = Tally()
+        >>> for name in ("a.json", "b.json", "c.json"):
+        ...     tally.add(name, "a point has no box; left out")
+        >>> tally.lines()
+        ['a.json: a point has no box; left out (and 2 more times)']
+    """
+
+    def __init__(self) -> None:
+        self._first: dict[str, str] = {}
+        self._counts: Counter[str] = Counter()
+
+    def add(self, where: str, reason: str) -> None:
+        """Count a place."""
+        self._first.setdefault(reason, where)
+        self._counts[reason] += 1
+
+    def lines(self) -> list[str]:
+        """Return a line for each reason, in the order of the first places."""
+        lines = []
+        for reason, where in self._first.items():
+            more = self._counts[reason] - 1
+            times = "time" if more == 1 else "times"
+            lines.append(f"{where}: {reason}" + (f" (and {more:,} more {times})" if more else ""))
+        return lines
 
 
 def kind_of_reason(line: str) -> str:

@@ -44,7 +44,8 @@ def chosen_splits(path: Path, splits: Iterable[str], split: str | None, train: b
     Args:
         path: the data set, for messages.
         splits: the names of the splits that exist.
-        split: the name of one of them, "all", or None for `default_split`.
+        split: the name of one of them, "all", or None for `default_split`; a single split with
+            another name than usual then serves both to train and to test.
         train: whether to train or to test; see `default_split`.
 
     Raises:
@@ -60,6 +61,9 @@ def chosen_splits(path: Path, splits: Iterable[str], split: str | None, train: b
     """
     splits = list(splits)
     if split == ALL:
+        return splits
+    unusual = not set(splits) & {*_TRAIN_SPLITS, *_TEST_SPLITS}
+    if split is None and len(splits) <= 1 and unusual:
         return splits
     if split is None:
         return [default_split(path, splits, train)]
