@@ -24,7 +24,8 @@ from mdssd.system.text import some
 # Files of COCO that hold no boxes, or the same boxes of people again.
 _OTHERS = ("person_keypoints_", "captions_", "stuff_", "panoptic_", "image_info_")
 _USUAL = re.compile(r"instances_.*|_annotations\.coco", re.IGNORECASE)
-_LISTS = re.compile(r'"(?:images|annotations|categories)"\s*:\s*\[')
+_LISTS = re.compile(r'"(?:images|annotations)"\s*:\s*\[')
+_CATEGORIES = re.compile(r'"categories"\s*:\s*\[')
 _HEAD = 1 << 16
 _TRIED = 20  # files of a folder that decide whether it has COCO files
 
@@ -200,7 +201,9 @@ def _is_coco(path: Path) -> bool:
         text = data.decode(json.detect_encoding(data[:4]), "ignore").lstrip("\ufeff \t\r\n")
     except (OSError, ValueError):
         return False
-    return text.startswith("{") and _LISTS.search(text) is not None
+    # Categories alone are also in files of other tools; in a long file the images may follow.
+    lists = _CATEGORIES if len(data) == _HEAD and not _LISTS.search(text) else _LISTS
+    return text.startswith("{") and lists.search(text) is not None
 
 
 def _find_files(path: Path, options: ReadOptions) -> _Files:

@@ -212,6 +212,8 @@ def test_other_json_files_are_named(tmp_path):
         (json.dumps(CONTENT), True),
         ("\ufeff" + json.dumps(CONTENT, indent=2).replace("\n", "\r\n"), True),
         ('{"info": {}, "annotations": [', True),
+        ('{"categories": [{"id": 1, "name": "a"}]}', False),  # as beside the labels of other tools
+        ('{"categories": [' + '{"id": 1, "name": "a"}, ' * 5000, True),
         (json.dumps({"images": 1, "shapes": []}), False),
         ("[]", False),
         ("", False),
