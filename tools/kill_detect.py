@@ -15,6 +15,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ import numpy as np
 from PIL import Image
 
 import mdssd
+from mdssd.names import TABLES
 from mdssd.system.files import TEMPORARY_SUFFIX
 from mdssd.weights.checkpoint import save_checkpoint
 
@@ -52,7 +54,8 @@ def build(folder: Path, images: int) -> float:
 
 def start(folder: Path, source: str, threshold: float) -> subprocess.Popen[bytes]:
     """Start `mdssd detect` on a folder, in a group of processes of its own."""
-    words = [sys.executable, "-m", "mdssd", "detect", "m.json", source, "--out", "out", "--csv"]
+    words = [sys.executable, "-m", "mdssd", "detect", "m.json", source, "--out", "out"]
+    words += ["--format", ",".join(TABLES)]
     words += ["--score-threshold", f"{threshold:.6f}"]
     words += ["--device", "cpu", "--threads", "1", "--workers", "1", "--batch-size", "4"]
     environment = os.environ | {"OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(ROOT)}
@@ -74,6 +77,16 @@ def read_tables(out: Path) -> dict[str, int]:
             table = list(csv.reader(file))
         assert all(len(row) == len(table[0]) for row in table), "a row is cut"
         rows["csv"] = len(table) - 1
+    if (out / "detections.jsonl").exists():
+        lines = (out / "detections.jsonl").read_text().splitlines()
+        rows["jsonl"] = sum(len(json.loads(line)["detections"]) for line in lines)
+    if (out / "coco_results.json").exists():
+        rows["coco"] = len(json.loads((out / "coco_results.json").read_text()))
+    for path in (out / "geojson").glob("*.geojson"):
+        json.loads(path.read_text())
+    for path in (out / "labels").glob("[0-9]*.txt"):
+        lines = path.read_text().splitlines(keepends=True)
+        assert all(len(line.split()) == 5 and line[-1] == "\n" for line in lines), "a label is cut"
     return rows
 
 
@@ -137,8 +150,7 @@ def run(folder: Path, images: int, kills: int) -> int:
     print(f"{images} images in {whole:.1f} s; rows {read_tables(folder / 'out')}", flush=True)
     chance, bad = random.Random(0), 0
     for number in range(kills):
-        for path in (folder / "out").iterdir():
-            path.unlink()
+        shutil.rmtree(folder / "out")
         kind = list(SIGNALS)[number % len(SIGNALS)]
         wrong, line = kill_once(folder, kind, chance.uniform(0.02, 0.98) * whole, threshold)
         bad += bool(wrong)

@@ -106,8 +106,9 @@ def geojson_text(image: dict[str, Any]) -> str:
         x1, y1, x2, y2 = found["box_xyxy"]
         ring = [[x1, y1], [x2, y1], [x2, y2], [x1, y2], [x1, y1]]
         properties = {
-            "objectType": "annotation",  # this and the classification are QuPath's
+            "objectType": "annotation",  # QuPath reads this, the classification and measurements
             "classification": {"name": found["class"]},
+            "measurements": {"score": found["score"]},
             "file": image["file"],
             "class": found["class"],
             "label": found["label"],

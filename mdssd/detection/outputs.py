@@ -191,6 +191,8 @@ class Outputs:
         return files
 
     def _of_images(self, folder: Path, suffix: str) -> list[Path]:
+        if not folder.exists():
+            return []
         paths = (f"{folder}{os.sep}{stem}{suffix}" for stem in self.stems.values())
         return [Path(path) for path in paths if os.path.lexists(path)]
 
@@ -206,6 +208,8 @@ class Outputs:
         ]
         for form in (form for form in self.formats if form in _FOLDERS):
             folder, suffix = self.folder / _FOLDERS[form][0], _FOLDERS[form][1]
+            if not folder.exists():
+                continue
             own = {os.path.join(folder, stem + suffix) for stem in self.stems.values()}
             own.add(os.path.join(folder, CLASSES))
             found = (os.path.join(top, n) for top, _, names in os.walk(folder) for n in names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import glob
 import os
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -234,10 +235,9 @@ def _add_listed(result: Sources, where: str, data: bytes, folder: str) -> None:
         if name := os.fsdecode(line.strip()):
             named += 1
             file = str(Path(folder, name))
-            if os.path.exists(file) and not os.path.isdir(file):
+            if not (fault := _fault(file)):
                 repeated += not result.add(file)
                 continue
-            fault = "is a folder, expected an image" if os.path.isdir(file) else "no such file"
             place = f"{where}:{number}"
             result.failed.append((place, f"{place}: {shorten(file, _SHOWN)}: {fault}"))
     if repeated:
@@ -245,3 +245,14 @@ def _add_listed(result: Sources, where: str, data: bytes, folder: str) -> None:
         result.left_out.append(f"{where}: left out {note}")
     if not named:
         result.failed.append((where, f"{where}: names no file"))
+
+
+def _fault(file: str) -> str:
+    """Return why a path names no image, without opening it; "" if it may."""
+    try:
+        folder = stat.S_ISDIR(os.stat(file).st_mode)
+    except FileNotFoundError:
+        return "no such file"
+    except OSError as error:
+        return str(error.strerror)
+    return "is a folder, expected an image" if folder else ""

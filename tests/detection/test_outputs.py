@@ -184,8 +184,10 @@ def test_geojson_is_closed_rings_in_pixels(detector, photos, tmp_path):
         "coordinates": [[[0, 0], [30, 0], [30, 20], [0, 20], [0, 0]]],
     }
     properties = features["green"]["properties"]
-    assert properties.pop("score") > 0.7
+    score = properties.pop("score")
+    assert 0.7 < score <= 1
     assert properties == {
+        "measurements": {"score": score},
         "objectType": "annotation",
         "classification": {"name": "green"},
         "file": str(photos / "b.png"),
