@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -114,14 +116,19 @@ class Annotation:
             raise DataError(
                 f"{where}: has {len(rows):,} boxes, expected at most {MAX_BOXES:,} in an image"
             )
-        kept = []
-        for row in rows:
-            reason = box_fault(row.box_xyxy, size)
-            if reason is None:
-                kept.append(row)
-            else:
-                dropped.append(f"{row.where or where}: {reason}")
-        self.boxes_xyxy = np.array([row.box_xyxy for row in kept], np.float32).reshape(-1, 4)
+        with np.errstate(over="ignore"):
+            boxes_xyxy = np.array([row.box_xyxy for row in rows], np.float32).reshape(-1, 4)
+        reasons = [box_fault(box_xyxy, size) for box_xyxy in boxes_xyxy.tolist()]
+        kept = rows
+        if any(reasons):
+            kept = [row for row, reason in zip(rows, reasons, strict=True) if not reason]
+            boxes_xyxy = boxes_xyxy[[not reason for reason in reasons]]
+            dropped += [
+                f"{row.where or where}: box ({', '.join(f'{v:g}' for v in row.box_xyxy)}) {reason}"
+                for row, reason in zip(rows, reasons, strict=True)
+                if reason
+            ]
+        self.boxes_xyxy = boxes_xyxy
         self.labels = np.array([row.label for row in kept], np.int64)
         self.difficult = np.array([row.difficult for row in kept], bool)
         self.crowd = np.array([row.crowd for row in kept], bool)
@@ -143,22 +150,17 @@ class Annotation:
         )
 
 
-def box_fault(
-    box_xyxy: tuple[float, float, float, float], size: tuple[int, int] | None
-) -> str | None:
-    """Return why a box cannot be used, or None. The box is rounded to float32 first, as stored."""
-    with np.errstate(over="ignore"):
-        values = np.array(box_xyxy, np.float32)
-    text = "(" + ", ".join(f"{v:g}" for v in box_xyxy) + ")"
-    if not np.isfinite(values).all():
-        return f"box {text} is not finite"
-    x1, y1, x2, y2 = values.tolist()
+def box_fault(box_xyxy: Sequence[float], size: tuple[int, int] | None) -> str:
+    """Return why a box cannot be used; "" if it can. The box is rounded to float32, as stored."""
+    x1, y1, x2, y2 = box_xyxy
+    if not all(map(math.isfinite, box_xyxy)):
+        return "is not finite"
     if x2 <= x1 or y2 <= y1:
-        return f"box {text} has no area"
+        return "has no area"
     if x2 <= 0 or y2 <= 0:
-        return f"box {text} lies outside the image"
+        return "lies outside the image"
     if x2 <= 1 and y2 <= 1 and (x2 - x1 < 1 or y2 - y1 < 1):
-        return f"box {text} is less than a pixel: coordinates from 0 to 1? Expected pixels"
+        return "is less than a pixel: coordinates from 0 to 1? Expected pixels"
     if size is not None and (x1 >= size[0] or y1 >= size[1]):
-        return f"box {text} lies outside the image of {size[0]} x {size[1]}"
-    return None
+        return f"lies outside the image of {size[0]} x {size[1]}"
+    return ""

@@ -141,6 +141,8 @@ def decode_text(data: bytes, encoding: str | None = None) -> str:
         >>> decode_text("é".encode("latin-1"), "latin-1"), decode_text("é".encode("utf-16"))
         ('é', 'é')
     """
+    if encoding is None and data.isascii() and b"\0" not in data:
+        return data.decode("ascii")  # the usual case, at once; UTF-16 without a mark has zeros
     for mark, name in (
         (codecs.BOM_UTF8, "utf-8-sig"),
         (codecs.BOM_UTF32_LE, "utf-32"),

@@ -116,14 +116,12 @@ class LabelReader:
     def _row(self, line: str, kinds: list[str], where: str) -> tuple[int, Box]:
         """Return the class number and the corners of a row. Raises ValueError with the fault."""
         fields = _fields(line, kinds)
-        values = [number(field) for field in fields]
-        if None in values:
-            bad = values.index(None)
+        numbers = _numbers(fields)
+        bad = len(numbers)
+        if bad < len(fields):
             if bad < 5 or (bad > 6 and bad % 2 == 0):
                 raise ValueError(f"{shown(fields[bad])} is not a number")
             kinds.append(_TEXT)
-            values = values[:bad]
-        numbers: list[float] = values  # type: ignore[assignment]
         label = _class(numbers[0], fields[0], kinds)
         columns = len(numbers)
         if columns == 6 and self._columns != 6:
@@ -170,6 +168,17 @@ def _fields(line: str, kinds: list[str]) -> list[str]:
         kinds.append(_COMMAS)
         return line.replace(",", " ").split()
     return fields
+
+
+def _numbers(fields: Sequence[str]) -> list[float]:
+    """Return the numbers that the fields begin with."""
+    numbers: list[float] = []
+    for field in fields:
+        value = number(field)
+        if value is None:
+            break
+        numbers.append(value)
+    return numbers
 
 
 def _class(value: float, text: str, kinds: list[str]) -> int:

@@ -109,8 +109,12 @@ def read_regular(path: str | os.PathLike[str], limit: int | None = None) -> byte
         if limit is None:
             return file.read()
         size = os.fstat(file.fileno()).st_size
-        data = file.read(limit + 1) if size <= limit else b""
-        if max(size, len(data)) > limit:  # a file of /proc states a size of 0
+        data = file.read(size + 1) if size <= limit else b""  # not more: memory is reserved for it
+        if (
+            size < len(data) <= limit
+        ):  # a file that grows, or one of /proc, which states a size of 0
+            data += file.read(limit + 1 - len(data))
+        if max(size, len(data)) > limit:
             got, most = format_bytes(max(size, len(data))), format_bytes(limit)
             raise OSError(errno.EFBIG, f"has {got}, expected at most {most}", path)
         return data
