@@ -37,7 +37,7 @@ class Loaded:
         by_position: whether class scores were loaded by the position of the class, because the
             class names of the model or of the source are not known.
         other_priors: the maps whose predictions were left as they were, because the priors of the
-            source have other sizes there.
+            source have quite other sizes there.
 
     Example:
         >>> from mdssd.models import Loaded

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mdssd.models.base import Loaded, PredictionHead, SingleShotDetector
+from mdssd.models.build import build
 from mdssd.models.resnet import ResNet101
 from mdssd.models.vgg import MEAN_RGB
 from mdssd.weights.checkpoint import check_classes, load_checkpoint
@@ -19,6 +20,10 @@ from mdssd.weights.class_names import usual_names
 from mdssd.weights.foreign_files import read_tensors
 from mdssd.weights.imagenet import Weights, load_resnet101, load_vgg16
 from mdssd.weights.published import Published, read_published
+
+# Priors of this IoU are alike enough for predictions that are relative to the one to be a start for
+# predictions that are relative to the other, as those of "voc" and "coco" on the higher maps.
+_ALIKE = 0.7
 
 
 def load_pretrained(
@@ -33,7 +38,7 @@ def load_pretrained(
     The source can be one of these:
 
     - A checkpoint of any model. Tensors that fit by name and shape are loaded, except the
-      heads of the maps on which fitted priors of the one or the other have other sizes.
+      heads of maps whose priors are fitted ones, here or there, and of quite other sizes.
     - SSD300 of torchvision, ssd.pytorch, lufficc/SSD or Caffe, or SSD512 of the last three. The
       trunk, the extra layers, and all other tensors that fit are loaded: all of an `SSD` with the
       same number of classes, and the heads of conv8_2 and up of an `MDSSD`.
@@ -120,12 +125,9 @@ def _load_checkpoint(model: nn.Module, path: Path, classes: Sequence[str] | None
     source, meta = load_checkpoint(path)
     layout, mean = f"a checkpoint of {source.name}", meta["mean"]
     other = _other_priors(model, source)
-    heads = tuple(f"heads.{name}." for name in other)
-    tensors = source.state_dict()
-    left = tuple(name for name in tensors if name.startswith(heads))
-    fitting = {name: tensor for name, tensor in tensors.items() if name not in left}
-    loaded = _load_fitting(model, fitting, layout, mean, classes, meta["classes"])
-    loaded = replace(loaded, unused=(*loaded.unused, *left), other_priors=other)
+    loaded = _load_fitting(
+        model, source.state_dict(), layout, mean, classes, meta["classes"], other
+    )
     if not loaded.taken and not loaded.partly:
         raise ValueError(
             f"load_pretrained: {path}: no tensor fits: it is {source.config()}, expected tensors "
@@ -135,25 +137,32 @@ def _load_checkpoint(model: nn.Module, path: Path, classes: Sequence[str] | None
 
 
 def _other_priors(model: nn.Module, source: SingleShotDetector) -> tuple[str, ...]:
-    """Return the maps of both on which the priors have other sizes, if those of one are fitted."""
+    """Return the maps of both on which the priors differ much, if those of one are fitted."""
     if not isinstance(model, SingleShotDetector):
         return ()
-    own, theirs = model.options.prior_scales, source.options.prior_scales
-    if own == theirs or (isinstance(own, str) and isinstance(theirs, str)):
+    scales = (model.options.prior_scales, source.options.prior_scales)
+    if scales[0] == scales[1] or all(isinstance(each, str) for each in scales):
         return ()
-    shapes = [
-        {
-            # Named sets are compared as a fit keeps their sizes, rounded.
-            name: [(round(width, 2), round(height, 2)) for width, height in layer.shapes()]
-            for name, layer in zip(
-                each.heads, each.prior_layers(each.input_size, scales), strict=True
-            )
-        }
-        for each, scales in ((model, own), (source, theirs))
-    ]
-    return tuple(
-        name for name in shapes[0] if shapes[1].get(name, shapes[0][name]) != shapes[0][name]
+    own, theirs = (
+        dict(zip(each.heads, each.prior_layers(each.input_size, name), strict=True))
+        for each, name in zip((model, source), scales, strict=True)
     )
+    return tuple(
+        name
+        for name in own
+        if name in theirs and not _alike(own[name].shapes(), theirs[name].shapes())
+    )
+
+
+def _alike(sizes: Sequence[tuple[float, float]], others: Sequence[tuple[float, float]]) -> bool:
+    """Whether each size has an IoU of at least 0.7 with its counterpart, about one centre."""
+    if len(sizes) != len(others):
+        return False
+    for (width, height), (other_width, other_height) in zip(sizes, others, strict=True):
+        common = min(width, other_width) * min(height, other_height)
+        if common < _ALIKE * (width * height + other_width * other_height - common):
+            return False
+    return True
 
 
 def _load_published(
@@ -172,7 +181,10 @@ def _load_published(
             )
     count = found.config["num_classes"] - 1 if found.config else 0
     names = usual_names(found.layout, count)
-    loaded = _load_fitting(model, found.tensors, found.layout, found.mean, classes, names)
+    other: tuple[str, ...] = ()
+    if found.config:  # of which the priors count, whatever the width
+        other = _other_priors(model, build({**found.config, "width": 0.01}))
+    loaded = _load_fitting(model, found.tensors, found.layout, found.mean, classes, names, other)
     return replace(loaded, unused=tuple(found.names[name] for name in loaded.unused))
 
 
@@ -183,9 +195,16 @@ def _load_fitting(
     mean: Iterable[float],
     classes: Sequence[str] | None,
     their_classes: Sequence[str] | None,
+    other_priors: tuple[str, ...],
 ) -> Loaded:
-    """Load the tensors that fit by name and shape, and class scores by the names of the classes."""
+    """Load the tensors that fit by name and shape, and class scores by the names of the classes.
+
+    The heads of the maps with other priors stay as they are.
+    """
     own = model.state_dict()
+    heads = tuple(f"heads.{name}." for name in other_priors)
+    left = tuple(name for name in tensors if name.startswith(heads))
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in left}
     new = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
     scores = {k: per_cell for k, per_cell in _class_scores(model).items() if k in tensors}
     partly: list[str] = []
@@ -212,10 +231,11 @@ def _load_fitting(
         layout,
         mean,
         [name for name in tensors if name in new and name not in partly],
-        unused=tuple(name for name in tensors if name not in new),
+        unused=(*(name for name in tensors if name not in new), *left),
         partly=tuple(partly),
         classes=tuple(common) if with_scores else (),
         by_position=by_position and with_scores,
+        other_priors=other_priors,
     )
 
 
@@ -237,11 +257,11 @@ def _loaded(
     taken: Iterable[str],
     unused: tuple[str, ...] = (),
     partly: tuple[str, ...] = (),
-    **class_scores: Any,
+    **more: Any,
 ) -> Loaded:
     taken = tuple(taken)
     fresh = tuple(name for name in model.state_dict() if name not in {*taken, *partly})
-    return Loaded(layout, taken, fresh, unused, tuple(mean), partly, **class_scores)
+    return Loaded(layout, taken, fresh, unused, tuple(mean), partly, **more)
 
 
 def _shape(tensor: Tensor | None) -> str:

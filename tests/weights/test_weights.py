@@ -19,6 +19,7 @@ import mdssd
 from mdssd import cli, load_pretrained, mdssd300, ssd300, ssd512
 from mdssd.models import MEAN_RGB, build
 from mdssd.names import MODELS
+from mdssd.priors import ssd_prior_layers
 from mdssd.weights.caffe_files import read_caffe
 from mdssd.weights.checkpoint import load_checkpoint, save_checkpoint
 from mdssd.weights.convert import convert
@@ -385,6 +386,19 @@ def test_mdssd_starts_from_a_published_ssd(source, tmp_path):
     other = mdssd300(3, width=WIDTH, init=path)
     assert "heads.conv8_2.loc.weight" in other.loaded.taken
     assert "heads.conv8_2.conf.weight" in other.loaded.fresh
+
+
+def test_published_heads_are_left_where_fitted_priors_differ():
+    """The published priors are coco's. Of conv8_2, one of these differs much, of conv9_2 little."""
+    state = SOURCES["torchvision"](21).state_dict()
+    sizes = [[list(size) for size in layer.shapes()] for layer in ssd_prior_layers(300, "coco")]
+    sizes[2][1], sizes[3][0] = [20.5, 11.0], [140.0, 165.0]
+    loaded = load_pretrained(ssd300(21, width=WIDTH, prior_scales=sizes), state)
+    assert loaded.other_priors == ("conv8_2",)
+    assert {name for name in loaded.fresh if name.startswith("heads.")} == {
+        f"heads.conv8_2.{part}" for part in ("loc.weight", "loc.bias", "conf.weight", "conf.bias")
+    }
+    assert load_pretrained(ssd300(21, width=WIDTH), state).other_priors == ()
 
 
 @pytest.fixture

@@ -175,7 +175,7 @@ def load_start(model: SingleShotDetector, path: str, classes: Sequence[str] | No
     if loaded.other_priors:
         line += (
             f"; the predictions from {some(loaded.other_priors)} are new, since the priors of the "
-            "file have other sizes there"
+            "file have quite other sizes there"
         )
     if loaded.by_position:
         line += "; class scores by position, since the file does not name its classes"
