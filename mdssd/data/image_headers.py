@@ -12,16 +12,21 @@ import simplejpeg
 from PIL import Image, ImageFile
 
 from mdssd.data.sample import DataError
+from mdssd.data.tiff import is_tiff, read_tiff
 from mdssd.system.kinds import kind_of_bytes
 
 # The formats that Pillow is asked about. It is not asked about those that run other programs.
-_PILLOW_FORMATS = ("WEBP", "TIFF", "BMP", "DIB", "GIF", "AVIF", "JPEG2000", "PPM")
+_PILLOW_FORMATS = ("WEBP", "BMP", "DIB", "GIF", "AVIF", "JPEG2000", "PPM")
 # The names that `kind_of_bytes` gives the formats that can be read.
 _READ = re.compile("a JPEG|a PNG|a GIF|a TIFF|a BMP|a WebP|an AVIF")
 # The markers of a JPEG before its pixels usually fit into the first part.
 _JPEG_PARTS = (1 << 16, 1 << 26)
 _PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 274
+# What has to be guessed of an image; see `ImageHeader.guess`.
+MORE_PAGES = "has more than one page or frame; the first is read"
+DEEP = "has more than 8 bits per channel; scaled to 8 by the bits that its largest value needs"
+FLOATS = "has floating-point pixels; taken as 0 to 1, or as 0 to 255 if the largest is above 1"
 
 
 class ImageHeader(NamedTuple):
@@ -32,12 +37,14 @@ class ImageHeader(NamedTuple):
         orientation: how the picture is turned to stand upright, 1 to 8 as in EXIF. 1 is as
             stored; 5 to 8 exchange width and height.
         format: the name that Pillow gives the format, such as "JPEG".
+        guess: what reading the pixels has to guess, for people; "" if nothing.
     """
 
     width: int
     height: int
     orientation: int
     format: str
+    guess: str = ""
 
     def size(self, upright: bool) -> tuple[int, int]:
         """Return (width, height) of the picture as stored, or turned upright.
@@ -81,6 +88,8 @@ def parse_header(file: BinaryIO, name: str) -> ImageHeader:
         header = _jpeg(file, start) or _with_pillow(file, ("JPEG",))
     elif start[:8] == _PNG:
         header = _png(file, start)
+    elif is_tiff(start):
+        header = _tiff(file)
     else:
         header = _with_pillow(file, _PILLOW_FORMATS)
     if header is None or min(header.width, header.height) < 1:
@@ -144,15 +153,28 @@ def _with_pillow(file: BinaryIO, formats: tuple[str, ...]) -> ImageHeader | None
     image = open_with_pillow(file, formats)
     if image is None:
         return None
-    width, height = image.size
-    if image.format == "TIFF":
-        orientation = _checked(image.tag_v2.get(_ORIENTATION))  # type: ignore[attr-defined]
-        if orientation >= 5:  # the size that Pillow states is that of the upright picture
-            width, height = height, width
-    else:
-        orientation = exif_orientation(image.info.get("exif", b"").removeprefix(b"Exif\0\0"))
+    orientation = exif_orientation(image.info.get("exif", b"").removeprefix(b"Exif\0\0"))
+    # The second picture of an MPO, which many phones write as .jpg, is a preview or depths.
     name = "JPEG" if image.format == "MPO" else str(image.format)
-    return ImageHeader(width, height, orientation, name)
+    guesses = [MORE_PAGES] if name != "JPEG" and getattr(image, "is_animated", False) else []
+    if image.mode == "F":
+        guesses.append(FLOATS)
+    elif image.mode.startswith("I"):
+        guesses.append(DEEP)
+    return ImageHeader(*image.size, orientation, name, "; ".join(guesses))
+
+
+def _tiff(file: BinaryIO) -> ImageHeader | None:
+    tiff = read_tiff(file)
+    if tiff is None:
+        return None
+    guesses = [MORE_PAGES] if tiff.pages else []
+    if tiff.floats:
+        guesses.append(FLOATS)
+    elif tiff.bits > 8:
+        guesses.append(DEEP)
+    orientation = _checked(tiff.orientation)
+    return ImageHeader(tiff.width, tiff.height, orientation, "TIFF", "; ".join(guesses))
 
 
 def _jpeg(file: BinaryIO, start: bytes) -> ImageHeader | None:
@@ -187,10 +209,13 @@ def _png(file: BinaryIO, start: bytes) -> ImageHeader | None:
         return None
     width, height = struct.unpack_from(">II", start, 16)
     orientation = 1
+    guesses = [DEEP] if start[24] > 8 else []
     for kind, size in png_chunks(file):
         if kind == b"eXIf":
             orientation = exif_orientation(file.read(min(size, 1 << 16)))
-    return ImageHeader(width, height, orientation, "PNG")
+        elif kind == b"acTL":
+            guesses.append(MORE_PAGES)
+    return ImageHeader(width, height, orientation, "PNG", "; ".join(guesses))
 
 
 def png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:

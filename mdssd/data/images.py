@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import io
 import os
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import Image
 
-from mdssd.data.image_headers import ImageHeader, open_with_pillow, parse_header, truncation
+from mdssd.data.decoders import (
+    decode_jpeg,
+    decode_tiff,
+    decode_with_opencv,
+    decode_with_pillow,
+    pillow_pixels,
+    to_8_bits,
+)
+from mdssd.data.image_headers import ImageHeader, parse_header
 from mdssd.data.sample import DataError
 from mdssd.system.files import format_bytes, open_regular
 
@@ -26,18 +30,10 @@ IMAGE_SUFFIXES = (
 )
 # A JPEG, whose blocks are 8 x 8, can be decoded at these fractions of its size at less cost.
 REDUCTIONS = (2, 4, 8)
-# What simplejpeg says of a whole picture that its encoder wrote carelessly, or in a rare way.
-_NO_DAMAGE = re.compile("^Invalid SOS|^Unknown Adobe|unknown JFIF|subsampling level")
 # OpenCV decodes no more.
 _MOST_PIXELS = 1 << 30
-# The numbers of bits that cameras and scanners store in 16.
-_BITS = (8, 10, 12, 14, 16)
-# Pillow's modes of pixels that do not have 8 bits.
-_DEEP_MODES = ("I;16", "I;16B", "I;16L", "I", "F")
 # The orientation that undoes another; the others undo themselves.
 _BACK = {6: 8, 8: 6}
-# A picture is converted in strips of about this many pixels, because a copy of all might be large.
-_STRIP = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -208,13 +204,15 @@ def _decode(
         width=-(-header.width // reduction), height=-(-header.height // reduction)
     )
     if header.format == "JPEG":
-        image = _decode_jpeg(data, name, reduced, reduction, limits.accept_damage)
+        image = decode_jpeg(data, name, reduced, reduction, limits.accept_damage)
     elif header.format in ("PNG", "BMP", "DIB") or _is_still_webp(data):
-        image = _decode_with_opencv(data, name)
+        image = decode_with_opencv(data, name)
+    elif header.format == "TIFF":
+        image = decode_tiff(data, name)
     else:
-        image = _decode_with_pillow(data, name, header.format)
+        image = decode_with_pillow(data, name, header.format)
     if image.dtype != np.uint8:
-        image = _to_8_bits(image, name)
+        image = to_8_bits(image, name)
     turns = header.orientation if upright else 1
     if header.format == "TIFF":  # the decoders always turn it upright
         turns = 1 if upright else _BACK.get(header.orientation, header.orientation)
@@ -223,70 +221,6 @@ def _decode(
     if image.shape[1::-1] != size:  # of the formats only JPEG is decoded at a fraction
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
     return image
-
-
-def _decode_jpeg(
-    data: bytes, name: str, reduced: ImageHeader, reduction: int, accept_damage: bool
-) -> NDArray[Any]:
-    """Decode a JPEG. libjpeg fills the missing parts with grey and warns, which is damage here."""
-    size = {"min_height": reduced.height, "min_width": reduced.width, "min_factor": reduction}
-    try:
-        return simplejpeg.decode_jpeg(data, "RGB", strict=not accept_damage, **size)
-    except KeyError:  # colours that are subsampled in a rare way
-        return _decode_with_opencv(data, name)
-    except ValueError as error:
-        fault = str(error)
-    if accept_damage or _NO_DAMAGE.search(fault):
-        return _decode_with_opencv(data, name)
-    if "Premature end of JPEG file" in fault:
-        raise DataError(f"{name}: the image is truncated (no end-of-image marker)")
-    raise DataError(f"{name}: the image is damaged ({fault})")
-
-
-def _decode_with_opencv(data: bytes, name: str) -> NDArray[Any]:
-    """Decode to RGB of 8 bits, or of more if the file has more."""
-    if fault := truncation(io.BytesIO(data)):
-        raise DataError(f"{name}: the image is {fault}")
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    if image is None:
-        raise DataError(f"{name}: the image is damaged, or of a kind that cannot be decoded")
-    for strip in _strips(image):
-        cv2.cvtColor(strip, cv2.COLOR_BGR2RGB, dst=strip)
-    return image
-
-
-def _decode_with_pillow(data: bytes, name: str, form: str) -> NDArray[Any]:
-    """Decode to RGB of 8 bits, or to grey of more."""
-    image = open_with_pillow(io.BytesIO(data), (form,))
-    assert image is not None  # its header was read before
-    if image.mode not in _DEEP_MODES and max(_bits_of(image)) > 8:
-        return _decode_with_opencv(data, name)  # Pillow has no colours of more than 8 bits
-    try:
-        return _pillow_pixels(image)
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow raises many types for damaged pixels
-        raise DataError(f"{name}: the image is damaged ({error})") from None
-
-
-def _pillow_pixels(image: Image.Image) -> NDArray[Any]:
-    image.load()
-    if image.mode in _DEEP_MODES:
-        return np.asarray(image)
-    pixels = np.empty((image.height, image.width, 3), np.uint8)
-    top = 0
-    for strip in _strips(pixels):
-        part = image.crop((0, top, image.width, top + len(strip)))
-        strip[:] = np.asarray(part.convert("RGB"))
-        top += len(strip)
-    return pixels
-
-
-def _strips(image: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """Yield views of a few rows each: a temporary copy of a whole large image would be large."""
-    rows = max(1, _STRIP // image.shape[1])
-    return (image[top : top + rows] for top in range(0, len(image), rows))
 
 
 def from_pillow(
@@ -317,13 +251,13 @@ def from_pillow(
         image.load()
         # Pillow turns a TIFF itself when it loads it, and then removes the orientation.
         loaded = _orientation_of(image)
-        pixels = _pillow_pixels(image)
+        pixels = pillow_pixels(image)
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises many types for damaged pixels
         raise DataError(f"{name}: the image is damaged ({error})") from None
     if pixels.dtype != np.uint8:
-        pixels = _to_8_bits(pixels, name)
+        pixels = to_8_bits(pixels, name)
     if upright:
         return _turned(pixels, loaded)
     return pixels if stored == loaded else _turned(pixels, _BACK.get(stored, stored))
@@ -332,36 +266,6 @@ def from_pillow(
 def _orientation_of(image: Image.Image) -> int:
     orientation = image.getexif().get(274, 1)
     return orientation if isinstance(orientation, int) else 1
-
-
-def _bits_of(image: ImageFile.ImageFile) -> tuple[int, ...]:
-    """Return the number of bits of each channel of a TIFF, and (8,) for other formats."""
-    bits = image.tag_v2.get(258, (8,)) if image.format == "TIFF" else (8,)  # type: ignore[attr-defined]
-    return bits if isinstance(bits, tuple) else (bits,)
-
-
-def _to_8_bits(image: NDArray[Any], name: str) -> NDArray[np.uint8]:
-    """Scale whole numbers by the bits that they use, and fractions from 0-1. Return RGB."""
-    low, high = image.min(), image.max()
-    if image.dtype.kind == "f":
-        if not 0 <= low <= high <= 255:  # or NaN
-            raise DataError(
-                f"{name}: its pixels are floating-point numbers from {low:.4g} to {high:.4g}, "
-                "expected 0 to 1 or 0 to 255; convert the image to 8 bits"
-            )
-        scale = 255 if high <= 1 else 1
-    else:
-        if low < 0 or high >= 1 << 16:
-            raise DataError(
-                f"{name}: its pixels are numbers from {low} to {high}, expected 0 to 65535; "
-                "convert the image to 8 bits"
-            )
-        shift = next(bits for bits in _BITS if high < 1 << bits) - 8
-    scaled = np.empty((*image.shape[:2], 3), np.uint8)
-    for strip, out in zip(_strips(image), _strips(scaled), strict=True):
-        whole = np.rint(strip * scale) if image.dtype.kind == "f" else strip >> shift
-        out[:] = whole if whole.ndim == 3 else whole[..., None]
-    return scaled
 
 
 def _turned(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:

@@ -93,6 +93,7 @@ class PhotoDataset(DetectionDataset):
         annotation = Annotation(rows, placement.size, where, self.dropped)
         self.size_faults += [placement.fault] if placement.fault else []
         self.notes += [placement.note] if placement.note else []
+        self.notes += [f"{path}: {header.guess}"] if header.guess else []
         self.image_ids.append(image_id)
         self._paths.append(path)
         self._upright.append(placement.upright)

@@ -45,6 +45,7 @@ class Streamed(NamedTuple):
             cannot be read.
         image: its pixels, if they were asked for.
         error: why the image cannot be read, or None.
+        guess: what reading it had to guess; "" if nothing.
     """
 
     source: Any
@@ -52,6 +53,7 @@ class Streamed(NamedTuple):
     found: dict[str, Tensor]
     image: NDArray[np.uint8] | None = None
     error: DataError | None = None
+    guess: str = ""
 
 
 class Detector:
@@ -81,8 +83,7 @@ class Detector:
         model, classes, device, batch_size: as above.
         input_size: side S of the network's input, in pixels.
         limits: which image files are accepted, an `ImageLimits`. It can be changed.
-        upright: whether files, bytes and images of Pillow are turned as their EXIF orientation
-            says (True), or taken as they are stored. It can be changed.
+        upright: whether the EXIF orientation of images is applied (the default). It can be changed.
         timings: seconds spent so far per stage: decode, preprocess, network, detection_output. A
             GPU's time counts towards detection_output, which fetches the results, unless the calls
             are made in `with detector.separate_stages():`. With runtime "graph" it all counts
@@ -186,9 +187,8 @@ class Detector:
 
         Args:
             images: uint8 arrays [H, W, 3] in RGB order, images of Pillow, paths, or the bytes of
-                image files; one or a list. Sizes may differ. Files, bytes and images of Pillow are
-                turned upright as their EXIF orientation says, and so are their boxes, unless
-                `upright` is False.
+                image files; one or a list. Sizes may differ. Files and images of Pillow are
+                turned upright as their EXIF orientation says; so are their boxes.
             batch_size: overrides the detector's.
 
         Returns:
@@ -303,13 +303,13 @@ class Detector:
             if isinstance(read, DataError):
                 yield Streamed(source, (0, 0), no_detections(), error=read)
                 continue
-            found = next(results)
+            streamed = Streamed(source, read.size, next(results), read.image, guess=read.guess)
             if not (with_images and read.large):
-                yield Streamed(source, read.size, found, read.image)
+                yield streamed
                 continue
             release_memory()
             try:
-                yield Streamed(source, read.size, found, self.read(source, read.large))
+                yield streamed._replace(image=self.read(source, read.large))
             except DataError as error:  # the file has changed in the meantime
                 yield Streamed(source, (0, 0), no_detections(), error=error)
             release_memory()

@@ -15,7 +15,7 @@ from PIL import Image as Pillow
 from torch import Tensor
 
 from mdssd.data import DataError, Preprocess, decode_image, read_image
-from mdssd.data.image_headers import parse_header
+from mdssd.data.image_headers import ImageHeader, parse_header
 from mdssd.data.images import ImageLimits, from_pillow, read_header
 from mdssd.system.memory import release_memory
 
@@ -54,12 +54,14 @@ class ReadImage(NamedTuple):
         image: the image itself, if it was asked for.
         large: the name of a large image in messages, which has to be read again if the image
             itself is asked for. Otherwise "".
+        guess: what reading it had to guess; see `ImageHeader`.
     """
 
     size: tuple[int, int]
     pixels: NDArray[np.uint8]
     image: NDArray[np.uint8] | None
     large: str = ""
+    guess: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Large:
     """A large image, which a worker leaves to the main process, by its name in messages."""
 
     name: str
+    guess: str
 
 
 @dataclass(frozen=True)
@@ -79,9 +82,11 @@ class Reader:
     upright: bool = True
 
     def __call__(self, source: Image, name: str) -> ReadImage | Large:
-        if _pixel_count(source, name, self.limits) > _LARGE:
-            return Large(name)
-        return self._read(source, name, self.with_images)
+        header = _header(source, name, self.limits)
+        guess = header.guess if header else ""
+        if header and header.width * header.height > _LARGE:
+            return Large(name, guess)
+        return self._read(source, name, self.with_images)._replace(guess=guess)
 
     def finish(
         self, items: Iterable[tuple[Any, ReadImage | Large | DataError]]
@@ -90,7 +95,8 @@ class Reader:
         for source, read in items:
             if isinstance(read, Large):
                 try:
-                    finished = self._read(source, read.name, False)._replace(large=read.name)
+                    finished = self._read(source, read.name, False)
+                    finished = finished._replace(large=read.name, guess=read.guess)
                 except DataError as error:
                     yield source, error
                 else:
@@ -106,8 +112,8 @@ class Reader:
         return ReadImage((height, width), pixels, image if with_image else None)
 
 
-def _pixel_count(source: Image, name: str, limits: ImageLimits) -> int:
-    """Return the number of pixels of an encoded image, from its header, and 0 for an array."""
+def _header(source: Image, name: str, limits: ImageLimits) -> ImageHeader | None:
+    """Return the header of an encoded image within the limits; None for an array."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         header = parse_header(io.BytesIO(source), name)
     elif isinstance(source, (str, os.PathLike, ImageFile)):
@@ -118,9 +124,9 @@ def _pixel_count(source: Image, name: str, limits: ImageLimits) -> int:
         else:
             header = parse_header(io.BytesIO(file.data), name)
     else:
-        return 0
+        return None
     limits.check(header, name)
-    return header.width * header.height
+    return header
 
 
 def _as_file(source: str | os.PathLike[str] | ImageFile) -> ImageFile:

@@ -86,7 +86,7 @@ def test_exif_orientation(tmp_path, form, orientation):
     options = {"quality": 100, "subsampling": 0} if form == "JPEG" else {"lossless": True}
     Image.fromarray(stored).save(path, form, exif=exif, **options)
     header = read_header(path)
-    assert header == (*stored.shape[1::-1], orientation, form)
+    assert header == (*stored.shape[1::-1], orientation, form, "")
     assert header.size(upright=True) == (96, 48)
     for upright, expected in ((True, picture(48, 96)), (False, stored)):
         image = read_image(path, upright=upright)
