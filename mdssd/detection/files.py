@@ -45,6 +45,8 @@ class DetectReport:
         pictures: the pictures that were written.
         tables: the files with boxes that were written, or the folder of those of single images.
         image_count, detection_count: the number of images and of detections in them.
+        guesses: what reading images had to guess, such as that the first page is meant: in how
+            many images, and the first of these.
     """
 
     failed: list[tuple[str, str]]
@@ -55,6 +57,7 @@ class DetectReport:
     image_count: int = 0
     detection_count: int = 0
     left_out: list[str] = field(default_factory=list)
+    guesses: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     def table(self, failures: bool = True) -> str:
         """Return the counts, the time per stage and the files as text.
@@ -77,6 +80,8 @@ class DetectReport:
             count = plural(len(self.pictures), "picture")
             lines.append(f"{count} in {os.path.commonpath([p.parent for p in self.pictures])}")
         lines += [f"boxes in {path}" for path in self.tables]
+        for guess, (times, first) in self.guesses.items():
+            lines.append(f"{times} times: {first}: {guess}" if times > 1 else f"{first}: {guess}")
         if failures:
             lines += self.left_out
             lines += [f"failed: {reason}" for _, reason in self.failed]
@@ -292,6 +297,9 @@ class _Job:
             raise
         report.image_count += 1
         report.detection_count += len(entry["detections"])
+        if result.guess:
+            count, first = report.guesses.get(result.guess, (0, name_of(result.source, "")))
+            report.guesses[result.guess] = (count + 1, first)
         if self.keep_images:
             report.images.append(entry)
 

@@ -93,3 +93,24 @@ def test_detect_takes_images_upright_unless_told_otherwise(capsys, tmp_path, pho
         (first, _) = json.loads((tmp_path / found / "detections.json").read_text())
         assert (first["width"], first["height"]) == size
     capsys.readouterr()
+
+
+def test_what_was_guessed_is_said_at_the_end(capsys, tmp_path):
+    save_checkpoint(
+        tmp_path / "x.json", ssd300(2, width=0.0625), classes=["x"], mean=MEAN_RGB, extra={}
+    )
+    pages = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
+    (tmp_path / "photos").mkdir()
+    for name in "ab":
+        file = tmp_path / f"photos/{name}.tif"
+        pages[0].save(file, save_all=True, append_images=pages[1:])
+    Image.new("I;16", (40, 30)).save(tmp_path / "photos/c.png")
+    found = str(tmp_path / "found")
+    arguments = ["detect", str(tmp_path / "x.json"), str(tmp_path / "photos"), "--out", found]
+    assert main([*arguments, "--workers", "0", "--threads", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    first = tmp_path / "photos/a.tif"
+    assert f"2 times: {first}: has more than one page or frame; the first is read" in lines
+    assert any(
+        line.startswith(f"{tmp_path / 'photos/c.png'}: has more than 8 bits") for line in lines
+    )
