@@ -12,7 +12,7 @@ from xml.etree.ElementTree import ParseError
 from defusedxml import DefusedXmlException
 from defusedxml import ElementTree as SafeXml
 
-from mdssd.data.sample import MAX_BOXES, DataError
+from mdssd.data.sample import MAX_BOXES, DataError, box_around
 from mdssd.data.values import number, shown, text
 from mdssd.system.files import format_bytes, open_regular
 
@@ -215,19 +215,12 @@ def shape_box(shape: CvatShape) -> tuple[float, float, float, float] | None:
         if len(pairs) < 3 or any(len(pair) != 2 for pair in pairs):
             raise ValueError(f"points is {shown(points)}, expected x,y;x,y;x,y ...")
         xs, ys = ([_plain(pair[k], "points") for pair in pairs] for k in (0, 1))
-        return _around(xs, ys)
+        return box_around(xs, ys)
     if shape.kind == "cuboid":
         corners = [f"{corner}{side}" for side in (1, 2) for corner in ("tl", "tr", "bl", "br")]
         xs, ys = ([_number(values, axis + corner) for corner in corners] for axis in "xy")
-        return _around(xs, ys)
+        return box_around(xs, ys)
     return None
-
-
-def _around(xs: list[float], ys: list[float]) -> tuple[float, float, float, float]:
-    """Return the box around points; min and max would lose a NaN."""
-    if any(math.isnan(value) for value in (*xs, *ys)):
-        return math.nan, math.nan, math.nan, math.nan
-    return min(xs), min(ys), max(xs), max(ys)
 
 
 def _turned(

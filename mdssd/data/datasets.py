@@ -13,6 +13,7 @@ from mdssd.data.cvat import is_cvat, open_cvat
 from mdssd.data.dataset import DetectionDataset
 from mdssd.data.file_index import is_hidden
 from mdssd.data.images import ImageLimits
+from mdssd.data.labelme import is_labelme, open_labelme
 from mdssd.data.listed import ReadOptions
 from mdssd.data.sample import DataError
 from mdssd.data.splits import ALL
@@ -108,6 +109,8 @@ def _open_folder(
         return open_coco_folder(path, split, train, options)
     if is_yolo(path):
         return open_yolo(path, split, train, options)
+    if is_labelme(path):
+        return open_labelme(path, split, train, options)
     raise unrecognised(path)
 
 
@@ -130,6 +133,7 @@ def unrecognised(path: Path) -> DataError:
                 "COCO (a JSON file with images, annotations and categories for each split)",
                 "YOLO labels (data.yaml, a .data file of darknet, or images/ with labels/)",
                 "CVAT for images (annotations.xml)",
+                "LabelMe (a .json file with shapes for each image)",
             )
         )
     )

@@ -71,7 +71,7 @@ class _Reader:
         self._encoding = json.detect_encoding(start)
         self._decoder = codecs.getincrementaldecoder(self._encoding)()
         # Python refuses integers of more than 4300 digits; here they are infinite.
-        self._json = json.JSONDecoder(parse_int=_integer)
+        self._json = json.JSONDecoder(parse_int=whole_number)
         self._text = ""
         self._at = 0
         self._before = 0  # characters that were forgotten
@@ -178,5 +178,6 @@ class _Reader:
         return ValueError(f"{reason} at character {where}{cut}")
 
 
-def _integer(digits: str) -> int | float:
+def whole_number(digits: str) -> int | float:
+    """Return the number that digits are, infinite if Python would refuse to read so many."""
     return int(digits) if len(digits) < 400 else float(digits)

@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from mdssd.data.dataset import DetectionDataset, describe
+from mdssd.data.image_headers import ImageHeader
 from mdssd.data.images import ImageLimits, read_header, read_image
 from mdssd.data.sample import NO_IMAGE, Annotation, BoxRow, DataError, Sample
 from mdssd.data.sizes import place
@@ -85,7 +86,7 @@ class PhotoDataset(DetectionDataset):
         Raises:
             DataError: the file is missing or no image.
         """
-        header = read_header(path)
+        header = self.read_header(path)
         self.limits.check(header, str(path))
         placement = place(header, stated, path.name, where, self._orientation, self._shown_upright)
         if relative:
@@ -98,6 +99,10 @@ class PhotoDataset(DetectionDataset):
         self._paths.append(path)
         self._upright.append(placement.upright)
         self._annotations.append(annotation)
+
+    def read_header(self, path: Path) -> ImageHeader:
+        """Return the header of an image. A subclass overrides it if images are not files."""
+        return read_header(path)
 
     def __getitem__(self, index: int) -> Sample:
         """Return image `index` with its ground truth; see `DetectionDataset`."""
@@ -112,7 +117,7 @@ class PhotoDataset(DetectionDataset):
         """Return sample `index` without its pixels; no file is read."""
         return self._annotations[index].sample(NO_IMAGE, self.image_ids[index])
 
-    def image_path(self, index: int) -> Path:
+    def image_path(self, index: int) -> Path | None:
         """Return the file of image `index`."""
         return self._paths[index]
 

@@ -164,3 +164,16 @@ def box_fault(box_xyxy: Sequence[float], size: tuple[int, int] | None) -> str:
     if size is not None and (x1 >= size[0] or y1 >= size[1]):
         return f"lies outside the image of {size[0]} x {size[1]}"
     return ""
+
+
+def box_around(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float, float, float]:
+    """Return the box around points, one or more; of NaN if one of them is, which min would hide.
+
+    Example:
+        >>> from mdssd.data.sample import box_around
+        >>> box_around([3, 1, 2], [5, 9, 7])
+        (1, 5, 3, 9)
+    """
+    if any(math.isnan(value) for value in (*xs, *ys)):
+        return math.nan, math.nan, math.nan, math.nan
+    return min(xs), min(ys), max(xs), max(ys)
