@@ -302,6 +302,8 @@ def file(name: str, content: Callable[[], bytes]) -> Callable[[Path], object]:
 
 
 _DETECT = "detect m.json in --out out --device cpu --threads 1"
+_LIST = _DETECT.replace(" in ", " @l.txt ")
+_NUMBERS = f"{_DETECT} --format coco --coco-images c.json"
 _CHECK = "data check voc --split trainval"
 _COCO = "data check c.json"
 _SMALL = "--width 0.05 --batch-size 2 --iterations 1 --workers 0 --threads 1 --device cpu --out run"
@@ -313,6 +315,8 @@ _SPECIAL = (
     ("annotation", ".xml", "voc/Annotations/a.xml", _plain, _CHECK),
     ("split list", ".txt", "voc/ImageSets/Main/trainval.txt", _plain, _CHECK),
     ("COCO file", ".json", "c.json", coco(coco_text), _COCO),
+    ("list of images", ".txt", "l.txt", pictures("x.jpg", jpeg()), _LIST),
+    ("COCO file of numbers", ".json", "c.json", pictures("x.jpg", jpeg()), _NUMBERS),
     ("checkpoint", ".json", "m.json", pictures("x.jpg", jpeg()), _DETECT),
     ("weights", ".safetensors", "m-*.safetensors", pictures("x.jpg", jpeg()), _DETECT),
     ("starting weights", ".pth", "x.pth", lambda folder: None, _INIT),
@@ -482,6 +486,15 @@ INPUTS = [
         file("r.toml", lambda: b"batch_size = 1" + b"0" * 400),
         _RECIPE,
         r"batch_size",
+    ),
+    Hostile(
+        "list of 100 million lines without a file",
+        lambda folder: (
+            pictures("x.jpg", jpeg())(folder),
+            file("l.txt", lambda: b"y\n" * 10**8)(folder),
+        ),
+        _LIST,
+        r"l\.txt:10001: the 10,001th line",
     ),
     Hostile(
         "--threads 100000, address space of 8 GiB",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
@@ -19,6 +19,7 @@ from mdssd.data.values import key, shown, text
 from mdssd.detection.tables import Layout
 from mdssd.system.text import some
 
+_MOST_CATEGORIES = 20_000
 # The value of "info" in the list of images, by which it is recognised.
 INFO = {"description": "images of mdssd detect"}
 
@@ -29,15 +30,17 @@ class CocoIds:
 
     Attributes:
         path: the file.
-        images: the number of each image, by its "file_name".
+        images: the number of each image that is wanted, by its "file_name".
         categories: the number of each class, by its name.
         repeated: the names that several images or classes have.
+        first_image: the name of its first image.
     """
 
     path: str
     images: dict[str, int | str] = field(default_factory=dict)
     categories: dict[str, int | str] = field(default_factory=dict)
     repeated: set[str] = field(default_factory=set)
+    first_image: str = ""
 
     def image(self, file: str) -> int | str | None:
         """Return the number of an image file; None if the COCO file does not have it.
@@ -52,7 +55,7 @@ class CocoIds:
 
 
 def read_coco_ids(
-    path: str | os.PathLike[str], files: Iterable[str], classes: Iterable[str]
+    path: str | os.PathLike[str], files: Collection[str], classes: Iterable[str]
 ) -> CocoIds:
     """Read the numbers of images and classes from a COCO file.
 
@@ -65,22 +68,18 @@ def read_coco_ids(
         ValueError: the file cannot be read, or an image or a class has no number in it.
     """
     ids = CocoIds(os.fspath(path))
+    wanted = {os.path.basename(file) for file in files}  # the others need no memory
 
-    def receiver(target: dict[str, int | str], name: str) -> Any:
-        def add(position: int, entry: Any) -> None:
-            entry = entry if isinstance(entry, dict) else {}
-            named = text(entry.get(name))
-            if key(entry.get("id")) is not None and named:
-                named = named.replace("\\", "/").removeprefix("./")
-                if target.setdefault(named, entry["id"]) != entry["id"]:
-                    ids.repeated.add(named)
+    def add_image(position: int, entry: Any) -> None:
+        name = _add(ids.images, ids.repeated, entry, "file_name", wanted)
+        ids.first_image = ids.first_image or name
 
-        return add
+    def add_category(position: int, entry: Any) -> None:
+        _add(ids.categories, ids.repeated, entry, "name", None)
+        if len(ids.categories) > _MOST_CATEGORIES:
+            raise ValueError(f"it has more than {_MOST_CATEGORIES:,} categories")
 
-    receivers = {
-        "images": receiver(ids.images, "file_name"),
-        "categories": receiver(ids.categories, "name"),
-    }
+    receivers = {"images": add_image, "categories": add_category}
     try:
         read_lists(path, receivers)
     except OSError as error:
@@ -89,6 +88,21 @@ def read_coco_ids(
         raise ValueError(f"detect: coco_images: {path}: expected a COCO file; {error}") from None
     _check(ids, files, classes)
     return ids
+
+
+def _add(
+    ids: dict[str, int | str], repeated: set[str], entry: Any, named: str, wanted: set[str] | None
+) -> str:
+    """Keep the number of an entry by its name, which is returned; "" if it has none."""
+    entry = entry if isinstance(entry, dict) else {}
+    name = text(entry.get(named))
+    if key(entry.get("id")) is None or not name:
+        return ""
+    name = name.replace("\\", "/").removeprefix("./") if named == "file_name" else name
+    kept = wanted is None or name.rpartition("/")[2] in wanted
+    if kept and ids.setdefault(name, entry["id"]) != entry["id"]:
+        repeated.add(name)
+    return name
 
 
 def _check(ids: CocoIds, files: Iterable[str], classes: Iterable[str]) -> None:
@@ -104,10 +118,9 @@ def _check(ids: CocoIds, files: Iterable[str], classes: Iterable[str]) -> None:
                 "one for each"
             )
     if without:
-        known = shown(next(iter(ids.images), ""))
         raise ValueError(
             f"detect: coco_images: {ids.path} has no image, or several, of the name "
-            f"{some(without)}; its first image is {known}"
+            f"{some(without)}; its first image is {shown(ids.first_image)}"
         )
     without = [name for name in classes if name not in ids.categories or name in ids.repeated]
     if without:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import glob
+import io
 import os
 import stat
 import sys
@@ -21,6 +22,8 @@ from mdssd.system.text import plural
 STDIN, LIST = "-", "@"
 # The most bytes of a list and of standard input: some million names.
 _MOST_BYTES = 256 << 20
+# With more lines that name no file, a list is refused as a whole.
+_MOST_FAULTS = 10_000
 # The most characters of a name in a message.
 _SHOWN = 300
 # The suffixes, in lower case, of images and videos that cannot be read.
@@ -86,6 +89,9 @@ def find_images(
 
     Returns:
         The files, in the order of the sources; those of a folder by name.
+
+    Raises:
+        ValueError: more than 10,000 lines of a list name no file.
     """
     result = Sources()
     for path in map(Path, sources):
@@ -230,8 +236,8 @@ def _add_listed(result: Sources, where: str, data: bytes, folder: str) -> None:
         reason = f"{where}: is {kind}, expected a list of image files, one per line"
         result.failed.append((where, reason))
         return
-    named = repeated = 0
-    for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).splitlines(), 1):
+    named = repeated = faults = 0
+    for number, line in enumerate(io.BytesIO(data.removeprefix(codecs.BOM_UTF8)), 1):
         if name := os.fsdecode(line.strip()):
             named += 1
             file = str(Path(folder, name))
@@ -239,6 +245,12 @@ def _add_listed(result: Sources, where: str, data: bytes, folder: str) -> None:
                 repeated += not result.add(file)
                 continue
             place = f"{where}:{number}"
+            faults += 1
+            if faults > _MOST_FAULTS:
+                raise ValueError(
+                    f"detect: {place}: the {faults:,}th line without a file; expected a list of "
+                    "image files, one per line"
+                )
             result.failed.append((place, f"{place}: {shorten(file, _SHOWN)}: {fault}"))
     if repeated:
         note = f"{plural(repeated, 'name')} of files that were named before"

@@ -5,6 +5,7 @@ import os
 import sys
 
 import pytest
+from PIL import Image
 from test_detector import GREEN, GREY, RED, Quadrants, files_in, picture, save
 
 from mdssd import cli
@@ -121,6 +122,12 @@ def test_faults_of_a_list_are_named_by_line(photos, tmp_path):
     assert found.failed[2][1].startswith(f"{path}:6: ") and len(found.failed[2][1]) < 500
 
 
+def test_a_long_text_that_is_no_list_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_bytes(b"y\n" * 20_000)
+    with pytest.raises(ValueError, match=r"notes\.txt:10001: the 10,001th line without a file"):
+        find_images([f"@{tmp_path / 'notes.txt'}"])
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
@@ -172,6 +179,15 @@ def test_an_image_on_standard_input(detector, photos, tmp_path, monkeypatch, wor
     assert report.detection_count == 2
     assert files_in(out) == ["detections.json", "labels", "stdin.jpg"]
     assert files_in(out / "labels") == ["classes.txt", "stdin.txt"]
+    turned = Image.Exif()
+    turned[274] = 6
+    stream = io.BytesIO()
+    Image.open(photos / "a.png").save(stream, "JPEG", exif=turned)
+    for detector.upright, size in ((True, (40, 60)), (False, (60, 40))):
+        piped(monkeypatch, stream.getvalue())
+        options = {"progress": False, "workers": workers, "draw": False}
+        (one,) = detect(detector, ["-"], tmp_path / "turned", **options).images
+        assert (one["width"], one["height"]) == size
     piped(monkeypatch, (photos / "a.png").read_bytes()[:60])
     report = detect(detector, ["-"], tmp_path / "bad", progress=False, workers=workers)
     assert report.failed == [("-", "-: the image is truncated (no IEND chunk)")]
