@@ -104,15 +104,13 @@ def _check_values(where: str, settings: Mapping[str, Any]) -> None:
             raise ValueError(f"{where}: {key}: expected a number of 64 bits, got {shown(value)}")
     if "model" in settings:
         network_of(settings["model"], f"{where}: model: expected")
-    choices = {"prior_scales": (*PRIOR_SCALES, AUTO_PRIORS)}
-    if isinstance(settings.get("prior_scales"), list):
-        check_sizes(where, settings["prior_scales"])
-        del choices["prior_scales"]
-    for key, expected in choices.items():
-        if key in settings and settings[key] not in expected:
-            raise ValueError(
-                f"{where}: {key}: expected one of {', '.join(expected)}; got {shown(settings[key])}"
-            )
+    scales, names = settings.get("prior_scales", AUTO_PRIORS), (*PRIOR_SCALES, AUTO_PRIORS)
+    if isinstance(scales, list):
+        check_sizes(where, scales)
+    elif scales not in names:
+        raise ValueError(
+            f"{where}: prior_scales: expected one of {', '.join(names)}; got {shown(scales)}"
+        )
     if not isinstance(settings.get(START, ""), str):
         raise ValueError(f"{where}: {START}: expected a text, got {shown(settings[START])}")
     options = {f.name: settings[f.name] for f in fields(ModelOptions) if f.name in settings}

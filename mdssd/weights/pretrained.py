@@ -14,6 +14,7 @@ from mdssd.models.base import Loaded, PredictionHead, SingleShotDetector
 from mdssd.models.build import build
 from mdssd.models.resnet import ResNet101
 from mdssd.models.vgg import MEAN_RGB
+from mdssd.priors.maps import VGG_PAPER_SIZES
 from mdssd.weights.checkpoint import check_classes, load_checkpoint
 from mdssd.weights.checkpoint_json import CheckpointError, find_checkpoint
 from mdssd.weights.class_names import usual_names
@@ -40,8 +41,9 @@ def load_pretrained(
     - A checkpoint of any model. Tensors that fit by name and shape are loaded, except the
       heads of maps whose priors are fitted ones, here or there, and of quite other sizes.
     - SSD300 of torchvision, ssd.pytorch, lufficc/SSD or Caffe, or SSD512 of the last three. The
-      trunk, the extra layers, and all other tensors that fit are loaded: all of an `SSD` with the
-      same number of classes, and the heads of conv8_2 and up of an `MDSSD`.
+      trunk, the extra layers (of an input that no paper has, those that fit), and all other tensors
+      that fit are loaded: all of an `SSD` with the same number of classes, and the heads of conv8_2
+      and up of an `MDSSD`.
     - torchvision's vgg16 or resnet101 (see `load_vgg16` and `load_resnet101`), or VGG16 as SSD
       reduces it, of Caffe or ssd.pytorch. The trunk is loaded.
 
@@ -56,8 +58,7 @@ def load_pretrained(
     Args:
         model: the model to start, changed in place.
         weights: the path of a checkpoint (its JSON, its weights or its folder), or published
-            weights: a state dict, or a safetensors, PyTorch or Caffe file (see `read_tensors`).
-            No code in a file is executed.
+            weights: a state dict or a file (see `read_tensors`), of which no code is executed.
         rescale_input: whether to adapt the first layer to this project's input, for torchvision's
             vgg16 and resnet101.
         classes: the model's class names, of labels 1, 2, ...; None if they are not known.
@@ -68,10 +69,10 @@ def load_pretrained(
 
     Raises:
         OSError: the path does not exist or cannot be read.
-        ValueError: no tensor of the checkpoint fits; the model has another size or width than the
-            published weights, or batch normalisation; a published tensor is missing, superfluous,
-            renamed, of another shape or not finite; or `classes` are not those of a model of this
-            many classes. The model is then unchanged.
+        ValueError: no tensor of the checkpoint fits; the model has another paper's size or another
+            width than the published weights, or batch normalisation; a published tensor is missing,
+            superfluous, renamed, of another shape or not finite; or `classes` are not those of a
+            model of this many classes. The model is then unchanged.
 
     Example:
         >>> from mdssd import load_pretrained
@@ -169,7 +170,9 @@ def _load_published(
     model: nn.Module, source: str, found: Published, classes: Sequence[str] | None
 ) -> Loaded:
     own = model.state_dict()
-    parts = ("trunk.", "extras.") if found.config else ("trunk.",)
+    # A model with an input that no paper has may have other layers at its top.
+    published = getattr(model, "input_size", None) in VGG_PAPER_SIZES
+    parts = ("trunk.", "extras.") if found.config and published else ("trunk.",)
     for name in {**own, **found.tensors}:
         ours, theirs = own.get(name), found.tensors.get(name)
         if not name.startswith(parts):

@@ -283,6 +283,25 @@ def test_one_line_for_every_wrong_input(capsys, tmp_path, voc, checkpoint):
             "unknown option --speed; did you mean --seed? (see `mdssd train --help`)",
         ),
         ([*train, "--batchsize", 3], "unknown option --batchsize; did you mean --batch-size? (see"),
+        (
+            [*train, "--data", voc, "--input-size", 250],
+            "--input-size: expected a multiple of 32 from 256 to 1024, or 300, got 250",
+        ),
+        (
+            [*train, "--model", "dssd321", "--data", voc, "--input-size", 300],
+            "--input-size: expected a multiple of 32 from 256 to 1024, or 321 or 513, got 300",
+        ),
+        (
+            [*train, "--data", voc, "--input-size", "640x384"],
+            "--input-size: expected one number, because the network's input is a square; got '640x",
+        ),
+        ([*train, "--data", voc, "--input-size", "-32"], "multiple of 32 from 256 to 1024, got '-"),
+        (
+            [*train, "--model", "mdssd640"],
+            "got 'mdssd640'; --input-size N gives it another input (see `mdssd train --help`)",
+        ),
+        (["data", "check", voc, "--input-size", 1056], "or 300, got 1056"),
+        (["data", "show", voc, "--input-size", 1056, "--out", out], "or 300, got 1056"),
         ([*train, "--threads", 100000], "--threads: expected a whole number from 1 to "),
         ([*train, "--workers", 100000], "--workers: expected a whole number from 0 to "),
         (

@@ -644,6 +644,28 @@ def test_models_that_it_does_not_fit_are_refused(model):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+def test_a_model_of_another_input_takes_the_layers_that_fit():
+    theirs = Amdegroot(3).state_dict()
+    model = build({"model": "ssd640", "num_classes": 3, "width": WIDTH})
+    loaded = load_pretrained(model, theirs)
+    # conv10_2 has 6 priors in a cell, not 4, and conv12 is new; the other layers are the same.
+    assert {name.rsplit(".", 1)[0] for name in loaded.fresh} == {
+        "heads.conv10_2.loc",
+        "heads.conv10_2.conf",
+        "heads.conv12_2.loc",
+        "heads.conv12_2.conf",
+        "extras.conv12.conv12_1.conv",
+        "extras.conv12.conv12_2.conv",
+    }
+    assert loaded.unused == ("loc.4.weight", "loc.4.bias", "conf.4.weight", "conf.4.bias")
+    assert torch.equal(model.trunk.fc7.conv.bias, theirs["vgg.33.bias"])
+    assert torch.equal(model.extras.conv11.conv11_2.conv.bias, theirs["extras.7.bias"])
+    assert torch.equal(model.heads["conv11_2"].loc.bias, theirs["loc.5.bias"])
+    wider = build({"model": "ssd640", "num_classes": 3, "width": 0.125})
+    with pytest.raises(ValueError, match="does not fit the model's 'trunk"):
+        load_pretrained(wider, theirs)
+
+
 @pytest.mark.parametrize("form", ["zip", "legacy", "safetensors", "caffe"])
 @pytest.mark.parametrize("keep", [0, 1, 8, 0.1, 0.5, 0.9, -1])
 def test_files_cut_short_are_refused(tmp_path, form, keep):
