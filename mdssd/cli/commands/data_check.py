@@ -12,7 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from mdssd.cli.commands.shared import open_whole_data, recognised
-from mdssd.data import CocoDataset, DetectionDataset
+from mdssd.data import CocoDataset, DataError, DetectionDataset
+from mdssd.data.dataset import DataPart
+from mdssd.data.splits import default_split
 from mdssd.inspection.check import check_data
 from mdssd.inspection.plots import write_check
 from mdssd.models import SingleShotDetector, build
@@ -61,6 +63,22 @@ def _folder(data: str | None, dataset: DetectionDataset) -> Path | None:
     return Path(data) if data else None
 
 
+def _to_train_on(dataset: DetectionDataset) -> DetectionDataset:
+    """The images of all splits that `mdssd train` would take, in its order: the priors fit those.
+
+    All images, if the data set has no splits or holds no image of the one to train on.
+    """
+    indices: list[int] = []
+    start = 0
+    for lists in dataset.split_lists([]):  # the check reports their faults
+        place = {image_id: start + index for index, image_id in enumerate(lists.image_ids)}
+        with suppress(DataError):
+            listed = lists.listed[default_split(lists.folder, lists.listed, train=True)]
+            indices += [place[image_id] for image_id in listed if image_id in place]
+        start += len(lists.image_ids)
+    return DataPart(dataset, indices) if indices else dataset
+
+
 def _models_priors(
     name: str, arguments: argparse.Namespace, dataset: DetectionDataset
 ) -> tuple[SingleShotDetector, dict[str, Tensor], Sequence[PriorLayer]]:
@@ -73,7 +91,7 @@ def _models_priors(
     fitted: Sequence[PriorLayer] = ()
     auto = config.get("prior_scales", AUTO_PRIORS) == AUTO_PRIORS
     if auto or arguments.fit_priors:
-        choice = choose_priors(dataset, config).scales
+        choice = choose_priors(_to_train_on(dataset), config).scales
         if arguments.fit_priors and not isinstance(choice, str):
             model = build({**config, "prior_scales": choice})
             fitted = type(model).prior_layers(model.input_size, choice)
