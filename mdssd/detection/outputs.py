@@ -24,13 +24,14 @@ MARK = b"\xff\xfe\x00\x17drawn by mdssd detect"
 _PICTURE = rb"(?s).{0,256}?" + re.escape(MARK)
 # The tables of each format, and how such a file begins, by which it is recognised.
 _FILE = rb'"file": "(?:[^"\\]|\\.)*", "width": \d+, "height": \d+'
+_COCO_IMAGES = "coco_images.json"
 _TABLES = {
     "json": {"detections.json": rb'\[\n  \{"file": '},
     "csv": {"detections.csv": rb"file,width,height,class,label,score,x1,y1,x2,y2\n"},
     "jsonl": {"detections.jsonl": rb"\{" + _FILE + rb', "detections": \['},
     "coco": {
         "coco_results.json": rb'\[\n(?:  \{"image_id": |\n\]\n\Z)',
-        "coco_images.json": rb'\{"info": \{"description": "images of mdssd detect"\}, ',
+        _COCO_IMAGES: rb'\{"info": \{"description": "images of mdssd detect"\}, ',
     },
 }
 # The folders of the formats that have a file for each image, and the ends of the files' names.
@@ -78,21 +79,17 @@ class Outputs:
             written: receives the paths of the files with boxes, or of their folders.
         """
         layouts = {
-            "json": tables.JSON,
-            "csv": tables.CSV,
-            "jsonl": tables.JSONL,
-            "coco": coco_results.results_layout(self.coco_ids),
+            "detections.json": tables.JSON,
+            "detections.csv": tables.CSV,
+            "detections.jsonl": tables.JSONL,
+            "coco_results.json": coco_results.results_layout(self.coco_ids),
+            _COCO_IMAGES: coco_results.images_layout(self.classes),
         }
         opened: list[Table | ImageFiles] = []
-        for form in (form for form in self.formats if form in layouts):
-            path = self.folder / next(iter(_TABLES[form]))
-            opened.append(stack.enter_context(open_table(path, layouts[form], written)))
-        if "coco" in self.formats and self.coco_ids is None:
-            path, layout = (
-                self.folder / "coco_images.json",
-                coco_results.images_layout(self.classes),
-            )
-            opened.append(stack.enter_context(open_table(path, layout, [])))
+        for name in self._table_files(self.formats):
+            paths = [] if name == _COCO_IMAGES else written  # it has no boxes
+            table = open_table(self.folder / name, layouts[name], paths)
+            opened.append(stack.enter_context(table))
         yolo = partial(yolo_text, scores=self.yolo_scores)
         before = {"yolo": {CLASSES: self._class_list()}}
         for form in (form for form in self.formats if form in _FOLDERS):
@@ -119,7 +116,7 @@ class Outputs:
         lines = [
             f"{file} ({os.path.join(folder, stem)}{suffix})"
             for file, stem in self.stems.items()
-            if os.path.basename(stem) != Path(file).stem
+            if os.path.basename(stem) != Path(file).stem and file != STDIN
         ]
         if not lines:
             return []
@@ -187,7 +184,7 @@ class Outputs:
         """Return the tables of formats, with the beginning of each."""
         files = {n: b for f in formats if f in _TABLES for n, b in _TABLES[f].items()}
         if self.coco_ids is not None and "coco" in formats:
-            del files["coco_images.json"]
+            del files[_COCO_IMAGES]
         return files
 
     def _of_images(self, folder: Path, suffix: str) -> list[Path]:
@@ -199,12 +196,11 @@ class Outputs:
     def _staying(self) -> list[str]:
         """Return a line for each table of an earlier run, and for its other files, that stay."""
         written = self._table_files(self.formats)
-        others = {n: b for n, b in self._table_files(_TABLES).items() if n not in written}
-        paths = {self.folder / name: pattern for name, pattern in others.items()}
+        every = {name: pattern for files in _TABLES.values() for name, pattern in files.items()}
         lines = [
-            f"{path} of an earlier run stays as it is"
-            for path, pattern in paths.items()
-            if _begins(path, pattern)
+            f"{self.folder / name} of an earlier run stays as it is"
+            for name, pattern in every.items()
+            if name not in written and _begins(self.folder / name, pattern)
         ]
         for form in (form for form in self.formats if form in _FOLDERS):
             folder, suffix = self.folder / _FOLDERS[form][0], _FOLDERS[form][1]

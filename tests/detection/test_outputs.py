@@ -126,11 +126,15 @@ def coco_file(path, names, categories=("green", "red")):
     return path
 
 
-def test_coco_results_take_the_numbers_of_a_coco_file(detector, photos, tmp_path):
+def test_coco_results_take_the_numbers_of_a_coco_file(detector, photos, tmp_path, capsys):
     coco = coco_file(tmp_path / "c.json", ["deeper/b.png", "b.png", ".\\photos\\a.png", "x.png"])
     out = tmp_path / "out"
     run(detector, [photos], out, ["coco"], recursive=True, coco_images=coco)
     assert tree(out) == ["coco_results.json"]
+    run(detector, [photos], tmp_path / "own", ["coco"])
+    detect(detector, [photos], tmp_path / "own", formats=["coco"], draw=False, coco_images=coco)
+    said = f"{tmp_path / 'own' / 'coco_images.json'} of an earlier run stays as it is"
+    assert said in capsys.readouterr().out
     rows = json.loads((out / "coco_results.json").read_text())
     assert sorted((row["image_id"], row["category_id"]) for row in rows) == [
         *[(100, 14)] * 4,  # red in deeper/b.png

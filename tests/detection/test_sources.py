@@ -176,7 +176,7 @@ def test_an_image_on_standard_input(detector, photos, tmp_path, monkeypatch, wor
     out = tmp_path / "out"
     report = detect(detector, ["-"], out, formats=["json", "yolo"], progress=False, workers=workers)
     assert [(one["file"], one["width"], one["height"]) for one in report.images] == [("-", 60, 40)]
-    assert report.detection_count == 2
+    assert report.detection_count == 2 and not report.left_out
     assert files_in(out) == ["detections.json", "labels", "stdin.jpg"]
     assert files_in(out / "labels") == ["classes.txt", "stdin.txt"]
     turned = Image.Exif()
