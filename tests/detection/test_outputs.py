@@ -3,13 +3,19 @@
 import contextlib
 import csv
 import errno
+import io
 import json
 import os
+import tempfile
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_detector import GREEN, GREY, RED, Quadrants, picture, save
 
 from mdssd.detection import image_files, tables
+from mdssd.detection.coco_results import images_layout, results_layout
 from mdssd.detection.detector import Detector
 from mdssd.detection.files import detect
 from mdssd.detection.image_files import geojson_text, yolo_text
@@ -348,6 +354,77 @@ def test_a_next_run_removes_the_temporary_files_of_a_killed_one(detector, photos
     (out / "labels" / "classes.txt").write_text("red\ngreen\n")
     run(detector, [photos], out, ["jsonl"], recursive=True)
     assert tree(out) == ["detections.jsonl", "labels/classes.txt"]
+
+
+NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
+EDGE = st.integers(0, 4_000_000).map(lambda value: value / 1000)
+
+
+@st.composite
+def entries(draw):
+    """An image as the tables get it, with boxes inside."""
+    xs, ys = (
+        draw(st.lists(EDGE, min_size=2, unique=True)),
+        draw(st.lists(EDGE, min_size=2, unique=True)),
+    )
+    pairs = zip(
+        zip(xs[::2], xs[1::2], strict=False), zip(ys[::2], ys[1::2], strict=False), strict=False
+    )
+    found = [
+        {
+            "class": draw(NAMES),
+            "label": draw(st.integers(1, 90)),
+            "score": draw(st.integers(0, 10**6)) / 10**6,
+            "box_xyxy": [min(x), min(y), max(x), max(y)],
+        }
+        for x, y in pairs
+    ]
+    return {"file": draw(NAMES), "width": 4000, "height": 4000, "detections": found}
+
+
+@settings(max_examples=40, deadline=None)
+@given(images=st.lists(entries(), min_size=1, max_size=4))
+def test_all_formats_give_back_any_boxes(images):
+    layouts = [tables.JSON, tables.JSONL, tables.CSV, results_layout(None), images_layout(["a"])]
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder, str(k)) for k in range(len(layouts))]
+        for path, layout in zip(paths, layouts, strict=True):
+            with tables.open_table(path, layout, []) as table:
+                for image in images:
+                    table.add(image)
+                table.undo()
+                table.add(images[-1])
+        texts = [path.read_bytes().decode() for path in paths]
+    assert json.loads(texts[0]) == images
+    assert [json.loads(line) for line in texts[1].splitlines()] == images
+    every = [
+        (k, image, found) for k, image in enumerate(images, 1) for found in image["detections"]
+    ]
+    rows = list(csv.reader(io.StringIO(texts[2], newline="")))[1:]
+    assert [[float(value) for value in row[6:]] for row in rows] == [
+        f["box_xyxy"] for *_, f in every
+    ]
+    assert [row[0].removeprefix("'") for row in rows] == [
+        image["file"].removeprefix("'") for _, image, _ in every
+    ]
+    for row, (k, _, found) in zip(json.loads(texts[3]), every, strict=True):
+        x, y, w, h = row["bbox"]
+        assert (row["image_id"], row["category_id"]) == (k, found["label"])
+        assert [x, y, x + w, y + h] == pytest.approx(found["box_xyxy"], abs=1e-3)
+    listed = json.loads(texts[4])["images"]
+    assert [one["file_name"] for one in listed] == [image["file"] for image in images]
+    for image in images:
+        lines = yolo_text(image, scores=True).splitlines()
+        for line, found in zip(lines, image["detections"], strict=True):
+            label, cx, cy, w, h, score = map(float, line.split())
+            box = [v * 4000 for v in (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)]
+            assert (label + 1, score) == (found["label"], found["score"])
+            assert box == pytest.approx(found["box_xyxy"], abs=1e-3)
+        for one, found in zip(
+            json.loads(geojson_text(image))["features"], image["detections"], strict=True
+        ):
+            (ring,) = one["geometry"]["coordinates"]
+            assert ring[0] == ring[4] and [*ring[0], *ring[2]] == found["box_xyxy"]
 
 
 def test_geojson_of_a_name_with_quotes_is_recognised(detector, photos, tmp_path):
