@@ -20,8 +20,8 @@ The first commands, from annotated photographs to a detector of your own:
   mdssd train --data mydata/ --out runs/mine   train; --resume continues
   mdssd detect runs/mine photos/ --out found   find objects in new images
 
-mydata/ is a folder in VOC layout (JPEGImages/, Annotations/); the name of a COCO JSON file can
-stand in its place."""
+mydata/ holds images and annotations: YOLO labels, COCO, VOC, LabelMe, CVAT, CSV, KITTI or Hugging
+Face. A file that describes them, such as data.yaml or a COCO JSON, can stand in its place."""
 # The options that say where the data are; a run that is resumed knows them.
 _SOURCES = ("data", "scenes", "resume", "print_recipe")
 EPILOG = "`mdssd COMMAND --help` shows the options and an example of each command."

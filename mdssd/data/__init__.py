@@ -1,4 +1,4 @@
-"""Images with boxes: VOC folders, COCO files, generated scenes, and SSD's augmentation."""
+"""Images with boxes: data sets of every usual format, generated scenes, SSD's augmentation."""
 
 from mdssd.data.augment import Augmentation
 from mdssd.data.coco import CocoDataset

@@ -260,7 +260,7 @@ def test_one_line_for_every_wrong_input(capsys, tmp_path, voc, checkpoint):
             [*train, "--data", voc, "--width", 0],
             "--width: expected a number above 0 and at most 4",
         ),
-        ([*train], "expected --data DIR|JSON (or --scenes N for generated scenes)"),
+        ([*train], "expected --data DIR|FILE (or --scenes N for generated scenes)"),
         (
             [*train, "--data", voc, "--prior-scales", "x"],
             "--prior-scales: expected one of voc",
@@ -318,7 +318,7 @@ def test_one_line_for_every_wrong_input(capsys, tmp_path, voc, checkpoint):
         (["dance"], "unknown command dance; expected one of train, eval, "),
         (["detct"], "unknown command detct; did you mean detect? (see `mdssd --help`)"),
         (["detect", voc], "required: IMAGE; for example: mdssd detect runs/mine photos/"),
-        (["data", "check"], "expected DIR|JSON (or --scenes N for generated scenes)"),
+        (["data", "check"], "expected DIR|FILE (or --scenes N for generated scenes)"),
         (["export", checkpoint, "--out", tmp_path], "--out: expected a file to write, but "),
         ([], "required"),
         (["eval", tmp_path / "no.json", "--data", voc], "no.json: no such file"),

@@ -44,9 +44,9 @@ def _add_check(commands: Verbs) -> None:
         "check",
         help="count, compare with the priors, find faults",
         description=CHECK,
-        usage="mdssd data check DIR|JSON [options]",
+        usage="mdssd data check DIR|FILE [options]",
         examples=CHECK_EXAMPLES,
-        data="DIR|JSON",
+        data="DIR|FILE",
     )
     _add_data_source(parser)
     parser.add_argument(
@@ -102,9 +102,9 @@ def _add_show(commands: Verbs) -> None:
     parser = commands.add_parser(
         "show",
         help="draw augmented samples",
-        usage="mdssd data show DIR|JSON --out FILE [options]",
+        usage="mdssd data show DIR|FILE --out FILE [options]",
         examples=SHOW_EXAMPLES,
-        data="DIR|JSON",
+        data="DIR|FILE",
         argument_default=argparse.SUPPRESS,
         description="Draw samples as the network sees them in training, with their boxes.",
     )
@@ -146,10 +146,8 @@ def _add_show(commands: Verbs) -> None:
 
 
 def _add_data_source(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", nargs="?", metavar="DIR|JSON", help=DATA)
-    parser.add_argument(
-        "--split", help="split of a VOC folder or the scenes (default: all of a folder)"
-    )
+    parser.add_argument("data", nargs="?", metavar="DIR|FILE", help=DATA)
+    parser.add_argument("--split", help="split of the data (default: all)")
     parser.add_argument("--image-dir", metavar="DIR", help=IMAGE_DIR)
     parser.add_argument("--scenes", type=values.count, metavar="N", help=SCENES)
     add_data_rules(parser)

@@ -30,15 +30,13 @@ def add_to(verbs: Verbs) -> None:
         "eval",
         help="measure a checkpoint on a data set",
         description=DESCRIPTION,
-        usage="mdssd eval CHECKPOINT --data DIR|JSON [options]",
+        usage="mdssd eval CHECKPOINT --data DIR|FILE [options]",
         examples=EXAMPLES,
-        data="--data DIR|JSON",
+        data="--data DIR|FILE",
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT)
-    parser.add_argument("--data", metavar="DIR|JSON", help=DATA)
-    parser.add_argument(
-        "--split", help="split of a VOC folder or the scenes (default: test or val)"
-    )
+    parser.add_argument("--data", metavar="DIR|FILE", help=DATA)
+    parser.add_argument("--split", help="split of the data (default: test, val or valid)")
     parser.add_argument("--image-dir", metavar="DIR", help=IMAGE_DIR)
     parser.add_argument("--scenes", type=values.count, metavar="N", help=SCENES)
     add_data_rules(parser)

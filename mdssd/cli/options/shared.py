@@ -12,7 +12,10 @@ Verbs: TypeAlias = "argparse._SubParsersAction[Any]"
 Group: TypeAlias = argparse._ArgumentGroup
 ON_OFF = argparse.BooleanOptionalAction
 CHECKPOINT = "checkpoint: its .json or .safetensors file, or the folder of a training run"
-DATA = "folder in VOC layout, VOCdevkit (uses every year that has the split), or COCO JSON file"
+DATA = (
+    "folder, or file that describes it, with YOLO, COCO, VOC, LabelMe, CVAT, CSV, KITTI or Hugging "
+    "Face annotations; the format is recognised (docs/formats.md)"
+)
 IMAGE_DIR = "folder of the images of a COCO JSON file"
 SCENES = "use N generated scenes instead of data, to try the command out"
 

@@ -48,9 +48,9 @@ def add_to(verbs: Verbs) -> None:
         help="train a model",
         argument_default=argparse.SUPPRESS,
         description=DESCRIPTION,
-        usage="mdssd train --data DIR|JSON [options]",
+        usage="mdssd train --data DIR|FILE [options]",
         examples=EXAMPLES,
-        data="--data DIR|JSON",
+        data="--data DIR|FILE",
     )
     _add_common_options(parser.add_argument_group("most used"))
     data = parser.add_argument_group("data")
@@ -66,12 +66,12 @@ def add_to(verbs: Verbs) -> None:
 
 
 def _add_common_options(common: argparse._ArgumentGroup) -> None:
-    common.add_argument("--data", metavar="DIR|JSON", help=DATA)
-    common.add_argument("--split", help="split of a VOC folder (default: trainval or train)")
+    common.add_argument("--data", metavar="DIR|FILE", help=DATA)
+    common.add_argument("--split", help="split of the data (default: trainval or train)")
     common.add_argument(
         "--eval-split",
         metavar="SPLIT",
-        help="evaluate on this split of a VOC folder or the scenes during training, and keep the "
+        help="evaluate on this split of the data during training, and keep the "
         "checkpoint with the best VOC07 mAP (COCO AP for a COCO JSON file)",
     )
     common.add_argument(
@@ -118,11 +118,11 @@ def _add_data_options(data: argparse._ArgumentGroup) -> None:
         "--classes",
         type=values.names,
         metavar="A,B",
-        help="class names of a VOC folder in label order (default: all, sorted)",
+        help="class names in label order (default: all of the data)",
     )
     data.add_argument("--scenes", type=values.count, metavar="N", help=SCENES)
     data.add_argument(
-        "--eval-data", metavar="DIR|JSON", help="data to evaluate on (default: that of --data)"
+        "--eval-data", metavar="DIR|FILE", help="data to evaluate on (default: that of --data)"
     )
     data.add_argument(
         "--eval-image-dir",
