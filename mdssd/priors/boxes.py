@@ -22,6 +22,7 @@ from mdssd.priors.maps import (
 )
 
 _CHUNK = 64  # boxes at a time: with mdssd512's 90,100 priors, their IoU takes 23 MB
+_MOST_GRIDS = 512  # priors that form more are compared one by one
 
 # Sides of the squares of the first and the second map, in percent of the input, at the smaller and
 # at the larger of the two sizes of a paper; from SSD's code.
@@ -267,6 +268,9 @@ def make_priors(
 def best_iou(boxes_xyxy: NDArray[np.floating], priors_cxcywh: Tensor) -> NDArray[np.float64]:
     """Return the greatest IoU of each box with any prior.
 
+    The IoU of two boxes of given sizes falls with the distance of their centres in each axis. So of
+    the priors of one size, whose centres are a grid, only the nearest is compared with a box.
+
     Args:
         boxes_xyxy: [M, 4], in the same units as the priors.
         priors_cxcywh: [N, 4], on the device to compute on.
@@ -282,15 +286,59 @@ def best_iou(boxes_xyxy: NDArray[np.floating], priors_cxcywh: Tensor) -> NDArray
         >>> best_iou(boxes_xyxy, priors_cxcywh).round(2)
         array([0.88, 0.01])
     """
-    priors = to_xyxy(priors_cxcywh.float())
+    priors = priors_cxcywh.float()
     boxes = torch.from_numpy(np.asarray(boxes_xyxy, np.float32)).to(priors.device)
     if not len(priors):
         return np.zeros(len(boxes))
+    grids = _grids(priors.cpu().numpy())
+    if len(grids) > _MOST_GRIDS:  # not the priors of a network
+        return _best_of_any(boxes, priors).double().cpu().numpy()
+    best = priors.new_zeros(len(boxes))
+    for xs, ys, size in grids:
+        torch.maximum(best, _best_of_grid(boxes, xs, ys, size), out=best)
+    return best.double().cpu().numpy()
+
+
+def _grids(priors_cxcywh: NDArray[np.float32]) -> list[tuple[NDArray[np.float32], ...]]:
+    """Return the centres, xs and ys, and the size [2] of the grids that priors [N, 4] form."""
+    ordered = priors_cxcywh[np.lexsort(priors_cxcywh.T[[0, 1, 3, 2]])]
+    starts = np.flatnonzero((ordered[1:, 1:] != ordered[:-1, 1:]).any(1)) + 1
+    grids: dict[bytes, tuple[NDArray[np.float32], list[np.float32], NDArray[np.float32]]] = {}
+    for row in np.split(ordered, starts):  # those of one size and one y
+        xs, size = np.ascontiguousarray(row[:, 0]), row[0, 2:]
+        grids.setdefault(size.tobytes() + xs.tobytes(), (xs, [], size))[1].append(row[0, 1])
+    return [(xs, np.array(ys), size) for xs, ys, size in grids.values()]
+
+
+def _best_of_any(boxes: Tensor, priors: Tensor) -> Tensor:
+    """Return the greatest IoU [M] of boxes [M, 4] xyxy with priors [N, 4] cxcywh."""
     # One result that exists already: small ones between the large ones would keep the heap growing.
     best = priors.new_empty(len(boxes))
+    corners = to_xyxy(priors)
     for part, chunk in zip(best.split(_CHUNK), boxes.split(_CHUNK), strict=True):
-        torch.amax(ops.box_iou(chunk, priors), 1, out=part)
-    return best.double().cpu().numpy()
+        torch.amax(ops.box_iou(chunk, corners), 1, out=part)
+    return best
+
+
+def _best_of_grid(
+    boxes: Tensor, xs: NDArray[np.float32], ys: NDArray[np.float32], size: NDArray[np.float32]
+) -> Tensor:
+    """Return the greatest IoU [M] of boxes [M, 4] xyxy with priors of a size at xs and ys."""
+    common = boxes.new_ones(len(boxes))
+    for axis, values in enumerate((xs, ys)):
+        centres = torch.from_numpy(values).to(boxes.device)
+        low, high = boxes[:, axis].contiguous(), boxes[:, axis + 2].contiguous()
+        middle = (low + high) / 2
+        after = torch.searchsorted(centres, middle).clamp_(max=len(centres) - 1)
+        before = (after - 1).clamp_(min=0)
+        nearer = (middle - centres[before]).abs() <= (centres[after] - middle).abs()
+        nearest = centres[torch.where(nearer, before, after)]
+        half = float(size[axis]) / 2
+        common *= (torch.minimum(high, nearest + half) - torch.maximum(low, nearest - half)).clamp_(
+            0
+        )
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1) + float(size.prod())
+    return common / (areas - common)
 
 
 def _squares(
