@@ -61,7 +61,9 @@ def decode_with_opencv(data: bytes, name: str) -> NDArray[Any]:
 def decode_with_pillow(data: bytes, name: str, form: str) -> NDArray[Any]:
     """Decode to RGB of 8 bits, or to grey of more."""
     image = open_with_pillow(io.BytesIO(data), (form,))
-    assert image is not None  # its header was read before
+    if image is None:
+        why = truncation(io.BytesIO(data)) or "damaged"
+        raise DataError(f"{name}: the image is {why}")
     return _loaded(image, name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import struct
@@ -16,12 +17,14 @@ from mdssd.data.tiff import is_tiff, read_tiff
 from mdssd.system.kinds import kind_of_bytes
 
 # The formats that Pillow is asked about. It is not asked about those that run other programs.
-_PILLOW_FORMATS = ("WEBP", "BMP", "DIB", "GIF", "AVIF", "JPEG2000", "PPM")
+_PILLOW_FORMATS = ("BMP", "DIB", "GIF", "AVIF", "JPEG2000", "PPM")
 # The names that `kind_of_bytes` gives the formats that can be read.
 _READ = re.compile("a JPEG|a PNG|a GIF|a TIFF|a BMP|a WebP|an AVIF")
 # The markers of a JPEG before its pixels usually fit into the first part.
 _JPEG_PARTS = (1 << 16, 1 << 26)
 _PNG = b"\x89PNG\r\n\x1a\n"
+# What follows the pixels of a PNG usually fits into so many bytes.
+_PNG_END = 1 << 16
 _ORIENTATION = 274
 # What has to be guessed of an image; see `ImageHeader.guess`.
 MORE_PAGES = "has more than one page or frame; the first is read"
@@ -90,6 +93,8 @@ def parse_header(file: BinaryIO, name: str) -> ImageHeader:
         header = _png(file, start)
     elif is_tiff(start):
         header = _tiff(file)
+    elif start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+        header = _webp(file, start)
     else:
         header = _with_pillow(file, _PILLOW_FORMATS)
     if header is None or min(header.width, header.height) < 1:
@@ -204,13 +209,48 @@ def _jpeg_exif(data: bytes) -> bytes:
     return b""
 
 
+def _webp(file: BinaryIO, start: bytes) -> ImageHeader | None:
+    """Read the header of a WebP, of which Pillow would read the whole file."""
+    orientation, guess = 1, ""
+    try:
+        if start[12:16] == b"VP8 ":  # lossy
+            width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", start, 26))
+        elif start[12:16] == b"VP8L":  # lossless
+            (sides,) = struct.unpack_from("<I", start, 21)
+            width, height = (sides & 0x3FFF) + 1, (sides >> 14 & 0x3FFF) + 1
+        elif start[12:16] == b"VP8X":
+            width, height = (int.from_bytes(start[k : k + 3], "little") + 1 for k in (24, 27))
+            guess = MORE_PAGES if start[20] & 2 else ""
+            if start[20] & 8:
+                orientation = exif_orientation(_webp_exif(file))
+        else:
+            return None
+    except (struct.error, IndexError):  # it is cut short
+        return None
+    return ImageHeader(width, height, orientation, "WEBP", guess)
+
+
+def _webp_exif(file: BinaryIO) -> bytes:
+    """Return the TIFF structure of a WebP's EXIF chunk, or nothing."""
+    at = 12
+    while True:
+        file.seek(at)
+        head = file.read(8)
+        if len(head) < 8:
+            return b""
+        kind, size = struct.unpack("<4sI", head)
+        if kind == b"EXIF":
+            return file.read(min(size, 1 << 16)).removeprefix(b"Exif\0\0")
+        at += 8 + size + size % 2
+
+
 def _png(file: BinaryIO, start: bytes) -> ImageHeader | None:
     if len(start) < 33 or start[12:16] != b"IHDR":
         return None
     width, height = struct.unpack_from(">II", start, 16)
     orientation = 1
     guesses = [DEEP] if start[24] > 8 else []
-    for kind, size in png_chunks(file):
+    for kind, size in _png_metadata(file):
         if kind == b"eXIf":
             orientation = exif_orientation(file.read(min(size, 1 << 16)))
         elif kind == b"acTL":
@@ -218,12 +258,38 @@ def _png(file: BinaryIO, start: bytes) -> ImageHeader | None:
     return ImageHeader(width, height, orientation, "PNG", "; ".join(guesses))
 
 
-def png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+def _png_metadata(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Yield the chunks of a PNG file as `png_chunks` does, but few of the pixels in between.
+
+    Most programs divide the pixels into chunks of 8 KiB, of which a photograph has hundreds.
+    """
+    for kind, size in png_chunks(file):
+        yield kind, size
+        if kind == b"IDAT":
+            break
+    else:
+        return
+    first = file.tell() + size + 4
+    last = max(first, file.seek(0, os.SEEK_END) - _PNG_END)
+    file.seek(last)
+    end = file.read()
+    at = end.rfind(b"IDAT") - 4
+    while (
+        at >= 0
+    ):  # if the chunks from here on lead to the last one, this is the last of the pixels
+        chunks = list(png_chunks(io.BytesIO(end), at))
+        if chunks[-1][0] == b"IEND":
+            first = last + at
+            break
+        at = end.rfind(b"IDAT", 0, at + 4) - 4
+    yield from png_chunks(file, first)
+
+
+def png_chunks(file: BinaryIO, at: int = len(_PNG)) -> Iterator[tuple[bytes, int]]:
     """Yield the name and the size of each chunk of a PNG file, with the file at its content.
 
-    The last is IEND, if the file is whole.
+    They begin at the chunk at position `at`. The last is IEND, if the file is whole.
     """
-    at = len(_PNG)
     while True:
         file.seek(at)
         head = file.read(8)

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import zlib
 
 import cv2
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from mdssd.data import DataError, decode_image, read_image
+from mdssd.data.image_headers import MORE_PAGES, parse_header
 from mdssd.data.images import ImageLimits, read_header
 
 
@@ -362,6 +364,54 @@ def test_size_from_the_head_of_the_file(tmp_path):
     for read in (read_header, read_image):
         with pytest.raises(DataError, match=re.escape("cannot be read (is a named pipe, expected")):
             read(tmp_path / "pipe.jpg")
+
+
+def png_chunk(kind, content):
+    check = zlib.crc32(kind + content).to_bytes(4, "big")
+    return len(content).to_bytes(4, "big") + kind + content + check
+
+
+@pytest.mark.parametrize("size", [8, 500])
+@pytest.mark.parametrize("place", ["before", "after", "far after"])
+def test_the_orientation_of_a_png_before_or_after_its_pixels(tmp_path, size, place):
+    """Programs that add it to a file that exists put it behind the pixels."""
+    noise = np.random.default_rng(0).integers(0, 256, (size, size + 8, 3), np.uint8)
+    whole = encode(noise, ".png")
+    assert (whole.count(b"IDAT") > 50) == (size == 500)
+    exif = Image.Exif()
+    exif[274] = 6
+    chunk = png_chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+    text = png_chunk(b"tEXt", b"note\0IDAT" + bytes(100_000 if place == "far after" else 10))
+    at = whole.index(b"IDAT") - 4 if place == "before" else len(whole) - 12
+    path = tmp_path / "a.png"
+    path.write_bytes(whole[:at] + chunk + text + whole[at:])
+    assert read_header(path) == (size + 8, size, 6, "PNG", "")
+    assert read_image(path, upright=True).shape == (size + 8, size, 3)
+    path.write_bytes(whole[:at] + text + whole[at:] + b"IDAT and more")
+    assert read_header(path) == (size + 8, size, 1, "PNG", "")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+@pytest.mark.parametrize("size", [(1, 1), (17, 33), (1500, 20)])
+def test_the_header_of_each_kind_of_webp(mode, size):
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], len(mode)), np.uint8)
+    exif = Image.Exif()
+    exif[274] = 6
+    for options, orientation in (
+        ({"lossless": True}, 1),
+        ({"quality": 80}, 1),
+        ({"exif": exif}, 6),
+        ({"exif": exif, "icc_profile": bytes(1001)}, 6),
+        ({"save_all": True, "append_images": [Image.new(mode, size, "red")]}, 1),
+    ):
+        file = io.BytesIO()
+        Image.fromarray(noise).save(file, "WEBP", **options)
+        header = parse_header(io.BytesIO(file.getvalue()), "a")
+        assert header[:4] == (*size, orientation, "WEBP")
+        assert header.guess == (MORE_PAGES if "save_all" in options else "")
+        for length in range(min(80, len(file.getvalue()) - 2)):
+            with pytest.raises(DataError, match="^a: "):
+                decode_image(file.getvalue()[:length], "a")
 
 
 def test_a_lack_of_memory_names_the_image(monkeypatch):
