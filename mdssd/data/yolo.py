@@ -49,7 +49,7 @@ def open_yolo(path: Path, split: str | None, train: bool, options: ReadOptions) 
     images = YoloImages(description, options.faults)
     images.note_unused()
     chosen = [(name, each) for each in wanted for name in images.splits[each]]
-    _check_labels(description, images, chosen, options)
+    labelled = _check_labels(description, images, chosen, options)
     origin = str(description.names_file or description.file)
     notes = [*description.notes, *images.notes]
     if description.names is None:
@@ -62,7 +62,7 @@ def open_yolo(path: Path, split: str | None, train: bool, options: ReadOptions) 
         classes = list(dict.fromkeys(description.names.values()))
     reader = LabelReader(description.names, origin, description.keypoints)
     reader.notes += notes
-    return ListedDataset(
+    dataset = ListedDataset(
         f"{(path if path.is_dir() else path.parent).resolve().name} {_split_text(wanted, split)}",
         _listed(images, chosen, reader, options.faults),
         classes,
@@ -73,6 +73,8 @@ def open_yolo(path: Path, split: str | None, train: bool, options: ReadOptions) 
         dropped=reader.dropped,
         notes=reader.notes,
     )
+    dataset.labelled = labelled
+    return dataset
 
 
 def _descriptions(folder: Path) -> list[Path]:
@@ -167,8 +169,12 @@ def _check_labels(
     images: YoloImages,
     chosen: Sequence[tuple[str, str]],
     options: ReadOptions,
-) -> None:
-    """Note the images without labels. Raise DataError if there are no images or no labels."""
+) -> bool:
+    """Note the images without labels, and return whether there are labels.
+
+    Raises:
+        DataError: there are no images, or no labels although they are needed.
+    """
     names = list(dict.fromkeys(name for name, _ in chosen))
     if not names:
         first = f"; the first fault: {options.faults[0]}" if options.faults else ""
@@ -188,6 +194,7 @@ def _check_labels(
             f"{description.folder}: {len(bare):,} of {len(names):,} images have no label file and "
             f"are background, such as {bare[0]}"
         )
+    return len(bare) < len(names)
 
 
 def _numbers(images: YoloImages) -> list[str]:

@@ -17,7 +17,7 @@ from mdssd.data.yolo_description import YoloDescription, is_absolute, read_text
 from mdssd.data.yolo_folder import is_other_text
 from mdssd.system.text import plural
 
-_MAX_LIST = 256 << 20  # bytes: millions of paths
+_MAX_LIST = 64 << 20  # bytes: a million paths
 
 
 class YoloImages:

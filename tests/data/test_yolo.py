@@ -157,6 +157,46 @@ def test_no_labels_at_all(tmp_path):
         open_dataset(tmp_path)
 
 
+def test_no_labels_at_all_for_a_submission(tmp_path):
+    two_splits(tmp_path)
+    pair(tmp_path, "test", "d", None)
+    write(tmp_path / "data.yaml", "test: images/test\nnames: [car]\n")
+    dataset = open_dataset(tmp_path, "test", unlabelled=True)
+    assert (len(dataset), dataset.labelled) == (1, False)
+    assert len(dataset[0].labels) == 0
+
+
+def test_an_export_of_roboflow(tmp_path):
+    for split in ("train", "valid"):
+        photo(tmp_path / split / "images" / f"{split}.png")
+        write(tmp_path / split / "labels" / f"{split}.txt", BOX)
+    write(
+        tmp_path / "data.yaml",
+        "train: ../train/images\nval: ../valid/images\ntest: ../test/images\n\nnc: 1\n"
+        "names: ['car']\n\nroboflow:\n  workspace: me\n  version: 1\n",
+    )
+    write(tmp_path / "README.roboflow.txt", "Exported from Roboflow\n")
+    dataset = open_dataset(tmp_path)
+    assert (dataset.image_ids, dataset.classes) == (["train/images/train"], ["car"])
+    assert list(dataset.notes) == [
+        f"{tmp_path / 'data.yaml'}: train: '../train/images' is taken as {tmp_path}/train/images",
+        f"{tmp_path / 'data.yaml'}: val: '../valid/images' is taken as {tmp_path}/valid/images",
+        f"{tmp_path / 'data.yaml'}: test: no such folder or list, '../test/images'; left out",
+    ]
+
+
+def test_an_export_of_cvat(tmp_path):
+    pair(tmp_path, "train", "a")
+    write(tmp_path / "train.txt", "data/images/train/a.png\n")
+    write(tmp_path / "data.yaml", "names:\n  0: car\npath: .\ntrain: train.txt\n")
+    dataset = open_dataset(tmp_path)
+    assert dataset[0].boxes_xyxy.tolist() == [BOX_XYXY]
+    assert list(dataset.notes) == [
+        f"{tmp_path / 'train.txt'}: 1 path found by the last parts, such as "
+        "'data/images/train/a.png' is images/train/a.png"
+    ]
+
+
 def test_labels_beside_images_in_a_folder_called_images(tmp_path):
     photo(tmp_path / "images" / "a.png")
     write(tmp_path / "images" / "a.txt", BOX)

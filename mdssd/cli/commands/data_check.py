@@ -60,7 +60,9 @@ def _folder(data: str | None, dataset: DetectionDataset) -> Path | None:
     if isinstance(dataset, CocoDataset):
         folders = [dataset.json_path.parent, dataset.image_dir]
         return Path(os.path.commonpath([os.path.abspath(folder) for folder in folders]))
-    return Path(data) if data else None
+    if data is None:
+        return None
+    return Path(data) if os.path.isdir(data) else Path(data).parent
 
 
 def _to_train_on(dataset: DetectionDataset) -> DetectionDataset:
