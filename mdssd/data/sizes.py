@@ -16,8 +16,8 @@ class Placement(NamedTuple):
         size: (width, height) of the image that the boxes refer to.
         upright: whether that is the image turned as its EXIF orientation says.
         fault: a line, if the annotation states another size than the image's.
-        note: a line, if EXIF turns the image and this was guessed, applied, or chosen against the
-            stated size.
+        note: a line, if EXIF turns the image, about what that was taken to mean. There is none if
+            the user chose it and the stated size agrees.
     """
 
     size: tuple[int, int]
@@ -80,7 +80,8 @@ def place(
             note += "was chosen for all"
         return Placement(turned if upright else stored, upright, fault, note)
     if is_stored and not is_turned:
-        return Placement(stored, False, fault)
+        note = f"{text}; the stated size is that of the stored image; so not turned"
+        return Placement(stored, False, fault, note)
     if is_turned and not is_stored:
         note = f"{start}turns it to the stated {turned[0]} x {turned[1]}; so turned"
         return Placement(turned, True, fault, note)

@@ -77,7 +77,8 @@ def test_boxes_in_the_pixels_as_stored(tmp_path, read):
     photo(tmp_path / "JPEGImages/a.jpg", 6, (60, 80), [10, 10, 30, 40])
     assert Image.open(tmp_path / "JPEGImages/a.jpg").size == (80, 60)
     data = read(tmp_path, (80, 60))
-    assert not data.upright(0) and not data.notes and not data.size_faults
+    assert not data.upright(0) and not data.size_faults and len(data.notes) == 1
+    assert "EXIF turns it by 90 degrees; the stated size is that of the stored" in data.notes[0]
     # What is shown at (10, 10) to (30, 40) of 60 x 80 is stored at (10, 30) to (40, 50).
     assert data[0].image[32:48, 12:38].mean() > 250 and data[0].image.shape == (60, 80, 3)
 
