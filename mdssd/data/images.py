@@ -130,7 +130,7 @@ def read_bytes(path: str | os.PathLike[str], limits: ImageLimits = ImageLimits()
                     "the limit is ten bytes for each pixel of --max-pixels"
                 )
             file.seek(0)
-            return file.read(most)
+            return file.read(size)  # not more: memory is reserved for it
     except OSError as error:
         raise DataError(f"{name}: cannot be read ({error.strerror})") from None
 
