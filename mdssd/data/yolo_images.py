@@ -64,11 +64,12 @@ class YoloImages:
         """Note the label files without an image, and the images that no split holds."""
         images = dict.fromkeys(name for names in self.splits.values() for name in names)
         used = {self.label(image) for image in images}
-        folders = {posixpath.dirname(each) for name in images for each in _label_stems(name)}
-        for name in sorted(self._labels.all_names):
-            beside = posixpath.dirname(name) in folders and name not in self._lists
-            other = is_other_text(posixpath.basename(name).lower())
-            if beside and name not in used and not other:
+        parents = {posixpath.dirname(name) for name in images}
+        stems = [each for parent in parents for each in _label_stems(posixpath.join(parent, "a"))]
+        folders = {posixpath.dirname(stem) for stem in stems}
+        for name in sorted({*self._labels.all_names} - used - self._lists):
+            folder, _, file = name.rpartition("/")
+            if folder in folders and not is_other_text(file.lower()):
                 self.notes.append(f"{self.folder / name}: a label file without an image; not used")
         rest = [name for name in self._sorted if name not in images]
         if rest:
