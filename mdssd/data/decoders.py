@@ -16,6 +16,7 @@ from PIL import Image, ImageFile
 from mdssd.data.image_headers import ImageHeader, open_with_pillow, truncation
 from mdssd.data.sample import DataError
 from mdssd.data.tiff import read_tiff
+from mdssd.system.files import format_bytes
 
 # What simplejpeg says of a whole picture that its encoder wrote carelessly, or in a rare way.
 _NO_DAMAGE = re.compile("^Invalid SOS|^Unknown Adobe|unknown JFIF|subsampling level")
@@ -23,6 +24,8 @@ _NO_DAMAGE = re.compile("^Invalid SOS|^Unknown Adobe|unknown JFIF|subsampling le
 _BITS = (8, 10, 12, 14, 16)
 # Pillow's modes of pixels that do not have 8 bits.
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I", "F")
+# The most bytes of a decoded pixel of more than 8 bits per channel, on average: RGBA of 16 bits.
+_BYTES = 8
 # A picture is converted in strips of about this many pixels, because a copy of all might be large.
 _STRIP = 1 << 18
 
@@ -67,7 +70,7 @@ def decode_with_pillow(data: bytes, name: str, form: str) -> NDArray[Any]:
     return _loaded(image, name)
 
 
-def decode_tiff(data: bytes, name: str) -> NDArray[Any]:
+def decode_tiff(data: bytes, name: str, max_pixels: int) -> NDArray[Any]:
     """Decode with Pillow, and with OpenCV what Pillow cannot: colours of more than 8 bits."""
     tiff = read_tiff(io.BytesIO(data))
     assert tiff is not None  # its header was read before
@@ -75,6 +78,13 @@ def decode_tiff(data: bytes, name: str) -> NDArray[Any]:
     if image is not None and (image.mode in _DEEP_MODES or tiff.bits <= 8):
         return _loaded(image, name)
     kind = f"{tiff.channels} channel{'s' * (tiff.channels > 1)} of {tiff.bits} bits"
+    needed, most = tiff.width * tiff.height * tiff.channels * tiff.bits // 8, _BYTES * max_pixels
+    if needed > most:
+        raise DataError(
+            f"{name}: {tiff.width:,} x {tiff.height:,} pixels, each with {kind}, need "
+            f"{format_bytes(needed)}, expected at most {format_bytes(most)}; the limit is {_BYTES} "
+            "bytes for each pixel of --max-pixels"
+        )
     pixels = None
     if not tiff.planar or tiff.bits <= 8:  # otherwise OpenCV mixes the channels up
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -87,7 +97,9 @@ def decode_tiff(data: bytes, name: str) -> NDArray[Any]:
     if pixels.ndim == 3:
         for strip in _strips(pixels):
             strip[..., :3] = strip[..., 2::-1]
-        pixels = np.ascontiguousarray(pixels[..., :3])
+        pixels = pixels[..., :3]
+        if pixels.dtype == np.uint8:  # otherwise scaling makes a copy
+            pixels = np.ascontiguousarray(pixels)
     return _black_is_zero(pixels) if tiff.white_is_zero else pixels
 
 

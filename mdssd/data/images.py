@@ -208,7 +208,7 @@ def _decode(
     elif header.format in ("PNG", "BMP", "DIB") or _is_still_webp(data):
         image = decode_with_opencv(data, name)
     elif header.format == "TIFF":
-        image = decode_tiff(data, name)
+        image = decode_tiff(data, name, limits.max_pixels)
     else:
         image = decode_with_pillow(data, name, header.format)
     if image.dtype != np.uint8:

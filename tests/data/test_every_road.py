@@ -19,7 +19,7 @@ from mdssd.data import (
     read_image,
 )
 from mdssd.data.image_headers import DEEP, FLOATS, MORE_PAGES
-from mdssd.data.images import from_pillow, read_header
+from mdssd.data.images import ImageLimits, from_pillow, read_header
 from mdssd.evaluation.evaluate import _images
 from mdssd.inspection.check import check_data
 from mdssd.inspection.plots import contact_sheet
@@ -130,6 +130,15 @@ def test_deep_colours_one_after_another_are_refused_not_mixed_up(bits, tile):
     for odd in (np.dstack([deep(GREY)] * 2), np.dstack([deep(GREY)] * 5)):
         with pytest.raises(DataError, match="of 16 bits; convert it"):
             decode_image(tiff(odd, extra=0))
+
+
+def test_deep_tiffs_have_a_limit_of_their_bytes():
+    data = tiff((RGB / 255).astype(np.float32))
+    pixels = HEIGHT * WIDTH
+    assert decode_image(data, limits=ImageLimits(12 * pixels // 8)).shape == (HEIGHT, WIDTH, 3)
+    reason = "a: 128 x 96 pixels, each with 3 channels of 32 bits, need 147 kB, expected at most 14"
+    with pytest.raises(DataError, match=reason):
+        decode_image(data, "a", limits=ImageLimits(12 * pixels // 8 - 1))
 
 
 def guess_of(kind):
