@@ -299,3 +299,16 @@ def test_a_damaged_image_is_a_fault(tmp_path):
 def test_chosen_classes(tmp_path):
     dataset = open_dataset(two_splits(tmp_path), classes=["bus"])
     assert (dataset.classes, dataset[1].labels.tolist()) == (["bus"], [1])
+
+
+def test_a_folder_that_also_holds_a_coco_file(tmp_path):
+    two_splits(tmp_path)
+    image = '{"id": 1, "file_name": "images/train/a.png", "width": 80, "height": 60}'
+    box = '{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9]}'
+    names = '{"id": 1, "name": "car"}'
+    write(
+        tmp_path / "train.json",
+        f'{{"images": [{image}], "annotations": [{box}], "categories": [{names}]}}',
+    )
+    assert open_dataset(tmp_path, "train").format.startswith("COCO")
+    assert open_dataset(tmp_path / "data.yaml", "train").format == "YOLO labels (data.yaml)"
