@@ -81,7 +81,7 @@ def parse_header(file: BinaryIO, name: str) -> ImageHeader:
         >>> Image.new("L", (60, 40)).save(file, "PNG")
         >>> _ = file.seek(0)
         >>> parse_header(file, "a.png")
-        ImageHeader(width=60, height=40, orientation=1, format='PNG')
+        ImageHeader(width=60, height=40, orientation=1, format='PNG', guess='')
     """
     start = file.read(4096)
     if not start:
