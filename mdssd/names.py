@@ -29,6 +29,8 @@ BACKENDS = ("reference", "cpp", "cuda", "triton")
 # Ways to run the network of a Detector, and its data types.
 RUNTIMES = ("eager", "compile", "openvino", "graph")
 DTYPES = ("float32", "bfloat16", "float16")
+# Formats of `mdssd data convert`.
+DATA_FORMATS = ("yolo", "coco", "voc")
 # Formats of `mdssd export`.
 EXPORTS = ("onnx", "pt2", "aoti")
 # Formats of the detections that `mdssd detect` writes.

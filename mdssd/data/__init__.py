@@ -2,6 +2,7 @@
 
 from mdssd.data.augment import Augmentation
 from mdssd.data.coco import CocoDataset
+from mdssd.data.coco_writer import write_coco
 from mdssd.data.dataset import DetectionDataset
 from mdssd.data.datasets import open_dataset
 from mdssd.data.images import IMAGE_SUFFIXES, decode_image, read_image
@@ -11,6 +12,7 @@ from mdssd.data.sample import DataError, Sample
 from mdssd.data.synthetic import SyntheticScenes
 from mdssd.data.voc import VOCDataset, VOCYears
 from mdssd.data.voc_writer import write_voc
+from mdssd.data.yolo_writer import write_yolo
 from mdssd.models import MEAN_RGB
 
 __all__ = [
@@ -32,5 +34,7 @@ __all__ = [
     "read_image",
     "subtract_mean",
     "worker_init",
+    "write_coco",
     "write_voc",
+    "write_yolo",
 ]

@@ -122,6 +122,13 @@ class DetectionDataset:
         """
         return None
 
+    def image_bytes(self, index: int) -> bytes | None:
+        """Return the bytes of an image that is stored in another file, such as a table.
+
+        The default, None, is for images that have a file of their own, or that are computed.
+        """
+        return None
+
     def upright(self, index: int) -> bool:
         """Return whether the boxes of image `index` refer to it turned as its EXIF data say.
 
@@ -181,6 +188,10 @@ class DataPart(DetectionDataset):
     def image_path(self, index: int) -> Path | None:
         """Return the file of image `index` of the part, if it has one."""
         return self.dataset.image_path(self.indices[index])
+
+    def image_bytes(self, index: int) -> bytes | None:
+        """Return the bytes of image `index` of the part, if another file holds it."""
+        return self.dataset.image_bytes(self.indices[index])
 
     def upright(self, index: int) -> bool:
         """Return whether the boxes of image `index` of the part refer to it turned upright."""

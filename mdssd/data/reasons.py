@@ -1,10 +1,12 @@
-"""Lines about faults, "file: reason", grouped by their reasons."""
+"""Lines about faults, "file: reason", and about losses, grouped by their reasons."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Iterable
+
+from mdssd.system.text import plural
 
 _EXAMPLES = 2
 
@@ -68,3 +70,47 @@ def kind_of_reason(line: str) -> str:
     reason = re.sub(r"'[^']*'|\"[^\"]*\"", "'...'", reason)
     reason = re.sub(r" ?\([^()]*\)| ?\[[^\[\]]*\]", "", reason)
     return re.sub(r"-?\d[\d.,]*", "N", reason)
+
+
+class Losses:
+    """Counts what a format cannot hold, to say it in one line for each kind.
+
+    Example:
+        >>> from mdssd.data.reasons import Losses
+        >>> losses = Losses()
+        >>> for name in "ab":
+        ...     losses.add("box", "marked difficult", f"in {name}", "written as ordinary boxes")
+        >>> losses.lines()
+        ['2 boxes marked difficult: written as ordinary boxes; for example in a']
+    """
+
+    def __init__(self) -> None:
+        self._counts: Counter[tuple[str, str, str]] = Counter()
+        self._examples: dict[tuple[str, str, str], str] = {}
+        self._lines: list[str] = []
+
+    def add(self, noun: str, what: str, example: str, outcome: str, count: int = 1) -> None:
+        """Count things of a kind.
+
+        Args:
+            noun: the thing, in the singular.
+            what: what is particular about it.
+            example: where one is.
+            outcome: what is written instead.
+            count: how many there are; may be 0.
+        """
+        if count:
+            self._counts[noun, what, outcome] += count
+            self._examples.setdefault((noun, what, outcome), example)
+
+    def say(self, line: str) -> None:
+        """Add a line of its own."""
+        self._lines.append(line)
+
+    def lines(self) -> list[str]:
+        """Return a line for each kind, in the order in which they were found."""
+        return self._lines + [
+            f"{plural(count, noun)} {what}: {outcome}; "
+            f"{'for example ' if count > 1 else ''}{self._examples[noun, what, outcome]}"
+            for (noun, what, outcome), count in self._counts.items()
+        ]

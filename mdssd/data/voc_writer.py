@@ -3,29 +3,48 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from pathlib import Path
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
+import numpy as np
+
 from mdssd.data.dataset import DetectionDataset
-from mdssd.data.sample import Sample
-from mdssd.drawing import encode_image
+from mdssd.data.output_names import distinct, ordered_splits, output_classes, output_images
+from mdssd.data.reasons import Losses
+from mdssd.data.values import shown
+from mdssd.data.writing import Written, masks, new_folder, write_image
 from mdssd.system.progress import progress_bar
+
+# Characters that XML 1.0 cannot hold, and the one that its readers change.
+_NO_XML = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def write_voc(
-    dataset: DetectionDataset, folder: str | os.PathLike[str], split: str = "trainval"
+    dataset: DetectionDataset,
+    folder: str | os.PathLike[str],
+    split: str | None = "trainval",
+    *,
+    link: bool = False,
+    losses: list[str] | None = None,
 ) -> Path:
-    """Write a data set as a VOC folder: images as PNG, annotations and one split.
+    """Write a data set as a VOC folder: JPEGImages/, Annotations/ and ImageSets/Main/.
 
-    `VOCDataset(folder, split, dataset.classes)` reads the same images and boxes back. Crowds
-    become difficult boxes, because VOC has no crowds. The folder appears when it is complete.
+    `VOCDataset(folder, split, dataset.classes)` reads the same images and boxes back. Image files
+    are copied as they are; images that have no file are encoded as PNG. Boxes refer to the picture
+    turned as its EXIF data say, and so do the stated sizes. Coordinates are written as the data set
+    has them, also with fractions of a pixel. Crowds become difficult boxes, because VOC has no
+    crowds.
 
     Args:
         dataset: the data set.
-        folder: where to write. It must not exist, or be empty.
-        split: the name of the split file.
+        folder: where to write. It must not exist, or be empty. Its contents appear when they are
+            complete.
+        split: the split to put all images into. None: those of the data set, or trainval. An image
+            that is in none of them is in no list.
+        link: whether to make symbolic links to the image files instead of copies.
+        losses: receives a line for each kind of thing that the format cannot hold.
 
     Returns:
         The folder.
@@ -42,47 +61,94 @@ def write_voc(
         ...     sorted(path.name for path in root.iterdir())
         ['Annotations', 'ImageSets', 'JPEGImages']
     """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"write_voc: {folder} exists and is not an empty folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-    try:
-        for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
-            (work / name).mkdir(parents=True)
-        names = []
-        for index in progress_bar(range(len(dataset)), desc=f"writing {folder}", delay=2):
-            sample = dataset[index]
-            name = sample.image_id.replace("/", "_")
-            (work / "JPEGImages" / f"{name}.png").write_bytes(encode_image(sample.image))
-            tree = _annotation(sample, f"{name}.png", dataset.classes)
-            tree.write(work / "Annotations" / f"{name}.xml", encoding="utf-8")
-            names.append(name)
-        (work / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names) + "\n")
-        work.chmod(0o755)
-        os.replace(work, folder)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
-    return folder
+    found = Losses()
+    classes = _xml_classes(dataset, found)
+    images = output_images(dataset, split, found, spaces=False)
+    if not any(image.splits for image in images):
+        for image in images:
+            found.add("image", "without splits", image.name, "written as trainval")
+        images = [image._replace(splits=("trainval",)) for image in images]
+    used: set[int] = set()
+    with new_folder(folder, ("ImageSets",)) as work:
+        for image in progress_bar(images, desc=f"writing {folder}", delay=2):
+            place = work / "JPEGImages"
+            written = write_image(dataset, image, [place], found, link=link, jpg=True)
+            if written.format != "JPEG":
+                outcome = "copied, but some tools for VOC look only for .jpg"
+                found.add("image", f"in the format {written.format}", image.name, outcome)
+            path = work / "Annotations" / f"{image.name}.xml"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tree = _annotation(written, f"{image.name}{written.suffix}", classes)
+            tree.write(path, encoding="utf-8")
+            _count(written, image.name, found)
+            used |= set(written.sample.labels.tolist())
+        lists = work / "ImageSets" / "Main"
+        lists.mkdir(parents=True)
+        for name in ordered_splits(images):
+            names = [image.name for image in images if name in image.splits]
+            (lists / f"{name}.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
+    _count_classes(classes, used, found)
+    if losses is not None:
+        losses += found.lines()
+    return Path(folder)
 
 
-def _annotation(sample: Sample, file_name: str, classes: list[str]) -> ElementTree.ElementTree:
+def _xml_classes(dataset: DetectionDataset, losses: Losses) -> list[str]:
+    """Return the names of the classes as XML can hold them."""
+    names = output_classes(dataset)
+    safe = [_NO_XML.sub(" ", name).strip() for name in names]
+    for name, new in zip(names, safe, strict=True):
+        if name != new:
+            what, example = "with a character that XML cannot hold", f"{shown(name)} to {shown(new)}"
+            losses.add("class name", what, example, "renamed")
+    return distinct(dataset, safe)
+
+
+def _count(written: Written, name: str, losses: Losses) -> None:
+    """Count what VOC cannot hold of the boxes of an image."""
+    sample, boxes_xyxy = written.sample, written.boxes_xyxy
+    crowds = int(sample.crowd.sum())
+    outcome = "VOC cannot hold that, written as difficult boxes"
+    losses.add("box", "marked as a crowd", f"in {name}", outcome, crowds)
+    fractions = int((boxes_xyxy != np.round(boxes_xyxy)).any(axis=1).sum())
+    outcome = "written so, but some tools for VOC read whole numbers only"
+    losses.add("box", "with fractions of a pixel", f"in {name}", outcome, fractions)
+    outcome = "VOC cannot hold that, left out"
+    losses.add("box", "with the area of a mask", f"in {name}", outcome, masks(sample))
+
+
+def _count_classes(classes: Sequence[str], used: set[int], losses: Losses) -> None:
+    kept = [name for label, name in enumerate(classes, 1) if label in used]
+    unused = [name for name in classes if name not in kept]
+    outcome = "VOC cannot hold that, left out"
+    losses.add("class", "without a box", shown(unused[0] if unused else ""), outcome, len(unused))
+    if kept != sorted(kept):
+        outcome = "VOC has no order, so label 1 is the first by alphabet unless --classes says more"
+        losses.add("class", "in another order than by alphabet", shown(kept[0]), outcome, len(kept))
+
+
+def _annotation(
+    written: Written, file_name: str, classes: Sequence[str]
+) -> ElementTree.ElementTree[ElementTree.Element]:
     root = ElementTree.Element("annotation")
-    _add(root, "folder", "JPEGImages")
-    _add(root, "filename", file_name)
+    path = PurePosixPath("JPEGImages", file_name)
+    _add(root, "folder", str(path.parent))
+    _add(root, "filename", path.name)
     size = ElementTree.SubElement(root, "size")
-    for key, value in zip(("height", "width", "depth"), sample.image.shape, strict=True):
+    for key, value in zip(("width", "height", "depth"), (*written.size, 3), strict=True):
         _add(size, key, str(value))
+    sample = written.sample
     hard = sample.difficult | sample.crowd
-    for box, label, difficult in zip(sample.boxes_xyxy, sample.labels, hard, strict=True):
+    for box, label, difficult in zip(written.boxes_xyxy, sample.labels, hard, strict=True):
         obj = ElementTree.SubElement(root, "object")
         _add(obj, "name", classes[label - 1])
+        _add(obj, "pose", "Unspecified")
+        _add(obj, "truncated", "0")
         _add(obj, "difficult", str(int(difficult)))
         bounds = ElementTree.SubElement(obj, "bndbox")
-        for key, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True):
-            # Nine digits restore every float32 exactly.
-            _add(bounds, key, f"{value:.9g}")
+        for key, value in zip(("xmin", "ymin", "xmax", "ymax"), np.float32(box), strict=True):
+            # The fewest digits that restore the float32.
+            _add(bounds, key, np.format_float_positional(value, trim="-"))
     ElementTree.indent(root)
     return ElementTree.ElementTree(root)
 

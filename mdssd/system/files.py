@@ -174,7 +174,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[A
     encoding, newline = (None, None) if mode == "wb" else ("utf-8", "\n")
     try:
         with open(temporary, mode, encoding=encoding, newline=newline) as file:
-            _lock(file)  # until it is closed
+            lock_file(file)  # until it is closed
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -227,8 +227,16 @@ def _stem(path: Path) -> str:
     return f".{hashlib.sha256(name).hexdigest()[:32]}"
 
 
-def _lock(file: IO[Any]) -> bool:
-    """Lock a file until it is closed. Return False if another process has, or if it cannot be."""
+def lock_file(file: IO[Any]) -> bool:
+    """Lock a file until it is closed. Return False if another process has, or if it cannot be.
+
+    Example:
+        >>> import tempfile
+        >>> from mdssd.system.files import lock_file
+        >>> with tempfile.TemporaryFile() as file:
+        ...     lock_file(file)
+        True
+    """
     if fcntl is not None:
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -271,7 +279,7 @@ def remove_all_leftovers(folder: str | os.PathLike[str]) -> None:
     for name in filter(_TEMPORARY.fullmatch, names):
         path = os.path.join(folder, name)
         with suppress(OSError), open_regular(path) as file:
-            if _lock(file):
+            if lock_file(file):
                 os.unlink(path)
 
 

@@ -1,4 +1,4 @@
-"""Options of `mdssd data check` and `mdssd data show`."""
+"""Options of `mdssd data check`, `mdssd data show` and `mdssd data convert`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mdssd.cli.options.shared import (
     add_input_size,
     add_traceback,
 )
-from mdssd.names import AUTO_PRIORS, MODELS, PRIOR_SCALES
+from mdssd.names import AUTO_PRIORS, DATA_FORMATS, MODELS, PRIOR_SCALES
 
 CHECK = """Count what a data set holds, compare its boxes with the priors of a model, read every
 image and list each file that cannot be used. The exit status is 1 if training would refuse the
@@ -24,19 +24,29 @@ from; and if an image is in two splits that must not share one. With --allow-fau
 counts."""
 
 CHECK_EXAMPLES = ("mdssd data check mydata/", "mdssd data check train.json --out checked")
+CONVERT = """Write a data set in another format, in a new folder. Nothing of the source is changed.
+The image files are copied as they are. A line is printed for each thing that was left out of the
+source or repaired, and for each thing that the new format cannot hold. The folder's contents appear
+when all of them are written."""
+
+CONVERT_EXAMPLES = (
+    "mdssd data convert mydata/ --to yolo --out mydata-yolo",
+    "mdssd data convert mydata/ --to coco --split val --classes car,bus --out val-coco",
+)
 SHOW_EXAMPLES = ("mdssd data show mydata/ --out samples.png",)
 
 
 def add_to(verbs: Verbs) -> None:
     parser = verbs.add_parser(
         "data",
-        help="inspect data: check it, show samples",
-        description="Look at a data set before training.",
-        examples=(CHECK_EXAMPLES[0], SHOW_EXAMPLES[0]),
+        help="inspect data: check it, show samples, convert it",
+        description="Look at a data set before training, or write it in another format.",
+        examples=(CHECK_EXAMPLES[0], SHOW_EXAMPLES[0], CONVERT_EXAMPLES[0]),
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_check(commands)
     _add_show(commands)
+    _add_convert(commands)
 
 
 def _add_check(commands: Verbs) -> None:
@@ -143,6 +153,42 @@ def _add_show(commands: Verbs) -> None:
     add_augmentation_options(parser)
     add_traceback(parser)
     parser.set_defaults(command="data_show")
+
+
+def _add_convert(commands: Verbs) -> None:
+    parser = commands.add_parser(
+        "convert",
+        help="write the data in another format",
+        description=CONVERT,
+        usage="mdssd data convert DIR|JSON --to FORMAT --out DIR [options]",
+        examples=CONVERT_EXAMPLES,
+        data="DIR|JSON",
+    )
+    _add_data_source(parser)
+    parser.add_argument(
+        "--to", choices=DATA_FORMATS, required=True, help=f"format: {', '.join(DATA_FORMATS)}"
+    )
+    parser.add_argument(
+        "--out",
+        type=values.folder,
+        metavar="DIR",
+        required=True,
+        help="folder to write to; it must not exist, or be empty",
+    )
+    parser.add_argument(
+        "--classes",
+        type=values.names,
+        metavar="A,B,C",
+        help="write only these classes, in this order (default: those of the data)",
+    )
+    parser.add_argument(
+        "--link",
+        action="store_true",
+        help="make symbolic links to the image files instead of copies; they break if the source "
+        "is moved",
+    )
+    add_traceback(parser)
+    parser.set_defaults(command="data_convert")
 
 
 def _add_data_source(parser: argparse.ArgumentParser) -> None:
