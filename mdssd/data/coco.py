@@ -164,12 +164,13 @@ class CocoDataset(PhotoDataset):
         rows: defaultdict[Key, list[BoxRow]] = defaultdict(list)
         others: Counter[str] = Counter()
         lost = bool(content.faults)
-        for position, image, category, box_xyxy, crowd, area in content.rows:
+        for position, image, category, box_xyxy, crowd, area, difficult in content.rows:
             if image not in content.images:
                 if not lost:
                     self._drop(position, f"there is no image {shown(image)}")
             elif category in label_of:
-                rows[image].append(BoxRow(box_xyxy, label_of[category], crowd=crowd, area=area))
+                row = BoxRow(box_xyxy, label_of[category], difficult, crowd, area)
+                rows[image].append(row)
             elif category in content.categories:
                 others[content.categories[category].name] += 1
             else:

@@ -34,7 +34,10 @@ class CocoCategory(NamedTuple):
 
 
 class CocoRow(NamedTuple):
-    """An entry of "annotations". area: None for that of the box."""
+    """An entry of "annotations".
+
+    area: None for that of the box. difficult: a key of `write_coco`, which COCO does not have.
+    """
 
     position: int
     image: Key
@@ -42,6 +45,7 @@ class CocoRow(NamedTuple):
     box_xyxy: tuple[float, float, float, float]
     crowd: bool
     area: float | None
+    difficult: bool = False
 
 
 class CocoContent:
@@ -197,7 +201,8 @@ class CocoContent:
                 "expected 0 or 1; taken as 0"
             )
         box_xyxy = left, top, left + width, top + height
-        return CocoRow(position, image, category, box_xyxy, bool(crowd), area)
+        difficult = bool(flag(entry.get("difficult")))
+        return CocoRow(position, image, category, box_xyxy, bool(crowd), area, difficult)
 
     def _check_number(self, name: str, position: int) -> None:
         if position >= MAX_ENTRIES[name]:

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from mdssd.data.dataset import DetectionDataset
 from mdssd.data.output_names import (
-    UNLISTED,
-    OutputImage,
+    disjoint_splits,
     ordered_splits,
     output_classes,
     output_images,
@@ -39,6 +38,8 @@ def write_coco(
     so do the stated sizes. Ids of images, annotations and categories count from 1 in the order of
     the data set; an image or annotation has the same id in each split that holds it.
 
+    Each split is a file. The images of a split "trainval" beside "train" or "val" are only in
+    those.
     COCO has no difficult boxes. Such a box has the additional key "difficult", which mdssd reads.
 
     Args:
@@ -67,7 +68,7 @@ def write_coco(
         (2, True)
     """
     found, classes = Losses(), output_classes(dataset)
-    images = _with_split(output_images(dataset, split, found), found)
+    images = disjoint_splits(output_images(dataset, split, found), found, "trainval")
     files: list[tuple[str, tuple[int, int]]] = []
     boxes: list[NDArray[np.float64] | None] = []
     with new_folder(folder, ("annotations",)) as work:
@@ -83,7 +84,7 @@ def write_coco(
             for number, name in enumerate(classes, 1)
         ]
         for name in ordered_splits(images):
-            chosen = [image.index for image in images if name in image.splits]
+            chosen = [image.number for image in images if name in image.splits]
             path = work / "annotations" / f"instances_{name}.json"
             with open(path, "w") as file:
                 file.write('{"info": ' + json.dumps({"description": dataset.name}))
@@ -107,27 +108,12 @@ def short_xywh(box_xyxy: Sequence[float]) -> list[float]:
     """
     x1, y1, x2, y2 = box_xyxy
     exact = (x1, y1, x2 - x1, y2 - y1)
-    want = np.float32(box_xyxy)
+    want = np.array(box_xyxy, np.float32)
     for digits in (1, 2, 3, 4, 6, 8):
         x, y, width, height = (round(value, digits) for value in exact)
-        if np.array_equal(np.float32((x, y, x + width, y + height)), want):
+        if np.array_equal(np.array((x, y, x + width, y + height), np.float32), want):
             return [int(v) if v == int(v) else v for v in (x, y, width, height)]
     return list(exact)
-
-
-def _with_split(images: Sequence[OutputImage], losses: Losses) -> list[OutputImage]:
-    """Give the images without a split one, because each split is a file."""
-    split_up = any(image.splits for image in images)
-    result = []
-    for image in images:
-        if not split_up:
-            losses.add("image", "without splits", image.name, "written as train")
-            image = image._replace(splits=("train",))
-        elif not image.splits:
-            losses.add("image", "in no split", image.name, f"written as {UNLISTED}")
-            image = image._replace(splits=(UNLISTED,))
-        result.append(image)
-    return result
 
 
 def _count(sample: Sample, name: str, losses: Losses) -> None:

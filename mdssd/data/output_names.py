@@ -32,12 +32,12 @@ class OutputImage(NamedTuple):
     """An image to write.
 
     Attributes:
-        index: its place in the data set.
+        number: its place in the data set, from 0.
         name: its path in the folder of images, without the ending. No two differ only in case.
         splits: the splits that it belongs to.
     """
 
-    index: int
+    number: int
     name: str
     splits: tuple[str, ...]
 
@@ -108,6 +108,41 @@ def ordered_splits(images: Sequence[OutputImage]) -> list[str]:
     """Return the names of the splits that hold an image, in the usual order."""
     found = sorted({name for image in images for name in image.splits})
     return [name for name in SPLITS if name in found] + [n for n in found if n not in SPLITS]
+
+
+def disjoint_splits(
+    images: Sequence[OutputImage], losses: Losses, lone_trainval: str
+) -> list[OutputImage]:
+    """Return the images with at least one split each, and without a union of other splits.
+
+    For formats in which each split has files of its own, and a union would repeat them.
+
+    Args:
+        images: the images with the splits of the data set.
+        losses: counts the images whose splits change.
+        lone_trainval: the name for the split trainval of data that have neither train nor val.
+    """
+    found = {name for image in images for name in image.splits}
+    lone = not found & {"train", "val", "valid"}
+    result = []
+    for image in images:
+        splits = dict.fromkeys(image.splits)
+        if "trainval" in splits:
+            del splits["trainval"]
+            if lone:
+                splits[lone_trainval] = None
+            elif not splits:
+                splits["train"] = None
+            if not lone or lone_trainval != "trainval":
+                what = "of the split trainval"
+                outcome = f"written as {lone_trainval}" if lone else "written as train or val only"
+                losses.add("image", what, image.name, outcome)
+        if not splits:
+            splits[UNLISTED if found else "train"] = None
+            what, outcome = ("in no split", UNLISTED) if found else ("without splits", "train")
+            losses.add("image", what, image.name, f"written as {outcome}")
+        result.append(image._replace(splits=tuple(splits)))
+    return result
 
 
 def _splits(dataset: DetectionDataset, split: str | None) -> list[tuple[str, ...]]:

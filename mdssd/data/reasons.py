@@ -108,9 +108,10 @@ class Losses:
         self._lines.append(line)
 
     def lines(self) -> list[str]:
-        """Return a line for each kind, in the order in which they were found."""
-        return self._lines + [
+        """Return a line for each kind, in the order they were found, and then the others."""
+        lines = [
             f"{plural(count, noun)} {what}: {outcome}; "
             f"{'for example ' if count > 1 else ''}{self._examples[noun, what, outcome]}"
             for (noun, what, outcome), count in self._counts.items()
         ]
+        return lines + self._lines

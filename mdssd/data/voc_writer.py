@@ -99,7 +99,10 @@ def _xml_classes(dataset: DetectionDataset, losses: Losses) -> list[str]:
     safe = [_NO_XML.sub(" ", name).strip() for name in names]
     for name, new in zip(names, safe, strict=True):
         if name != new:
-            what, example = "with a character that XML cannot hold", f"{shown(name)} to {shown(new)}"
+            what, example = (
+                "with a character that XML cannot hold",
+                f"{shown(name)} to {shown(new)}",
+            )
             losses.add("class name", what, example, "renamed")
     return distinct(dataset, safe)
 
@@ -146,7 +149,9 @@ def _annotation(
         _add(obj, "truncated", "0")
         _add(obj, "difficult", str(int(difficult)))
         bounds = ElementTree.SubElement(obj, "bndbox")
-        for key, value in zip(("xmin", "ymin", "xmax", "ymax"), np.float32(box), strict=True):
+        for key, value in zip(
+            ("xmin", "ymin", "xmax", "ymax"), box.astype(np.float32), strict=True
+        ):
             # The fewest digits that restore the float32.
             _add(bounds, key, np.format_float_positional(value, trim="-"))
     ElementTree.indent(root)

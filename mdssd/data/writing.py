@@ -26,8 +26,10 @@ from mdssd.system.files import lock_file
 # Holds what is being written, in the folder itself: the folder above may be on another disk.
 _WORK = ".mdssd-convert.tmp"
 # The endings that are kept; other files get that of their format.
-_KEPT = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif", ".jp2")
-_KEPT += (".ppm", ".pgm", ".pbm")
+_KEPT = (
+    *(".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"),
+    *(".gif", ".avif", ".jp2", ".ppm", ".pgm", ".pbm"),
+)
 _ENDINGS = {
     "JPEG": ".jpg",
     "PNG": ".png",
@@ -140,16 +142,16 @@ def write_image(
     Raises:
         DataError: the image cannot be read.
     """
-    path = dataset.image_path(image.index)
-    data = None if path else dataset.image_bytes(image.index)
+    path = dataset.image_path(image.number)
+    data = None if path else dataset.image_bytes(image.number)
     if path is None and data is None:
-        sample = dataset[image.index]
+        sample = dataset[image.number]
         height, width = sample.image.shape[:2]
         header = ImageHeader(width, height, 1, "PNG")
         data = encode_image(sample.image)
     else:
-        sample = dataset.annotation(image.index)
-        name = dataset.image_ids[image.index]
+        sample = dataset.annotation(image.number)
+        name = dataset.image_ids[image.number]
         header = read_header(path) if path else parse_header(io.BytesIO(data or b""), name)
     suffix = path.suffix if path else ""
     if suffix.lower() not in _KEPT or (jpg and header.format == "JPEG"):
@@ -164,7 +166,7 @@ def write_image(
         else:
             shutil.copyfile(path, target)
     boxes_xyxy = sample.boxes_xyxy.astype(np.float64)
-    if header.orientation != 1 and not dataset.upright(image.index):
+    if header.orientation != 1 and not dataset.upright(image.number):
         boxes_xyxy = _turned(boxes_xyxy, header)
         what = "that EXIF data turn, with boxes on the stored pixels"
         losses.add("image", what, f"in {image.name}", "the boxes are turned with the picture")

@@ -11,8 +11,8 @@ import yaml
 
 from mdssd.data.dataset import DetectionDataset
 from mdssd.data.output_names import (
-    UNLISTED,
     OutputImage,
+    disjoint_splits,
     ordered_splits,
     output_classes,
     output_images,
@@ -92,28 +92,15 @@ def write_yolo(
 
 def _in_folders(images: Sequence[OutputImage], losses: Losses) -> list[OutputImage]:
     """Return the images with the names of the folders that they go to in place of their splits."""
-    split_up = any(image.splits for image in images)
     result = []
-    for image in images:
-        splits = dict.fromkeys("val" if name == "valid" else name for name in image.splits)
+    for image in disjoint_splits(images, losses, "train"):
+        splits = tuple(dict.fromkeys("val" if s == "valid" else s for s in image.splits))
         if "valid" in image.splits:
-            losses.add("image", "of the split valid", image.name, "YOLO calls this split val")
-        if "trainval" in splits:
-            del splits["trainval"]
-            if not {"train", "val"} & set(splits):
-                splits["train"] = None
-            what, outcome = "of the split trainval", "put into train, those of val into val"
-            losses.add("image", what, image.name, outcome)
-        if not split_up:
-            splits["train"] = None
-            losses.add("image", "without splits", image.name, "written as train")
-        elif not splits:
-            splits[UNLISTED] = None
-            losses.add("image", "in no split", image.name, f"written as {UNLISTED}")
+            losses.add("image", "of the split valid", image.name, "written as val")
         if len(splits) > 1:
             example = f"{image.name} in {' and '.join(splits)}"
             losses.add("image", "in several splits", example, "written to each")
-        result.append(image._replace(splits=tuple(splits)))
+        result.append(image._replace(splits=splits))
     return result
 
 
@@ -127,8 +114,9 @@ def _lines(written: Written, name: str, losses: Losses) -> list[str]:
     outcome = "YOLO labels cannot hold that, left out"
     losses.add("box", "marked as a crowd", f"in {name}", outcome, int(sample.crowd.sum()))
     losses.add("box", "with the area of a mask", f"in {name}", outcome, masks(sample))
-    lines = []
-    for box, label in zip(written.boxes_xyxy[~sample.crowd], sample.labels[~sample.crowd]):
+    lines: list[str] = []
+    boxes, labels = written.boxes_xyxy[~sample.crowd], sample.labels[~sample.crowd]
+    for box, label in zip(boxes, labels, strict=True):
         x1, y1, x2, y2 = box / size
         values = [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
         if min(values) < 0 or max(values) > 1:
@@ -138,6 +126,8 @@ def _lines(written: Written, name: str, losses: Losses) -> list[str]:
             values = [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
         numbers = [f"{value:.{_DIGITS}f}".rstrip("0").rstrip(".") for value in values]
         lines.append(" ".join([str(label - 1), *numbers]) + "\n")
+    twice = len(lines) - len(set(lines))
+    losses.add("box", "that repeats another", f"in {name}", "YOLO's tools take it once", twice)
     return lines
 
 
