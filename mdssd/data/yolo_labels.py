@@ -194,7 +194,12 @@ def _corners(box_cxcywh: Sequence[float]) -> Box:
     cx, cy, width, height = box_cxcywh
     if not (width > 0 and height > 0):
         raise ValueError(f"width {width:g}, height {height:g}: expected above 0")
-    return cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2
+    # Rounded, so that a box at the edge of the image ends there and not 1e-17 of a side beyond it.
+    x1, y1, x2, y2 = (
+        round(edge, 12) + 0.0
+        for edge in (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
+    )
+    return x1, y1, x2, y2
 
 
 def _bounds(points: Sequence[float]) -> Box:

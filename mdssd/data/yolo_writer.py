@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from mdssd.data.dataset import DetectionDataset
 from mdssd.data.output_names import (
@@ -23,8 +24,9 @@ from mdssd.system.progress import progress_bar
 
 # The formats that all tools for YOLO read.
 _FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF")
-# 1e-12 of a width of 100,000 pixels is 1e-7 pixel: a box comes back as the same float32.
-_DIGITS = 12
+# Of an edge. 1e-11 of a width of 10,000 pixels is 1e-7 pixel, and a box comes back as the same
+# float32 if its corners are 1 or more. The centre of two such numbers needs one digit more.
+_DIGITS = 11
 
 
 def write_yolo(
@@ -117,18 +119,21 @@ def _lines(written: Written, name: str, losses: Losses) -> list[str]:
     lines: list[str] = []
     boxes, labels = written.boxes_xyxy[~sample.crowd], sample.labels[~sample.crowd]
     for box, label in zip(boxes, labels, strict=True):
-        x1, y1, x2, y2 = box / size
-        values = [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
+        values = _centre_and_size(box / size)
         if min(values) < 0 or max(values) > 1:
             outcome = "YOLO's tools refuse the image, so cut to the image"
             losses.add("box", "that reaches far beyond its image", f"in {name}", outcome)
-            x1, y1, x2, y2 = np.clip((x1, y1, x2, y2), 0, 1)
-            values = [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
-        numbers = [f"{value:.{_DIGITS}f}".rstrip("0").rstrip(".") for value in values]
+            values = _centre_and_size(np.clip(box / size, 0, 1))
+        numbers = [f"{value:.{_DIGITS + 1}f}".rstrip("0").rstrip(".") for value in values]
         lines.append(" ".join([str(label - 1), *numbers]) + "\n")
     twice = len(lines) - len(set(lines))
     losses.add("box", "that repeats another", f"in {name}", "YOLO's tools take it once", twice)
     return lines
+
+
+def _centre_and_size(box_xyxy: NDArray[np.float64]) -> list[float]:
+    x1, y1, x2, y2 = (round(edge, _DIGITS) for edge in box_xyxy.tolist())
+    return [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
 
 
 def _data_yaml(splits: Sequence[str], classes: Sequence[str], losses: Losses) -> str:

@@ -87,19 +87,20 @@ def contents(dataset, crowds=True):
         sample = dataset.annotation(index)
         keep = np.full(len(sample.labels), True) if crowds else ~sample.crowd
         label_names = [dataset.classes[label - 1] for label in sample.labels[keep]]
-        rows = zip(
-            sample.boxes_xyxy[keep].tolist(),
-            label_names,
-            sample.difficult[keep].tolist(),
-            sample.crowd[keep].tolist(),
-            strict=True,
+        found[dataset.image_path(index).stem] = list(
+            zip(
+                sample.boxes_xyxy[keep].tolist(),
+                label_names,
+                sample.difficult[keep].tolist(),
+                sample.crowd[keep].tolist(),
+                strict=True,
+            )
         )
-        found[dataset.image_path(index).stem] = sorted(rows)
     return found
 
 
 @pytest.mark.parametrize("there,back", [*product(WRITERS, repeat=2)])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(made=data_sets())
 def test_boxes_and_classes_come_back(there, back, made):
     classes, images = made
@@ -107,7 +108,8 @@ def test_boxes_and_classes_come_back(there, back, made):
         return  # VOC and YOLO recognise a data set by its boxes
     with tempfile.TemporaryDirectory() as folder:
         first = make(Path(folder, "made"), classes, images)
-        want = contents(first, crowds="yolo" not in (there, back))
+        lost = there == "yolo" or (there, back) == ("coco", "yolo")  # VOC makes crowds difficult
+        want = contents(first, crowds=not lost)
         if not any(want.values()):
             return
         second = reopen(there, first, Path(folder, there))

