@@ -22,7 +22,7 @@ from mdssd.system.files import open_regular
 _MAX_FILE = 1 << 20  # bytes: 10,000 class names have 0.3 MB
 _BEGINNING = 1 << 16
 _MAX_CLASS = 10**6
-_SPLIT_KEYS = ("train", "val", "test", "valid", "validation", "minival", "trainval")
+_SPLIT_KEYS = ("train", "val", "test", "valid", "validation", "minival", "trainval", "unlisted")
 _KEYS = re.compile(rb"^\W{0,3}(names|nc|path|train|val|test|valid)[\"']?[ \t]*:", re.MULTILINE)
 _NOTHING = ("", "~", "null", "none")
 
@@ -98,6 +98,10 @@ def read_yaml(file: Path, root: Path) -> YoloDescription:
         kept = [place for place in found if place is not None]
         if kept:
             result.splits.setdefault(split, []).extend(kept)
+    if "test" in result.splits and result.splits.get("val") == result.splits["test"]:
+        # Ultralytics requires a val, so `write_yolo` and others name the images of test twice.
+        del result.splits["val"]
+        notes.append(f"{file}: val and test name the same images; taken as test")
     result.folder = common_folder([base, *(p for kept in result.splits.values() for p in kept)])
     return result
 

@@ -430,6 +430,7 @@ def test_images_in_no_split_are_kept_apart(tmp_path):
     assert losses == ["1 image in no split: written as unlisted; b"]
     out = write_yolo(data, tmp_path / "yolo")
     assert (out / "labels/unlisted/b.txt").exists()
+    assert len(open_dataset(out, "all")) == 2
     out = write_voc(data, tmp_path / "voc", None)
     assert files(out / "ImageSets") == ["Main/train.txt"]
     assert files(out / "Annotations") == ["a.xml", "b.xml"]
@@ -455,6 +456,9 @@ def test_test_images_serve_ultralytics_as_val(tmp_path):
         "images/test",
         "images/test",
     )
+    read = open_dataset(out, "all")
+    assert list(read.split_lists([])[0].listed) == ["train", "test"]
+    assert any("val and test name the same images; taken as test" in line for line in read.notes)
     assert "path" not in content  # Ultralytics takes "." for a folder of its own
     assert losses == [
         "1 image of the split trainval: written as train; a",
