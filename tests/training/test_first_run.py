@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from mdssd.cli.commands.train import load_start
 from mdssd.data import DetectionDataset, Sample, SyntheticScenes
 from mdssd.data.voc_writer import write_voc
 from mdssd.models import MEAN_RGB, SSD, build
+from mdssd.priors import best_iou
 from mdssd.training.prior_choice import choose_priors
-from mdssd.weights.checkpoint import save_checkpoint
+from mdssd.weights.checkpoint import load_checkpoint, save_checkpoint
 from mdssd.weights.checkpoint_json import digest_of, read_meta
 
 
@@ -146,6 +148,27 @@ def test_choice_says_what_the_priors_reach():
     assert choice.shares == {"coco": 0.75, "fitted": 1.0}
     text = "fitted, which reach 100.0% of the boxes with an IoU of 0.5 (coco 75.0%)"
     assert str(choice) == text
+
+
+def test_priors_of_turned_images_are_turned_too(tmp_path):
+    """Of boxes of 64 x 14 in the input, the priors are those of 14 x 64 as well."""
+
+    class Long(Squares):
+        def __getitem__(self, index):
+            sample = super().__getitem__(index)
+            box = np.array([[100, 100 + index, 228, 114 + index]], np.float32)
+            return replace(sample, boxes_xyxy=box)
+
+    data = write_voc(Long(range(12)), tmp_path / "data", split="trainval")
+    best = {}
+    for turn in ("--no-turn", "--turn"):
+        out = tmp_path / turn
+        options = ["--model", "mdssd300", "--width", 0.0625, "--batch-norm", "--batch-size", 2]
+        options += ["--workers", 0, "--threads", 1, "--iterations", 1, turn]
+        assert main(["train", "--data", str(data), "--out", str(out), *map(str, options)]) == 0
+        priors = load_checkpoint(out)[0].priors
+        best[turn] = best_iou(np.array([[0.4, 0.4, 0.4 + 14 / 300, 0.4 + 64 / 300]]), priors)[0]
+    assert best["--no-turn"] < 0.6 < best["--turn"]
 
 
 # --- the command ---------------------------------------------------------------------------------
