@@ -9,6 +9,7 @@ from typing import Any
 
 from mdssd.data.coco import CocoDataset
 from mdssd.data.coco_folder import is_coco_folder, open_coco_folder
+from mdssd.data.csv_boxes import is_csv, open_csv
 from mdssd.data.cvat import is_cvat, open_cvat
 from mdssd.data.dataset import DetectionDataset
 from mdssd.data.file_index import is_hidden
@@ -90,6 +91,9 @@ def open_dataset(
     if path.is_file() and is_cvat(path):
         _refuse(f"a file of CVAT ({path})", image_dir=image_dir)
         return open_cvat(path, split, train, options)
+    if path.is_file() and is_csv(path):
+        _refuse(f"a CSV file ({path})", image_dir=image_dir)
+        return open_csv(path, split, train, options)
     if path.is_file():
         _refuse(f"a COCO file ({path})", split=None if split == ALL else split)
         return CocoDataset(path, image_dir, classes, **_keywords(options))
@@ -111,6 +115,8 @@ def _open_folder(
         return open_yolo(path, split, train, options)
     if is_labelme(path):
         return open_labelme(path, split, train, options)
+    if is_csv(path):
+        return open_csv(path, split, train, options)
     raise unrecognised(path)
 
 
@@ -134,6 +140,7 @@ def unrecognised(path: Path) -> DataError:
                 "YOLO labels (data.yaml, a .data file of darknet, or images/ with labels/)",
                 "CVAT for images (annotations.xml)",
                 "LabelMe (a .json file with shapes for each image)",
+                "CSV (a .csv file with the columns path, x1, y1, x2, y2, class)",
             )
         )
     )
