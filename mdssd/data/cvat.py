@@ -42,10 +42,10 @@ class _Survey:
 
 
 def is_cvat(path: Path) -> bool:
-    """Return whether a path is an XML file of CVAT, or a folder with one. Never raises."""
+    """Return whether a path is an XML file, or a folder with one of CVAT. Never raises."""
     try:
         if path.is_file():
-            return path.suffix.lower() == ".xml" and _begins_as_cvat(path)
+            return path.suffix.lower() == ".xml"
         tried = (file for folder in _folders(path) for file in _xml_files(folder)[:_TRIED])
         return any(map(_begins_as_cvat, tried))
     except OSError:

@@ -112,6 +112,10 @@ class ListedDataset(PhotoDataset):
         self.split = split
         self._root = root
         self._splits: dict[str, dict[str, None]] = {}
+        reasons = [*(options.faults or []), *dropped]
+        first = f"; the first fault: {reasons[0]}" if reasons else ""
+        if not classes and options.classes is None:
+            raise DataError(f"{root}: {name}: no annotation holds an object{first}")
         self.classes = self._choose_classes(list(classes), options.classes)
         label_of = {name: label for label, name in enumerate(self.classes, 1)}
         others: Counter[str] = Counter()
@@ -136,14 +140,13 @@ class ListedDataset(PhotoDataset):
 
     def _choose_classes(self, known: list[str], chosen: Sequence[str] | None) -> list[str]:
         if chosen is None:
-            if not known:
-                raise DataError(f"{self.name}: no annotation holds an object")
             return known
         found = [name for name in chosen if name in known]
         if not found:
             listed = ", ".join(known[:10]) or "none"
             raise DataError(
-                f"{self.name}: has none of the classes {', '.join(chosen)}; it has {listed}"
+                f"{self._root}: {self.name} has none of the classes {', '.join(chosen)}; "
+                f"it has {listed}"
             )
         return list(chosen)
 
