@@ -14,6 +14,7 @@ from mdssd.data.cvat import is_cvat, open_cvat
 from mdssd.data.dataset import DetectionDataset
 from mdssd.data.file_index import is_hidden
 from mdssd.data.images import ImageLimits
+from mdssd.data.kitti import is_kitti, open_kitti
 from mdssd.data.labelme import is_labelme, open_labelme
 from mdssd.data.listed import ReadOptions
 from mdssd.data.sample import DataError
@@ -111,6 +112,8 @@ def _open_folder(
         return open_voc(path, split, options.classes, train=train, **_keywords(options))
     if is_coco_folder(path):
         return open_coco_folder(path, split, train, options)
+    if is_kitti(path):
+        return open_kitti(path, split, train, options)
     if is_yolo(path):
         return open_yolo(path, split, train, options)
     if is_labelme(path):
@@ -140,6 +143,7 @@ def unrecognised(path: Path) -> DataError:
                 "YOLO labels (data.yaml, a .data file of darknet, or images/ with labels/)",
                 "CVAT for images (annotations.xml)",
                 "LabelMe (a .json file with shapes for each image)",
+                "KITTI (image_2/ with label_2/)",
                 "CSV (a .csv file with the columns path, x1, y1, x2, y2, class)",
             )
         )
