@@ -45,6 +45,7 @@ OPTIONAL = (
     "onnx",
     "onnxscript",
     "openvino",
+    "pyarrow",
     "pycocotools",
     "supervision",
     "torchvision",

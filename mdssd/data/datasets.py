@@ -13,6 +13,7 @@ from mdssd.data.csv_boxes import is_csv, open_csv
 from mdssd.data.cvat import is_cvat, open_cvat
 from mdssd.data.dataset import DetectionDataset
 from mdssd.data.file_index import is_hidden
+from mdssd.data.hugging_face import is_hugging_face, open_hugging_face
 from mdssd.data.images import ImageLimits
 from mdssd.data.kitti import is_kitti, open_kitti
 from mdssd.data.labelme import is_labelme, open_labelme
@@ -95,6 +96,9 @@ def open_dataset(
     if path.is_file() and is_csv(path):
         _refuse(f"a CSV file ({path})", image_dir=image_dir)
         return open_csv(path, split, train, options)
+    if path.is_file() and is_hugging_face(path):
+        _refuse(f"a table ({path})", image_dir=image_dir)
+        return open_hugging_face(path, split, train, options)
     if path.is_file():
         _refuse(f"a COCO file ({path})", split=None if split == ALL else split)
         return CocoDataset(path, image_dir, classes, **_keywords(options))
@@ -120,6 +124,8 @@ def _open_folder(
         return open_labelme(path, split, train, options)
     if is_csv(path):
         return open_csv(path, split, train, options)
+    if is_hugging_face(path):
+        return open_hugging_face(path, split, train, options)
     raise unrecognised(path)
 
 
@@ -145,6 +151,7 @@ def unrecognised(path: Path) -> DataError:
                 "LabelMe (a .json file with shapes for each image)",
                 "KITTI (image_2/ with label_2/)",
                 "CSV (a .csv file with the columns path, x1, y1, x2, y2, class)",
+                "Hugging Face (a data set saved to disk, or Parquet files)",
             )
         )
     )

@@ -131,6 +131,10 @@ class ListedDataset(PhotoDataset):
             raise DataError(f"{root}: {name} has no image that can be used{first}")
         self.note_classes(others, str(root))
 
+    def has_image(self, path: Path) -> bool:
+        """Return whether an image is there. A subclass overrides it if images are not files."""
+        return os.path.lexists(path)
+
     def split_lists(self, faults: list[str]) -> list[SplitLists]:
         """Return which images the reader found in each split."""
         if not self._splits:
@@ -182,6 +186,6 @@ class ListedDataset(PhotoDataset):
                 image.image_id, image.path, rows, image.stated, image.where, image.relative
             )
         except DataError:
-            if os.path.lexists(image.path):
+            if self.has_image(image.path):
                 raise
             raise DataError(f"{image.path}: no such image ({image.where} names it)") from None

@@ -1,0 +1,345 @@
+"""Data sets of the library `datasets` of Hugging Face, saved to disk or as Parquet files."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mdssd.data.hugging_face_tables import (
+    ImageReader,
+    Row,
+    column_names,
+    read_features,
+    read_rows,
+    row_text,
+    table_files,
+)
+from mdssd.data.image_headers import ImageHeader, parse_header
+from mdssd.data.images import decode_image
+from mdssd.data.listed import ListedDataset, ListedImage, NamedBox, ReadOptions
+from mdssd.data.photos import CollectFaults, progress
+from mdssd.data.sample import DataError, Sample
+from mdssd.data.splits import ALL, chosen_splits
+from mdssd.data.values import flag, number, shown, stated_size, text
+
+_IMAGES = ("image", "img", "images", "pixel_values")
+_OBJECTS = ("objects", "object", "annotations")
+_BOXES = ("bbox", "bboxes", "boxes", "box", "bounding_box", "bounding_boxes")
+_LABELS = ("category", "categories", "label", "labels", "class", "classes", "category_id", "name")
+_AREAS = ("area", "areas")
+_CROWDS = ("iscrowd", "is_crowd", "crowd")
+_DIFFICULT = ("difficult", "is_difficult")
+_TRIED = 1000  # images of each split that decide the form of the boxes
+
+
+class Columns(NamedTuple):
+    """The columns of a data set.
+
+    Attributes:
+        image: the column of the images.
+        objects: the column of the objects; "" if boxes and classes are columns themselves.
+        boxes: the key of the boxes.
+        labels: the key of the classes.
+        names: the class names in the order of their numbers; [] if none are declared.
+    """
+
+    image: str
+    objects: str
+    boxes: str
+    labels: str
+    names: list[str]
+
+
+class HuggingFaceDataset(ListedDataset):
+    """The rows of the tables. The path of an image is its file with the number of its row."""
+
+    def __init__(self, columns: Columns, root: Path, *args: Any, **keywords: Any) -> None:
+        self._images = ImageReader(columns.image, root)
+        super().__init__(*args, root=root, **keywords)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return image `index` with its ground truth; see `DetectionDataset`."""
+        path = self._paths[index]
+        image = decode_image(
+            self._images.read(path),
+            row_text(path),
+            upright=self._upright[index],
+            limits=self.limits,
+        )
+        return self._annotations[index].sample(image, self.image_ids[index])
+
+    def image_path(self, index: int) -> Path | None:
+        """Return None: the images are in the tables."""
+        return None
+
+    def read_header(self, path: Path) -> ImageHeader:
+        """Return the header of the image in a row."""
+        return parse_header(io.BytesIO(self._images.read(path, self.limits)), row_text(path))
+
+    def has_image(self, path: Path) -> bool:
+        """Return True: the row is there."""
+        return True
+
+
+def is_hugging_face(path: Path) -> bool:
+    """Return whether this is a data set saved to disk, or Parquet files. Never raises."""
+    try:
+        return bool(table_files(path))
+    except DataError:  # a broken description, which opening it names
+        return True
+    except OSError:
+        return False
+
+
+def open_hugging_face(
+    path: Path, split: str | None, train: bool, options: ReadOptions
+) -> HuggingFaceDataset:
+    """Open a data set saved to disk, or Parquet files; see `open_dataset`.
+
+    Raises:
+        DataError: something cannot be read, or pyarrow is missing.
+    """
+    files = table_files(path)
+    splits = list(files)
+    if splits == [""] and split not in (None, ALL):
+        raise DataError(f"{path}: no such split {split} (there are none)")
+    chosen = [""] if splits == [""] else chosen_splits(path, splits, split, train)
+    first = files[splits[0]][0]
+    columns = _find_columns(first)
+    notes: list[str] = []
+    form = _form_of_boxes(columns, files, notes, path if path.is_dir() else path.parent)
+    dropped: list[str] = []
+    classes = columns.names or _found_classes(columns, files, notes)
+    one = chosen[0] if len(chosen) == 1 and split != ALL else ALL
+    kind = "Parquet" if first.suffix.lower() == ".parquet" else "saved to disk"
+    return HuggingFaceDataset(
+        columns,
+        path if path.is_dir() else path.parent,
+        f"{path.resolve().name} {one or ALL}",
+        _listed(columns, files, chosen, form, dropped, options.faults),
+        classes,
+        options,
+        format=f"Hugging Face data set ({kind})",
+        split=one or None,
+        dropped=dropped,
+        notes=notes,
+        upright=True,
+    )
+
+
+def _find_columns(file: Path) -> Columns:
+    names, features = column_names(file), read_features(file)
+    image = next((n for n in names if _is_image(features.get(n))), None)
+    image = image or next((n for n in _IMAGES if n in names), None)
+    if image is None:
+        raise DataError(f"{file}: has no column of images, expected 'image'; it has {_some(names)}")
+    row = next(iter(read_rows(file, [n for n in names if n != image], 1)), None)
+    if row is None:
+        raise DataError(f"{file}: has no row")
+    objects = next((n for n in _OBJECTS if n in names), "")
+    keys = list(_keys(features.get(objects)) or _keys_of_value(row.values.get(objects)))
+    keys = keys if objects else names
+    boxes = next((k for k in keys if k.split("_x")[0].split("_cx")[0] in _BOXES), None)
+    labels = next((k for k in _LABELS if k in keys), None)
+    if boxes is None or labels is None:
+        what = "boxes ('bbox')" if boxes is None else "classes ('category')"
+        where = f"the column '{objects}'" if objects else "its columns"
+        raise DataError(f"{file}: no {what} in {where}, which has {_some(keys)}")
+    declared = features.get(objects) if objects else features.get(labels)
+    return Columns(image, objects, boxes, labels, _class_names(declared, labels if objects else ""))
+
+
+def _is_image(feature: Any) -> bool:
+    return isinstance(feature, dict) and feature.get("_type") == "Image"
+
+
+def _keys(feature: Any) -> list[str]:
+    """Return the keys of a feature of objects, as a struct of lists or a list of structs."""
+    while isinstance(feature, list) and feature:
+        feature = feature[0]
+    if not isinstance(feature, dict):
+        return []
+    if "feature" in feature and "_type" in feature:
+        return _keys(feature["feature"])
+    return [key for key in feature if not key.startswith("_")]
+
+
+def _keys_of_value(value: Any) -> list[str]:
+    if isinstance(value, list):
+        value = value[0] if value else {}
+    return list(value) if isinstance(value, dict) else []
+
+
+def _class_names(feature: Any, key: str, depth: int = 8) -> list[str]:
+    """Return the names of the ClassLabel below a key of a feature; [] if there is none."""
+    if depth == 0:
+        return []
+    if isinstance(feature, list):
+        return _class_names(feature[0], key, depth - 1) if feature else []
+    if not isinstance(feature, dict):
+        return []
+    if not key and isinstance(feature.get("names"), list):
+        names = [text(name) for name in feature["names"]]
+        return [name for name in names if name is not None]
+    if key in feature:
+        return _class_names(feature[key], "", depth - 1)
+    return _class_names(feature.get("feature"), key, depth - 1)
+
+
+def _objects(columns: Columns, row: Row) -> list[dict[str, Any]]:
+    """Return the objects of a row as one dictionary each."""
+    value = row.values.get(columns.objects) if columns.objects else row.values
+    if value is None:
+        return []
+    if isinstance(value, list):
+        return [each for each in value if isinstance(each, dict)]
+    boxes = value.get(columns.boxes) or []
+    lists = {k: v for k, v in value.items() if isinstance(v, list) and len(v) == len(boxes)}
+    labels = value.get(columns.labels)
+    if columns.labels not in lists and boxes:
+        count = len(labels) if isinstance(labels, list) else 0
+        raise DataError(f"{row.file}: row {row.number}: has {len(boxes)} boxes and {count} classes")
+    return [{k: v[i] for k, v in lists.items()} for i in range(len(boxes))]
+
+
+def _annotation_columns(columns: Columns, file: Path) -> list[str]:
+    others = [n for n in column_names(file) if n != columns.image]
+    if columns.objects:
+        return [n for n in others if n in (columns.objects, "width", "height")]
+    wanted = (columns.boxes, columns.labels, *_AREAS, *_CROWDS, *_DIFFICULT, "width", "height")
+    return [n for n in others if n in wanted]
+
+
+def _found_classes(columns: Columns, files: dict[str, list[Path]], notes: list[str]) -> list[str]:
+    """Return the class names, or numbers, that occur in any split."""
+    found: set[Any] = set()
+    for file in (file for each in files.values() for file in each):
+        for row in read_rows(file, _annotation_columns(columns, file)):
+            with CollectFaults([]):  # the images of the splits that are read name it
+                found |= {_name(one.get(columns.labels), []) for one in _objects(columns, row)}
+    names = sorted(name for name in found if name is not None)
+    if names and all(name.isdecimal() for name in names):
+        file = next(iter(files.values()))[0]
+        notes.append(f"{file}: no class names are declared; the class numbers are taken as names")
+        names.sort(key=int)
+    return names
+
+
+def _name(label: Any, names: Sequence[str]) -> str | None:
+    if isinstance(label, str):
+        return text(label)
+    if not isinstance(label, int) or isinstance(label, bool):
+        return None
+    if not names:
+        return str(label)
+    return names[label] if 0 <= label < len(names) else None
+
+
+def _form_of_boxes(
+    columns: Columns, files: dict[str, list[Path]], notes: list[str], root: Path
+) -> str:
+    """Return "xywh", "xyxy" or "cxcywh", with " relative" if the values are fractions.
+
+    The name of the feature decides; else the boxes of the first images of each split do.
+    """
+    named = next((f for f in ("cxcywh", "xyxy", "xywh") if columns.boxes.endswith(f"_{f}")), "")
+    reader = ImageReader(columns.image, root)
+    count, greatest, bad_sides, bad_corners = 0, 0.0, 0, 0
+    where = ""
+    for files_of_split in files.values():
+        rows = (r for f in files_of_split for r in read_rows(f, _annotation_columns(columns, f)))
+        for row in islice(rows, _TRIED):
+            size: tuple[float, float] | None = None
+            with CollectFaults([]):
+                boxes = [_values(one.get(columns.boxes)) for one in _objects(columns, row)]
+                known = [box for box in boxes if box is not None]
+                where = where or str(row.file)
+                greatest = max([greatest, *(max(map(abs, box)) for box in known)])
+                count += len(known)
+                if known and not named:
+                    path = row.file / str(row.number)
+                    header = parse_header(io.BytesIO(reader.read(path)), row_text(path))
+                    size = header.size(upright=True)
+            if size is None:
+                continue
+            width, height = size if greatest > 1.01 else (1, 1)
+            for a, b, c, d in known:
+                bad_sides += a + c > width * 1.01 or b + d > height * 1.01
+                bad_corners += c <= a or d <= b or c > width * 1.01 or d > height * 1.01
+    relative = " relative" if count and greatest <= 1.01 else ""
+    what = "fractions of the image's size" if relative else "pixels"
+    if named:
+        notes += [f"{where}: '{columns.boxes}' is taken in {what}"] if relative else []
+        return named + relative
+    form = "xyxy" if bad_corners < bad_sides else "xywh"
+    if count:
+        meant = "x, y, width, height" if form == "xywh" else "two corners"
+        notes.append(
+            f"{where}: '{columns.boxes}' is taken as {meant} in {what}: of {count:,} boxes, "
+            f"{bad_sides} do not fit as x, y, width, height and {bad_corners} not as corners"
+        )
+    return form + relative
+
+
+def _values(box: Any) -> tuple[float, float, float, float] | None:
+    values = [number(v) for v in box] if isinstance(box, (list, tuple)) and len(box) == 4 else []
+    known = [value for value in values if value is not None]
+    return (known[0], known[1], known[2], known[3]) if len(known) == 4 else None
+
+
+def _listed(
+    columns: Columns,
+    files: dict[str, list[Path]],
+    chosen: Sequence[str],
+    form: str,
+    dropped: list[str],
+    faults: list[str] | None,
+) -> Iterator[ListedImage]:
+    for split in chosen:
+        for part, file in enumerate(progress(files[split], f"reading {split}")):
+            for row in read_rows(file, _annotation_columns(columns, file)):
+                with CollectFaults(faults):
+                    where = f"{file}: row {row.number}"
+                    yield ListedImage(
+                        f"{split or 'image'}-{part:05d}-{row.number:06d}",
+                        file / str(row.number),
+                        list(_boxes(columns, row, form, dropped)),
+                        where,
+                        stated_size(row.values.get("width"), row.values.get("height")),
+                        form.endswith("relative"),
+                        split,
+                    )
+
+
+def _boxes(columns: Columns, row: Row, form: str, dropped: list[str]) -> Iterator[NamedBox]:
+    for position, one in enumerate(_objects(columns, row)):
+        where = f"{row.file}: row {row.number}: {columns.objects or 'objects'}[{position}]"
+        values = _values(one.get(columns.boxes))
+        label = one.get(columns.labels)
+        name = _name(label, columns.names)
+        if values is None:
+            found = shown(one.get(columns.boxes))
+            dropped.append(f"{where}: {columns.boxes} is {found}, expected four numbers")
+        elif name is None:
+            most = f", expected 0 to {len(columns.names) - 1}" if columns.names else ""
+            dropped.append(f"{where}: {columns.labels} is {shown(label)}{most}")
+        else:
+            a, b, c, d = values
+            if form.startswith("xywh"):
+                c, d = a + c, b + d
+            elif form.startswith("cxcywh"):
+                a, b, c, d = a - c / 2, b - d / 2, a + c / 2, b + d / 2
+            yield NamedBox(
+                (a, b, c, d), name, _is_set(one, _DIFFICULT), _is_set(one, _CROWDS), where=where
+            )
+
+
+def _is_set(one: dict[str, Any], keys: Sequence[str]) -> bool:
+    return any(flag(one.get(key)) for key in keys)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(str, names[:8])) or "none"
