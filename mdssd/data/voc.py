@@ -15,7 +15,7 @@ from mdssd.data.images import IMAGE_SUFFIXES, ImageLimits
 from mdssd.data.joined import JoinedDataset
 from mdssd.data.photos import CollectFaults, PhotoDataset, progress
 from mdssd.data.sample import BoxRow, DataError
-from mdssd.data.splits import chosen_splits, default_split
+from mdssd.data.splits import chosen_splits
 from mdssd.data.voc_layout import (
     VocFiles,
     VocLayout,
@@ -318,7 +318,8 @@ def _usual_split(path: Path, roots: Sequence[Path], train: bool) -> str:
     splits = sorted({name for layout in layouts for name in layout.list_names()})
     if not splits:
         return "all"
-    return default_split(layouts[0].lists if len(layouts) == 1 else path, splits, train)
+    # A single list of an unusual name, such as CVAT's default.txt, is all there is.
+    return chosen_splits(layouts[0].lists if len(layouts) == 1 else path, splits, None, train)[0]
 
 
 def _open_folders(

@@ -119,14 +119,14 @@ def test_annotations_beside_their_images(folder, tmp_path):
     assert [each.listed for each in everything.split_lists([])] == [
         {"train": ["a", "c"]}, {"valid": ["b"]}
     ]  # fmt: skip
-    with pytest.raises(DataError, match="no split moon .there are: train, valid; or all"):
+    with pytest.raises(DataError, match="no such split moon .there are: train, valid; or all"):
         open_dataset(tmp_path / "flat", "moon")
 
 
 def test_a_folder_of_something_else_says_what_to_give(tmp_path):
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "a.txt").write_text("0 0.5 0.5 0.1 0.1")
-    with pytest.raises(DataError, match="JPEGImages .*beside its image, or a COCO.*found labels/"):
+    with pytest.raises(DataError, match="found labels/; expected one of: VOC"):
         open_dataset(tmp_path)
 
 
@@ -135,3 +135,10 @@ def test_images_without_an_annotation_are_counted(folder):
     notes = VOCDataset(folder, "all").notes
     assert len(notes) == 1 and "1 image without an annotation left out" in notes[0]
     assert "such as d.png" in notes[0] and not VOCDataset(folder).notes[1:]
+
+
+def test_the_only_split_may_have_any_name(tmp_path):
+    make_folder(tmp_path / "voc", {"a": box_xml("ant", (1, 2, 30, 40))}, {"default": "a\n"})
+    for train in (True, False):
+        dataset = open_dataset(tmp_path / "voc", train=train)
+        assert (dataset.split, dataset.image_ids) == ("default", ["a"])
