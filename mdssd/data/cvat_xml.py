@@ -83,6 +83,8 @@ class CvatFile:
             raise self._fault(f"broken XML ({error}{cut})") from None
         except (DataError, GeneratorExit):
             raise
+        except LookupError as error:  # expat asks Python for an encoding that it does not know
+            raise self._fault(f"{error}; convert it to UTF-8") from None
         except ValueError as error:
             raise self._fault(str(error)) from None
 

@@ -539,7 +539,7 @@ def test_a_file_of_another_kind_is_named_for_what_it_is(capsys, tmp_path, checkp
     page.write_text("<annotation></annotation>")
     cases = [
         (["train", "--data", photo], f"{photo}: is a JPEG image, expected a COCO JSON file"),
-        (["data", "check", page], f"{page}: is XML, expected a COCO JSON file"),
+        (["data", "check", page], f"{page}: not a file of CVAT: found <annotation>, expected <"),
         (["data", "check", "/dev/zero"], "/dev/zero: is neither a regular file nor a folder"),
         (["eval", photo, "--scenes", 1], f"{photo}: is a JPEG image, not a safetensors file (a "
          "checkpoint is a .json with a .safetensors beside it, or the folder of a training run)"),

@@ -272,6 +272,7 @@ def test_an_odd_argument_is_taken_or_refused_in_one_line(monkeypatch, capsys, wo
     needed = ["a", "b"] if words == ("detect",) else ["a"] if words != ("train",) else []
     needed += ["--data", "a"] if words in (("train",), ("eval",)) else []
     needed += ["--out", "a"] if words in (("convert",), ("export",), ("data", "show")) else []
+    needed += ["--to", "yolo", "--out", "a"] if words == ("data", "convert") else []
     needed = needed if words != ("info",) else []
     assert main([*words, *needed]) == 0
     options = [action.option_strings[0] for action in parser._actions if action.option_strings]

@@ -111,7 +111,7 @@ def test_class_lists_that_contradict_each_other(tmp_path):
 
 def test_a_folder_with_other_labels_is_not_taken_for_yolo(tmp_path):
     photo(tmp_path / "images" / "a.png")
-    write(tmp_path / "labels" / "a.txt", "Car 0.00 0 -1.5 587 173 614 200 1 1 3 1 1 46 -1\n")
+    write(tmp_path / "labels" / "a.txt", "a note on this photograph\n")
     with pytest.raises(DataError, match="no data set was recognised; found images/, labels/"):
         open_dataset(tmp_path)
 
