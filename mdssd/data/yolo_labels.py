@@ -19,6 +19,7 @@ _MAX_FILE = 8 << 20  # bytes
 _MAX_CLASS = 10**6
 # How far values may lie outside 0 to 1, as in Ultralytics' check: tools round them.
 _MARGIN = 0.01
+_MAX_USUAL = 200  # characters of a row with nothing but numbers
 
 _COMMAS = "commas between the values; read as spaces"
 _DECIMAL_COMMAS = "decimal commas; read as points"
@@ -115,6 +116,8 @@ class LabelReader:
 
     def _row(self, line: str, kinds: list[str], where: str) -> tuple[int, Box]:
         """Return the class number and the corners of a row. Raises ValueError with the fault."""
+        if (usual := _usual_row(line)) is not None:
+            return usual
         fields = _fields(line, kinds)
         numbers = _numbers(fields)
         bad = len(numbers)
@@ -159,6 +162,24 @@ def _lines(path: Path) -> list[str]:
     return lines
 
 
+def _usual_row(line: str) -> tuple[int, Box] | None:
+    """Return a row without anything to repair or refuse, as nearly all are, in a third of the time.
+
+    None: the row needs a closer look.
+    """
+    fields = line.split()
+    if len(fields) != 5 or not fields[0].isdecimal() or "_" in line or len(line) > _MAX_USUAL:
+        return None
+    try:
+        cx, cy, width, height = map(float, fields[1:])
+    except ValueError:
+        return None
+    label = int(fields[0])
+    # NaN is in no range.
+    inside = 0 <= cx <= 1 and 0 <= cy <= 1 and 0 < width <= 1 and 0 < height <= 1
+    return (label, _edges(cx, cy, width, height)) if inside and label < _MAX_CLASS else None
+
+
 def _fields(line: str, kinds: list[str]) -> list[str]:
     fields = line.split()
     if "," in line:
@@ -194,12 +215,17 @@ def _corners(box_cxcywh: Sequence[float]) -> Box:
     cx, cy, width, height = box_cxcywh
     if not (width > 0 and height > 0):
         raise ValueError(f"width {width:g}, height {height:g}: expected above 0")
+    return _edges(cx, cy, width, height)
+
+
+def _edges(cx: float, cy: float, width: float, height: float) -> Box:
     # Rounded, so that a box at the edge of the image ends there and not 1e-17 of a side beyond it.
-    x1, y1, x2, y2 = (
-        round(edge, 12) + 0.0
-        for edge in (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
+    return (
+        round(cx - width / 2, 12) + 0.0,
+        round(cy - height / 2, 12) + 0.0,
+        round(cx + width / 2, 12) + 0.0,
+        round(cy + height / 2, 12) + 0.0,
     )
-    return x1, y1, x2, y2
 
 
 def _bounds(points: Sequence[float]) -> Box:

@@ -210,15 +210,19 @@ def _suspicious(image: _Checked, classes: Sequence[str], input_size: int, tiny: 
     lines = []
     first_class: dict[tuple[float, ...], str] = {}
     sample, size = image.sample, image.size
-    for box, label, crowd in zip(sample.boxes_xyxy, sample.labels, sample.crowd, strict=True):
-        x1, y1, x2, y2 = corners = tuple(box.tolist())
-        where = f"{image.name}: {classes[label - 1]} ({x1:g}, {y1:g}, {x2:g}, {y2:g})"
+    arrays = (sample.boxes_xyxy, sample.labels, sample.crowd)
+    for box, label, crowd in zip(*(array.tolist() for array in arrays), strict=True):
+        x1, y1, x2, y2 = corners = tuple(box)
+        reasons = []
         if min(x1, y1) < -_MARGIN or x2 > size[0] + _MARGIN or y2 > size[1] + _MARGIN:
-            lines.append(f"{where} reaches beyond the image of {size[0]} x {size[1]}")
+            reasons.append(f"reaches beyond the image of {size[0]} x {size[1]}")
         width, height = (x2 - x1) * input_size / size[0], (y2 - y1) * input_size / size[1]
         if min(width, height) < tiny and not crowd:
-            lines.append(f"{where} is {width:.1f} x {height:.1f} px in the input")
+            reasons.append(f"is {width:.1f} x {height:.1f} px in the input")
         if corners in first_class:
-            lines.append(f"{where} occurs twice, first as {first_class[corners]}")
+            reasons.append(f"occurs twice, first as {first_class[corners]}")
         first_class.setdefault(corners, classes[label - 1])
+        if reasons:
+            where = f"{image.name}: {classes[label - 1]} ({x1:g}, {y1:g}, {x2:g}, {y2:g})"
+            lines += [f"{where} {reason}" for reason in reasons]
     return lines
