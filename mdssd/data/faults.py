@@ -124,7 +124,7 @@ def nothing_to_learn(dataset: DetectionDataset) -> str:
 
 
 def without_damaged(dataset: DetectionDataset, faults: list[str]) -> DetectionDataset:
-    """Decode every image file and leave out those that cannot be; each adds a line to `faults`.
+    """Decode every stored image and leave out those that cannot be; each adds a line to `faults`.
 
     Example:
         >>> from mdssd.data import SyntheticScenes
@@ -138,6 +138,8 @@ def without_damaged(dataset: DetectionDataset, faults: list[str]) -> DetectionDa
         try:
             if path is not None:
                 read_image(path, limits=dataset.limits)
+            elif dataset.image_bytes(index) is not None:
+                dataset[index]
         except DataError as error:
             return str(error)
         return ""

@@ -75,6 +75,10 @@ class HuggingFaceDataset(ListedDataset):
         """Return None: the images are in the tables."""
         return None
 
+    def image_bytes(self, index: int) -> bytes:
+        """Return the bytes of image `index`, as its table holds them."""
+        return self._images.read(self._paths[index])
+
     def read_header(self, path: Path) -> ImageHeader:
         """Return the header of the image in a row."""
         return parse_header(io.BytesIO(self._images.read(path, self.limits)), row_text(path))

@@ -47,6 +47,11 @@ class LabelMeDataset(ListedDataset):
         path = self._paths[index]
         return None if _is_json(path) else path
 
+    def image_bytes(self, index: int) -> bytes | None:
+        """Return the bytes of image `index` if it is in its annotation."""
+        path = self._paths[index]
+        return embedded_image(path) if _is_json(path) else None
+
     def read_header(self, path: Path) -> ImageHeader:
         """Return the header of an image file, or of the image in an annotation."""
         if not _is_json(path):

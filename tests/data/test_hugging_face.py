@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from mdssd.data import DataError, TrainingSet, open_dataset
+from mdssd.data import DataError, TrainingSet, open_dataset, write_voc
 from mdssd.data.augment import Augmentation
+from mdssd.data.faults import without_damaged
 from mdssd.data.hugging_face import is_hugging_face
 
 pa = pytest.importorskip("pyarrow", reason="pyarrow reads the tables")
@@ -229,3 +230,17 @@ def test_row_groups_and_workers(tmp_path, kind):
     samples = TrainingSet(dataset, Augmentation(64), 1)
     loader = DataLoader(samples, None, num_workers=2)
     assert [image.shape[-1] for image, *_ in loader] == [64] * 12
+
+
+def test_a_damaged_image_and_the_bytes_of_a_good_one(tmp_path):
+    damaged = picture()[:-30]  # its header is whole
+    images = [{"bytes": data, "path": None} for data in (picture(), damaged)]
+    parquet(tmp_path / "train.parquet", table([[(BOX, 0)], [(BOX, 1)]], images=images))
+    dataset = open_dataset(tmp_path)
+    assert dataset.image_bytes(0) == picture()
+    faults = []
+    assert without_damaged(dataset, faults).image_ids == dataset.image_ids[:1]
+    assert len(faults) == 1 and "damaged" in faults[0]
+    out = write_voc(without_damaged(dataset, []), tmp_path / "voc", "train")
+    written = sorted((out / "JPEGImages").iterdir())
+    assert [path.read_bytes() for path in written] == [picture()]

@@ -177,6 +177,7 @@ def test_an_image_that_is_embedded(tmp_path):
     photos(tmp_path, "b.png")
     dataset = open_dataset(tmp_path)
     assert dataset.image_path(0) is None and dataset[0].image[0, 0].tolist() == [200, 200, 200]
+    assert dataset.image_bytes(0) == base64.b64decode(data) and dataset.image_bytes(1) is None
     # An image file comes first.
     assert dataset.image_path(1).name == "b.png" and dataset[1].image[0, 0].tolist() == [90] * 3
     assert "a.json: has no image file; the image that is embedded in it is used" in dataset.notes[0]
