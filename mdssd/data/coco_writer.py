@@ -39,8 +39,8 @@ def write_coco(
     the data set; an image or annotation has the same id in each split that holds it.
 
     Each split is a file. The images of a split "trainval" beside "train" or "val" are only in
-    those.
-    COCO has no difficult boxes. Such a box has the additional key "difficult", which mdssd reads.
+    those. COCO has no difficult boxes. Such a box has the additional key "difficult", which mdssd
+    reads.
 
     Args:
         dataset: the data set.

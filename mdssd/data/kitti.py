@@ -12,17 +12,17 @@ from mdssd.data.images import IMAGE_SUFFIXES
 from mdssd.data.listed import ListedDataset, ListedImage, NamedBox, ReadOptions
 from mdssd.data.photos import CollectFaults, progress
 from mdssd.data.reasons import Tally
-from mdssd.data.sample import MAX_BOXES, DataError
+from mdssd.data.sample import DataError
 from mdssd.data.splits import ALL, chosen_splits
+from mdssd.data.text_files import read_label_rows, read_text
 from mdssd.data.values import decode_text, number, shown, text
-from mdssd.system.files import open_regular, read_regular
+from mdssd.system.files import open_regular
 from mdssd.system.text import plural
 
 _PAIRS = (("image_2", "label_2"), ("images", "labels"), ("images", "label_2"), ("image", "label"))
 _COLUMNS = (15, 16)  # with the score of a detection
 _BOX = slice(4, 8)
 _IGNORED = "dontcare"
-_MAX_FILE = 8 << 20  # bytes
 _MAX_LIST = 64 << 20
 _TRIED = 20  # files that decide whether a folder is KITTI's
 
@@ -176,17 +176,7 @@ class _Reader:
         return spread
 
     def _rows(self, path: Path, dropped: list[str]) -> Iterator[NamedBox]:
-        try:
-            lines = decode_text(read_regular(path, _MAX_FILE)).splitlines()
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-        except ValueError as error:
-            raise DataError(f"{path}: cannot be read ({error})") from None
-        if len(lines) > MAX_BOXES:
-            raise DataError(
-                f"{path}: has {len(lines):,} rows, expected at most {MAX_BOXES:,} for an image"
-            )
-        for count, line in enumerate(lines, 1):
+        for count, line in enumerate(read_label_rows(path), 1):
             if not line.strip():
                 continue
             where = f"{path}:{count}"
@@ -213,12 +203,7 @@ def _row(fields: list[str], where: str) -> NamedBox:
 
 
 def _list_lines(path: Path) -> list[tuple[int, str]]:
-    try:
-        lines = decode_text(read_regular(path, _MAX_LIST)).splitlines()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
+    lines = read_text(path, _MAX_LIST).splitlines()
     return [(count, line.strip()) for count, line in enumerate(lines, 1) if line.strip()]
 
 

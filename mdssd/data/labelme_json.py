@@ -15,8 +15,9 @@ from mdssd.data.json_lists import whole_number
 from mdssd.data.listed import NamedBox
 from mdssd.data.reasons import Tally
 from mdssd.data.sample import MAX_BOXES, DataError, box_around
-from mdssd.data.values import decode_text, flag, number, shown, stated_size, text
-from mdssd.system.files import format_bytes, read_regular
+from mdssd.data.text_files import read_text
+from mdssd.data.values import flag, number, shown, stated_size, text
+from mdssd.system.files import format_bytes
 
 # A file holds its image in base64 as well.
 MAX_BYTES = 256 << 20
@@ -83,7 +84,7 @@ def embedded_image(path: Path) -> bytes:
     Raises:
         DataError: there is none, or it is damaged.
     """
-    for found in _EMBEDDED.finditer(_read(path)):
+    for found in _EMBEDDED.finditer(read_text(path, MAX_BYTES)):
         if found[1] == "imageData":
             try:
                 return base64.b64decode(found[2])
@@ -92,17 +93,8 @@ def embedded_image(path: Path) -> bytes:
     raise DataError(f"{path}: has no imageData in base64")
 
 
-def _read(path: Path) -> str:
-    try:
-        return decode_text(read_regular(path, MAX_BYTES))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
-
-
 def _parse(path: Path) -> Any:
-    content = _EMBEDDED.sub(rf'"\1": "{_CUT}"', _read(path))
+    content = _EMBEDDED.sub(rf'"\1": "{_CUT}"', read_text(path, MAX_BYTES))
     if len(content) > _MAX_TEXT:
         most = format_bytes(_MAX_TEXT)
         raise DataError(

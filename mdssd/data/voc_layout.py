@@ -12,8 +12,7 @@ from mdssd.data.dataset import SPLITS
 from mdssd.data.file_index import FileIndex, inner_name, is_hidden
 from mdssd.data.images import IMAGE_SUFFIXES
 from mdssd.data.sample import DataError
-from mdssd.data.values import decode_text
-from mdssd.system.files import read_regular
+from mdssd.data.text_files import read_text
 
 _IMAGE_FOLDERS = ("JPEGImages", "images")
 _ANNOTATION_FOLDERS = ("Annotations", "annotations")
@@ -111,12 +110,7 @@ def not_voc(path: Path) -> DataError:
 
 def read_lines(path: Path) -> list[str]:
     """Return the lines of a split list that are not blank. Raises DataError if it has none."""
-    try:
-        lines = decode_text(read_regular(path, _MAX_LIST)).splitlines()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
+    lines = read_text(path, _MAX_LIST).splitlines()
     lines = [line.strip() for line in lines if line.strip()]
     if not lines:
         raise DataError(f"{path}: the split lists no image")

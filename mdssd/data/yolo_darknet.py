@@ -10,12 +10,12 @@ from typing import Any
 
 from mdssd.data.file_index import is_hidden
 from mdssd.data.sample import DataError
+from mdssd.data.text_files import read_text
 from mdssd.data.values import key, shown, text
 from mdssd.data.yolo_description import (
     Places,
     YoloDescription,
     common_folder,
-    read_text,
     unique_names,
 )
 from mdssd.system.files import open_regular

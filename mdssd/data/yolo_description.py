@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from mdssd.data.sample import DataError
-from mdssd.data.values import decode_text, shown
-from mdssd.system.files import read_regular
+from mdssd.data.values import shown
 
 _YEAR = re.compile(r"(train|trainval|val|valid|test)(?:19|20)\d\d")
 _SPLIT_NAMES = {"validation": "val", "training": "train", "testing": "test"}
@@ -156,16 +155,6 @@ def common_folder(places: Sequence[Path]) -> Path:
     common = os.path.commonpath([os.path.abspath(folder) for folder in folders])
     depth = len(Path(os.path.abspath(folders[0])).relative_to(common).parts)
     return folders[0] if not depth else list(folders[0].parents)[depth - 1]
-
-
-def read_text(path: Path, limit: int) -> str:
-    """Return the text of a file. Raises DataError if it cannot be read or is too large."""
-    try:
-        return decode_text(read_regular(path, limit))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
 
 
 def unique_names(names: Mapping[int, str], file: Path, notes: list[str]) -> dict[int, str]:

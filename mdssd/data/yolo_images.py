@@ -12,8 +12,9 @@ from mdssd.data.file_index import FileIndex, inner_name
 from mdssd.data.images import IMAGE_SUFFIXES
 from mdssd.data.photos import CollectFaults
 from mdssd.data.sample import DataError
+from mdssd.data.text_files import read_text
 from mdssd.data.values import shown
-from mdssd.data.yolo_description import YoloDescription, is_absolute, read_text
+from mdssd.data.yolo_description import YoloDescription, is_absolute
 from mdssd.data.yolo_folder import is_other_text
 from mdssd.system.text import plural
 

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import TypeAlias
 
 from mdssd.data.listed import NamedBox
-from mdssd.data.sample import MAX_BOXES, DataError
-from mdssd.data.values import decode_text, number, shown
-from mdssd.system.files import read_regular
+from mdssd.data.text_files import read_label_rows
+from mdssd.data.values import number, shown
 
 Box: TypeAlias = tuple[float, float, float, float]
 
-_MAX_FILE = 8 << 20  # bytes
 _MAX_CLASS = 10**6
 # How far values may lie outside 0 to 1, as in Ultralytics' check: tools round them.
 _MARGIN = 0.01
@@ -87,7 +85,7 @@ class LabelReader:
         return {label for label, *_ in self._rows(path)}
 
     def _rows(self, path: Path) -> Iterator[tuple[int, str, Box, str]]:
-        lines = _lines(path)
+        lines = read_label_rows(path)
         taken = set()
         repairs: Counter[str] = Counter()
         first: dict[str, str] = {}
@@ -146,20 +144,6 @@ class LabelReader:
         if label not in self._names:
             raise ValueError(f"class {label} has no name in {self._origin}")
         return self._names[label]
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        lines = decode_text(read_regular(path, _MAX_FILE)).splitlines()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
-    if len(lines) > MAX_BOXES:
-        raise DataError(
-            f"{path}: has {len(lines):,} rows, expected at most {MAX_BOXES:,} for an image"
-        )
-    return lines
 
 
 def _usual_row(line: str) -> tuple[int, Box] | None:

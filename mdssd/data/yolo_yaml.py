@@ -9,12 +9,12 @@ from typing import Any
 import yaml
 
 from mdssd.data.sample import DataError
+from mdssd.data.text_files import read_text
 from mdssd.data.values import shown, text
 from mdssd.data.yolo_description import (
     Places,
     YoloDescription,
     common_folder,
-    read_text,
     unique_names,
 )
 from mdssd.system.files import open_regular

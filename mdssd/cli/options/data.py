@@ -160,9 +160,9 @@ def _add_convert(commands: Verbs) -> None:
         "convert",
         help="write the data in another format",
         description=CONVERT,
-        usage="mdssd data convert DIR|JSON --to FORMAT --out DIR [options]",
+        usage="mdssd data convert DIR|FILE --to FORMAT --out DIR [options]",
         examples=CONVERT_EXAMPLES,
-        data="DIR|JSON",
+        data="DIR|FILE",
     )
     _add_data_source(parser)
     parser.add_argument(
