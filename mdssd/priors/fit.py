@@ -10,6 +10,7 @@ size that the data do not need remains, and the number of priors stays the same.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdssd.priors.boxes import PriorLayer
+from mdssd.priors.maps import Grid
 from mdssd.priors.sizes import Sizes
 
 Array = NDArray[np.floating]
@@ -46,6 +48,9 @@ _GAIN = 0.0005
 _ROUNDS = 20
 # Cells beside the nearest one in which priors are counted.
 _BESIDE = (-1, 0, 1)
+_NEAREST = _BESIDE.index(0)
+# Sizes that are compared with all boxes at a time: what they need stays in the cache.
+_AT_A_TIME = 8
 
 
 def fit_priors(
@@ -90,9 +95,10 @@ def fit_priors(
     """
     if labels is None:
         labels = np.zeros(len(boxes_xyxy), np.int64)
-    boxes = _weighted_boxes(boxes_xyxy, labels, input_size, enlarged, turned)
+    sides = _width_height(input_size)
+    boxes = _weighted_boxes(boxes_xyxy, labels, sides, enlarged, turned)
     choice = _Choice(boxes, layers)
-    tried = {layer: _sizes_to_try(layer, input_size) for layer in layers}
+    tried = {layer: _sizes_to_try(layer, sides) for layer in layers}
     values = {layer: _values(boxes, layer, sizes) for layer, sizes in tried.items()}
     for _ in range(_ROUNDS):
         places = range(len(choice.sizes))
@@ -120,26 +126,49 @@ def best_of_sizes(
         The greatest IoU [K, M] with a prior of each size, and the number [K, M] of priors whose IoU
         is at least 0.5, among those in the nearest 3 x 3 cells.
     """
-    first = layer.step / 2 if layer.first is None else layer.first
     side = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
     centre = (boxes_xyxy[:, 2:] + boxes_xyxy[:, :2]) / 2
-    nearest = np.rint((centre - first) / layer.step).clip(0, layer.size - 1)
-    common = []  # of each axis: what prior and box have in common there, [K, M, 3]
-    for axis in (0, 1):
-        prior, box = sizes[:, axis, None, None], side[None, :, axis, None]
-        cell = nearest[:, axis, None] + _BESIDE
-        away = np.abs(first + cell * layer.step - centre[:, axis, None])
-        length = ((prior + box) / 2 - away).clip(0, np.minimum(prior, box))
-        common.append(np.where((cell >= 0) & (cell < layer.size), length, 0))
-    across, down = common
     areas = sizes.prod(1)[:, None] + side.prod(1)
-    most = across.max(2) * down.max(2)
     enough = areas * _REACHED / (1 + _REACHED)  # the intersection at which the IoU is 0.5
-    count = np.zeros(most.shape)
-    for j in range(len(_BESIDE)):
-        for k in range(len(_BESIDE)):
-            count += across[:, :, j] * down[:, :, k] >= enough
+    most, count = np.empty(areas.shape), np.zeros(areas.shape)
+    for start in range(0, len(sizes), _AT_A_TIME):
+        part = slice(start, start + _AT_A_TIME)
+        across, down = (
+            _common(sizes[part, axis, None], side[:, axis], centre[:, axis], grid)
+            for axis, grid in enumerate(_grids(layer))
+        )
+        most[part] = across[_NEAREST] * down[_NEAREST]
+        for width, height in itertools.product(across, down):
+            count[part] += width * height >= enough[part]
     return most / (areas - most), count
+
+
+def _common(prior: Array, box: Array, centre: Array, grid: Grid) -> list[Array]:
+    """Return the lengths along an axis that priors [K, 1] and boxes [M] have in common.
+
+    Returns:
+        [K, M] for the nearest cell and those beside it; 0 for a cell outside of the map.
+    """
+    first = grid.step / 2 if grid.first is None else grid.first
+    nearest = np.rint((centre - first) / grid.step).clip(0, grid.size - 1)
+    half, shorter = (prior + box) / 2, np.minimum(prior, box)
+    lengths = []
+    for beside in _BESIDE:
+        cell = nearest + beside
+        away = np.abs(first + cell * grid.step - centre)
+        length = (half - away).clip(0, shorter)
+        lengths.append(length * ((cell >= 0) & (cell < grid.size)))
+    return lengths
+
+
+def _grids(layer: PriorLayer) -> tuple[Grid, Grid]:
+    """Return the cells of a row and of a column."""
+    return (Grid(layer.size, layer.step, layer.first),) * 2
+
+
+def _width_height(input_size: int) -> Array:
+    """Return the sides of the input: [width, height], in pixels."""
+    return np.array((input_size, input_size), np.float64)
 
 
 @dataclass(frozen=True)
@@ -219,12 +248,12 @@ def _values(boxes: _Boxes, layer: PriorLayer, sizes: Array) -> tuple[Array, Arra
     return worth.astype(np.float32), count.clip(0, _MANY).astype(np.float32)
 
 
-def _sizes_to_try(layer: PriorLayer, input_size: int) -> Array:
-    """Return the sizes [K, 2] that are tried on a map."""
-    count = int(math.log2(max(input_size / _SMALLEST, 1)) * _IN_OCTAVE) + 1
-    side = _SMALLEST * 2 ** (np.arange(count) / _IN_OCTAVE)
-    sizes = np.stack(np.meshgrid(side, side, indexing="ij"), -1).reshape(-1, 2)
-    square = np.sqrt(sizes.prod(1)) / layer.step
+def _sizes_to_try(layer: PriorLayer, sides: Array) -> Array:
+    """Return the sizes [K, 2] that are tried on a map, for an input of these sides."""
+    counts = (np.log2((sides / _SMALLEST).clip(1)) * _IN_OCTAVE).astype(int) + 1
+    each = [_SMALLEST * 2 ** (np.arange(count) / _IN_OCTAVE) for count in counts]
+    sizes = np.stack(np.meshgrid(*each, indexing="ij"), -1).reshape(-1, 2)
+    square = np.sqrt(sizes.prod(1)) / math.sqrt(math.prod(grid.step for grid in _grids(layer)))
     shape = sizes.max(1) / sizes.min(1)
     fits = (square >= _LEAST_STEPS) & (square <= _MOST_STEPS) & (shape <= _MOST_RATIO)
     return np.asarray(sizes[fits])
@@ -233,22 +262,21 @@ def _sizes_to_try(layer: PriorLayer, input_size: int) -> Array:
 def _weighted_boxes(
     boxes_xyxy: Array,
     labels: NDArray[np.integer],
-    input_size: int,
+    sides: Array,
     enlarged: float,
     turned: bool,
 ) -> _Boxes:
     """Return boxes of the data, the same as crops can show them, and boxes of any size."""
-    boxes_xyxy, weight = _sample(boxes_xyxy * input_size, labels)
+    boxes_xyxy, weight = _sample(boxes_xyxy * np.tile(sides, 2), labels)
     side = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
     spread = _spread(len(side))
     seen = side * enlarged ** spread[:, :2]
     if turned:
         seen[1::2] = seen[1::2, ::-1]
     anything = _spread(_ANY_SIZE)
-    square = _ANY_SMALLEST * (input_size / _ANY_SMALLEST) ** anything[:, :1]
-    stretch = _ANY_RATIO ** (anything[:, 1:2] - 0.5)
-    any_side = np.hstack([square * stretch, square / stretch])
-    parts = [boxes_xyxy, _at(seen, spread, input_size), _at(any_side, anything, input_size)]
+    stretch = _ANY_RATIO ** ((anything[:, 1:2] - 0.5) * (1, -1))
+    any_side = _ANY_SMALLEST * (sides / _ANY_SMALLEST) ** anything[:, :1] * stretch
+    parts = [boxes_xyxy, _at(seen, spread, sides), _at(any_side, anything, sides)]
     every = np.full(_ANY_SIZE, 1 / _ANY_SIZE)
     if len(weight):
         data = np.concatenate([weight, weight]) * ((1 - _ANY_WEIGHT) / 2)
@@ -270,9 +298,9 @@ def _sample(boxes_xyxy: Array, labels: NDArray[np.integer]) -> tuple[Array, Arra
     return boxes_xyxy[order[np.searchsorted(upto, at)]], np.full(_BOXES, 1 / _BOXES)
 
 
-def _at(side: Array, spread: Array, input_size: int) -> Array:
+def _at(side: Array, spread: Array, sides: Array) -> Array:
     """Return boxes of these sides somewhere in the image: the last two columns say where."""
-    corner = spread[:, 2:] * (input_size - side).clip(0)
+    corner = spread[:, 2:] * (sides - side).clip(0)
     return np.hstack([corner, corner + side])
 
 
