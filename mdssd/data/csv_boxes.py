@@ -20,6 +20,7 @@ from mdssd.data.photos import CollectFaults, progress
 from mdssd.data.reasons import Tally
 from mdssd.data.sample import MAX_BOXES, DataError
 from mdssd.data.splits import ALL, chosen_splits, split_in_name
+from mdssd.system.progress import progress_bar
 from mdssd.system.text import plural, some
 
 _ENDINGS = (".csv", ".tsv")
@@ -175,7 +176,8 @@ class _Reader:
         """Read the rows of a table into arrays."""
         path, layout = self._tables[number]
         of_file = _table_split(path, self.root)
-        for row in read_rows(path, layout, self._bad[number], self._tally):
+        rows = read_rows(path, layout, self._bad[number], self._tally)
+        for row in progress_bar(rows, desc=f"reading {path}", unit="row", delay=2, leave=False):
             if len(self._rows.lines) >= _MAX_ROWS:
                 raise DataError(f"{path}: has more than {_MAX_ROWS:,} rows; divide it")
             split = (split_in_name(row.split) or row.split) if row.split else of_file

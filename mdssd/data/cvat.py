@@ -134,7 +134,6 @@ class _Reader:
         self._options = options
         self._index = FileIndex(root, IMAGE_SUFFIXES)
         self.index_size = len(self._index.all_names)
-        self._listed: set[tuple[str, str]] = set()
 
     def images(self, files: Sequence[Path]) -> Iterator[ListedImage]:
         """Yield the images of the chosen splits. One without a usable name is a fault."""
@@ -161,10 +160,6 @@ class _Reader:
         if self._index.names.get(stem) in (None, image_id):
             image_id = stem  # no other image has this name with another ending
         boxes = list(self._boxes(image.shapes, file))
-        if (split, image_id) in self._listed:
-            self.tally.add(where, "the image is listed again; its first entry counts")
-            self.dropped += [f"{box.where}: is of an image that was listed before" for box in boxes]
-        self._listed.add((split, image_id))
         size = stated_size(image.values.get("width"), image.values.get("height"))
         return ListedImage(image_id, path, boxes, where, size, split=split)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -196,6 +197,16 @@ class DataPart(DetectionDataset):
     def upright(self, index: int) -> bool:
         """Return whether the boxes of image `index` of the part refer to it turned upright."""
         return self.dataset.upright(self.indices[index])
+
+    def split_lists(self, faults: list[str]) -> list[SplitLists]:
+        """Return the lists of the whole data set, an entry for each run of images of a folder."""
+        whole = self.dataset.split_lists(faults)
+        places = [(k, image_id) for k, lists in enumerate(whole) for image_id in lists.image_ids]
+        own = [places[index] for index in self.indices] if places else []
+        return [
+            replace(whole[k], image_ids=[image_id for _, image_id in run])
+            for k, run in groupby(own, lambda place: place[0])
+        ]
 
 
 def describe(dataset: DetectionDataset, annotations: Sequence[Sample | Annotation]) -> str:

@@ -16,6 +16,9 @@ from mdssd.data.dataset import SplitLists
 from mdssd.data.images import ImageLimits
 from mdssd.data.photos import CollectFaults, PhotoDataset
 from mdssd.data.sample import BoxRow, DataError
+from mdssd.system.text import plural
+
+_TURNED = {True: "turned upright", False: "stored"}  # what the boxes refer to
 
 
 class NamedBox(NamedTuple):
@@ -78,8 +81,8 @@ class ListedDataset(PhotoDataset):
 
     Args:
         name: the data set's name in messages and reports.
-        images: the images. One that occurs again, with the same id and file, is taken once, and
-            belongs to both splits.
+        images: the images. One that occurs again, with the same id and file, is taken once, with
+            the boxes of both entries and each box once, and belongs to both splits.
         classes: the class names of the data, in label order. They must not depend on the split.
         options: the choice of the user.
         format: the format, for people, such as "YOLO labels (data.yaml)".
@@ -119,10 +122,10 @@ class ListedDataset(PhotoDataset):
         self.classes = self._choose_classes(list(classes), options.classes)
         label_of = {name: label for label, name in enumerate(self.classes, 1)}
         others: Counter[str] = Counter()
-        paths: dict[str, Path] = {}
+        known: dict[str, tuple[int, list[str]]] = {}  # the position and annotations of each id
         for image in images:
             with CollectFaults(options.faults):
-                self._add(image, label_of, others, paths)
+                self._add(image, label_of, others, known)
         # Now, because a reader may find them while it lists the images.
         self.dropped += dropped
         self.notes += notes
@@ -159,19 +162,36 @@ class ListedDataset(PhotoDataset):
         image: ListedImage,
         label_of: dict[str, int],
         others: Counter[str],
-        paths: dict[str, Path],
+        known: dict[str, tuple[int, list[str]]],
     ) -> None:
-        known = paths.get(image.image_id)
-        if known not in (None, image.path):
+        position, places = known.get(image.image_id, (len(self.image_ids), []))
+        if places and self._paths[position] != image.path:
             raise DataError(
-                f"{image.where}: {known} and {image.path} have the same name without the ending; "
-                "expected one image of each name"
+                f"{image.where}: {self._paths[position]} and {image.path} have the same name "
+                "without the ending; expected one image of each name"
             )
-        if known is None:
+        if image.where not in places:  # else it is the same entry, of another split
             self._add_new(image, label_of, others)
-            paths[image.image_id] = image.path
+            if places:
+                self._merge_last(position, image, places[0])
+            known[image.image_id] = position, [*places, image.where]
         if image.split:
             self._splits.setdefault(image.split, {})[image.image_id] = None
+
+    def _merge_last(self, position: int, image: ListedImage, where: str) -> None:
+        """Give the boxes of the image that was added last to an earlier entry of the same file."""
+        annotation, upright = self._annotations.pop(), self._upright.pop()
+        del self.image_ids[-1], self._paths[-1]
+        if upright != self._upright[position]:
+            raise DataError(
+                f"{image.where}: takes {image.path.name} as {_TURNED[upright]}, {where} takes it "
+                f"as {_TURNED[not upright]}; expected the same, or choose one (--orientation)"
+            )
+        if added := self._annotations[position].merge(annotation):
+            self.notes.append(
+                f"{image.where}: {plural(added, 'box')} added to those of {where}, which is the "
+                "same image"
+            )
 
     def _add_new(self, image: ListedImage, label_of: dict[str, int], others: Counter[str]) -> None:
         rows = []

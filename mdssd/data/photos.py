@@ -91,7 +91,7 @@ class PhotoDataset(DetectionDataset):
         placement = place(header, stated, path.name, where, self._orientation, self._shown_upright)
         if relative:
             rows = [row._replace(box_xyxy=_scaled(row.box_xyxy, placement.size)) for row in rows]
-        annotation = Annotation(rows, placement.size, where, self.dropped)
+        annotation = Annotation(rows, placement.size, where, self.dropped, relative)
         self.size_faults += [placement.fault] if placement.fault else []
         self.notes += [placement.note] if placement.note else []
         self.notes += [f"{path}: {header.guess}"] if header.guess else []

@@ -104,13 +104,20 @@ class Annotation:
         size: (width, height) of the image, or None if it is unknown.
         where: the file, for messages.
         dropped: receives the lines about boxes that were left out.
+        relative: whether the file states fractions of the image's width and height. Otherwise a
+            box of less than a pixel in the first pixel is left out, since it probably does, too.
 
     Raises:
         DataError: there are more than 20,000 boxes.
     """
 
     def __init__(
-        self, rows: list[BoxRow], size: tuple[int, int] | None, where: str, dropped: list[str]
+        self,
+        rows: list[BoxRow],
+        size: tuple[int, int] | None,
+        where: str,
+        dropped: list[str],
+        relative: bool = False,
     ) -> None:
         if len(rows) > MAX_BOXES:
             raise DataError(
@@ -118,7 +125,7 @@ class Annotation:
             )
         with np.errstate(over="ignore"):
             boxes_xyxy = np.array([row.box_xyxy for row in rows], np.float32).reshape(-1, 4)
-        reasons = [box_fault(box_xyxy, size) for box_xyxy in boxes_xyxy.tolist()]
+        reasons = [box_fault(box_xyxy, size, relative) for box_xyxy in boxes_xyxy.tolist()]
         kept = rows
         if any(reasons):
             kept = [row for row, reason in zip(rows, reasons, strict=True) if not reason]
@@ -137,6 +144,23 @@ class Annotation:
             if row.area is not None:
                 self.area[k] = row.area
 
+    def merge(self, other: Annotation) -> int:
+        """Add the boxes of another annotation that this one has not. Return how many they are.
+
+        A box is the same if its corners, label and flags are.
+        """
+        own = set(self._keys())
+        new = [key not in own for key in other._keys()]
+        for name in ("boxes_xyxy", "labels", "difficult", "crowd", "area"):
+            both = [getattr(self, name), getattr(other, name)[new]]
+            setattr(self, name, np.concatenate(both))
+        return sum(new)
+
+    def _keys(self) -> list[tuple[object, ...]]:
+        columns = (self.labels, self.difficult, self.crowd)
+        rows = zip(self.boxes_xyxy.tolist(), *(column.tolist() for column in columns), strict=True)
+        return [(*box, *rest) for box, *rest in rows]
+
     def sample(self, image: np.ndarray, image_id: str) -> Sample:
         """Return a Sample whose arrays are copies, so that no caller can change the data set."""
         return Sample(
@@ -150,8 +174,16 @@ class Annotation:
         )
 
 
-def box_fault(box_xyxy: Sequence[float], size: tuple[int, int] | None) -> str:
-    """Return why a box cannot be used; "" if it can. The box is rounded to float32, as stored."""
+def box_fault(
+    box_xyxy: Sequence[float], size: tuple[int, int] | None, relative: bool = False
+) -> str:
+    """Return why a box cannot be used; "" if it can.
+
+    Args:
+        box_xyxy: in pixels, rounded to float32, as stored.
+        size: (width, height) of the image, or None if it is unknown.
+        relative: whether its file states fractions of the width and height.
+    """
     x1, y1, x2, y2 = box_xyxy
     if not all(map(math.isfinite, box_xyxy)):
         return "is not finite"
@@ -159,7 +191,7 @@ def box_fault(box_xyxy: Sequence[float], size: tuple[int, int] | None) -> str:
         return "has no area"
     if x2 <= 0 or y2 <= 0:
         return "lies outside the image"
-    if x2 <= 1 and y2 <= 1 and (x2 - x1 < 1 or y2 - y1 < 1):
+    if not relative and x2 <= 1 and y2 <= 1 and (x2 - x1 < 1 or y2 - y1 < 1):
         return "is less than a pixel: coordinates from 0 to 1? Expected pixels"
     if size is not None and (x1 >= size[0] or y1 >= size[1]):
         return f"lies outside the image of {size[0]} x {size[1]}"

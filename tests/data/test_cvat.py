@@ -199,11 +199,15 @@ def test_images_beside_the_file_and_one_that_is_not_listed(tmp_path):
 
 
 def test_an_image_that_is_listed_twice(tmp_path):
-    write(tmp_path / "annotations.xml", xml(image("a.png"), image("a.png", BOX + BOX)))
+    other = BOX.replace('"car"', '"bus"')
+    write(tmp_path / "annotations.xml", xml(image("a.png"), image("a.png", BOX + other)))
     photos(tmp_path, "a.png")
     dataset = open_dataset(tmp_path)
-    assert len(dataset) == len(dataset[0].labels) == 1 and len(dataset.dropped) == 2
-    assert "annotations.xml:11: is of an image that was listed before" in dataset.dropped[0]
+    labels = [dataset.classes[label - 1] for label in dataset[0].labels]
+    assert (len(dataset), labels, dataset.dropped) == (1, ["car", "bus"], [])
+    (note,) = (line for line in dataset.notes if "added" in line)
+    assert "annotations.xml:11: image 'a.png': 1 box added to those of " in note
+    assert "annotations.xml:10: image 'a.png', which is the same image" in note
 
 
 @pytest.mark.parametrize(

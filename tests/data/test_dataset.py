@@ -10,11 +10,15 @@ from mdssd.data import (
     DataError,
     DetectionDataset,
     Sample,
+    SyntheticScenes,
     TrainingSet,
     VOCDataset,
+    open_dataset,
+    write_coco,
     write_voc,
 )
-from mdssd.data.dataset import SplitLists
+from mdssd.data.dataset import DataPart, SplitLists
+from mdssd.data.joined import JoinedDataset
 from mdssd.data.photos import CollectFaults, PhotoDataset
 from mdssd.data.sample import BoxRow
 from mdssd.evaluation.submission import write_submission
@@ -100,6 +104,30 @@ def test_a_format_of_image_files_is_one_class(tmp_path):
     assert result.leaks == [f"{tmp_path}: c.png is in train and test"]
     with pytest.raises(DataError, match=r"x\.png: no such image"):
         Listed(tmp_path, "train")
+
+
+def test_a_part_knows_the_splits_of_its_images(tmp_path):
+    """Images that cannot be used are left out by a part, which must not lose the splits."""
+    for name, splits in (("one", ("train", "val", "train")), ("two", ("test", "train"))):
+        folder = tmp_path / name
+        folder.mkdir()
+        rows = ["path,x1,y1,x2,y2,class,split"]
+        for k, split in enumerate(splits):
+            cv2.imwrite(str(folder / f"{k}.png"), np.zeros((60, 80, 3), np.uint8))
+            rows.append(f"{k}.png,10,20,30,40,car,{split}")
+        (folder / "boxes.csv").write_text("\n".join(rows))
+    parts = [open_dataset(tmp_path / name, "all") for name in ("one", "two")]
+    joined = JoinedDataset(parts, ["car"])
+    part = DataPart(joined, [1, 2, 4, 0])
+    one, two, again = part.split_lists([])
+    assert [lists.image_ids for lists in (one, two, again)] == [["1", "2"], ["1"], ["0"]]
+    assert one.listed == again.listed == {"train": ["0", "2"], "val": ["1"]}
+    assert two.listed == {"test": ["0"], "train": ["1"]}
+    assert DataPart(parts[0], []).split_lists([]) == []
+    assert DataPart(SyntheticScenes(2), [1]).split_lists([]) == []
+    written = write_coco(DataPart(parts[0], [1, 2]), tmp_path / "coco", None)
+    files = sorted(path.name for path in (written / "annotations").iterdir())
+    assert files == ["instances_train.json", "instances_val.json"]
 
 
 def test_an_incomplete_class_is_named():

@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from mdssd.data import DataError
 from mdssd.data.listed import ListedDataset, ListedImage, NamedBox, ReadOptions
@@ -72,6 +73,59 @@ def test_an_image_of_two_splits_is_one_image_and_a_leak(tmp_path):
     assert dataset.image_ids == ["a"]
     lists = dataset.split_lists([])
     assert find_leaks(lists, [0], ["a.png"], []) == [f"{tmp_path}: a is in train and val"]
+
+
+def test_the_boxes_of_both_splits_of_an_image_are_kept(tmp_path):
+    path = photo(tmp_path, "a")
+    same, car = NamedBox((1, 1, 9, 9), "car"), NamedBox((2, 2, 9, 9), "car", area=5.0)
+    bus = NamedBox((2, 2, 9, 9), "bus", difficult=True)
+    images = [
+        ListedImage("a", path, [same, car], "train.csv:2", split="train"),
+        ListedImage("b", photo(tmp_path, "b"), [], "train.csv:4", split="train"),
+        ListedImage("a", path, [bus, same, bus], "val.csv:2", split="val"),
+    ]
+    dataset = listed(tmp_path, images)
+    assert dataset.image_ids == ["a", "b"]
+    sample = dataset[0]
+    assert sample.boxes_xyxy[:, 0].tolist() == [1, 2, 2, 2]
+    assert sample.labels.tolist() == [1, 1, 2, 2] and sample.area.tolist() == [64, 5, 49, 49]
+    assert sample.difficult.tolist() == [False, False, True, True]
+    note = "val.csv:2: 2 boxes added to those of train.csv:2, which is the same image"
+    assert dataset.notes == [note]
+    # A box that cannot be used is named for each entry; the same entry again adds nothing.
+    images[2].boxes.append(NamedBox((5, 5, 5, 9), "car", where="val.csv:3"))
+    dataset = listed(tmp_path, [*images, images[0], images[2]])
+    assert dataset.dropped == ["val.csv:3: box (5, 5, 5, 9) has no area"]
+
+
+def test_two_entries_of_an_image_that_exif_turns_agree_or_are_a_fault(tmp_path):
+    path = tmp_path / "a.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (80, 60)).save(path, exif=exif)
+    car = NamedBox((1, 1, 9, 9), "car")
+    images = [
+        ListedImage("a", path, [car], "a.csv:2", stated=(80, 60)),
+        ListedImage("a", path, [car], "b.csv:2", stated=(60, 80)),
+    ]
+    fault = "b.csv:2: takes a.jpg as turned upright, a.csv:2 takes it as stored"
+    with pytest.raises(DataError, match=fault):
+        listed(tmp_path, images)
+    faults: list[str] = []
+    dataset = listed(tmp_path, images, options=ReadOptions(faults=faults))
+    assert len(faults) == len(dataset) == len(dataset[0].labels) == 1
+    assert not dataset.upright(0)
+
+
+def test_a_small_box_in_fractions_is_a_box(tmp_path):
+    """In pixels it would be taken for a mistake: coordinates from 0 to 1."""
+    box = NamedBox((0.0, 0.0, 0.01, 0.01), "car")
+    image = ListedImage("a", photo(tmp_path, "a"), [box], "a.txt", relative=True)
+    dataset = listed(tmp_path, [image])
+    assert dataset.dropped == []
+    np.testing.assert_allclose(dataset[0].boxes_xyxy, [[0, 0, 0.8, 0.6]], rtol=1e-6)
+    image = ListedImage("a", image.path, [box], "a.csv:1")
+    assert "coordinates from 0 to 1?" in listed(tmp_path, [image]).dropped[0]
 
 
 def test_chosen_classes_have_their_order_and_the_others_are_counted(tmp_path):

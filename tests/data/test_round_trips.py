@@ -61,7 +61,7 @@ def data_sets(draw):
         size = draw(sides), draw(sides)
         rows = {}
         for box in draw(st.lists(boxes(size), max_size=4)):
-            if box_fault(box, size) is None and min(np.array(box[2:]) - box[:2]) > 1e-3:
+            if not box_fault(box, size) and min(np.array(box[2:]) - box[:2]) > 1e-3:
                 flags = draw(st.sampled_from([(False, False), (True, False), (False, True)]))
                 rows[box] = (draw(st.integers(0, len(classes) - 1)), *flags)
         images.append((size, draw(st.sampled_from(("train", "val", "test"))), rows))
