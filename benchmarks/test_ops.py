@@ -20,7 +20,7 @@ from benchmarks.rows import contenders, forced, params
 from mdssd import ops
 from mdssd.testing import Case
 
-_READS_BACK = ("nms", "batched_nms")  # the host waits for the number of boxes
+_READS_BACK = ("nms", "batched_nms", "merge_boxes")  # the host waits for the number of boxes
 
 
 @pytest.mark.cases(size=lambda size: size.benchmark, reference=True, emulated=())

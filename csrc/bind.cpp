@@ -58,6 +58,15 @@ template <class Visit>
 void visit_fields(NmsSettings& settings, const Visit& visit) {
   FIELD(iou_threshold);
   FIELD(iou_eps);
+  FIELD(ios);
+}
+
+template <class Visit>
+void visit_fields(MergeBoxesSettings& settings, const Visit& visit) {
+  FIELD(threshold);
+  FIELD(method);
+  FIELD(ios);
+  FIELD(models);
 }
 
 template <class Visit>
@@ -81,6 +90,7 @@ void visit_fields(DetectionOutputSettings& settings, const Visit& visit) {
   FIELD(max_log_scale);
   FIELD(clip_width);
   FIELD(clip_height);
+  FIELD(ios);
 }
 
 #undef FIELD
@@ -176,6 +186,7 @@ void bind_cpu(py::module_& module) {
   MDSSD_BIND(match_priors_cpu);
   MDSSD_BIND(encode_targets_cpu);
   MDSSD_BIND(nms_cpu);
+  MDSSD_BIND(merge_boxes_cpu);
   MDSSD_BIND(detection_output_cpu);
   MDSSD_BIND(l2norm_cpu);
   MDSSD_BIND(l2norm_backward_cpu);
@@ -224,6 +235,7 @@ void bind_settings_fields(py::module_& module) {
   MDSSD_FIELDS(MatchPriorsSettings);
   MDSSD_FIELDS(EncodeTargetsSettings);
   MDSSD_FIELDS(NmsSettings);
+  MDSSD_FIELDS(MergeBoxesSettings);
   MDSSD_FIELDS(MultiboxLossSettings);
   MDSSD_FIELDS(DetectionOutputSettings);
 #undef MDSSD_FIELDS

@@ -64,16 +64,22 @@ MDSSD_INLINE Box<T> to_corners(CentreBox<T> p) {
 }
 
 template <class T>
-struct Areas {  // of the intersection and the union of two boxes
-  T intersection, both;
+struct Areas {  // of the intersection of two boxes and of what it is divided by
+  T intersection, whole;
 };
 
-// Added to the union's area: an epsilon, or NoEps, which compiles to nothing.
+// What an overlap is divided by. IoU: the area of the union, to which an epsilon is added, or
+// NoEps, which compiles to nothing. IoS: the area of the smaller box plus an epsilon.
 struct NoEps {};
 template <class T>
 MDSSD_INLINE T operator+(T both, NoEps) {
   return both;
 }
+
+template <class T>
+struct Smaller {
+  T eps;
+};
 
 template <class T, class Body>
 void with_eps(double eps, Body body) {
@@ -83,28 +89,51 @@ void with_eps(double eps, Body body) {
     body(T(eps));
 }
 
+template <class T, class Body>
+void with_metric(bool ios, double eps, Body body) {
+  if (ios)
+    body(Smaller<T>{T(eps)});
+  else
+    with_eps<T>(eps, body);
+}
+
 template <class T, class Eps>
-MDSSD_INLINE Areas<T> areas(Box<T> a, T area_a, Box<T> b, T area_b, Eps eps) {
+MDSSD_INLINE T divisor(T area_a, T area_b, T intersection, Eps eps) {
+  return area_a + area_b - intersection + eps;
+}
+
+// Infinite, so that the quotient is 0 or NaN, if an area is NaN or the sum of the areas infinite.
+// The IoU is then 0 as well.
+template <class T>
+MDSSD_INLINE T divisor(T area_a, T area_b, T, Smaller<T> by) {
+  constexpr T infinity = std::numeric_limits<T>::infinity();
+  const T least = (area_a < area_b ? area_a : area_b) + by.eps;
+  return area_a + area_b < infinity ? least : infinity;
+}
+
+template <class T, class Metric>
+MDSSD_INLINE Areas<T> areas(Box<T> a, T area_a, Box<T> b, T area_b, Metric metric) {
   const T width = larger(smaller(a.x2, b.x2) - larger(a.x1, b.x1), T(0));
   const T height = larger(smaller(a.y2, b.y2) - larger(a.y1, b.y1), T(0));
   const T intersection = width * height;
-  return {intersection, area_a + area_b - intersection + eps};
+  return {intersection, divisor(area_a, area_b, intersection, metric)};
 }
 
-// Returns 0 if the boxes do not overlap, if one is degenerate, and if one contains a NaN. In that
-// last case its area is NaN, hence the quotient too, and larger(NaN, 0) is 0.
-template <class T, class Eps = NoEps>
-MDSSD_INLINE T iou(Box<T> a, T area_a, Box<T> b, T area_b, Eps eps = {}) {
-  const Areas<T> of = areas(a, area_a, b, area_b, eps);
-  return larger(of.intersection / of.both, T(0));
+// Returns the overlap by the metric: the IoU unless it is Smaller. It is 0 if the boxes do not
+// overlap, if one is degenerate, and if one contains a NaN. In that last case its area is NaN,
+// hence the quotient too, and larger(NaN, 0) is 0.
+template <class T, class Metric = NoEps>
+MDSSD_INLINE T iou(Box<T> a, T area_a, Box<T> b, T area_b, Metric metric = {}) {
+  const Areas<T> of = areas(a, area_a, b, area_b, metric);
+  return larger(of.intersection / of.whole, T(0));
 }
 
 // Returns exactly iou(a, b) > threshold, but divides only if the IoU is not clearly below it.
-template <class T, class Eps>
-MDSSD_INLINE bool overlap(Box<T> a, T area_a, Box<T> b, T area_b, T threshold, Eps eps) {
-  const Areas<T> of = areas(a, area_a, b, area_b, eps);
-  if (of.intersection < threshold * of.both * T(0.999)) return false;
-  return larger(of.intersection / of.both, T(0)) > threshold;
+template <class T, class Metric>
+MDSSD_INLINE bool overlap(Box<T> a, T area_a, Box<T> b, T area_b, T threshold, Metric metric) {
+  const Areas<T> of = areas(a, area_a, b, area_b, metric);
+  if (of.intersection < threshold * of.whole * T(0.999)) return false;
+  return larger(of.intersection / of.whole, T(0)) > threshold;
 }
 
 // `log` and `exp` are arguments because each backend has its own.

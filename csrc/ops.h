@@ -43,6 +43,17 @@ struct EncodeTargetsSettings {
 struct NmsSettings {
   double iou_threshold;  // a box is kept if its IoU with every kept box is at most this
   double iou_eps;        // added to the area of the union
+  bool ios;              // divide by the area of the smaller box instead of the union's
+};
+
+// The order is that of METHODS in mdssd/ops/_settings.py.
+enum class MergeMethod : int { kNms, kGreedyNmm, kNmm, kWbf };
+
+struct MergeBoxesSettings {
+  double threshold;  // boxes are merged if their IoU is above this
+  int64_t method;    // a MergeMethod
+  bool ios;          // divide by the area of the smaller box instead of the union's
+  int64_t models;    // with kWbf: a mean score is reduced by the share of models with a box
 };
 
 struct MultiboxLossSettings {
@@ -64,6 +75,7 @@ struct DetectionOutputSettings {
   std::optional<double> max_log_scale;  // largest log(size / prior's size) of a decoded box
   std::optional<double> clip_width;     // decoded boxes are clipped to this width ...
   std::optional<double> clip_height;    // ... and this height; both are set or neither
+  bool ios;                             // NMS divides by the area of the smaller box
 };
 
 // --- CPU -----------------------------------------------------------------------------------------
@@ -102,6 +114,14 @@ void encode_targets_cpu(const void* gt, const int64_t* gt_labels, const int64_t*
 // Returns how many entries of keep are set; the others are left as they are.
 int64_t nms_cpu(const void* boxes, const void* scores, const int64_t* idxs, int64_t num_boxes,
                 const NmsSettings& settings, int64_t* keep, DType dtype, int threads);
+
+// boxes [num_boxes, 4] W, scores [num_boxes] W, labels and images [num_boxes] or null ->
+// merged_boxes [num_boxes, 4] W, merged_scores [num_boxes] W, index [num_boxes]. Returns how many
+// entries of the results are set; the others are left as they are.
+int64_t merge_boxes_cpu(const void* boxes, const void* scores, const int64_t* labels,
+                        const int64_t* images, int64_t num_boxes,
+                        const MergeBoxesSettings& settings, void* merged_boxes,
+                        void* merged_scores, int64_t* index, DType dtype, int threads);
 
 // loc [images, num_priors, 4] S, logits [images, num_priors, classes] S,
 // priors [num_priors, 4] W ->
@@ -192,6 +212,30 @@ void nms_cuda(const void* boxes, const int64_t* order, const int64_t* idxs, int6
               const NmsSettings& settings, int64_t* keep, int64_t* kept, void* workspace,
               DType dtype, Stream stream);
 int64_t nms_workspace(int64_t num_boxes, DType dtype);
+
+// Three steps of merge_boxes, between which mdssd/ops/_merging.py sorts. The boxes [num_boxes, 4] W
+// are sorted by group (image and label) and, within a group, by falling score; a position is an
+// index into this order. All arrays have num_boxes entries unless a comment says otherwise.
+//
+// candidates: positions, rising, or null for all; box i is compared with candidates[begin[i]] to
+// candidates[end[i] - 1], where begin and end do not fall -> parents: the first of these that
+// overlaps box i, or else i.
+void merge_parents_cuda(const void* boxes, const int64_t* candidates, const int64_t* begin,
+                        const int64_t* end, int64_t num_boxes, const MergeBoxesSettings& settings,
+                        int64_t* parents, DType dtype, Stream stream);
+// members: positions, by merged box, and within one in the order in which they join it, its first
+// box first; end[i]: where the merged box of members[i] ends -> merged [num_boxes, 4] W: at the
+// position of each first box, the box that its members make.
+void merge_members_cuda(const void* boxes, const int64_t* members, const int64_t* end,
+                        int64_t num_boxes, const MergeBoxesSettings& settings, void* merged,
+                        DType dtype, Stream stream);
+// scores W; starts: the position of the first box of each box's group -> fused [num_boxes, 4] W,
+// fused_scores W and is_first, which is set for the first box of each fused box.
+void merge_fused_cuda(const void* boxes, const void* scores, const int64_t* starts,
+                      int64_t num_boxes, const MergeBoxesSettings& settings, void* fused,
+                      void* fused_scores, bool* is_first, void* workspace, DType dtype,
+                      Stream stream);
+int64_t merge_fused_workspace(int64_t num_boxes, DType dtype);
 
 // S is not double. The score threshold is below 1, max_detections at most 1024, top_k at most 1024
 // or not below num_priors <= 1024, and num_priors * classes is at most 2^32.

@@ -74,7 +74,8 @@ class Case:
         """Make the arguments of one call, on the device."""
         generator = torch.Generator().manual_seed(seed)
         args, kwargs = self.make(generator, dtype, **self.sizes[size].arguments)
-        return tuple(to_device(arg, device) for arg in args), kwargs
+        there = {name: to_device(value, device) for name, value in kwargs.items()}
+        return tuple(to_device(arg, device) for arg in args), there
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
         """Call the operator; return its results as a tuple."""
@@ -213,6 +214,24 @@ def _nms_padded(
         return _nms(generator, dtype, n, kind, **options)
     (boxes, scores, idxs, threshold), _ = _batched_nms(generator, dtype, n, classes, kind)
     return (boxes, scores, threshold), {"idxs": idxs, **options}
+
+
+def _merge_boxes(
+    generator: Generator,
+    dtype: torch.dtype,
+    n: int,
+    kind: str = "random",
+    classes: int = 3,
+    images: int | None = None,
+    method: str = "greedy_nmm",
+    **options: Any,
+) -> Any:
+    (boxes, scores, threshold), _ = _nms(generator, dtype, n, kind)
+    labels = torch.randint(classes, (n,), generator=generator)
+    options = {"method": method, "threshold": threshold} | options
+    if images is not None:
+        options["images"] = torch.randint(-1, images, (n,), generator=generator) * 10_000_000_000
+    return (boxes, scores, labels), options
 
 
 def detection_inputs(
@@ -440,6 +459,11 @@ CASES = [
             "inf": Size({"n": 129, "kind": "inf"}),
             "eps": Size({"n": 257, "iou_eps": 0.01}),
             "eps_in_space": Size({"n": 1100, "iou_eps": 0.01}, _SINGLE),
+            "ios": Size({"n": 257, "metric": "ios"}),
+            "ios_degenerate": Size({"n": 129, "kind": "degenerate", "metric": "ios"}, _SINGLE),
+            "ios_nan": Size({"n": 129, "kind": "nan", "metric": "ios"}, _SINGLE),
+            "ios_inf": Size({"n": 129, "kind": "inf", "metric": "ios", "iou_eps": 0.01}, _SINGLE),
+            "ios_in_space": Size({"n": 1100, "metric": "ios"}, _SINGLE, nightly=True),
             "two_chunks": Size({"n": 2049}, (torch.float32, torch.float64), nightly=True),
             "large": Size({"n": 5000}, _SINGLE, benchmark=True),
         },
@@ -455,6 +479,7 @@ CASES = [
             "ties": Size({"n": 257, "classes": 5, "kind": "ties"}),
             "nan": Size({"n": 129, "classes": 5, "kind": "nan"}),
             "eps": Size({"n": 129, "classes": 5, "iou_eps": 0.01}, _SINGLE),
+            "ios": Size({"n": 129, "classes": 5, "metric": "ios"}, _SINGLE),
             "two_chunks": Size({"n": 2049, "classes": 2}, _SINGLE, nightly=True),
             "large": Size({"n": 8000, "classes": 20}, _SINGLE, benchmark=True),
         },
@@ -473,9 +498,55 @@ CASES = [
             "inf": Size({"n": 129, "kind": "inf"}),
             "categories": Size({"n": 257, "classes": 5}),
             "eps": Size({"n": 129, "classes": 5, "iou_eps": 0.01}, _SINGLE),
+            "ios": Size({"n": 129, "classes": 5, "kind": "ties", "metric": "ios"}, _SINGLE),
             "large": Size({"n": 5000}, _SINGLE, benchmark=True),
         },
         exact=(0, 1),
+    ),
+    Case(
+        "merge_boxes",
+        _merge_boxes,
+        {
+            "empty": Size({"n": 0}),
+            "odd": Size({"n": 65}),
+            "wbf": Size({"n": 65, "method": "wbf", "images": 2}, _SINGLE),
+            "large": Size({"n": 4000, "classes": 20}, _SINGLE, benchmark=True),
+        },
+        exact=(0, 1, 2, 3, 4),
+    ),
+    Case(
+        "merge_boxes_padded",
+        _merge_boxes,
+        {
+            "empty": Size({"n": 0}),
+            "one": Size({"n": 1}),
+            "one_wbf": Size({"n": 1, "method": "wbf"}),
+            "nms": Size({"n": 65, "method": "nms", "images": 2}),
+            "odd": Size({"n": 129, "images": 2}),
+            "nmm": Size({"n": 129, "method": "nmm", "images": 2}),
+            "wbf": Size({"n": 129, "method": "wbf", "images": 2}),
+            "ties": Size({"n": 129, "kind": "ties"}, _SINGLE),
+            "ties_nmm": Size({"n": 129, "kind": "ties", "method": "nmm"}, _SINGLE),
+            "ties_wbf": Size({"n": 129, "kind": "ties", "method": "wbf"}, _SINGLE),
+            "degenerate": Size({"n": 65, "kind": "degenerate"}, _SINGLE),
+            "nan": Size({"n": 65, "kind": "nan", "method": "nmm"}, _SINGLE),
+            "nan_wbf": Size({"n": 65, "kind": "nan", "method": "wbf"}, _SINGLE),
+            "inf": Size({"n": 65, "kind": "inf", "metric": "ios"}, _SINGLE),
+            "ios": Size({"n": 129, "method": "nmm", "metric": "ios"}, _SINGLE),
+            "ios_wbf": Size({"n": 65, "method": "wbf", "metric": "ios", "models": 2}, _SINGLE),
+            "any_class": Size({"n": 129, "method": "nmm", "per_class": False}, _SINGLE),
+            # One group, which the C++ code sorts along a curve, of more than a block of a kernel.
+            "in_space": Size({"n": 1100, "per_class": False}, _SINGLE, nightly=True),
+            "in_space_nmm": Size(
+                {"n": 1100, "method": "nmm", "per_class": False}, _SINGLE, nightly=True
+            ),
+            "in_space_wbf": Size(
+                {"n": 1100, "method": "wbf", "per_class": False}, _SINGLE, nightly=True
+            ),
+            "large": Size({"n": 4000, "classes": 20, "method": "nmm"}, _SINGLE, benchmark=True),
+            "large_wbf": Size({"n": 4000, "classes": 20, "method": "wbf"}, _SINGLE, benchmark=True),
+        },
+        exact=(0, 1, 2, 3, 4, 5),
     ),
     Case(
         "detection_output",
@@ -572,6 +643,21 @@ CASES = [
             "eps": Size(
                 {"images": 2, "priors": 257, "classes": 5, "kind": "untrained", "iou_eps": 0.01},
                 _HALVES,
+            ),
+            "ios": Size(
+                {"images": 2, "priors": 257, "classes": 5, "kind": "untrained", "metric": "ios"},
+                _HALVES,
+            ),
+            "ios_empty_once": Size(
+                {
+                    "images": 2,
+                    "priors": 257,
+                    "classes": 5,
+                    "kind": "empty",
+                    "keep_empty": False,
+                    "metric": "ios",
+                },
+                _SINGLE,
             ),
             "clip": Size(
                 {

@@ -39,20 +39,20 @@ MDSSD_INLINE uint32_t mask_of_32(Flag flag) {
 }
 
 // Returns a mask of the boxes in the block whose IoU with `box` is above the threshold.
-template <class T, class Eps>
+template <class T, class Metric>
 MDSSD_INLINE uint32_t overlapping(Box<T> box, T box_area, const BoxBlock<T, 32>& block, T threshold,
-                                  Eps eps) {
+                                  Metric metric) {
   return mask_of_32(
-      [&](int i) { return iou(box, box_area, block.box(i), block.area[i], eps) > threshold; });
+      [&](int i) { return iou(box, box_area, block.box(i), block.area[i], metric) > threshold; });
 }
 
 // Returns whether any box of the block has an IoU with `box` above the threshold.
-template <class T, int kSize, class Eps>
+template <class T, int kSize, class Metric>
 MDSSD_INLINE bool any_overlapping(Box<T> box, T box_area, const BoxBlock<T, kSize>& block,
-                                  T threshold, Eps eps) {
+                                  T threshold, Metric metric) {
   int any = 0;
   for (int i = 0; i < kSize; ++i)
-    any |= iou(box, box_area, block.box(i), block.area[i], eps) > threshold;
+    any |= iou(box, box_area, block.box(i), block.area[i], metric) > threshold;
   return any != 0;
 }
 

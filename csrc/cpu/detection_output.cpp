@@ -266,12 +266,12 @@ struct Kept {
   }
 };
 
-template <class T, int kSize, class Eps>
+template <class T, int kSize, class Metric>
 MDSSD_SIMD bool suppressed(Box<T> box, const BoxBlock<T, kSize>* blocks, size_t count,
-                           T threshold, Eps eps) {
+                           T threshold, Metric metric) {
   const T size = area(box);
   for (size_t i = 0; i < count; ++i)
-    if (any_overlapping(box, size, blocks[i], threshold, eps)) return true;
+    if (any_overlapping(box, size, blocks[i], threshold, metric)) return true;
   return false;
 }
 
@@ -306,9 +306,9 @@ void detect(std::vector<Scored<Wide<S>>>& scored, const S* loc, const Wide<S>* p
       if (has_nan(box)) continue;
       if (!settings.keep_empty && own.empty && area(box) == 0) continue;
       bool gone = false;
-      with_eps<T>(settings.iou_eps, [&](auto eps) {
-        gone =
-            suppressed(box, own.blocks.data(), own.blocks.size(), T(settings.nms_threshold), eps);
+      with_metric<T>(settings.ios, settings.iou_eps, [&](auto metric) {
+        gone = suppressed(box, own.blocks.data(), own.blocks.size(), T(settings.nms_threshold),
+                          metric);
       });
       if (gone) continue;
       const int64_t row =

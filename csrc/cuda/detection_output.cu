@@ -313,14 +313,14 @@ struct Kept {
   unsigned* size;
 };
 
-template <class Eps, bool kKeepEmpty>
+template <class Metric, bool kKeepEmpty>
 struct Suppression {
   float threshold;
-  Eps eps;
+  Metric metric;
 
   __device__ bool operator()(Box<float> a, Box<float> b) const {
     const float area_a = area(a), area_b = area(b);
-    return overlap(a, area_a, b, area_b, threshold, eps) ||
+    return overlap(a, area_a, b, area_b, threshold, metric) ||
            (!kKeepEmpty && area_a == 0 && area_b == 0);
   }
 };
@@ -329,11 +329,11 @@ struct Suppression {
 template <class Body>
 void with_suppression(const DetectionOutputSettings& settings, Body body) {
   const float threshold = float(settings.nms_threshold);
-  with_eps<float>(settings.iou_eps, [&](auto eps) {
+  with_metric<float>(settings.ios, settings.iou_eps, [&](auto metric) {
     if (settings.keep_empty)
-      body(Suppression<decltype(eps), true>{threshold, eps});
+      body(Suppression<decltype(metric), true>{threshold, metric});
     else
-      body(Suppression<decltype(eps), false>{threshold, eps});
+      body(Suppression<decltype(metric), false>{threshold, metric});
   });
 }
 

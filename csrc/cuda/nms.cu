@@ -52,16 +52,16 @@ struct Arrays {
   }
 };
 
-template <class T, class Eps>
+template <class T, class Metric>
 struct Suppression {
   T threshold;
-  Eps eps;
+  Metric metric;
   bool by_category;
 
   __device__ bool operator()(Box<T> a, T area_a, int64_t category_a, Box<T> b, T area_b,
                              int64_t category_b) const {
     return (!by_category || category_a == category_b) &&
-           overlap(a, area_a, b, area_b, threshold, eps);
+           overlap(a, area_a, b, area_b, threshold, metric);
   }
 };
 
@@ -91,10 +91,10 @@ __device__ __forceinline__ Word before(int bit) { return (Word(1) << bit) - 1; }
 // A block compares a group of rows with an earlier group of columns, or with itself. Four threads
 // share a row. Each handles every fourth column, so that they read from different banks.
 constexpr int kParts = kThreads / kGroup;
-template <class T, class Eps>
+template <class T, class Metric>
 __global__ void __launch_bounds__(kThreads)
     mask_kernel(const T* __restrict__ boxes, const int64_t* __restrict__ categories, int64_t first,
-                int64_t num_boxes, const Suppression<T, Eps> suppresses, Word* mask) {
+                int64_t num_boxes, const Suppression<T, Metric> suppresses, Word* mask) {
   const int row_group = blockIdx.y, column_group = blockIdx.x;
   if (column_group > row_group) return;
   __shared__ Four<T> columns[kGroup];
@@ -216,10 +216,10 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // A block compares the kept boxes of one group of the chunk with kThreads later boxes.
-template <class T, class Eps>
+template <class T, class Metric>
 __global__ void __launch_bounds__(kThreads)
     apply_kernel(const T* __restrict__ boxes, const int64_t* __restrict__ categories, int64_t first,
-                 int64_t num_boxes, const Suppression<T, Eps> suppresses,
+                 int64_t num_boxes, const Suppression<T, Metric> suppresses,
                  const Word* __restrict__ kept_words, unsigned* removed) {
   __shared__ Four<T> kept[kGroup];
   __shared__ T areas[kGroup];
@@ -250,29 +250,29 @@ __global__ void __launch_bounds__(kThreads)
   if (hits != 0 && thread % kWarpSize == 0) atomicOr(&removed[i / kWarpSize], hits);
 }
 
-template <class S, class Eps>
+template <class S, class Metric>
 void nms(const char* op, const void* boxes, const int64_t* order, const int64_t* idxs,
-         int64_t num_boxes, double iou_threshold, Eps eps, int64_t* keep, int64_t* kept,
+         int64_t num_boxes, double iou_threshold, Metric metric, int64_t* keep, int64_t* kept,
          void* workspace, Stream stream) {
   using T = Wide<S>;
   if (num_boxes > std::numeric_limits<int>::max())
     throw std::length_error(std::string(op) + ": more than 2^31 - 1 boxes");
   Workspace memory(workspace);
   const Arrays<T> arrays(memory, num_boxes);
-  const Suppression<T, Eps> suppresses = {T(iou_threshold), eps, idxs != nullptr};
+  const Suppression<T, Metric> suppresses = {T(iou_threshold), metric, idxs != nullptr};
   // The + 1 launches a block for an empty input too, which sets `kept` to 0.
   launch(op, gather_kernel<S>, grid_size(padded_to_groups(num_boxes) + 1, kThreads), kThreads,
          stream, static_cast<const S*>(boxes), order, idxs, num_boxes, arrays.boxes,
          arrays.categories, arrays.removed, keep, kept);
   for (int64_t first = 0; first < num_boxes; first += kChunk) {
     const unsigned groups = grid_size(num_boxes - first, kGroup, kGroups);
-    launch(op, mask_kernel<T, Eps>, dim3(groups, groups), kThreads, stream, arrays.boxes,
+    launch(op, mask_kernel<T, Metric>, dim3(groups, groups), kThreads, stream, arrays.boxes,
            arrays.categories, first, num_boxes, suppresses, arrays.mask);
     launch(op, scan_kernel, 1, kThreads, stream, arrays.mask, arrays.removed + first / kWarpSize,
            int(groups), order + first, arrays.kept, keep, kept);
     const int64_t later = num_boxes - first - kChunk;
     if (later > 0)
-      launch(op, apply_kernel<T, Eps>, dim3(grid_size(later, kThreads), kGroups), kThreads, stream,
+      launch(op, apply_kernel<T, Metric>, dim3(grid_size(later, kThreads), kGroups), kThreads, stream,
              arrays.boxes, arrays.categories, first, num_boxes, suppresses, arrays.kept,
              arrays.removed);
   }
@@ -293,8 +293,8 @@ void nms_cuda(const void* boxes, const int64_t* order, const int64_t* idxs, int6
               DType dtype, Stream stream) {
   with_storage(dtype, [&](auto storage) {
     using S = typename decltype(storage)::type;
-    with_eps<Wide<S>>(settings.iou_eps, [&](auto eps) {
-      nms<S>("nms", boxes, order, idxs, num_boxes, settings.iou_threshold, eps, keep, kept,
+    with_metric<Wide<S>>(settings.ios, settings.iou_eps, [&](auto metric) {
+      nms<S>("nms", boxes, order, idxs, num_boxes, settings.iou_threshold, metric, keep, kept,
              workspace, stream);
     });
   });

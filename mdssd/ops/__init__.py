@@ -6,6 +6,12 @@ from mdssd.ops.boxes import box_iou, decode_boxes, encode_boxes, just_above, jus
 from mdssd.ops.detection_output import Detections, detection_output
 from mdssd.ops.l2norm import l2norm, l2norm_add_relu
 from mdssd.ops.matching import Match, Targets, encode_targets, match_priors
+from mdssd.ops.merge_boxes import (
+    MergedBoxes,
+    PaddedMergedBoxes,
+    merge_boxes,
+    merge_boxes_padded,
+)
 from mdssd.ops.multibox_loss import multibox_loss
 from mdssd.ops.nms import PaddedKeep, batched_nms, nms, nms_padded
 from mdssd.ops.resize import resize
@@ -13,7 +19,9 @@ from mdssd.ops.resize import resize
 __all__ = [
     "Detections",
     "Match",
+    "MergedBoxes",
     "PaddedKeep",
+    "PaddedMergedBoxes",
     "Targets",
     "backend",
     "backends",
@@ -29,6 +37,8 @@ __all__ = [
     "l2norm",
     "l2norm_add_relu",
     "match_priors",
+    "merge_boxes",
+    "merge_boxes_padded",
     "multibox_loss",
     "nms",
     "nms_padded",

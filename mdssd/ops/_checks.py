@@ -88,8 +88,8 @@ def check_int(op: str, argument: str, value: object, high: int) -> int:
     return value
 
 
-def check_choice(op: str, argument: str, value: object, choices: tuple[str, str]) -> str:
-    """Check that an argument is one of two strings; return it."""
+def check_choice(op: str, argument: str, value: object, choices: tuple[str, ...]) -> str:
+    """Check that an argument is one of these strings; return it."""
     if not isinstance(value, str) or value not in choices:
         expected = " or ".join(map(repr, choices))
         raise ValueError(f"{op}: {argument}: expected {expected}, got {shown(value)}")
@@ -116,8 +116,13 @@ def check_flag(op: str, argument: str, value: object) -> bool:
 
 
 def check_eps(op: str, iou_eps: object) -> float:
-    """Check the number that an IoU adds to the area of the union; return it as a float."""
+    """Check the number that an overlap adds to what it divides by; return it as a float."""
     return check_number(op, "iou_eps", iou_eps, 0.0, 1.0)
+
+
+def check_metric(op: str, metric: object) -> bool:
+    """Check the name of an overlap of two boxes; return whether it is the IoS."""
+    return check_choice(op, "metric", metric, ("iou", "ios")) == "ios"
 
 
 def check_variances(op: str, variances: object) -> tuple[float, float]:

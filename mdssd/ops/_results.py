@@ -42,6 +42,17 @@ def new_detections(
     )
 
 
+def new_merged(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Boxes, scores, index and count of `merge_boxes_padded`, all zeros."""
+    num_boxes = boxes.shape[0]
+    return (
+        boxes.new_zeros(num_boxes, 4),
+        boxes.new_zeros(num_boxes),
+        boxes.new_zeros(num_boxes, dtype=torch.int64),
+        boxes.new_zeros((), dtype=torch.int64),
+    )
+
+
 def new_losses(
     loc: Tensor, labels: Tensor, per_image: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

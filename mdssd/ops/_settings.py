@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+# Of `merge_boxes`. The order is that of `enum class MergeMethod` in csrc/ops.h.
+METHODS = ("nms", "greedy_nmm", "nmm", "wbf")
 VARIANCES = (0.1, 0.2)  # of the centre and the size: the default of every operator
 
 
@@ -45,6 +47,16 @@ class NmsSettings(NamedTuple):
 
     iou_threshold: float  # a box is kept if its IoU with every kept box is at most this
     iou_eps: float  # added to the area of the union
+    ios: bool = False  # divide by the area of the smaller box instead of the union's
+
+
+class MergeBoxesSettings(NamedTuple):
+    """Settings of `merge_boxes` and `merge_boxes_padded`."""
+
+    threshold: float  # boxes are merged if their IoU is above this
+    method: int  # a place in METHODS
+    ios: bool  # divide by the area of the smaller box instead of the union's
+    models: int  # with "wbf": a mean score is reduced by the share of models with a box
 
 
 class MultiboxLossSettings(NamedTuple):
@@ -72,3 +84,4 @@ class DetectionOutputSettings(NamedTuple):
     max_log_scale: float | None  # largest log(size / prior's size) of a decoded box
     clip_width: float | None  # decoded boxes are clipped to this width ...
     clip_height: float | None  # ... and this height; both are set or neither
+    ios: bool = False  # NMS divides by the area of the smaller box

@@ -20,6 +20,7 @@ from mdssd.ops._settings import (
     DetectionOutputSettings,
     EncodeTargetsSettings,
     MatchPriorsSettings,
+    MergeBoxesSettings,
     MultiboxLossSettings,
     NmsSettings,
 )
@@ -188,6 +189,28 @@ def nms_padded(boxes: Tensor, scores: Tensor, idxs: Tensor | None, settings: Nms
     _finite("nms_padded", "scores", scores)
 
 
+def merge_boxes(
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor | None,
+    images: Tensor | None,
+    settings: MergeBoxesSettings,
+) -> None:
+    _boxes("merge_boxes", "boxes_xyxy", boxes)
+    _finite("merge_boxes", "scores", scores)
+
+
+def merge_boxes_padded(
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor | None,
+    images: Tensor | None,
+    settings: MergeBoxesSettings,
+) -> None:
+    _boxes("merge_boxes_padded", "boxes_xyxy", boxes)
+    _finite("merge_boxes_padded", "scores", scores)
+
+
 def detection_output(
     loc: Tensor, logits: Tensor, priors: Tensor, settings: DetectionOutputSettings
 ) -> None:
@@ -241,7 +264,7 @@ def _require(op: str, argument: str, tensor: Tensor, holds: Tensor, expected: st
     if bool(holds.all()):
         return
     place = (~holds).nonzero()[0].tolist()
-    if holds.shape != tensor.shape or tensor.shape[-1:] == (4,):
+    if holds.shape != tensor.shape or (tensor.dim() > 1 and tensor.shape[-1] == 4):
         place = place[:-1]
     got = tensor[tuple(place)].tolist()
     text = _row(got) if isinstance(got, list) else f"{got:g}"

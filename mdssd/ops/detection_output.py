@@ -13,6 +13,7 @@ from mdssd.ops._checks import (
     check_eps,
     check_flag,
     check_int,
+    check_metric,
     check_number,
     check_tensor,
     check_variances,
@@ -64,6 +65,7 @@ def detection_output(
     iou_eps: float = 0.0,
     max_log_scale: float | None = None,
     clip: tuple[float, float] | None = None,
+    metric: str = "iou",
 ) -> Detections:
     """Turn the outputs of a network into detections, in tensors of a fixed size.
 
@@ -78,22 +80,18 @@ def detection_output(
         priors_cxcywh: [N, 4] centre and size, any float dtype.
         score_threshold: 0 to 1; a score must be above it, and above 1e-37.
         nms_threshold: 0 to 1; NMS keeps an IoU of at most this (`just_below(t)`: below t).
-        top_k: candidates per class that enter NMS, at least 1.
-        max_detections: rows of the result, at least 1.
+        top_k, max_detections: candidates per class that enter NMS, and rows of the result; from 1.
         variances: of the centre and the size, as in `decode_boxes`.
         softmax: False if `logits` holds scores; one that is NaN or outside 0 to 1 counts as 0.
         per_class: give every class except background `max_detections` rows of its own.
-        keep_empty: False to keep only the best of a class's boxes of zero area, as code does in
-            which their IoU is 0 / 0.
-        iou_eps: added to the area of the union in every IoU, as in `nms`.
-        max_log_scale: upper limit of log(size / prior's size), such as log(1000 / 16), or None.
-        clip: (width, height) to which boxes are clipped before NMS, in the priors' unit, or None.
+        keep_empty: False to keep only the best of a class's boxes of zero area, of IoU 0 / 0.
+        iou_eps, metric: the overlap that NMS compares with its threshold, as in `nms`.
 
     Returns:
         Detections in float32 (float64 if an input is), without gradient; boxes in the priors' unit.
         Ties: higher score, then lower prior, then lower class. A prior with a NaN among its logits
         yields nothing, nor does a candidate whose box has a NaN, although it counts for `top_k`. A
-        box with an infinite coordinate has IoU 0 with every other. B and N may be 0.
+        box with an infinite coordinate has IoU and IoS 0 with every other. B and N may be 0.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range; on a
@@ -126,6 +124,7 @@ def detection_output(
         check_eps(op, iou_eps),
         _check_log_scale(op, max_log_scale),
         *_check_clip(op, clip),
+        check_metric(op, metric),
     )
     return Detections(*_detection_output(loc.detach(), logits.detach(), priors_cxcywh, settings))
 
@@ -146,7 +145,7 @@ def _check_log_scale(op: str, value: object) -> float | None:
     return max(-largest, min(largest, number))
 
 
-def _check_clip(op: str, clip: object) -> tuple[float, float] | tuple[None, None]:
+def _check_clip(op: str, clip: object) -> tuple[float | None, float | None]:
     if clip is None:
         return None, None
     if not isinstance(clip, tuple | list) or len(clip) != 2:

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from mdssd.ops import _values
-from mdssd.ops._checks import check_eps, check_number, check_same_dtype, check_tensor
+from mdssd.ops._checks import (
+    check_eps,
+    check_metric,
+    check_number,
+    check_same_dtype,
+    check_tensor,
+)
 from mdssd.ops._dispatch import define
 from mdssd.ops._settings import NmsSettings
 from mdssd.ops.native import nms as native
@@ -31,7 +37,12 @@ class PaddedKeep(NamedTuple):
 
 
 def nms(
-    boxes_xyxy: Tensor, scores: Tensor, iou_threshold: float, *, iou_eps: float = 0.0
+    boxes_xyxy: Tensor,
+    scores: Tensor,
+    iou_threshold: float,
+    *,
+    iou_eps: float = 0.0,
+    metric: str = "iou",
 ) -> Tensor:
     """Keep the best of overlapping boxes.
 
@@ -39,16 +50,22 @@ def nms(
     `iou_threshold`. On a GPU this waits for the device, since the size of the result depends on the
     data; `nms_padded` does not.
 
+    With `metric="ios"`, the IoS takes the place of the IoU: the area of the intersection over that
+    of the smaller box. A part of an object, such as the edge of a tile leaves, has a low IoU with
+    the whole object, but an IoS near 1.
+
     Args:
         boxes_xyxy: [N, 4] corners in any unit; float32, float16, bfloat16 or float64. N may be 0.
         scores: [N], same dtype and device. NaN counts as the highest score.
         iou_threshold: 0 to 1. Pass `just_below(t)` to keep an IoU below t instead of at most t.
-        iou_eps: added to the area of the union in every IoU; 0 to 1, in the boxes' unit squared.
+        iou_eps: added to what the area of the intersection is divided by; 0 to 1, in the boxes'
+            unit squared.
+        metric: "iou" or "ios", the overlap that is compared with the threshold.
 
     Returns:
         [K] int64, indices of the kept boxes by falling score. Ties: the lower index comes first. A
         box of zero or negative size, of infinite area, or with a NaN, is kept and suppresses no
-        other.
+        other, by either metric.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range.
@@ -64,7 +81,7 @@ def nms(
         >>> ops.nms(boxes, torch.tensor([0.5, 0.9, 0.3]), 0.5)
         tensor([1, 2])
     """
-    settings = _checked("nms", boxes_xyxy, scores, iou_threshold, iou_eps)
+    settings = _checked("nms", boxes_xyxy, scores, iou_threshold, iou_eps, metric)
     return _nms(boxes_xyxy, scores, None, settings)
 
 
@@ -75,6 +92,7 @@ def batched_nms(
     iou_threshold: float,
     *,
     iou_eps: float = 0.0,
+    metric: str = "iou",
 ) -> Tensor:
     """Run `nms` within each category: boxes of different categories never suppress one another.
 
@@ -87,6 +105,7 @@ def batched_nms(
         idxs: [N] int64, category of each box, any value.
         iou_threshold: as in `nms`.
         iou_eps: as in `nms`.
+        metric: as in `nms`.
 
     Returns:
         [K] int64, indices of the kept boxes of all categories by falling score; ties as in `nms`.
@@ -103,7 +122,7 @@ def batched_nms(
         >>> ops.batched_nms(boxes, torch.tensor([0.5, 0.9]), torch.tensor([1, 2]), 0.5)
         tensor([1, 0])
     """
-    settings = _checked("batched_nms", boxes_xyxy, scores, iou_threshold, iou_eps)
+    settings = _checked("batched_nms", boxes_xyxy, scores, iou_threshold, iou_eps, metric)
     _check_idxs("batched_nms", idxs, boxes_xyxy)
     return _nms(boxes_xyxy, scores, idxs, settings)
 
@@ -115,6 +134,7 @@ def nms_padded(
     idxs: Tensor | None = None,
     *,
     iou_eps: float = 0.0,
+    metric: str = "iou",
 ) -> PaddedKeep:
     """Run `nms`, or `batched_nms` if `idxs` is given, with a result of a fixed size.
 
@@ -127,6 +147,7 @@ def nms_padded(
         iou_threshold: as in `nms`.
         idxs: None, or [N] int64, category of each box, any value.
         iou_eps: as in `nms`.
+        metric: as in `nms`.
 
     Returns:
         PaddedKeep with `keep` [N] int64, the indices that `nms` returns and then zeros, and
@@ -144,21 +165,26 @@ def nms_padded(
         >>> ops.nms_padded(boxes, torch.tensor([0.5, 0.9]), 0.5)
         PaddedKeep(keep=tensor([1, 0]), count=tensor(1))
     """
-    settings = _checked("nms_padded", boxes_xyxy, scores, iou_threshold, iou_eps)
+    settings = _checked("nms_padded", boxes_xyxy, scores, iou_threshold, iou_eps, metric)
     if idxs is not None:
         _check_idxs("nms_padded", idxs, boxes_xyxy)
     return PaddedKeep(*_nms_padded(boxes_xyxy, scores, idxs, settings))
 
 
 def _checked(
-    op: str, boxes_xyxy: Tensor, scores: Tensor, iou_threshold: float, iou_eps: float
+    op: str,
+    boxes_xyxy: Tensor,
+    scores: Tensor,
+    iou_threshold: float,
+    iou_eps: float,
+    metric: str,
 ) -> NmsSettings:
     """Check the arguments that the three operators share."""
     check_tensor(op, "boxes_xyxy", boxes_xyxy, ("N", 4))
     check_tensor(op, "scores", scores, (boxes_xyxy.shape[0],), like=boxes_xyxy)
     check_same_dtype(op, "scores", scores, boxes_xyxy)
     threshold = check_number(op, "iou_threshold", iou_threshold, 0.0, 1.0)
-    return NmsSettings(threshold, check_eps(op, iou_eps))
+    return NmsSettings(threshold, check_eps(op, iou_eps), check_metric(op, metric))
 
 
 def _check_idxs(op: str, idxs: Tensor, boxes_xyxy: Tensor) -> None:

@@ -24,6 +24,7 @@ dtypes = st.sampled_from(FLOATS)
 kinds = st.sampled_from(["random", "ties", "degenerate", "nan", "inf"])
 thresholds = st.sampled_from([0.0, 1e-7, 0.3, 0.45, 0.5, 1.0]) | st.floats(0, 1)
 eps = st.sampled_from([0.0, 0.0, 1e-5, 0.01, 1.0])
+metrics = st.sampled_from(["iou", "ios"])
 positive = st.floats(0.0625, 8)
 variances = st.sampled_from([(0.1, 0.2), (1.0, 1.0)]) | st.tuples(positive, positive)
 counts = st.integers(0, 9) | st.sampled_from([17, 33, 64, 65, 129])
@@ -114,12 +115,40 @@ _ARGUMENTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
         iou_eps=eps,
         variances=variances,
     ),
-    "nms": st.fixed_dictionaries({"n": counts, "kind": kinds, "iou_eps": eps}),
+    "nms": st.fixed_dictionaries({"n": counts, "kind": kinds, "iou_eps": eps, "metric": metrics}),
     "batched_nms": st.fixed_dictionaries(
-        {"n": counts, "classes": st.integers(0, 4), "kind": kinds, "iou_eps": eps}
+        {
+            "n": counts,
+            "classes": st.integers(0, 4),
+            "kind": kinds,
+            "iou_eps": eps,
+            "metric": metrics,
+        }
     ),
     "nms_padded": st.fixed_dictionaries(
-        {"n": counts, "classes": st.none() | st.integers(0, 4), "kind": kinds, "iou_eps": eps}
+        {
+            "n": counts,
+            "classes": st.none() | st.integers(0, 4),
+            "kind": kinds,
+            "iou_eps": eps,
+            "metric": metrics,
+        }
+    ),
+    **dict.fromkeys(
+        ("merge_boxes", "merge_boxes_padded"),
+        st.fixed_dictionaries(
+            {
+                "n": counts,
+                "classes": st.integers(1, 4),
+                "images": st.none() | st.integers(0, 3),
+                "kind": kinds,
+                "method": st.sampled_from(["nms", "greedy_nmm", "nmm", "wbf"]),
+                "metric": metrics,
+                "threshold": thresholds,
+                "per_class": st.booleans(),
+                "models": st.sampled_from([1, 2, 3, 2**31 - 1]),
+            }
+        ),
     ),
     "detection_output": st.tuples(
         st.fixed_dictionaries(
@@ -142,6 +171,7 @@ _ARGUMENTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             per_class=st.booleans(),
             keep_empty=st.booleans(),
             iou_eps=eps,
+            metric=metrics,
             max_log_scale=st.none()
             | st.sampled_from([0.1, math.log(1000 / 16), math.inf, -math.inf]),
             clip=st.none() | st.sampled_from([(1.0, 1.0), (0.75, 0.5), (0.0, 3.0)]),
@@ -276,14 +306,16 @@ def wrong_calls(draw: st.DrawFn, op: str) -> Call:
 def _keyword_names(op: str) -> list[str]:
     names = {
         "detection_output": "score_threshold nms_threshold top_k max_detections variances softmax "
-        "per_class keep_empty iou_eps max_log_scale clip",
+        "per_class keep_empty iou_eps max_log_scale clip metric",
         "match_priors": "iou_threshold iou_eps priors_form",
         "encode_targets": "iou_threshold iou_eps variances",
         "encode_boxes": "variances",
         "decode_boxes": "variances",
-        "nms": "iou_eps",
-        "batched_nms": "iou_eps",
-        "nms_padded": "iou_eps",
+        "nms": "iou_eps metric",
+        "batched_nms": "iou_eps metric",
+        "nms_padded": "iou_eps metric",
+        "merge_boxes": "method metric threshold per_class images models",
+        "merge_boxes_padded": "method metric threshold per_class images models",
         "l2norm": "eps",
         "l2norm_add_relu": "eps",
         "multibox_loss": "neg_pos_ratio reduction",

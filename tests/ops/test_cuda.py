@@ -39,10 +39,12 @@ def inputs(case: Case, size: str, seed: int, device: str = "cuda") -> tuple[list
 
 
 def call(case: Case, args: list[Any], kwargs: Any) -> tuple[Tensor, ...]:
-    """Return the results and the gradients of their sums; nms is called as nms_padded."""
+    """Return the results and the gradients of their sums. The form of a fixed size is called."""
     if case.op in ("nms", "batched_nms"):
         boxes, scores, *idxs, threshold = args
         return tuple(ops.nms_padded(boxes, scores, threshold, *idxs))
+    if case.op == "merge_boxes":
+        return tuple(ops.merge_boxes_padded(*args, **kwargs))
     results = case(*args, **kwargs)
     if not case.gradients:
         return results

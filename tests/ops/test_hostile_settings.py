@@ -24,6 +24,8 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "nms": (BOXES, SCORES),
     "batched_nms": (BOXES, SCORES, LABELS),
     "nms_padded": (BOXES, SCORES),
+    "merge_boxes": (BOXES, SCORES, LABELS),
+    "merge_boxes_padded": (BOXES, SCORES, LABELS),
     "detection_output": (LOC, LOGITS, BOXES),
     "multibox_loss": (LOC, LOGITS, LOC, LABELS[None]),
     "l2norm": (MAP, SCORES),
@@ -38,6 +40,8 @@ NUMBERS: dict[str, list[str]] = {
     "nms": ["iou_threshold", "iou_eps"],
     "batched_nms": ["iou_threshold", "iou_eps"],
     "nms_padded": ["iou_threshold", "iou_eps"],
+    "merge_boxes": ["threshold", "models"],
+    "merge_boxes_padded": ["threshold", "models"],
     "detection_output": ["score_threshold", "nms_threshold", "top_k", "max_detections"]
     + ["iou_eps", "max_log_scale"],
     "multibox_loss": ["neg_pos_ratio"],
@@ -56,7 +60,12 @@ PAIRS = {
 CHOICES = {
     "match_priors": ["priors_form"],
     "multibox_loss": ["reduction"],
-    "detection_output": ["softmax", "per_class", "keep_empty"],
+    "detection_output": ["softmax", "per_class", "keep_empty", "metric"],
+    "nms": ["metric"],
+    "batched_nms": ["metric"],
+    "nms_padded": ["metric"],
+    "merge_boxes": ["method", "metric", "per_class"],
+    "merge_boxes_padded": ["method", "metric", "per_class"],
 }
 HUGE = (2**63, 2**64, 10**400, -(10**400), 10**5000)
 ODD = (-1, math.nan, math.inf, -math.inf, 1e300, True, "x", None, [], (1,), np.float32(0.5))
@@ -73,6 +82,8 @@ GOOD = {
 def call(op: str, **settings: Any) -> None:
     if op.endswith("nms") or op == "nms_padded":
         settings = {"iou_threshold": 0.5} | settings
+    if op.startswith("merge_boxes"):
+        settings = {"method": "wbf", "threshold": 0.5} | settings
     if op == "resize":
         settings = {"size": (1, 1)} | settings
     getattr(ops, op)(*ARGUMENTS[op], **settings)

@@ -29,7 +29,7 @@ decode_boxes_backward(Tensor grad, Tensor loc, Tensor priors_cxcywh, float v0, f
 detection_output(Tensor loc, Tensor logits, Tensor priors_cxcywh, float score_threshold, \
 float nms_threshold, int top_k, int max_detections, float v0, float v1, bool softmax, \
 bool per_class, bool keep_empty, float iou_eps, float? max_log_scale, float? clip_width, \
-float? clip_height) -> (Tensor, Tensor, Tensor, Tensor)
+float? clip_height, bool ios=False) -> (Tensor, Tensor, Tensor, Tensor)
 encode_boxes(Tensor boxes_xyxy, Tensor priors_cxcywh, float v0, float v1) -> Tensor
 encode_boxes_backward(Tensor grad, Tensor boxes_xyxy, Tensor priors_cxcywh, float v0, \
 float v1) -> Tensor
@@ -43,13 +43,19 @@ Tensor scale_b, Tensor ra, Tensor rb) -> (Tensor, Tensor, Tensor, Tensor)
 l2norm_backward(Tensor grad, Tensor x, Tensor scale, Tensor r) -> (Tensor, Tensor)
 match_priors(Tensor gt_xyxy, Tensor offsets, Tensor priors_cxcywh, float iou_threshold, \
 float iou_eps, bool corners) -> (Tensor, Tensor)
+merge_boxes(Tensor boxes_xyxy, Tensor scores, Tensor? labels, Tensor? images, float threshold, \
+int method, bool ios, int models) -> (Tensor boxes, Tensor scores, Tensor index)
+merge_boxes_padded(Tensor boxes_xyxy, Tensor scores, Tensor? labels, Tensor? images, \
+float threshold, int method, bool ios, int models) -> (Tensor boxes, Tensor scores, Tensor index, \
+Tensor count)
 multibox_loss(Tensor loc, Tensor logits, Tensor loc_targets, Tensor labels, float neg_pos_ratio, \
 bool per_image) -> (Tensor, Tensor, Tensor, Tensor)
 multibox_loss_backward(Tensor grad_loc_loss, Tensor grad_conf_loss, Tensor loc, Tensor logits, \
 Tensor loc_targets, Tensor labels, Tensor selected, Tensor normaliser) -> (Tensor, Tensor)
-nms(Tensor boxes_xyxy, Tensor scores, Tensor? idxs, float iou_threshold, float iou_eps) -> Tensor
-nms_padded(Tensor boxes_xyxy, Tensor scores, Tensor? idxs, float iou_threshold, float iou_eps) \
--> (Tensor keep, Tensor count)
+nms(Tensor boxes_xyxy, Tensor scores, Tensor? idxs, float iou_threshold, float iou_eps, \
+bool ios=False) -> Tensor
+nms_padded(Tensor boxes_xyxy, Tensor scores, Tensor? idxs, float iou_threshold, float iou_eps, \
+bool ios=False) -> (Tensor keep, Tensor count)
 resize(Tensor images, SymInt height, SymInt width) -> Tensor
 """
 

@@ -21,10 +21,11 @@ def area(boxes_xyxy: Tensor) -> Tensor:
     return (x2 - x1) * (y2 - y1)
 
 
-def pairwise_iou(a_xyxy: Tensor, b_xyxy: Tensor, eps: float = 0.0) -> Tensor:
+def pairwise_iou(a_xyxy: Tensor, b_xyxy: Tensor, eps: float = 0.0, ios: bool = False) -> Tensor:
     """IoU by broadcasting, [..., 4] and [..., 4] -> [...]; the formula of every backend.
 
-    `eps` is added to the area of the union; adding 0 changes no bit.
+    With `ios` it is the intersection over the area of the smaller box, and 0 wherever the IoU is.
+    `eps` is added to what the intersection is divided by; adding 0 changes no bit.
     """
     width = torch.minimum(a_xyxy[..., 2], b_xyxy[..., 2]) - torch.maximum(
         a_xyxy[..., 0], b_xyxy[..., 0]
@@ -33,7 +34,12 @@ def pairwise_iou(a_xyxy: Tensor, b_xyxy: Tensor, eps: float = 0.0) -> Tensor:
         a_xyxy[..., 1], b_xyxy[..., 1]
     )
     intersection = width.clamp(min=0) * height.clamp(min=0)
-    iou = intersection / (area(a_xyxy) + area(b_xyxy) - intersection + eps)
+    area_a, area_b = area(a_xyxy), area(b_xyxy)
+    if ios:
+        smaller = torch.minimum(area_a, area_b) + eps
+        iou = torch.where(area_a + area_b < torch.inf, intersection / smaller, 0)
+    else:
+        iou = intersection / (area_a + area_b - intersection + eps)
     return torch.where(iou > 0, iou, 0)  # NaN compares false
 
 

@@ -22,6 +22,7 @@ def detection_output(
     if settings.clip_width is not None:
         sides = all_boxes.new_tensor([settings.clip_width, settings.clip_height] * 2)
         all_boxes = all_boxes.clamp(min=0).minimum(sides)
+    overlap = settings.nms_threshold, settings.iou_eps, settings.ios
     all_scores = logits.to(dtype).softmax(-1) if settings.softmax else logits.to(dtype)
     for image, (boxes, scores) in enumerate(zip(all_boxes, all_scores, strict=True)):
         kept_priors, kept_labels = [], []
@@ -31,7 +32,7 @@ def detection_output(
             order = score[candidates].argsort(descending=True, stable=True)[: settings.top_k]
             candidates = candidates[order]
             candidates = candidates[~boxes[candidates].isnan().any(1)]
-            kept = candidates[greedy(boxes[candidates], settings.nms_threshold, settings.iou_eps)]
+            kept = candidates[greedy(boxes[candidates], *overlap)]
             if not settings.keep_empty:  # these suppress no others, so they can be removed last
                 empty = area(boxes[kept]) == 0
                 kept = kept[~empty | (empty.cumsum(0) == 1)]

@@ -10,14 +10,14 @@ from mdssd.ops._tensors import accumulation_dtype
 from mdssd.ops.reference.boxes import pairwise_iou
 
 
-def greedy(boxes_xyxy: Tensor, iou_threshold: float, iou_eps: float) -> Tensor:
+def greedy(boxes_xyxy: Tensor, iou_threshold: float, iou_eps: float, ios: bool) -> Tensor:
     """Positions of the kept boxes, for boxes [N, 4] in the order of falling score."""
     alive = torch.ones(len(boxes_xyxy), dtype=torch.bool, device=boxes_xyxy.device)
     kept: list[int] = []
     for i in range(len(boxes_xyxy)):
         if alive[i]:
             kept.append(i)
-            alive &= pairwise_iou(boxes_xyxy[i], boxes_xyxy, iou_eps) <= iou_threshold
+            alive &= pairwise_iou(boxes_xyxy[i], boxes_xyxy, iou_eps, ios) <= iou_threshold
     return torch.tensor(kept, dtype=torch.int64, device=boxes_xyxy.device)
 
 

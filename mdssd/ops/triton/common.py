@@ -78,18 +78,35 @@ def smaller(a, b):
 
 
 @triton.jit
-def iou(ax1, ay1, ax2, ay2, area_a, bx1, by1, bx2, by2, area_b, eps):
-    """Return the intersection over union; 0 without overlap and for degenerate or NaN boxes.
+def divisor(area_a, area_b, intersection, eps, IOS: tl.constexpr):
+    """Return what an overlap is divided by: the union's area or, with IOS, the smaller box's.
 
-    `eps` is added to the union's area. With None, no addition is compiled.
+    `eps` is added to it. With None, no addition is compiled. With IOS it is infinite, so that the
+    overlap is 0 or NaN, if an area is NaN or the sum of the areas infinite.
+    """
+    if IOS:
+        whole = tl.where(area_a < area_b, area_a, area_b)
+    else:
+        whole = area_a + area_b - intersection
+    if eps is not None:
+        whole += eps
+    if IOS:
+        whole = tl.where(area_a + area_b < float("inf"), whole, float("inf"))
+    return whole
+
+
+@triton.jit
+def iou(
+    ax1, ay1, ax2, ay2, area_a, bx1, by1, bx2, by2, area_b, eps, IOS: tl.constexpr = False,
+):  # fmt: skip
+    """Return the intersection over union or, with IOS, over the area of the smaller box.
+
+    It is 0 without overlap and for degenerate or NaN boxes.
     """
     width = larger(smaller(ax2, bx2) - larger(ax1, bx1), 0.0)
     height = larger(smaller(ay2, by2) - larger(ay1, by1), 0.0)
     intersection = width * height
-    union = area_a + area_b - intersection
-    if eps is not None:
-        union += eps
-    quotient = tl.div_rn(intersection, union)
+    quotient = tl.div_rn(intersection, divisor(area_a, area_b, intersection, eps, IOS))
     return larger(quotient, 0.0)  # 0 for NaN
 
 

@@ -40,6 +40,7 @@ from mdssd.ops.triton.common import (
     OPTIONS,
     blocks,
     decode,
+    divisor,
     load_four,
     power_of_2,
     store_four,
@@ -230,8 +231,11 @@ def clamp(x, low, high):
 
 
 @triton.jit
-def over(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2, threshold, eps, KEEP_EMPTY: tl.constexpr):
-    """Return [A, B]: whether the IoU of boxes a [A] and b [B] is above the threshold.
+def over(
+    ax1, ay1, ax2, ay2, bx1, by1, bx2, by2, threshold, eps, KEEP_EMPTY: tl.constexpr,
+    IOS: tl.constexpr,
+):  # fmt: skip
+    """Return [A, B]: whether the overlap of boxes a [A] and b [B] is above the threshold.
 
     Unless KEEP_EMPTY, also whether both areas are 0. This is `iou` of common.py without the steps
     that matter only for its value: a NaN makes an area NaN, and the comparison is then false.
@@ -240,10 +244,8 @@ def over(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2, threshold, eps, KEEP_EMPTY: tl.
     height = tl.minimum(ay2[:, None], by2[None, :]) - tl.maximum(ay1[:, None], by1[None, :])
     intersection = tl.maximum(width, 0.0) * tl.maximum(height, 0.0)
     area_a, area_b = (ax2 - ax1) * (ay2 - ay1), (bx2 - bx1) * (by2 - by1)
-    union = area_a[:, None] + area_b[None, :] - intersection
-    if eps is not None:
-        union += eps
-    result = tl.div_rn(intersection, union) > threshold
+    whole = divisor(area_a[:, None], area_b[None, :], intersection, eps, IOS)
+    result = tl.div_rn(intersection, whole) > threshold
     if not KEEP_EMPTY:
         result = result | ((area_a == 0)[:, None] & (area_b == 0)[None, :])
     return result
@@ -252,7 +254,7 @@ def over(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2, threshold, eps, KEEP_EMPTY: tl.
 @triton.jit
 def suppress_kernel(
     keys, boxes, size, kept_keys, kept_boxes, kept_size, top_k, most, threshold, eps,
-    TILE: tl.constexpr, KEEP_EMPTY: tl.constexpr,
+    TILE: tl.constexpr, KEEP_EMPTY: tl.constexpr, IOS: tl.constexpr,
 ):  # fmt: skip
     """Run greedy NMS on `boxes` [lists, top_k, 4], sorted by falling score, one list per program.
 
@@ -281,11 +283,11 @@ def suppress_kernel(
         for start in range(0, kept, TILE):
             other = start + t
             ox1, oy1, ox2, oy2 = load_four(kept_boxes, other, other < kept)
-            hit = over(ox1, oy1, ox2, oy2, x1, y1, x2, y2, threshold, eps, KEEP_EMPTY)
+            hit = over(ox1, oy1, ox2, oy2, x1, y1, x2, y2, threshold, eps, KEEP_EMPTY, IOS)
             hit = hit & (other < kept)[:, None]
             alive = tl.where(tl.max(hit.to(tl.int32), 0) > 0, 0, alive)
         if tl.max(alive, 0) > 0:
-            hit = over(x1, y1, x2, y2, x1, y1, x2, y2, threshold, eps, KEEP_EMPTY)
+            hit = over(x1, y1, x2, y2, x1, y1, x2, y2, threshold, eps, KEEP_EMPTY, IOS)
             hit = (hit & (t[:, None] < t[None, :])).to(tl.int32)
             candidates = alive
             changed = n * 0 + 1
@@ -440,7 +442,7 @@ def detection_output(
     suppress_kernel[(lists,)](
         keys, sorted_boxes, size, kept_keys, kept_boxes, kept_size, top_k, max_detections,
         settings.nms_threshold, settings.iou_eps or None, TILE=SUPPRESSED,
-        KEEP_EMPTY=settings.keep_empty, num_warps=16, **OPTIONS,
+        KEEP_EMPTY=settings.keep_empty, IOS=settings.ios, num_warps=16, **OPTIONS,
     )  # fmt: skip
     most_kept = min(top_k, max_detections)
     joined = 1 if settings.per_class else classes - 1

@@ -33,17 +33,17 @@ SHARES = 8  # programs that share the kept boxes for the same later boxes
 
 @triton.jit
 def suppresses(
-    boxes, idxs, first_box, first_mask, second_box, second_mask, threshold, eps,
+    boxes, idxs, first_box, first_mask, second_box, second_mask, threshold, eps, IOS: tl.constexpr,
 ):  # fmt: skip
-    """Return [A, B]: whether two boxes, given by index, have one category and IoU > threshold."""
+    """Return [A, B]: whether two boxes, given by index, have one category and overlap."""
     ax1, ay1, ax2, ay2 = load_four(boxes, first_box, first_mask)
     bx1, by1, bx2, by2 = load_four(boxes, second_box, second_mask)
     value = iou(
         ax1[:, None], ay1[:, None], ax2[:, None], ay2[:, None], area(ax1, ay1, ax2, ay2)[:, None],
         bx1[None, :], by1[None, :], bx2[None, :], by2[None, :], area(bx1, by1, bx2, by2)[None, :],
-        eps,
+        eps, IOS,
     )  # fmt: skip
-    result = value > threshold  # false outside the masks, where the IoU is 0
+    result = value > threshold  # false outside the masks, where it is 0
     if idxs is not None:
         first_category = tl.load(idxs + first_box, mask=first_mask, other=0)
         second_category = tl.load(idxs + second_box, mask=second_mask, other=0)
@@ -54,7 +54,7 @@ def suppresses(
 @triton.jit
 def mask_kernel(
     boxes, idxs, order, mask, first, num_boxes, lines, threshold, eps,
-    GROUP: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, IOS: tl.constexpr,
 ):  # fmt: skip
     """Set mask[g, i] to the boxes of group g, as bits, that overlap box i of the chunk.
 
@@ -71,7 +71,9 @@ def mask_kernel(
     inside = first + row < num_boxes
     column_box = tl.load(order + column, mask=column < num_boxes, other=0)
     row_box = tl.load(order + first + row, mask=inside, other=0)
-    hit = suppresses(boxes, idxs, column_box, column < num_boxes, row_box, inside, threshold, eps)
+    hit = suppresses(
+        boxes, idxs, column_box, column < num_boxes, row_box, inside, threshold, eps, IOS,
+    )  # fmt: skip
     bit = tl.full((GROUP,), 1, tl.int64) << tl.arange(0, GROUP)
     word = tl.sum(tl.where(hit, bit[:, None], 0), 0)
     tl.store(mask + group * CHUNK + row, word)
@@ -126,7 +128,7 @@ def scan_kernel(
 @triton.jit
 def apply_kernel(
     boxes, idxs, order, keep, counts, removed, first, num_boxes, threshold, eps,
-    LATER: tl.constexpr, KEPT: tl.constexpr, SHARES: tl.constexpr,
+    LATER: tl.constexpr, KEPT: tl.constexpr, SHARES: tl.constexpr, IOS: tl.constexpr,
 ):  # fmt: skip
     """Set removed[i] = 1 for boxes i >= first that the boxes keep[counts[0]:counts[1]] suppress.
 
@@ -139,7 +141,7 @@ def apply_kernel(
     for k in range(start + tl.program_id(1) * KEPT, end, KEPT * SHARES):
         slot = k + tl.arange(0, KEPT)
         kept = tl.load(keep + slot, mask=slot < end, other=0)
-        hits = suppresses(boxes, idxs, kept, slot < end, box, i < num_boxes, threshold, eps)
+        hits = suppresses(boxes, idxs, kept, slot < end, box, i < num_boxes, threshold, eps, IOS)
         hit |= hits.to(tl.int32)
     one = tl.full((LATER,), 1, tl.uint8)
     tl.store(removed + i, one, mask=tl.max(hit, 0) != 0)  # all programs store the same value
@@ -150,7 +152,7 @@ def nms_padded(
 ) -> tuple[Tensor, Tensor]:
     """Run `mdssd.ops.nms_padded`."""
     num_boxes = boxes.shape[0]
-    threshold, eps = settings.iou_threshold, settings.iou_eps or None
+    threshold, eps, ios = settings.iou_threshold, settings.iou_eps or None, settings.ios
     order = scores.argsort(descending=True, stable=True)
     boxes = boxes.contiguous()
     idxs = None if idxs is None else idxs.contiguous()
@@ -166,7 +168,7 @@ def nms_padded(
         lines = blocks(groups * GROUP, ROWS)
         mask_kernel[((lines + 1) * (ROWS // GROUP), blocks(lines, 2))](
             boxes, idxs, order, mask, first, num_boxes, lines, threshold, eps,
-            GROUP=GROUP, ROWS=ROWS, CHUNK=CHUNK, num_warps=8, **OPTIONS,
+            GROUP=GROUP, ROWS=ROWS, CHUNK=CHUNK, IOS=ios, num_warps=8, **OPTIONS,
         )  # fmt: skip
         scan_kernel[(1,)](
             mask, removed, order, keep, counts[chunk:], first, num_boxes, groups,
@@ -176,7 +178,8 @@ def nms_padded(
         if later > 0:
             apply_kernel[(blocks(later, LATER), SHARES)](
                 boxes, idxs, order, keep, counts[chunk:], removed, first + CHUNK, num_boxes,
-                threshold, eps, LATER=LATER, KEPT=KEPT, SHARES=SHARES, num_warps=4, **OPTIONS,
+                threshold, eps, LATER=LATER, KEPT=KEPT, SHARES=SHARES, IOS=ios, num_warps=4,
+                **OPTIONS,
             )  # fmt: skip
     return keep, counts[chunks].clone()  # cloned, so that the result does not keep `counts` alive
 
