@@ -13,7 +13,8 @@ MODELS = (
     "ssd321",
     "ssd513",
 )
-# Sides of the input, in pixels, that every model can have beside those of its papers.
+# Sides of the input, in pixels, that every model can have beside those of its papers. Width and
+# height can differ.
 INPUT_SIZES = range(256, 1025, 32)
 # Sets of prior sizes. SSD has the first two; "paper" and "small" exist for MDSSD only.
 SSD_PRIOR_SCALES = ("voc", "coco")

@@ -73,18 +73,16 @@ width = decimal("a number above 0 and at most 4", lambda value: 0 < value <= 4)
 expand = decimal("a number from 1 to 16", lambda value: 1 <= value <= 16)
 
 
-def input_size(text: str) -> int:
-    """A side of the network's input; whether the model can have it is found later."""
-    if re.fullmatch(r"\d{1,9}[xX,]\d{1,9}", text):
-        raise argparse.ArgumentTypeError(
-            f"expected one number, because the network's input is a square; got {text!r}"
-        )
-    if not re.fullmatch("[0-9]{1,9}", text):
+def input_size(text: str) -> int | tuple[int, int]:
+    """The size of the network's input; whether the model can have it is found later."""
+    match = re.fullmatch("([0-9]{1,9})(?:x([0-9]{1,9}))?", text.lower())
+    if not match:
         raise argparse.ArgumentTypeError(
             f"expected a multiple of {INPUT_SIZES.step} from {INPUT_SIZES[0]} to "
-            f"{INPUT_SIZES[-1]}, got {text!r}"
+            f"{INPUT_SIZES[-1]}, or width x height as in 640x384; got {text!r}"
         )
-    return int(text)
+    width, height = int(match[1]), int(match[2] or match[1])
+    return width if width == height else (width, height)
 
 
 def one_of(choices: Sequence[str]) -> Callable[[str], str]:

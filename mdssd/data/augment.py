@@ -13,6 +13,7 @@ from mdssd.data.images import REDUCTIONS
 from mdssd.data.preprocess import to_tensor
 from mdssd.data.sample import Sample
 from mdssd.models import MEAN_RGB
+from mdssd.priors.maps import InputSize, width_height
 
 # A crop sampler per minimum IoU, of TRIALS draws each.
 MIN_IOUS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -37,11 +38,11 @@ class Augmentation:
     """SSD's augmentation: distort colours, expand, crop, resize, mirror, subtract the mean.
 
     Call it with a `Sample` and a NumPy random generator. It returns the image, float32
-    [3, size, size], the boxes, float32 [M, 4] xyxy in 0-1, and the labels, int64 [M]. A box is
+    [3, height, width], the boxes, float32 [M, 4] xyxy in 0-1, and the labels, int64 [M]. A box is
     kept, and clipped, if its centre is in the crop. Crowds are left out. M may be 0.
 
     Args:
-        size: side of the network's input, in pixels.
+        size: side of the network's input, in pixels, or (width, height) of one that is no square.
         mean: the mean of each channel, 0 to 255. It also fills the canvas around the image.
         expand: the greatest ratio of the canvas to the image, at most 16. 1 turns expansion off.
         photometric: whether to distort the colours.
@@ -72,7 +73,7 @@ class Augmentation:
 
     def __init__(
         self,
-        size: int,
+        size: InputSize,
         mean: tuple[float, float, float] = MEAN_RGB,
         *,
         expand: float = 4.0,
@@ -89,7 +90,7 @@ class Augmentation:
             raise ValueError(
                 f"Augmentation: crop_min_scale must be above 0 and at most 1, got {crop_min_scale}"
             )
-        self.size = int(size)
+        self.size = size
         self.mean = mean
         self.expand = expand
         self.photometric = photometric
@@ -137,7 +138,7 @@ class Augmentation:
         interpolation = INTERPOLATIONS[rng.integers(len(INTERPOLATIONS))]
         mirrored = bool(self.mirror and rng.random() < 0.5)
         turns = int(rng.integers(4)) if self.turn else 0
-        reduction = self._reduction(window) if reduced else 1
+        reduction = self._reduction(window, turns) if reduced else 1
         # Round to pixels of the reduced image. The boxes are relative to the rounded window.
         window = (window + reduction // 2) // reduction
         boxes_xyxy, kept = boxes_in_window(boxes_xyxy, window * reduction)
@@ -153,7 +154,8 @@ class Augmentation:
     def apply(self, view: View, image: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """Apply the draws of `draw` to the image, decoded at `view.reduction`."""
         pixels = cut_window(image, view.window, view.colour_change, self.mean)
-        pixels = cv2.resize(pixels, (self.size, self.size), interpolation=view.interpolation)
+        size = self._before_turns(view.turns)
+        pixels = cv2.resize(pixels, size, interpolation=view.interpolation)
         if view.mirrored:
             pixels = cv2.flip(pixels, 1)
         if view.turns:
@@ -165,10 +167,15 @@ class Augmentation:
             torch.from_numpy(view.labels),
         )
 
-    def _reduction(self, window: np.ndarray) -> int:
+    def _before_turns(self, turns: int) -> tuple[int, int]:
+        """Return width and height of what becomes the input by quarter turns."""
+        width, height = width_height(self.size)
+        return (height, width) if turns % 2 else (width, height)
+
+    def _reduction(self, window: np.ndarray, turns: int) -> int:
         """Return the greatest reduction at which the window has at least the input's size."""
-        sides = window[2:] - window[:2]
-        return max((r for r in REDUCTIONS if (sides >= r * self.size).all()), default=1)
+        width, height = (window[2:] - window[:2]) / self._before_turns(turns)
+        return max((r for r in REDUCTIONS if min(width, height) >= r), default=1)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mdssd.models import MEAN_RGB
+from mdssd.priors.maps import InputSize, width_height
 
 
 def to_tensor(image: np.ndarray, mean: tuple[float, float, float]) -> Tensor:
@@ -39,16 +40,16 @@ def subtract_mean(images: Tensor, mean: tuple[float, float, float] = MEAN_RGB) -
 
 
 class Preprocess:
-    """Turn an image into a network's input: warp it to a square and subtract the mean.
+    """Turn an image into a network's input: warp it to the input's size and subtract the mean.
 
     The warp is a linear resize that ignores the aspect ratio, as in the SSD paper. Pixels are
     not divided by anything.
 
     Args:
-        size: side of the input, in pixels.
+        size: side of the input, in pixels, or (width, height) of one that is no square.
         mean: the mean of each channel, 0 to 255.
 
-    Call it with an image, uint8 [H, W, 3] RGB. It returns float32 [3, size, size].
+    Call it with an image, uint8 [H, W, 3] RGB. It returns float32 [3, height, width] of the size.
 
     Raises:
         ValueError: the image is empty or of another type or shape.
@@ -60,20 +61,21 @@ class Preprocess:
         torch.Size([3, 300, 300])
     """
 
-    def __init__(self, size: int, mean: tuple[float, float, float] = MEAN_RGB) -> None:
-        self.size = int(size)
+    def __init__(self, size: InputSize, mean: tuple[float, float, float] = MEAN_RGB) -> None:
+        self.size = size
         self.mean = mean
 
     def __call__(self, image: np.ndarray) -> Tensor:
         return to_tensor(self.warp(image), self.mean)
 
     def warp(self, image: np.ndarray) -> np.ndarray:
-        """Resize only: uint8 [H, W, 3] to uint8 [size, size, 3]."""
+        """Resize only: uint8 [H, W, 3] to uint8 [height, width, 3] of the size."""
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ValueError(
                 "Preprocess: image must be a non-empty uint8 array [H, W, 3] in RGB order, "
                 f"got {image.dtype} {list(image.shape)}"
             )
-        if image.shape[:2] != (self.size, self.size):
-            image = cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_LINEAR)
+        size = width_height(self.size)
+        if image.shape[1::-1] != size:
+            image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
         return image

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mdssd import ops
 from mdssd.detection.runtime import DetectionLimits, Pipeline, Pixels, Runtime, StageTimes
+from mdssd.priors.maps import InputSize, width_height
 
 _WARM_UP = 3  # calls before a capture, in which cuDNN chooses its algorithms
 _SLOTS = 2  # batches under way: one is uploaded while the other is computed
@@ -20,7 +21,7 @@ _SLOTS = 2  # batches under way: one is uploaded while the other is computed
 class _Slot(NamedTuple):
     """The memory of one batch, and the graph that runs on it."""
 
-    host_in: Tensor  # pinned, uint8 [B, S, S, 3]
+    host_in: Tensor  # pinned, uint8 [B, H, W, 3]
     device_in: Tensor
     device_out: tuple[Tensor, ...]
     host_out: tuple[Tensor, ...]  # pinned
@@ -42,9 +43,9 @@ class Graphs:
     intermediate memory.
 
     Args:
-        run: uint8 [B, S, S, 3] on the device -> tensors with B rows. It must never wait for the
+        run: uint8 [B, H, W, 3] on the device -> tensors with B rows. It must never wait for the
             device.
-        input_size: side S, in pixels.
+        input_size: side of the input, in pixels, or (width, height) if it is no square.
         batch_size: the usual number of images.
         device: the GPU.
     """
@@ -52,12 +53,12 @@ class Graphs:
     def __init__(
         self,
         run: Callable[[Tensor], tuple[Tensor, ...]],
-        input_size: int,
+        input_size: InputSize,
         batch_size: int,
         device: torch.device,
     ) -> None:
         self._run = run
-        self._input_size = input_size
+        self._size = width_height(input_size)[::-1]  # height and width
         self._batch_size = batch_size
         self._device = device
         self._compute = torch.cuda.Stream(device)
@@ -67,7 +68,7 @@ class Graphs:
         self._started = 0
 
     def start(self, images: Sequence[NDArray[np.uint8]]) -> tuple[_Slot, int]:
-        """Begin a batch of images [H, W, 3] and return the ticket for `finish`.
+        """Begin a batch of images of any size and return the ticket for `finish`.
 
         The images are copied before this returns. Those of the input's size are uploaded
         together; the device resizes the others.
@@ -75,17 +76,18 @@ class Graphs:
         count = len(images)
         slot = self._slot(fitting_size(count, self._batch_size), self._started % _SLOTS)
         slot.done.synchronize()  # the slot's last batch, in case it was never finished
-        size = (self._input_size, self._input_size)
         frames = {}
         for i, image in enumerate(images):
-            if image.shape[:2] == size:
+            if image.shape[:2] == self._size:
                 slot.host_in[i].numpy()[...] = image
             else:
                 frames[i] = torch.from_numpy(image).pin_memory()
         with torch.cuda.stream(self._upload):
             slot.device_in[:count].copy_(slot.host_in[:count], non_blocking=True)
             for i, frame in frames.items():
-                slot.device_in[i] = ops.resize(frame.to(self._device, non_blocking=True), size)
+                slot.device_in[i] = ops.resize(
+                    frame.to(self._device, non_blocking=True), self._size
+                )
         self._compute.wait_stream(self._upload)
         # Also wait for work queued on the current stream, such as a weight update.
         self._compute.wait_stream(torch.cuda.current_stream(self._device))
@@ -116,7 +118,7 @@ class Graphs:
         return self._slots[size, number]
 
     def _capture(self, size: int) -> _Slot:
-        shape = (size, self._input_size, self._input_size, 3)
+        shape = (size, *self._size, 3)
         device_in = torch.zeros(shape, dtype=torch.uint8, device=self._device)
         self._compute.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._compute):

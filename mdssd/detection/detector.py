@@ -63,7 +63,7 @@ class Detector:
     out channels-last.
 
     Args:
-        model: images [B, 3, S, S] -> (loc [B, N, 4], logits [B, N, C]), with the attributes
+        model: images [B, 3, H, W] -> (loc [B, N, 4], logits [B, N, C]), with the attributes
             `input_size`, `num_classes` and `priors` [N, 4] cxcywh.
         classes: names of labels 1, 2 ...; None names them "class 1", "class 2" ...
         device: where to compute; None is the device of the model. A GPU also resizes the images
@@ -81,7 +81,7 @@ class Detector:
 
     Attributes:
         model, classes, device, batch_size: as above.
-        input_size: side S of the network's input, in pixels.
+        input_size: side of the network's input, in pixels, or (width, height) if it is no square.
         limits: which image files are accepted, an `ImageLimits`. It can be changed.
         upright: whether the EXIF orientation of images is applied (the default). It can be changed.
         timings: seconds spent so far per stage: decode, preprocess, network, detection_output. A
@@ -133,7 +133,7 @@ class Detector:
         input_dtype = network_dtype(runtime, dtype)
         self.model = model.to(self.device, input_dtype).eval()
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.input_size = cast(int, model.input_size)
+        self.input_size: int | tuple[int, int] = cast(Any, model.input_size)
         self.score_threshold = score_threshold
         self.nms_threshold = nms_threshold
         self.max_detections = max_detections

@@ -24,12 +24,13 @@ from mdssd import ops
 from mdssd.detection.onnx import onnx_model, traced
 from mdssd.models import MEAN_RGB, SingleShotDetector
 from mdssd.names import EXPORTS
+from mdssd.priors.maps import width_height
 from mdssd.system.files import atomic_write
 from mdssd.weights.checkpoint import check_classes
 
 
 class _Pipeline(nn.Module):
-    """Pixels [B, S, S, 3] uint8 RGB -> boxes, scores, labels, count."""
+    """Pixels [B, H, W, 3] uint8 RGB -> boxes, scores, labels, count."""
 
     mean: Tensor
 
@@ -115,7 +116,7 @@ def export(
         "input_size": model.input_size,
         "model": model.config(),
         **settings,
-        **_meanings(model.input_size, max_detections),
+        **_meanings(width_height(model.input_size), max_detections),
     }
     model.eval()
     with torch.no_grad(), _quiet():
@@ -127,15 +128,17 @@ def export(
         file.write(content)
 
 
-def _meanings(side: int, rows: int) -> dict[str, Any]:
+def _meanings(size: tuple[int, int], rows: int) -> dict[str, Any]:
     """What the input and the outputs mean, for who finds the file without these pages."""
+    width, height = size
+    shape = "the square" if width == height else "this width and height"
     return {
         "channels": "RGB",
-        "resize": "linear, to the square, without regard to the aspect ratio",
+        "resize": f"linear, to {shape}, without regard to the aspect ratio",
         "inputs": {
-            "pixels": f"[batch, {side}, {side}, 3] uint8, 0-255, channels RGB (OpenCV reads BGR: "
-            f"reverse them). Each image is resized as a whole to {side} x {side}, whatever its "
-            "aspect ratio, by linear interpolation. The program subtracts the mean itself.",
+            "pixels": f"[batch, {height}, {width}, 3] uint8, 0-255, channels RGB (OpenCV reads "
+            f"BGR: reverse them). Each image is resized as a whole to {width} x {height}, whatever "
+            "its aspect ratio, by linear interpolation. The program subtracts the mean itself.",
         },
         "outputs": {
             "boxes": f"[batch, {rows}, 4] float32: x1, y1, x2, y2 as fractions of the image's "
@@ -167,8 +170,8 @@ def _program(pipeline: _Pipeline, form: str, facts: dict[str, Any]) -> bytes:
 
 
 def _pixels(model: SingleShotDetector) -> Tensor:
-    side = model.input_size
-    return torch.zeros(2, side, side, 3, dtype=torch.uint8, device=model.priors.device)
+    width, height = width_height(model.input_size)
+    return torch.zeros(2, height, width, 3, dtype=torch.uint8, device=model.priors.device)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mdssd.models import SingleShotDetector
 from mdssd.ops._dispatch import plain_ops
 from mdssd.ops._settings import VARIANCES
+from mdssd.priors.maps import width_height
 
 
 def traced(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
@@ -26,8 +27,8 @@ def onnx_model(model: SingleShotDetector, facts: dict[str, Any]) -> Any:
         import onnxscript  # noqa: F401  # torch.onnx needs it
     except ImportError:
         raise ImportError("export: onnx needs packages: pip install onnx onnxscript") from None
-    side = model.input_size
-    images = torch.zeros(2, 3, side, side, device=model.priors.device)
+    width, height = width_height(model.input_size)
+    images = torch.zeros(2, 3, height, width, device=model.priors.device)
     exported = torch.onnx.export(
         traced(model, images).run_decompositions(plain_ops()),
         input_names=["images"],
@@ -55,7 +56,7 @@ def onnx_model(model: SingleShotDetector, facts: dict[str, Any]) -> Any:
     )
     rows = min(facts["max_detections"], len(model.priors) * len(facts["classes"]))
     texts = facts["inputs"] | facts["outputs"]
-    graph.input.append(info("pixels", kinds.UINT8, ["batch", side, side, 3], texts["pixels"]))
+    graph.input.append(info("pixels", kinds.UINT8, ["batch", height, width, 3], texts["pixels"]))
     graph.output.extend(
         info(name, kind, ["batch", *shape], texts[name])
         for name, kind, shape in (

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mdssd.ops._dispatch import plain_ops
+from mdssd.priors.maps import InputSize, width_height
 
 
 class OpenVINONetwork:
@@ -41,8 +42,8 @@ class OpenVINONetwork:
         return torch.from_numpy(results[0]), torch.from_numpy(results[1])
 
     def _compile(self, batch_size: int) -> Any:
-        side = cast(int, self._model.input_size)
-        example = torch.zeros(batch_size, 3, side, side)
+        width, height = width_height(cast(InputSize, self._model.input_size))
+        example = torch.zeros(batch_size, 3, height, width)
         with torch.inference_mode(False), torch.no_grad():
             exported = torch.export.export(self._model, (example,))
             exported = exported.run_decompositions(plain_ops())

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from mdssd import ops
 from mdssd.data.preprocess import to_tensor
+from mdssd.priors.maps import InputSize, width_height
 
-# Images [B, 3, S, S] minus the mean -> loc [B, N, 4], logits [B, N, C].
+# Images [B, 3, H, W] minus the mean -> loc [B, N, 4], logits [B, N, C].
 Network: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
 Pixels: TypeAlias = NDArray[np.uint8]
 
@@ -78,14 +79,14 @@ class Pipeline:
         network: the model as the runtime calls it.
         priors: [N, 4] float32, on the device.
         mean: the mean of each channel, 0 to 255.
-        input_size: side S of the network's input, in pixels.
+        input_size: side of the network's input, in pixels, or (width, height) if it is no square.
         dtype: the type of the network's input.
     """
 
     network: Network
     priors: Tensor
     mean: tuple[float, float, float]
-    input_size: int
+    input_size: InputSize
     dtype: torch.dtype
 
     def __post_init__(self) -> None:
@@ -97,22 +98,22 @@ class Pipeline:
         return self.priors.device
 
     def network_input(self, pixels: Sequence[Pixels]) -> Tensor:
-        """Return a batch [B, 3, S, S], channels last in memory, of images [S, S, 3].
+        """Return a batch [B, 3, H, W], channels last in memory, of images [H, W, 3].
 
-        On a GPU the images may have any size [H, W, 3]: the GPU resizes them.
+        On a GPU the images may have any size: the GPU resizes them.
         """
         if self.device.type == "cpu":
             return to_tensor(np.stack(pixels), self.mean).to(self.dtype)
         return self.normalize(self.upload(pixels))
 
     def upload(self, pixels: Sequence[Pixels]) -> Tensor:
-        """Copy images [H, W, 3] to the device and resize them there, to uint8 [B, S, S, 3]."""
-        size = (self.input_size, self.input_size)
+        """Copy images to the device and resize them there, to uint8 [B, H, W, 3]."""
+        size = width_height(self.input_size)[::-1]
         images = (torch.from_numpy(image).to(self.device) for image in pixels)
         return torch.stack([ops.resize(image, size) for image in images])
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Subtract the mean from uint8 [B, S, S, 3] and return [B, 3, S, S]."""
+        """Subtract the mean from uint8 [B, H, W, 3] and return [B, 3, H, W]."""
         return (pixels.permute(0, 3, 1, 2) - self._shift[:, None, None]).to(self.dtype)
 
     def detections(self, loc: Tensor, logits: Tensor, limits: DetectionLimits) -> ops.Detections:
@@ -135,7 +136,7 @@ class Runtime(ABC):
         """Begin a batch of one image or more, and return the ticket that `finish` takes.
 
         Args:
-            pixels: uint8 [S, S, 3] each; on a GPU of any size [H, W, 3].
+            pixels: uint8 [H, W, 3] each, of the input's size; on a GPU of any size.
             limits: the settings of this batch.
         """
 

@@ -22,6 +22,7 @@ from mdssd.data.sample import NO_IMAGE
 from mdssd.inspection.leaks import count_splits, find_leaks, same_files
 from mdssd.inspection.result import IOU, DataCheck, share_reached
 from mdssd.priors import PriorLayer, best_iou, make_priors
+from mdssd.priors.maps import InputSize, width_height
 from mdssd.system.progress import progress_bar
 
 _PART = 16  # images that a thread reads at a time
@@ -42,7 +43,7 @@ class _Checked:
 def check_data(
     dataset: DetectionDataset,
     priors_cxcywh: Tensor,
-    input_size: int,
+    input_size: InputSize,
     *,
     model: str = "the model",
     others_cxcywh: Mapping[str, Tensor] | None = None,
@@ -60,7 +61,7 @@ def check_data(
     Args:
         dataset: the data set.
         priors_cxcywh: [N, 4] in 0-1.
-        input_size: side of the network's input, in pixels.
+        input_size: side of the network's input, in pixels, or (width, height) if it is no square.
         model: the model's name in the result.
         others_cxcywh: other priors by their name, to compare their recall.
         fitted: priors fitted to the boxes, a layer for each map, to compare with the others for
@@ -163,7 +164,7 @@ def _measure(
     dataset: DetectionDataset,
     images: Sequence[_Checked],
     priors_cxcywh: Tensor,
-    input_size: int,
+    input_size: InputSize,
     model: str,
     others_cxcywh: Mapping[str, Tensor],
 ) -> DataCheck:
@@ -174,7 +175,8 @@ def _measure(
     boxes_xyxy = np.concatenate([np.zeros((0, 4)), *boxes])
     extent = np.array([image.size for image in images], float).reshape(-1, 2)[owner]  # [M, 2]
     relative_xyxy = boxes_xyxy / np.hstack([extent, extent])
-    prior_sides = (priors_cxcywh[:, 2:] * input_size).double()
+    size = width_height(input_size)
+    prior_sides = (priors_cxcywh[:, 2:] * priors_cxcywh.new_tensor(size)).double()
     rounded = torch.unique((prior_sides * 100).round() / 100, dim=0).tolist()
     others = others_cxcywh.items() if len(boxes_xyxy) else ()
     compared = {name: best_iou(relative_xyxy, priors) for name, priors in others}
@@ -190,7 +192,7 @@ def _measure(
         prior_sides=sorted((width, height) for width, height in rounded),
         image=owner,
         label=np.concatenate([np.zeros(0, np.int64), *(s.labels[~s.crowd] for s in samples)]),
-        sides=(boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) * input_size / extent,
+        sides=(boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) * size / extent,
         iou=best_iou(relative_xyxy, priors_cxcywh),
         dropped=list(dataset.dropped),
         size_faults=list(dataset.size_faults),
@@ -205,9 +207,12 @@ def _clipped(image: _Checked) -> NDArray[np.float64]:
     return np.clip(boxes_xyxy, 0, (*image.size, *image.size))
 
 
-def _suspicious(image: _Checked, classes: Sequence[str], input_size: int, tiny: float) -> list[str]:
+def _suspicious(
+    image: _Checked, classes: Sequence[str], input_size: InputSize, tiny: float
+) -> list[str]:
     """Return a line for each box that reaches beyond the image, is tiny, or occurs twice."""
     lines = []
+    across, down = width_height(input_size)
     first_class: dict[tuple[float, ...], str] = {}
     sample, size = image.sample, image.size
     arrays = (sample.boxes_xyxy, sample.labels, sample.crowd)
@@ -216,7 +221,7 @@ def _suspicious(image: _Checked, classes: Sequence[str], input_size: int, tiny: 
         reasons = []
         if min(x1, y1) < -_MARGIN or x2 > size[0] + _MARGIN or y2 > size[1] + _MARGIN:
             reasons.append(f"reaches beyond the image of {size[0]} x {size[1]}")
-        width, height = (x2 - x1) * input_size / size[0], (y2 - y1) * input_size / size[1]
+        width, height = (x2 - x1) * across / size[0], (y2 - y1) * down / size[1]
         if min(width, height) < tiny and not crowd:
             reasons.append(f"is {width:.1f} x {height:.1f} px in the input")
         if corners in first_class:

@@ -76,7 +76,7 @@ def _sizes_figure(check: DataCheck) -> Figure:
     figure = _empty_figure(4.5)
     left, right = figure.subplots(1, 2)
     sides = np.array(check.prior_sides, float).reshape(-1, 2)
-    unit = f"pixels of the {check.input_size} x {check.input_size} input"
+    unit = f"pixels of the {check.input_text} input"
     prior_sizes = np.unique(np.sqrt(sides.prod(1)).round(1))
     _histogram(left, check.size, check.iou >= IOU, prior_sizes, 8)
     left.set_xlabel(f"side of the square of a box's area, {unit}")
@@ -122,7 +122,7 @@ def _recall_figure(check: DataCheck) -> Figure:
     figure = _empty_figure(1.5 + 0.32 * rows)
     left, right = figure.subplots(1, 2)
     _bars(left, list(check.by_class()), check, "class")
-    _bars(right, list(check.by_size()), check, f"size in the {check.input_size} input")
+    _bars(right, list(check.by_size()), check, f"size in the {check.input_text} input")
     if check.fitted:
         handles, names = right.get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=5, title="other priors")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mdssd.data.reasons import grouped
 from mdssd.priors import PriorLayer
+from mdssd.priors.maps import InputSize, width_height
 from mdssd.system.text import plural
 
 IOU = 0.5
@@ -32,7 +33,7 @@ class DataCheck:
     Attributes:
         report: what `DetectionDataset.report` returned.
         model: the model's name.
-        input_size: side of the network's input, in pixels.
+        input_size: side of the network's input, in pixels, or (width, height) if it is no square.
         classes: the class names.
         image_ids: the images that could be read.
         empty: the number of images without boxes.
@@ -60,7 +61,7 @@ class DataCheck:
 
     report: str
     model: str
-    input_size: int
+    input_size: InputSize
     classes: list[str]
     image_ids: list[str]
     empty: int
@@ -94,6 +95,11 @@ class DataCheck:
     def size(self) -> NDArray[np.float64]:
         """[M]: side of the square that has the box's area, in pixels of the input."""
         return np.sqrt(self.sides.prod(1))
+
+    @property
+    def input_text(self) -> str:
+        """The size of the input for people: "300 x 300"."""
+        return " x ".join(map(str, width_height(self.input_size)))
 
     @property
     def ratio(self) -> NDArray[np.float64]:
@@ -187,10 +193,11 @@ class DataCheck:
                 f"widths {low_x} to {high_x}, heights {low_y} to {high_y}; most often {sizes} "
                 f"({count} of {total})"
             )
-        across, down = 100 * self.input_size / width, 100 * self.input_size / height
+        wide, high = width_height(self.input_size)
+        across, down = 100 * wide / width, 100 * high / height
         lines.append(f"  image sizes: {sizes}")
         lines.append(
-            f"  every image is squeezed to {self.input_size} x {self.input_size}, whatever its "
+            f"  every image is squeezed to {self.input_text}, whatever its "
             f"shape: of a {width} x {height} image, 100 x 100 px become {across:.1f} x {down:.1f}"
         )
         return lines
@@ -199,7 +206,7 @@ class DataCheck:
         """Return the boxes, sizes and recall of each class and each range of sizes."""
         every = np.ones(len(self.iou), bool)
         rows = [*self.by_class(), ("all", every), ("", every), *self.by_size()]
-        title = f"boxes in {self.input_size} x {self.input_size}"
+        title = f"boxes in {self.input_text}"
         title = title.ljust(max(12, *(len(name) for name, _ in rows)))
         lines = [f"{title}  {'boxes':>8}  {'5%':>7}  {'median':>7}  {'95%':>7}  {'recall':>7}"]
         for name, which in rows:
@@ -253,7 +260,9 @@ class DataCheck:
             sizes = ", ".join(
                 f"{round(width, 1):g} x {round(height, 1):g}" for width, height in layer.shapes()
             )
-            lines.append(f"  {layer.size} x {layer.size} cells, {layer.step:g} px apart: {sizes}")
+            row, column = layer.grids
+            apart = f"{row.step:g}" + (f" x {column.step:g}" if column.step != row.step else "")
+            lines.append(f"  {row.size} x {column.size} cells, {apart} px apart: {sizes}")
         return lines
 
     def _fit_as_dict(self) -> dict[str, Any] | None:
@@ -262,8 +271,8 @@ class DataCheck:
         ranges = [("all", np.ones(len(self.iou), bool)), *self.by_size()]
         return {
             "prior_scales": [[list(size) for size in layer.shapes()] for layer in self.fitted],
-            "cells": [layer.size for layer in self.fitted],
-            "steps": [layer.step for layer in self.fitted],
+            "cells": [_both(*(grid.size for grid in layer.grids)) for layer in self.fitted],
+            "steps": [_both(*(grid.step for grid in layer.grids)) for layer in self.fitted],
             "recall": {
                 priors: {
                     name: share_reached(iou[which]) if which.any() else None
@@ -303,6 +312,11 @@ class DataCheck:
             "refused": self.refused,
             "broken": self.broken,
         }
+
+
+def _both(of_row: float, of_column: float) -> float | list[float]:
+    """One number for both sides if they agree."""
+    return of_row if of_row == of_column else [of_row, of_column]
 
 
 def share_reached(iou: NDArray[np.float64]) -> float:

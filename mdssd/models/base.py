@@ -14,6 +14,7 @@ from mdssd.models.options import ModelOptions, OptionKeywords
 from mdssd.models.vgg import VGG16, scaled
 from mdssd.names import FREEZABLE
 from mdssd.priors import PriorLayer, Sizes, make_priors, with_sizes
+from mdssd.priors.maps import InputSize, size_text, width_height
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -60,7 +61,7 @@ class Loaded:
 class PredictionHead(nn.Module):
     """Predicts boxes and class scores from one feature map, by one convolution for each.
 
-    A map [B, C, S, S] becomes loc [B, S*S*P, 4] and logits [B, S*S*P, num_classes], for P priors
+    A map [B, C, H, W] becomes loc [B, H*W*P, 4] and logits [B, H*W*P, num_classes], for P priors
     per cell. Channel prior*4 + coordinate of the convolution `loc` predicts a coordinate (cx, cy,
     w, h); channel prior*num_classes + class of `conf` predicts the score of a class.
     """
@@ -77,7 +78,7 @@ class PredictionHead(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         rows = x.shape[2] * x.shape[3] * self.per_cell
-        # [B, P*4, S, S] -> [B, S, S, P*4] -> [B, S*S*P, 4]: a view if x is channels-last.
+        # [B, P*4, H, W] -> [B, H, W, P*4] -> [B, H*W*P, 4]: a view if x is channels-last.
         loc = self.loc(x).permute(0, 2, 3, 1).reshape(x.shape[0], rows, 4)
         logits = self.conf(x).permute(0, 2, 3, 1).reshape(x.shape[0], rows, self.num_classes)
         return loc, logits
@@ -90,7 +91,7 @@ class SingleShotDetector(nn.Module):
         name: the model's name, such as "ssd300".
         paper_sizes: the sizes of the images in the papers of this network; beside them, it can have
             those of `mdssd.names.INPUT_SIZES`.
-        input_size: side S of the images, in pixels.
+        input_size: side of the images, in pixels, or (width, height) if they are not squares.
         options: the `ModelOptions` that the model was made with.
         num_classes: number of classes C, with the background (class 0).
         priors: [N, 4] float32, (cx, cy, w, h) in 0-1. They are not part of the state dict, and
@@ -112,7 +113,7 @@ class SingleShotDetector(nn.Module):
     frozen: tuple[str, ...] = ()
     loaded: Loaded | None = None
 
-    def __init__(self, input_size: int, options: ModelOptions) -> None:
+    def __init__(self, input_size: InputSize, options: ModelOptions) -> None:
         super().__init__()
         self.name = self.model_name(input_size)
         self.input_size = input_size
@@ -132,7 +133,7 @@ class SingleShotDetector(nn.Module):
         self.register_buffer("priors", priors, persistent=False)
 
     @classmethod
-    def model_name(cls, input_size: int) -> str:
+    def model_name(cls, input_size: InputSize) -> str:
         """Return the name of the model of this size.
 
         Example:
@@ -140,10 +141,12 @@ class SingleShotDetector(nn.Module):
             >>> SSD.model_name(640)
             'ssd640'
         """
-        return f"{cls.family}{input_size}"
+        return f"{cls.family}{size_text(input_size)}"
 
     @classmethod
-    def prior_layers(cls, input_size: int, prior_scales: str | Sizes) -> tuple[PriorLayer, ...]:
+    def prior_layers(
+        cls, input_size: InputSize, prior_scales: str | Sizes
+    ) -> tuple[PriorLayer, ...]:
         """Return the priors of each feature map with a head, low to high.
 
         Raises:
@@ -161,23 +164,26 @@ class SingleShotDetector(nn.Module):
         return with_sizes(cls.model_name(input_size), layers, prior_scales)
 
     @staticmethod
-    def _prior_layers(image_size: int, scales: str) -> tuple[PriorLayer, ...]:
+    def _prior_layers(image_size: InputSize, scales: str) -> tuple[PriorLayer, ...]:
         """The priors of each feature map with a head, low to high."""
         raise NotImplementedError
 
     @classmethod
-    def _channels(cls, input_size: int) -> Mapping[str, int]:
+    def _channels(cls, input_size: InputSize) -> Mapping[str, int]:
         """The names of these maps, and their channels at width 1."""
         raise NotImplementedError
 
     @classmethod
-    def default_options(cls, input_size: int) -> ModelOptions:
+    def default_options(cls, input_size: InputSize) -> ModelOptions:
         """Return the options that the model of this size has by default."""
         return ModelOptions()
 
     @classmethod
     def create(
-        cls: type[Model], input_size: int, num_classes: int = 21, **options: Unpack[OptionKeywords]
+        cls: type[Model],
+        input_size: InputSize,
+        num_classes: int = 21,
+        **options: Unpack[OptionKeywords],
     ) -> Model:
         """Make the model of this size; options that are not given have their defaults.
 
@@ -200,7 +206,8 @@ class SingleShotDetector(nn.Module):
         """Predict boxes and class scores.
 
         Args:
-            images: [B, 3, S, S] of any floating type and memory format, RGB 0-255 minus the mean.
+            images: [B, 3, H, W] of any floating type and memory format, RGB 0-255 minus the mean;
+                H and W are the height and the width of `input_size`.
 
         Returns:
             loc [B, N, 4], encoded against `priors` (`ops.decode_boxes` decodes it), and logits
@@ -209,10 +216,10 @@ class SingleShotDetector(nn.Module):
         Raises:
             ValueError: images have another shape or an integer type.
         """
-        size = self.input_size
-        if images.ndim != 4 or images.shape[1:] != (3, size, size):
+        width, height = width_height(self.input_size)
+        if images.ndim != 4 or images.shape[1:] != (3, height, width):
             raise ValueError(
-                f"{self.name}: images must have shape [B, 3, {size}, {size}], "
+                f"{self.name}: images must have shape [B, 3, {height}, {width}], "
                 f"got {list(images.shape)}"
             )
         if not images.is_floating_point():

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
+from itertools import permutations
 from typing import Any
 
 from mdssd.models.base import SingleShotDetector
@@ -10,17 +11,19 @@ from mdssd.models.mdssd import MDSSD
 from mdssd.models.options import ModelOptions
 from mdssd.models.ssd import SSD
 from mdssd.names import INPUT_SIZES, MODELS
-from mdssd.priors.maps import check_input_size
+from mdssd.priors.maps import InputSize, check_input_size
 
 _NETWORKS: tuple[type[SingleShotDetector], ...] = (MDSSD, SSD, DSSD, ResNetSSD)
-_BY_NAME = {
+_BY_NAME: dict[str, tuple[type[SingleShotDetector], InputSize]] = {
     network.model_name(size): (network, size)
     for network in _NETWORKS
-    for size in (*network.paper_sizes, *INPUT_SIZES)
+    for size in (*network.paper_sizes, *INPUT_SIZES, *permutations(INPUT_SIZES, 2))
 }
 
 
-def network_of(model: Any, where: str = "model: expected") -> tuple[type[SingleShotDetector], int]:
+def network_of(
+    model: Any, where: str = "model: expected"
+) -> tuple[type[SingleShotDetector], InputSize]:
     """Return the class and the input size of the model of this name.
 
     Args:
@@ -40,27 +43,27 @@ def network_of(model: Any, where: str = "model: expected") -> tuple[type[SingleS
         got = got if len(got) <= 60 else f"{got[:57]}..."
         raise ValueError(
             f"{where} one of {', '.join(MODELS)}, or such a name with another input size, "
-            f"as in mdssd640 ({INPUT_SIZES[0]} to {INPUT_SIZES[-1]} in steps of "
+            f"as in mdssd640 or mdssd640x384 ({INPUT_SIZES[0]} to {INPUT_SIZES[-1]} in steps of "
             f"{INPUT_SIZES.step}); got {got}"
         )
     return _BY_NAME[model]
 
 
-def input_size(model: str) -> int:
-    """Return the side of the images of the model of this name, in pixels.
+def input_size(model: str) -> InputSize:
+    """Return the side, or (width, height), of the images of the model of this name, in pixels.
 
     Raises:
         ValueError: there is no such model.
 
     Example:
         >>> from mdssd.models.build import input_size
-        >>> input_size("mdssd640")
-        640
+        >>> input_size("mdssd640"), input_size("mdssd640x384")
+        (640, (640, 384))
     """
     return network_of(model)[1]
 
 
-def with_input_size(model: str, size: int | None) -> str:
+def with_input_size(model: str, size: InputSize | None) -> str:
     """Return the name of the model with another input size; None leaves it as it is.
 
     Raises:

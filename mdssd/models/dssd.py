@@ -14,7 +14,13 @@ from mdssd.models.options import ModelOptions
 from mdssd.models.resnet import Bottleneck, ExtraBlocks, ResNet101, conv_bn
 from mdssd.models.vgg import scaled
 from mdssd.priors import dssd_prior_layers
-from mdssd.priors.maps import RESNET_PAPER_SIZES, resnet_extra_layers
+from mdssd.priors.maps import (
+    RESNET_PAPER_SIZES,
+    InputSize,
+    extra_layers,
+    resnet_extra_layers,
+    size_text,
+)
 
 # The maps of the base network, low to high, and their channels; small inputs lack the last ones.
 _CHANNELS = {
@@ -50,7 +56,7 @@ class ResNetSSD(SingleShotDetector):
 
     _prior_layers = staticmethod(dssd_prior_layers)
 
-    def __init__(self, input_size: int, options: ModelOptions) -> None:
+    def __init__(self, input_size: InputSize, options: ModelOptions) -> None:
         super().__init__(input_size, options)
         width = options.width
         if not options.batch_norm:
@@ -67,20 +73,20 @@ class ResNetSSD(SingleShotDetector):
         self._init_weights()
 
     @classmethod
-    def model_name(cls, input_size: int) -> str:
+    def model_name(cls, input_size: InputSize) -> str:
         family = "ssd" if input_size in cls.paper_sizes else cls.family
-        return f"{family}{input_size}"
+        return f"{family}{size_text(input_size)}"
 
     @classmethod
-    def default_options(cls, input_size: int) -> ModelOptions:
+    def default_options(cls, input_size: InputSize) -> ModelOptions:
         return ModelOptions(batch_norm=True, prior_scales="coco" if input_size == 513 else "voc")
 
     @classmethod
-    def _channels(cls, input_size: int) -> dict[str, int]:
+    def _channels(cls, input_size: InputSize) -> dict[str, int]:
         return {source: 4 * cls._inner(input_size, source) for source in _CHANNELS}
 
     @staticmethod
-    def _inner(input_size: int, source: str) -> int:
+    def _inner(input_size: InputSize, source: str) -> int:
         """Inner channels of a prediction module at width 1."""
         return _SSD513_INNER.get(source, 256) if input_size == 513 else 256
 
@@ -113,7 +119,12 @@ class DeconvolutionModule(nn.Module):
     """
 
     def __init__(
-        self, lateral_channels: int, deep_channels: int, channels: int, kernel: int, stride: int
+        self,
+        lateral_channels: int,
+        deep_channels: int,
+        channels: int,
+        kernel: tuple[int, int],
+        stride: tuple[int, int],
     ) -> None:
         super().__init__()
         self.lateral = nn.Sequential(
@@ -157,11 +168,11 @@ class DSSD(ResNetSSD):
     family = "dssd"
 
     @classmethod
-    def model_name(cls, input_size: int) -> str:
-        return f"{cls.family}{input_size}"
+    def model_name(cls, input_size: InputSize) -> str:
+        return f"{cls.family}{size_text(input_size)}"
 
     @staticmethod
-    def _inner(input_size: int, source: str) -> int:
+    def _inner(input_size: InputSize, source: str) -> int:
         return 256
 
     def _add_layers(self, channels: list[int]) -> list[int]:
@@ -171,9 +182,10 @@ class DSSD(ResNetSSD):
         self.deconv = nn.ModuleDict()  # top to bottom
         # Each undoes the layer that made the map above. Of a single cell the stride has no meaning,
         # and is the paper's: 1.
-        layers = resnet_extra_layers(self.input_size)
-        reverse = [(layer.kernel, layer.stride) for layer in layers[::-1]] + [(2, 2)]
-        reverse[0] = (reverse[0][0], 1)
+        reverse = [((2, 2), (2, 2))]
+        for down, along in extra_layers(resnet_extra_layers, self.input_size):
+            reverse.insert(0, ((down.kernel, along.kernel), (down.stride, along.stride)))
+        reverse[0] = (reverse[0][0], (1, 1))
         for source, lateral, (kernel, stride) in zip(
             list(self.heads)[-2::-1], lower[::-1], reverse, strict=True
         ):

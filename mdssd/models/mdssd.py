@@ -7,8 +7,8 @@ from mdssd import ops
 from mdssd.models.base import SingleShotDetector
 from mdssd.models.options import ModelOptions
 from mdssd.models.vgg import VGG16, ExtraLayers, conv_block, scaled
-from mdssd.priors import mdssd_prior_layers
-from mdssd.priors.maps import VGG_PAPER_SIZES, deconvolution
+from mdssd.priors import PriorLayer, mdssd_prior_layers
+from mdssd.priors.maps import VGG_PAPER_SIZES, InputSize, deconvolution
 
 _CHANNELS = {
     "module1": 256,
@@ -35,11 +35,11 @@ class FusionModule(nn.Module):
     high: [2x2 deconv, 3x3 conv, ReLU] x 2 -> deconv -> 3x3 conv -> L2Norm
     sum -> ReLU -> 3x3 conv -> ReLU
 
-    low [B, low_channels, S, S] and high [B, high_channels, T, T] become [B, out_channels, S, S];
-    three deconvolutions of stride 2 enlarge T to S. Both L2Norm scales are learned and start at 20,
-    as in SSD. With `batch_norm` the convolutions are normalised, and the scales start at 1 (low)
-    and 0.1 (high). The deconvolutions are not normalised, because the next convolution follows
-    without a ReLU in between.
+    low [B, low_channels, H, W] and high [B, high_channels, T, U] become [B, out_channels, H, W];
+    three deconvolutions of stride 2 enlarge T to H and U to W. Both L2Norm scales are learned
+    and start at 20, as in SSD. With `batch_norm` the convolutions are normalised, and the scales
+    start at 1 (low) and 0.1 (high). The deconvolutions are not normalised, because the next
+    convolution follows without a ReLU in between.
     """
 
     def __init__(
@@ -48,8 +48,8 @@ class FusionModule(nn.Module):
         high_channels: int,
         middle_channels: int,
         out_channels: int,
-        last_kernel: int,
-        last_padding: int,
+        last_kernel: int | tuple[int, int],
+        last_padding: int | tuple[int, int],
         batch_norm: bool,
     ) -> None:
         super().__init__()
@@ -98,23 +98,21 @@ class MDSSD(SingleShotDetector):
 
     _prior_layers = staticmethod(mdssd_prior_layers)
 
-    def __init__(self, input_size: int, options: ModelOptions) -> None:
+    def __init__(self, input_size: InputSize, options: ModelOptions) -> None:
         super().__init__(input_size, options)
         width, batch_norm = options.width, options.batch_norm
         self.trunk = VGG16(width, batch_norm)
         self.extras = ExtraLayers(input_size, width, batch_norm)
         c256, c512, c1024 = (scaled(c, width) for c in (256, 512, 1024))
-        sizes = [layer.size for layer in self.prior_layers(input_size, options.prior_scales)]
-        last1, last2, last3 = (
-            deconvolution(4 * high, low) for low, high in zip(sizes[:3], sizes[3:6], strict=True)
-        )
+        layers = self.prior_layers(input_size, options.prior_scales)
+        last1, last2, last3 = map(_last_deconvolution, layers[:3], layers[3:6])
         self.module1 = FusionModule(c256, c512, c256, c256, *last1, batch_norm)
         self.module2 = FusionModule(c512, c256, c256, c512, *last2, batch_norm)
         self.module3 = FusionModule(c1024, c256, c512, c1024, *last3, batch_norm)
         self._init_weights()
 
     @classmethod
-    def _channels(cls, input_size: int) -> dict[str, int]:
+    def _channels(cls, input_size: InputSize) -> dict[str, int]:
         return _CHANNELS
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
@@ -126,3 +124,14 @@ class MDSSD(SingleShotDetector):
             self.module3(conv7, extras[2]),
             *extras,
         ]
+
+
+def _last_deconvolution(
+    low: PriorLayer, high: PriorLayer
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Kernel and padding, each down a column and along a row, from four times `high` to `low`."""
+    along, down = (
+        deconvolution(4 * from_.size, to.size)
+        for from_, to in zip(high.grids, low.grids, strict=True)
+    )
+    return (down[0], along[0]), (down[1], along[1])

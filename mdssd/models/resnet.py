@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mdssd.models.vgg import scaled
-from mdssd.priors.maps import resnet_extra_layers
+from mdssd.priors.maps import InputSize, extra_layers, resnet_extra_layers
 
 # Of batch normalisation, as in Caffe; PyTorch's default is 1e-5.
 _EPS = 1e-3
@@ -41,8 +41,8 @@ class Bottleneck(nn.Module):
         mid_channels: int,
         out_channels: int,
         *,
-        kernel: int = 1,
-        stride: int = 1,
+        kernel: int | tuple[int, int] = 1,
+        stride: int | tuple[int, int] = 1,
         dilation: int = 1,
         project: bool = True,
     ) -> None:
@@ -96,8 +96,8 @@ class ResNet101(nn.Module):
         self.layer4 = _stage(3, c5, c4, scaled(2048, width), dilation=2)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return res3b3 [B, 512, S/8, S/8] and res5c [B, 2048, S/16, S/16], each after its ReLU,
-        of images [B, 3, S, S]. Sizes are rounded down.
+        """Return res3b3 [B, 512, H/8, W/8] and res5c [B, 2048, H/16, W/16], each after its ReLU,
+        of images [B, 3, H, W]. Sizes are rounded down.
         """
         x = F.relu(self.bn1(self.conv1(images)), inplace=True)
         x = F.max_pool2d(x, 3, 2, ceil_mode=True)
@@ -112,10 +112,11 @@ class ExtraBlocks(nn.Module):
     `resnet_extra_layers` has the rule. All have 1024 channels.
     """
 
-    def __init__(self, input_size: int, width: float = 1.0) -> None:
+    def __init__(self, input_size: InputSize, width: float = 1.0) -> None:
         super().__init__()
         in_channels, out = scaled(2048, width), scaled(1024, width)
-        for n, (kernel, stride, _) in enumerate(resnet_extra_layers(input_size), start=6):
+        for n, sides in enumerate(extra_layers(resnet_extra_layers, input_size), start=6):
+            kernel, stride, _ = zip(*sides, strict=True)
             block = Bottleneck(in_channels, scaled(256, width), out, kernel=kernel, stride=stride)
             self.add_module(f"res{n}", block)
             in_channels = out

@@ -8,7 +8,7 @@ from mdssd.models.base import SingleShotDetector
 from mdssd.models.options import ModelOptions
 from mdssd.models.vgg import VGG16, ExtraLayers, scaled
 from mdssd.priors import ssd_prior_layers
-from mdssd.priors.maps import VGG_PAPER_SIZES
+from mdssd.priors.maps import VGG_PAPER_SIZES, InputSize
 
 _CHANNELS = {
     "conv4_3": 512,
@@ -40,7 +40,7 @@ class SSD(SingleShotDetector):
 
     _prior_layers = staticmethod(ssd_prior_layers)
 
-    def __init__(self, input_size: int, options: ModelOptions) -> None:
+    def __init__(self, input_size: InputSize, options: ModelOptions) -> None:
         super().__init__(input_size, options)
         width, batch_norm = options.width, options.batch_norm
         self.trunk = VGG16(width, batch_norm)
@@ -49,7 +49,7 @@ class SSD(SingleShotDetector):
         self._init_weights()
 
     @classmethod
-    def _channels(cls, input_size: int) -> dict[str, int]:
+    def _channels(cls, input_size: InputSize) -> dict[str, int]:
         return _CHANNELS
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:

@@ -5,7 +5,7 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mdssd.priors.maps import vgg_extra_layers
+from mdssd.priors.maps import InputSize, extra_layers, vgg_extra_layers
 
 # The mean that SSD subtracts from the pixels, RGB in 0-255.
 MEAN_RGB = (123.0, 117.0, 104.0)
@@ -19,10 +19,10 @@ def scaled(channels: int, width: float) -> int:
 def conv_block(
     in_channels: int,
     out_channels: int,
-    kernel: int = 3,
+    kernel: int | tuple[int, int] = 3,
     *,
-    stride: int = 1,
-    padding: int = 0,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
     dilation: int = 1,
     batch_norm: bool = False,
     relu: bool = True,
@@ -73,8 +73,8 @@ class VGG16(nn.Module):
         self.fc7 = conv_block(fc, fc, 1, batch_norm=batch_norm)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return conv3_3 [B, 256, S/4, S/4], conv4_3 [B, 512, S/8, S/8] and conv7
-        [B, 1024, S/16, S/16], each after its ReLU, of images [B, 3, S, S]. Sizes are rounded up.
+        """Return conv3_3 [B, 256, H/4, W/4], conv4_3 [B, 512, H/8, W/8] and conv7
+        [B, 1024, H/16, W/16], each after its ReLU, of images [B, 3, H, W]. Sizes are rounded up.
         """
         x = F.max_pool2d(self.conv1(images), 2, ceil_mode=True)
         x = F.max_pool2d(self.conv2(x), 2, ceil_mode=True)
@@ -92,10 +92,11 @@ class ExtraLayers(nn.Module):
     `vgg_extra_layers` has the rule. The first map has 512 channels, the others 256.
     """
 
-    def __init__(self, input_size: int, width: float = 1.0, batch_norm: bool = False) -> None:
+    def __init__(self, input_size: InputSize, width: float = 1.0, batch_norm: bool = False) -> None:
         super().__init__()
         in_channels = scaled(1024, width)
-        for n, (kernel, stride, padding) in enumerate(vgg_extra_layers(input_size), start=8):
+        for n, sides in enumerate(extra_layers(vgg_extra_layers, input_size), start=8):
+            kernel, stride, padding = zip(*sides, strict=True)
             narrow, out = (256, 512) if n == 8 else (128, 256)
             layers = nn.Sequential()
             layers.add_module(

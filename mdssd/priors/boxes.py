@@ -16,9 +16,13 @@ from mdssd.priors.maps import (
     RESNET_PAPER_SIZES,
     VGG_PAPER_SIZES,
     Grid,
+    InputSize,
     check_input_size,
+    grids,
+    mean_side,
     resnet_grids,
     vgg_grids,
+    width_height,
 )
 
 _CHUNK = 64  # boxes at a time: with mdssd512's 90,100 priors, their IoU takes 23 MB
@@ -41,13 +45,14 @@ class PriorLayer:
     """The priors of one feature map.
 
     Attributes:
-        size: number of cells in a row and in a column.
+        size: number of cells in a row, and in a column unless `column` has another.
         step: distance between cells, in input pixels.
         min_size, max_size: sizes of the priors, in input pixels.
         aspect_ratios: width / height of the boxes other than squares; the inverse of each is added.
         first: centre of the first cell, in input pixels; None means half a step.
         sizes: (width, height) of each prior of a cell, in input pixels, in place of `min_size`,
             `max_size` and `aspect_ratios`; None means that these three decide.
+        column: the cells of a column, if the input is not a square; None: they are as in a row.
 
     Example:
         >>> from mdssd.priors import PriorLayer
@@ -62,6 +67,13 @@ class PriorLayer:
     aspect_ratios: tuple[float, ...]
     first: float | None = None
     sizes: tuple[tuple[float, float], ...] | None = None
+    column: Grid | None = None
+
+    @property
+    def grids(self) -> tuple[Grid, Grid]:
+        """The cells of a row and of a column."""
+        row = Grid(self.size, self.step, self.first)
+        return row, self.column or row
 
     @property
     def per_cell(self) -> int:
@@ -92,7 +104,7 @@ class PriorLayer:
         return tuple(shapes)
 
 
-def ssd_prior_layers(image_size: int, scales: str = "voc") -> tuple[PriorLayer, ...]:
+def ssd_prior_layers(image_size: InputSize, scales: str = "voc") -> tuple[PriorLayer, ...]:
     """Return the layers of SSD, conv4_3 first: 8732 priors for an input of 300, 24564 for 512.
 
     `mdssd.priors.maps` has the maps of the other sizes. The squares of the first two maps lie on
@@ -100,9 +112,10 @@ def ssd_prior_layers(image_size: int, scales: str = "voc") -> tuple[PriorLayer, 
     512, 20.2 and 54.9 for 640. So the smallest priors have about as many pixels in every input, and
     a larger input reaches objects that are smaller in the photograph. From the second map on the
     squares grow by even steps of whole percents of the input, to at most 90%, as in SSD's code.
+    Squares for an input that is no square are those of the square input of the same area.
 
     Args:
-        image_size: 300, or a multiple of 32 from 256 to 1024.
+        image_size: 300, or a multiple of 32 from 256 to 1024; or two of these: (width, height).
         scales: "voc" or "coco", for the sizes of the original code for that data set.
 
     Raises:
@@ -121,11 +134,11 @@ def ssd_prior_layers(image_size: int, scales: str = "voc") -> tuple[PriorLayer, 
             f"ssd_prior_layers: prior_scales must be 'voc' or 'coco', got {scales!r}"
             + (f" ({scales!r} exists for MDSSD only)" if scales in PRIOR_SCALES else "")
         )
-    grids = vgg_grids(image_size)
-    return _vgg_layers(grids, _squares(image_size, scales, len(grids), VGG_PAPER_SIZES, _SSD_LAST))
+    cells = grids(vgg_grids, image_size)
+    return _vgg_layers(cells, _squares(image_size, scales, len(cells), VGG_PAPER_SIZES, _SSD_LAST))
 
 
-def mdssd_prior_layers(image_size: int, scales: str = "voc") -> tuple[PriorLayer, ...]:
+def mdssd_prior_layers(image_size: InputSize, scales: str = "voc") -> tuple[PriorLayer, ...]:
     """Return the layers of MDSSD, Module 1 first: 31232 priors for an input of 300, 90100 for 512.
 
     Modules 2 and 3 replace SSD's conv4_3 and conv7. Module 1 has Module 2's boxes on a map of twice
@@ -138,7 +151,7 @@ def mdssd_prior_layers(image_size: int, scales: str = "voc") -> tuple[PriorLayer
     smallest square is 60 pixels for an input of 300.
 
     Args:
-        image_size: 300, or a multiple of 32 from 256 to 1024.
+        image_size: 300, or a multiple of 32 from 256 to 1024; or two of these: (width, height).
         scales: "voc" or "coco" for SSD's sizes, or "paper". For small objects use "coco", whose
             smallest square is 21 pixels (20 for an input of 512). For objects of 8 to 14 pixels,
             which no box of "coco" overlaps by half, use "small", which is not in the paper: "coco"
@@ -159,22 +172,22 @@ def mdssd_prior_layers(image_size: int, scales: str = "voc") -> tuple[PriorLayer
         raise ValueError(
             f"mdssd_prior_layers: prior_scales must be one of {PRIOR_SCALES}, got {scales!r}"
         )
-    grids = vgg_grids(image_size)
+    cells = grids(vgg_grids, image_size)
     if scales == "paper":
-        last = len(grids) - 1
-        sizes = tuple(image_size * (0.2 + 0.7 * k / last) for k in range(last + 2))
+        side, last = mean_side(image_size), len(cells) - 1
+        sizes = tuple(side * (0.2 + 0.7 * k / last) for k in range(last + 2))
     else:
         like = "coco" if scales == "small" else scales
-        sizes = _squares(image_size, like, len(grids), VGG_PAPER_SIZES, _SSD_LAST)
-    layers = _vgg_layers(grids, sizes)
+        sizes = _squares(image_size, like, len(cells), VGG_PAPER_SIZES, _SSD_LAST)
+    layers = _vgg_layers(cells, sizes)
     min_size, max_size = layers[0].min_size, layers[0].max_size
     if scales == "small":
         min_size, max_size = min_size / 2, min_size
-    module1 = PriorLayer(image_size // 4, 4, min_size, max_size, layers[0].aspect_ratios)
-    return (module1, *layers)
+    row, column = (Grid(side // 4, 4) for side in width_height(image_size))
+    return (_layer(row, column, min_size, max_size, layers[0].aspect_ratios), *layers)
 
 
-def dssd_prior_layers(image_size: int, scales: str) -> tuple[PriorLayer, ...]:
+def dssd_prior_layers(image_size: InputSize, scales: str) -> tuple[PriorLayer, ...]:
     """Return the layers of SSD and DSSD on ResNet-101, res3b3 first.
 
     There are 17080 priors for an input of 321 and 43688 for 513, with eight boxes in every cell.
@@ -183,7 +196,7 @@ def dssd_prior_layers(image_size: int, scales: str) -> tuple[PriorLayer, ...]:
     the other sizes, and the squares follow the rule of `ssd_prior_layers`, to at most 95%.
 
     Args:
-        image_size: 321, 513, or a multiple of 32 from 256 to 1024.
+        image_size: 321, 513, or a multiple of 32 from 256 to 1024; or two of these multiples.
         scales: "voc" or "coco"; for 321 only "voc" and for 513 only "coco", because the original
             code has no other sizes.
 
@@ -196,24 +209,24 @@ def dssd_prior_layers(image_size: int, scales: str) -> tuple[PriorLayer, ...]:
         [40, 20, 10, 5, 3, 1]
     """
     check_input_size("dssd_prior_layers: image_size must be", image_size, RESNET_PAPER_SIZES)
-    name = _DSSD_SCALES.get(image_size)
+    name = _DSSD_SCALES.get(image_size) if isinstance(image_size, int) else None
     if scales not in SSD_PRIOR_SCALES if name is None else scales != name:
         expected = "'voc' or 'coco'" if name is None else repr(name)
         raise ValueError(
             f"dssd_prior_layers: prior_scales of an input of {image_size} must be {expected}, "
             f"got {scales!r}"
         )
-    grids = resnet_grids(image_size)
-    sizes = _squares(image_size, scales, len(grids), RESNET_PAPER_SIZES, _DSSD_LAST)
+    cells = grids(resnet_grids, image_size)
+    sizes = _squares(image_size, scales, len(cells), RESNET_PAPER_SIZES, _DSSD_LAST)
     return tuple(
-        PriorLayer(grid.size, grid.step, min_size, max_size, (1.6, 2, 3), grid.first)
-        for grid, min_size, max_size in zip(grids, sizes[:-1], sizes[1:], strict=True)
+        _layer(row, column, min_size, max_size, (1.6, 2, 3))
+        for (row, column), min_size, max_size in zip(cells, sizes[:-1], sizes[1:], strict=True)
     )
 
 
 def make_priors(
     layers: Sequence[PriorLayer],
-    image_size: int,
+    image_size: InputSize,
     *,
     clip: bool | str = False,
     truncate_sizes: bool = False,
@@ -228,7 +241,7 @@ def make_priors(
 
     Args:
         layers: the layers, of the functions above or your own.
-        image_size: side of the input, in pixels.
+        image_size: side of the input, in pixels, or (width, height) of one that is no square.
         clip: False, as in the original code; True to clamp all four numbers to [0, 1], as PyTorch
             ports of SSD do; "size" to clamp only the width and height, as torchvision does.
         truncate_sizes: truncate `min_size` and `max_size` to whole pixels, as the original code
@@ -252,14 +265,13 @@ def make_priors(
     for layer in layers:
         sizes = layer.shapes(truncate_sizes=truncate_sizes)
         wh = torch.tensor(sizes, dtype=torch.float64, device="cpu")  # [P, 2]
-        first = layer.step / 2 if layer.first is None else layer.first
-        centre = torch.arange(layer.size, dtype=torch.float64, device="cpu") * layer.step + first
-        cy, cx = torch.meshgrid(centre, centre, indexing="ij")  # [S, S]
-        cxcy = torch.stack((cx, cy), dim=-1)[:, :, None]  # [S, S, 1, 2]
-        cells = (layer.size, layer.size, len(sizes), 2)
-        cxcywh = torch.cat((cxcy.expand(cells), wh.expand(cells)), dim=-1)  # [S, S, P, 4]
+        row, column = map(_centres, layer.grids)
+        cy, cx = torch.meshgrid(column, row, indexing="ij")  # [H, W]
+        cxcy = torch.stack((cx, cy), dim=-1)[:, :, None]  # [H, W, 1, 2]
+        cells = (len(column), len(row), len(sizes), 2)
+        cxcywh = torch.cat((cxcy.expand(cells), wh.expand(cells)), dim=-1)  # [H, W, P, 4]
         boxes.append(cxcywh.reshape(-1, 4))
-    priors = torch.cat(boxes) / image_size
+    priors = torch.cat(boxes) / torch.tensor(width_height(image_size) * 2, device="cpu")
     if clip:
         priors[:, 2 if clip == "size" else 0 :].clamp_(0, 1)
     return priors.float()
@@ -341,33 +353,48 @@ def _best_of_grid(
     return common / (areas - common)
 
 
+def _centres(grid: Grid) -> Tensor:
+    first = grid.step / 2 if grid.first is None else grid.first
+    return torch.arange(grid.size, dtype=torch.float64, device="cpu") * grid.step + first
+
+
 def _squares(
-    image_size: int, scales: str, maps: int, paper_sizes: tuple[int, int], last: int
+    image_size: InputSize, scales: str, maps: int, paper_sizes: tuple[int, int], last: int
 ) -> tuple[float, ...]:
     """Return min_size of each layer from conv4_3 or res3b3 on, then max_size of the last layer.
 
     The max_size of any other layer is the min_size of the next one.
     """
+    side = mean_side(image_size)
     if image_size in paper_sizes:
         first, second = _PERCENT[scales][paper_sizes.index(image_size)]
     else:
         small, large = paper_sizes
-        part = (image_size - small) / (large - small)
+        part = (side - small) / (large - small)
         first, second = (
-            ((1 - part) * small * low + part * large * high) / image_size
+            ((1 - part) * small * low + part * large * high) / side
             for low, high in zip(*_PERCENT[scales], strict=True)
         )
     step = (last - second) // (maps - 2)
     percents = (first, *(second + step * k for k in range(maps)))
-    return tuple(percent * image_size / 100 for percent in percents)
+    return tuple(percent * side / 100 for percent in percents)
 
 
-def _vgg_layers(grids: Sequence[Grid], sizes: Sequence[float]) -> tuple[PriorLayer, ...]:
+def _vgg_layers(
+    cells: Sequence[tuple[Grid, Grid]], sizes: Sequence[float]
+) -> tuple[PriorLayer, ...]:
     # The lowest and the two highest maps lack the ratio 3.
-    ratios = ((2,), *((2, 3),) * (len(grids) - 3), (2,), (2,))
+    ratios = ((2,), *((2, 3),) * (len(cells) - 3), (2,), (2,))
     return tuple(
-        PriorLayer(grid.size, grid.step, min_size, max_size, ratio)
-        for grid, min_size, max_size, ratio in zip(
-            grids, sizes[:-1], sizes[1:], ratios, strict=True
+        _layer(row, column, min_size, max_size, ratio)
+        for (row, column), min_size, max_size, ratio in zip(
+            cells, sizes[:-1], sizes[1:], ratios, strict=True
         )
     )
+
+
+def _layer(
+    row: Grid, column: Grid, min_size: float, max_size: float, ratios: tuple[float, ...]
+) -> PriorLayer:
+    other = None if column == row else column
+    return PriorLayer(row.size, row.step, min_size, max_size, ratios, row.first, column=other)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdssd.priors.boxes import PriorLayer
-from mdssd.priors.maps import Grid
+from mdssd.priors.maps import Grid, InputSize, width_height
 from mdssd.priors.sizes import Sizes
 
 Array = NDArray[np.floating]
@@ -56,7 +56,7 @@ _AT_A_TIME = 8
 def fit_priors(
     boxes_xyxy: NDArray[np.floating],
     layers: Sequence[PriorLayer],
-    input_size: int,
+    input_size: InputSize,
     *,
     labels: NDArray[np.integer] | None = None,
     enlarged: float = 1.0,
@@ -73,7 +73,7 @@ def fit_priors(
         boxes_xyxy: [M, 4], as fractions of the image, from 0 to 1.
         layers: the priors to start from, of which each map keeps its number. Their grids decide,
             and a size remains unless another is better for the boxes.
-        input_size: side of the input, in pixels.
+        input_size: side of the input, in pixels, or (width, height) of one that is no square.
         labels: [M], the class of each box; None means one class.
         enlarged: how much larger crops can show an object, in width and in height.
         turned: whether training turns images by quarters.
@@ -95,7 +95,7 @@ def fit_priors(
     """
     if labels is None:
         labels = np.zeros(len(boxes_xyxy), np.int64)
-    sides = _width_height(input_size)
+    sides = np.array(width_height(input_size), np.float64)
     boxes = _weighted_boxes(boxes_xyxy, labels, sides, enlarged, turned)
     choice = _Choice(boxes, layers)
     tried = {layer: _sizes_to_try(layer, sides) for layer in layers}
@@ -135,7 +135,7 @@ def best_of_sizes(
         part = slice(start, start + _AT_A_TIME)
         across, down = (
             _common(sizes[part, axis, None], side[:, axis], centre[:, axis], grid)
-            for axis, grid in enumerate(_grids(layer))
+            for axis, grid in enumerate(layer.grids)
         )
         most[part] = across[_NEAREST] * down[_NEAREST]
         for width, height in itertools.product(across, down):
@@ -159,16 +159,6 @@ def _common(prior: Array, box: Array, centre: Array, grid: Grid) -> list[Array]:
         length = (half - away).clip(0, shorter)
         lengths.append(length * ((cell >= 0) & (cell < grid.size)))
     return lengths
-
-
-def _grids(layer: PriorLayer) -> tuple[Grid, Grid]:
-    """Return the cells of a row and of a column."""
-    return (Grid(layer.size, layer.step, layer.first),) * 2
-
-
-def _width_height(input_size: int) -> Array:
-    """Return the sides of the input: [width, height], in pixels."""
-    return np.array((input_size, input_size), np.float64)
 
 
 @dataclass(frozen=True)
@@ -253,7 +243,7 @@ def _sizes_to_try(layer: PriorLayer, sides: Array) -> Array:
     counts = (np.log2((sides / _SMALLEST).clip(1)) * _IN_OCTAVE).astype(int) + 1
     each = [_SMALLEST * 2 ** (np.arange(count) / _IN_OCTAVE) for count in counts]
     sizes = np.stack(np.meshgrid(*each, indexing="ij"), -1).reshape(-1, 2)
-    square = np.sqrt(sizes.prod(1)) / math.sqrt(math.prod(grid.step for grid in _grids(layer)))
+    square = np.sqrt(sizes.prod(1)) / math.sqrt(math.prod(grid.step for grid in layer.grids))
     shape = sizes.max(1) / sizes.min(1)
     fits = (square >= _LEAST_STEPS) & (square <= _MOST_STEPS) & (shape <= _MOST_RATIO)
     return np.asarray(sizes[fits])
@@ -271,8 +261,8 @@ def _weighted_boxes(
     side = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
     spread = _spread(len(side))
     seen = side * enlarged ** spread[:, :2]
-    if turned:
-        seen[1::2] = seen[1::2, ::-1]
+    if turned:  # what was a part of the width becomes the same part of the height
+        seen[1::2] = seen[1::2, ::-1] * (sides / sides[::-1])
     anything = _spread(_ANY_SIZE)
     stretch = _ANY_RATIO ** ((anything[:, 1:2] - 0.5) * (1, -1))
     any_side = _ANY_SMALLEST * (sides / _ANY_SMALLEST) ** anything[:, :1] * stretch

@@ -21,6 +21,7 @@ from mdssd.data import (
     collate,
     worker_init,
 )
+from mdssd.priors.maps import InputSize, width_height
 from mdssd.system import distributed
 from mdssd.training.settings import Recipe
 
@@ -83,7 +84,7 @@ class EpochLoader:
     def __init__(
         self,
         dataset: DetectionDataset,
-        input_size: int,
+        input_size: InputSize,
         settings: Recipe,
         workers: int | None,
         device: torch.device,
@@ -165,9 +166,10 @@ class _Samples(Dataset[Any]):
             return error
 
 
-def _collate(batch: list[Any], size: int) -> Any:
+def _collate(batch: list[Any], size: InputSize) -> Any:
     if not batch:
-        return torch.zeros(0, 3, size, size, dtype=torch.uint8), [], []
+        width, height = width_height(size)
+        return torch.zeros(0, 3, height, width, dtype=torch.uint8), [], []
     return next((item for item in batch if isinstance(item, DataError)), None) or collate(batch)
 
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from mdssd.models.base import SingleShotDetector
 from mdssd.models.build import build
 from mdssd.models.options import PRIOR_OPTIONS
+from mdssd.priors.maps import InputSize
 from mdssd.system.files import atomic_write, read_regular, remove_all_leftovers
 from mdssd.version import __version__
 from mdssd.weights.checkpoint_json import (
@@ -101,7 +102,7 @@ def save_checkpoint(
         "version": VERSION,
         "mdssd": __version__,
         "model": model.config(),
-        "input_size": model.input_size,
+        "input_size": _in_json(model.input_size),
         "classes": list(classes),
         "mean": mean,
         "priors": _prior_facts(model),
@@ -162,7 +163,7 @@ def load_checkpoint(
     *,
     device: str | torch.device = "cpu",
     classes: Sequence[str] | None = None,
-    input_size: int | None = None,
+    input_size: InputSize | None = None,
 ) -> tuple[SingleShotDetector, dict[str, Any]]:
     """Load the model of a checkpoint, in float32 and evaluation mode.
 
@@ -200,7 +201,7 @@ def load_checkpoint(
             f"{path}: is for other classes: expected {listed(classes)}; "
             f"got {listed(meta['classes'])}"
         )
-    if input_size is not None and input_size != meta["input_size"]:
+    if input_size is not None and _in_json(input_size) != meta["input_size"]:
         raise CheckpointError(
             f"{path}: is for another input size: expected {input_size}, got {meta['input_size']}"
         )
@@ -308,10 +309,14 @@ def _remove_leftovers(path: Path) -> None:
             file.unlink(missing_ok=True)
 
 
+def _in_json(input_size: InputSize) -> int | list[int]:
+    return input_size if isinstance(input_size, int) else list(input_size)
+
+
 def _check_meta_fits(path: Path, meta: dict[str, Any], model: SingleShotDetector) -> None:
     facts = (
         ("classes", len(meta["classes"]), model.num_classes - 1),
-        ("input_size", meta["input_size"], model.input_size),
+        ("input_size", meta["input_size"], _in_json(model.input_size)),
         ("priors", meta["priors"].get("count"), len(model.priors)),
     )
     for name, got, expected in facts:

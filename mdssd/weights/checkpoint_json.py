@@ -218,7 +218,9 @@ def _check_fields(path: Path, meta: dict[str, Any]) -> None:
 
     classes: Any = meta.get("classes")
     need("model", isinstance(meta.get("model"), dict), "the model's options")
-    need("input_size", _is_positive(meta.get("input_size")), "a whole number of pixels")
+    size: Any = meta.get("input_size")
+    sides = size if isinstance(size, list) and len(size) == 2 else [size]
+    need("input_size", all(map(_is_positive, sides)), "a whole number of pixels, or two")
     need("priors", isinstance(meta.get("priors"), dict), "the facts of the priors")
     need("training", isinstance(meta.get("training"), dict), "the facts of the training")
     names = isinstance(classes, list) and all(map(is_class_name, classes))

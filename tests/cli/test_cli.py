@@ -292,10 +292,13 @@ def test_one_line_for_every_wrong_input(capsys, tmp_path, voc, checkpoint):
             "--input-size: expected a multiple of 32 from 256 to 1024, or 321 or 513, got 300",
         ),
         (
-            [*train, "--data", voc, "--input-size", "640x384"],
-            "--input-size: expected one number, because the network's input is a square; got '640x",
+            [*train, "--data", voc, "--input-size", "640x300"],
+            "--input-size: expected width and height, each a multiple of 32 from 256 to 1024, got",
         ),
-        ([*train, "--data", voc, "--input-size", "-32"], "multiple of 32 from 256 to 1024, got '-"),
+        (
+            [*train, "--data", voc, "--input-size", "-32"],
+            "or width x height as in 640x384; got '-3",
+        ),
         (
             [*train, "--model", "mdssd640"],
             "got 'mdssd640'; --input-size N gives it another input (see `mdssd train --help`)",

@@ -1,5 +1,6 @@
 """Networks with inputs that no paper has: detection, export and weights of other inputs."""
 
+import json
 from pathlib import Path
 
 import cv2
@@ -13,23 +14,30 @@ from mdssd.data.synthetic import SyntheticScenes
 from mdssd.detection.detector import Detector
 from mdssd.detection.export import export
 from mdssd.models import MEAN_RGB
-from mdssd.weights.checkpoint import load_checkpoint, save_checkpoint
+from mdssd.priors.maps import width_height
+from mdssd.weights.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 DEMO = Path(__file__).parents[2] / "demo/mdssd300-shapes.json"
 CLASSES = SyntheticScenes(1).classes
-SIDE = 352
 
 
-@pytest.fixture(scope="module")
-def model():
+def demo(size):
     """The demo's weights in a network with another input."""
+    torch.manual_seed(0)  # for the layers that are new
     options = {"width": 0.125, "batch_norm": True, "prior_scales": "small"}
-    return mdssd.create(f"mdssd{SIDE}", 6, init=DEMO, **options).eval()
+    return mdssd.create(f"mdssd{size}", 6, init=DEMO, **options).eval()
 
 
-def scenes(count):
-    data = SyntheticScenes(count, seed=3, image_size=SIDE)
-    return [data[k] for k in range(count)]
+@pytest.fixture(scope="module", params=["352", "448x320"])
+def model(request):
+    return demo(request.param)
+
+
+def network_pixels(model, count):
+    """Scenes of the size of the network's input."""
+    width, height = width_height(model.input_size)
+    data = SyntheticScenes(count, seed=3, image_size=max(width, height))
+    return np.stack([data[k].image[:height, :width] for k in range(count)])
 
 
 def expected(model, pixels):
@@ -38,7 +46,8 @@ def expected(model, pixels):
         return ops.detection_output(*model(images), model.priors)
 
 
-def test_weights_of_another_input_load_and_the_rest_is_named(model):
+def test_weights_of_another_input_load_and_the_rest_is_named():
+    model = demo("352")
     # 352: 44, 22, 11, 6, 3, 1. Only two deconvolutions have other kernels than those of 300.
     assert model.loaded.fresh == ("module1.high.4.weight", "module3.high.4.weight")
     assert model.loaded.layout == "a checkpoint of mdssd300"
@@ -59,6 +68,9 @@ def test_weights_of_another_input_load_and_the_rest_is_named(model):
 def test_a_detector_finds_the_objects_of_a_photograph_of_any_size(model):
     """The demo's network has learnt objects of 7 to 45 pixels, whatever the input."""
     scene = SyntheticScenes(1, seed=3, image_size=400)[0]
+    width, height = width_height(model.input_size)
+    scene.image = scene.image[: 400 * height // width]  # so that nothing is stretched
+    scene.boxes_xyxy = scene.boxes_xyxy[scene.boxes_xyxy[:, 3] < len(scene.image)]
     (found,) = Detector(model, classes=CLASSES)(scene.image)
     boxes = found["boxes"][found["scores"] > 0.5]
     best = ops.box_iou(torch.from_numpy(scene.boxes_xyxy).float(), boxes).amax(1)
@@ -69,55 +81,78 @@ def test_onnx_computes_the_same_as_the_network(model, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
     export(model, tmp_path / "m.onnx", classes=CLASSES)
-    pixels = np.stack([scene.image for scene in scenes(2)])
+    pixels = network_pixels(model, 2)
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
-    assert session.get_inputs()[0].shape == ["batch", SIDE, SIDE, 3]
+    assert session.get_inputs()[0].shape == ["batch", *pixels.shape[1:]]
+    facts = json.loads(session.get_modelmeta().custom_metadata_map["inputs"])
+    height, width = pixels.shape[1:3]
+    assert f"[batch, {height}, {width}, 3]" in facts["pixels"]
+    assert f"resized as a whole to {width} x {height}" in facts["pixels"]
     got, want = session.run(None, {"pixels": pixels}), expected(model, pixels)
     assert want.count.min() > 5
-    for ours, theirs in zip(got, want, strict=True):
-        np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(got[3], want.count.numpy())
+    np.testing.assert_allclose(got[1], want.scores.numpy(), rtol=1e-4, atol=1e-4)
+    # Detections of almost the same score can be in another order.
+    ours, theirs = (
+        torch.cat((boxes, scores[..., None], labels[..., None].double()), 2)
+        for boxes, scores, labels, _ in (map(torch.as_tensor, got), want)
+    )
+    apart = torch.cdist(ours.double(), theirs.double(), p=float("inf"))
+    assert apart.amin(1).max() < 1e-3 and apart.amin(2).max() < 1e-3
 
 
 def test_torch_export_computes_the_same_as_the_network(model, tmp_path):
     export(model, tmp_path / "m.pt2", form="pt2", classes=CLASSES)
     program = torch.export.load(tmp_path / "m.pt2").module()
-    pixels = scenes(1)[0].image[None]
+    pixels = network_pixels(model, 1)
     for ours, theirs in zip(
         program(torch.from_numpy(pixels)), expected(model, pixels), strict=True
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["mdssd640", "ssd448", "dssd416", "resnetssd288", "mdssd1024"])
+@pytest.mark.parametrize(
+    "name", ["mdssd640", "ssd448", "dssd416", "resnetssd288", "mdssd1024", "ssd512x256"]
+)
 def test_checkpoints(name, tmp_path):
     options = {"prior_scales": "coco"} if "dssd" in name else {"clip_priors": "size"}
     model = mdssd.create(name, 3, width=0.0625, **options)
     save_checkpoint(tmp_path / "best.json", model, classes=["a", "b"], mean=MEAN_RGB, extra={})
     again, meta = load_checkpoint(tmp_path)
-    assert (meta["model"]["model"], meta["input_size"]) == (name, model.input_size)
+    size = list(model.input_size) if "x" in name else model.input_size
+    assert (meta["model"]["model"], meta["input_size"]) == (name, size)
+    assert load_checkpoint(tmp_path, input_size=model.input_size)
+    with pytest.raises(CheckpointError, match="is for another input size: expected"):
+        load_checkpoint(tmp_path, input_size=(320, 288))
     assert type(again) is type(model) and again.config() == model.config()
     assert torch.equal(again.priors, model.priors)
     state = again.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
 
 
-def test_train_evaluate_and_detect(capsys, tmp_path):
-    """The whole path at an input of 384, and a resumed run."""
+@pytest.mark.parametrize("text, size", [("384", 384), ("416x256", [416, 256])])
+def test_train_evaluate_and_detect(capsys, tmp_path, text, size):
+    """The whole path at another input, and a resumed run."""
     out = tmp_path / "run"
     start = f"train --scenes 4 --width 0.0625 --threads 1 --workers 0 --out {out}".split()
-    size = ["--input-size", "384"]
-    assert cli.main([*start, *size, "--iterations", "2"]) == 0
-    text = capsys.readouterr().out
-    assert "model: mdssd384, width 0.0625" in text and "384 x 384" in text
+    option = ["--input-size", text]
+    assert cli.main([*start, *option, "--iterations", "2"]) == 0
+    side = min(size) if isinstance(size, list) else size
+    printed = capsys.readouterr().out
+    assert f"model: mdssd{text}, width 0.0625" in printed and f"{side} x {side}" in printed
     meta = load_checkpoint(out)[1]
-    assert (meta["model"]["model"], meta["input_size"]) == ("mdssd384", 384)
-    assert cli.main([*start, *size, "--model", "mdssd300", "--resume", "--iterations", "3"]) == 0
+    assert (meta["model"]["model"], meta["input_size"]) == (f"mdssd{text}", size)
+    assert cli.main([*start, *option, "--model", "mdssd300", "--resume", "--iterations", "3"]) == 0
     assert load_checkpoint(out)[1]["training"]["step"] == 3
     capsys.readouterr()
-    assert cli.main([*start, "--resume", "--input-size", "416"]) == 2
-    assert "model (was 'mdssd384', is 'mdssd416')" in capsys.readouterr().err
+    assert cli.main([*start, "--resume", "--input-size", "288"]) == 2
+    assert f"model (was 'mdssd{text}', is 'mdssd288')" in capsys.readouterr().err
     evaluation = ["eval", str(out), "--scenes", "2", "--threads", "1", "--out", f"{out}/test"]
     assert cli.main(evaluation) == 0
+    photo = tmp_path / "photo.png"
+    cv2.imwrite(str(photo), np.zeros((90, 200, 3), np.uint8))
+    words = ["detect", str(out), str(photo), "--threads", "1"]
+    assert cli.main([*words, "--out", str(tmp_path / "found")]) == 0
 
 
 def test_a_run_with_another_input_starts_from_weights(capsys, tmp_path):
@@ -137,6 +172,15 @@ def test_data_is_checked_and_shown_for_the_input(capsys, tmp_path):
     words = f"data show --scenes 2 --count 2 --input-size 416 --out {tmp_path}/a.png"
     assert cli.main(words.split()) == 0
     assert cv2.imread(f"{tmp_path}/a.png").shape[1] > 2 * 416
+    words = "data check --scenes 2 --input-size 512x288 --fit-priors"
+    assert cli.main([*words.split(), "--out", f"{tmp_path}/check"]) == 0
+    text = capsys.readouterr().out
+    assert "boxes in 512 x 288" in text and "  128 x 72 cells, 4 px apart: " in text
+    assert "of a 288 x 288 image, 100 x 100 px become 177.8 x 100.0" in text
+    assert json.loads(Path(f"{tmp_path}/check/check.json").read_text())["input_size"] == [512, 288]
+    words = f"data show --scenes 2 --count 2 --input-size 512x288 --out {tmp_path}/b.png"
+    assert cli.main(words.split()) == 0
+    assert cv2.imread(f"{tmp_path}/b.png").shape[1] > 2 * 512
 
 
 def test_a_recipe_names_a_model_with_another_input(capsys, tmp_path):

@@ -209,7 +209,9 @@ def test_names():
 )
 def test_names_of_no_model(name):
     for call in (lambda: mdssd.create(name), lambda: build({"model": name})):
-        with pytest.raises(ValueError, match=r"must be one of mdssd300, .* as in mdssd640 \(256"):
+        with pytest.raises(
+            ValueError, match=r"must be one of mdssd300, .* as in mdssd640 or mdssd640x384 \(256"
+        ):
             call()
 
 

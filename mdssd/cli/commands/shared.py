@@ -14,6 +14,7 @@ from mdssd.data import DataError, DetectionDataset, open_dataset
 from mdssd.data.faults import check_faults, faults_line, nothing_to_learn, without_damaged
 from mdssd.data.images import ImageLimits
 from mdssd.data.splits import ALL
+from mdssd.priors.maps import InputSize, width_height
 from mdssd.system.devices import best_device, describe_device
 from mdssd.system.distributed import is_main, process_group
 
@@ -55,7 +56,7 @@ def open_data(
     options: Mapping[str, Any],
     *,
     train: bool,
-    input_size: int,
+    input_size: InputSize,
     classes: Sequence[str] | None,
     unlabelled: bool = False,
     learn: bool = True,
@@ -81,7 +82,7 @@ def open_data(
         train=train,
         classes=None if path is None else classes,  # generated scenes have their own
         image_dir=options.get("image_dir"),
-        image_size=input_size,
+        image_size=min(width_height(input_size)),
         count=options.get("scenes"),
         unlabelled=unlabelled,
         faults=found,
@@ -110,7 +111,7 @@ def recognised(dataset: DetectionDataset) -> str:
 
 
 def open_whole_data(
-    options: Mapping[str, Any], *, input_size: int, faults: list[str] | None
+    options: Mapping[str, Any], *, input_size: InputSize, faults: list[str] | None
 ) -> DetectionDataset:
     """Like `open_data`, but without a split use the images of all splits."""
     if options.get("split") is None and options.get("data") is not None:

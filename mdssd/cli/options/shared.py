@@ -58,7 +58,8 @@ def add_input_size(parser: argparse.ArgumentParser | Group, meaning: str) -> Non
         type=values.input_size,
         metavar="N",
         help=f"{meaning}, in pixels: a multiple of {INPUT_SIZES.step} from {INPUT_SIZES[0]} to "
-        f"{INPUT_SIZES[-1]} (default: that in the model's name)",
+        f"{INPUT_SIZES[-1]}, or two of them as in 640x384, width x height (default: that in the "
+        "model's name)",
     )
 
 
