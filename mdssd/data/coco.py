@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PureWindowsPath
 
 from mdssd.data.coco_json import CocoContent, CocoImage, Key
 from mdssd.data.file_index import FileIndex, inner_name
 from mdssd.data.images import IMAGE_SUFFIXES, ImageLimits
-from mdssd.data.photos import CollectFaults, PhotoDataset, progress
+from mdssd.data.photos import CollectFaults, PhotoDataset, class_notes, progress
 from mdssd.data.sample import BoxRow, DataError
 from mdssd.data.splits import split_in_name
 from mdssd.data.values import shown
@@ -44,6 +44,8 @@ class CocoDataset(PhotoDataset):
             None: the first one raises DataError.
         limits: what an image file may hold.
         orientation: "auto", "upright" or "stored"; see `open_dataset`.
+        part: whether it is one of several that are read together: it need not have a box of the
+            classes then, and does not note which have none.
 
     Attributes:
         known_classes: the id of each category of the file that is a class.
@@ -85,6 +87,7 @@ class CocoDataset(PhotoDataset):
         faults: list[str] | None = None,
         limits: ImageLimits | None = None,
         orientation: str = "auto",
+        part: bool = False,
     ) -> None:
         self.json_path = Path(json_path)
         super().__init__(self.json_path.stem, limits, orientation)
@@ -101,9 +104,9 @@ class CocoDataset(PhotoDataset):
                 raise DataError(line)
         self.dropped += content.unusable
         self.notes += content.notes
-        self.category_ids = self._choose_classes(content, classes)
+        self.category_ids = self._choose_classes(content, classes, part)
         self.classes = [content.categories[k].name for k in self.category_ids]
-        rows, others = self._rows(content)
+        rows = self._rows(content)
         names = [image.name for image in content.images.values()]
         if not names:
             raise DataError(
@@ -116,8 +119,9 @@ class CocoDataset(PhotoDataset):
             with CollectFaults(faults):
                 self._add(str(number), content.images[number], rows.get(number, []), loosely)
         self._index = None
-        if self.labelled:
-            self.note_classes(others, str(self.json_path))
+        if self.labelled and not part:
+            found = self.labelled_classes()
+            self.notes += class_notes(self.classes, found, self.left_out, str(self.json_path))
 
     def _add(
         self, number: str, image: CocoImage, rows: list[BoxRow], loosely: dict[Path, str]
@@ -143,7 +147,9 @@ class CocoDataset(PhotoDataset):
             )
         return DataError(f"{self.image_dir / name}: no such image ({self.json_path} lists it)")
 
-    def _choose_classes(self, content: CocoContent, classes: Sequence[str] | None) -> list[Key]:
+    def _choose_classes(
+        self, content: CocoContent, classes: Sequence[str] | None, part: bool
+    ) -> list[Key]:
         """Return the ids of the categories that are classes, in label order."""
         chosen, notes = content.classes()
         self.known_classes, self.has_boxes = chosen, bool(content.boxes)
@@ -151,18 +157,17 @@ class CocoDataset(PhotoDataset):
         if classes is None:
             return list(chosen.values())
         known = [chosen[name] for name in classes if name in chosen]
-        if not known:
+        if not known and not part:
             raise self._fault(
                 f"has none of the classes {', '.join(classes)}; "
                 f"it has {', '.join(list(chosen)[:10])}"
             )
         return known
 
-    def _rows(self, content: CocoContent) -> tuple[dict[Key, list[BoxRow]], Counter[str]]:
-        """Return the boxes of the classes by image, and the number of those of other classes."""
+    def _rows(self, content: CocoContent) -> dict[Key, list[BoxRow]]:
+        """Return the boxes of the classes by image, and count those of other classes."""
         label_of = {number: label for label, number in enumerate(self.category_ids, 1)}
         rows: defaultdict[Key, list[BoxRow]] = defaultdict(list)
-        others: Counter[str] = Counter()
         lost = bool(content.faults)
         for position, image, category, box_xyxy, crowd, area, difficult in content.rows:
             if image not in content.images:
@@ -172,10 +177,10 @@ class CocoDataset(PhotoDataset):
                 row = BoxRow(box_xyxy, label_of[category], difficult, crowd, area)
                 rows[image].append(row)
             elif category in content.categories:
-                others[content.categories[category].name] += 1
+                self.left_out[content.categories[category].name] += 1
             else:
                 self._drop(position, f"there is no category {shown(category)}")
-        return rows, others
+        return rows
 
     def _drop(self, position: int, reason: str) -> None:
         self.dropped.append(f"{self.json_path}: annotations[{position}]: {reason}")

@@ -50,17 +50,24 @@ class CocoFolder(JoinedDataset):
         files: the file of each split.
         chosen: the splits to open.
         options: how to read them.
+        train: whether it is a fault if the classes of another split cannot be read. Otherwise, or
+            if the classes are chosen, it is a note.
     """
 
     def __init__(
-        self, root: Path, files: dict[str, Path], chosen: Sequence[str], options: ReadOptions
+        self,
+        root: Path,
+        files: dict[str, Path],
+        chosen: Sequence[str],
+        options: ReadOptions,
+        train: bool = False,
     ) -> None:
         self.root = root
         self._files = files
         self._chosen = list(chosen)
         self._names: dict[str, list[str]] = {}  # of the images of the splits that are not opened
         notes: list[str] = []
-        contents = self._read_others(options, notes)
+        contents = self._read_others(options, notes, train and options.classes is None)
         parts = [
             CocoDataset(
                 files[name],
@@ -69,6 +76,7 @@ class CocoFolder(JoinedDataset):
                 faults=options.faults,
                 limits=options.limits,
                 orientation=options.orientation,
+                part=True,
             )
             for name in chosen
         ]
@@ -84,11 +92,18 @@ class CocoFolder(JoinedDataset):
         classes = list(ids)
         if options.classes is not None:
             classes = [name for name in options.classes if name in ids]
+        shown = [files[name].relative_to(root).as_posix() for name in chosen]
+        where = str(files[chosen[0]] if len(chosen) == 1 else root)
+        if not classes:
+            raise DataError(
+                f"{where}: has none of the classes {some(options.classes or [])}; "
+                f"it has {some(list(ids))}"
+            )
         super().__init__(parts, classes)
         self.notes = [*self.notes, *notes]
+        self.note_classes(where)
         self.split = chosen[0] if len(chosen) == 1 else "all"
         self.name = f"{root.resolve().name} {self.split}"
-        shown = [files[name].relative_to(root).as_posix() for name in chosen]
         self.format = f"COCO JSON ({some(shown)})"
         self._set_category_ids(parts, ids)
         if max(Counter(self.image_ids).values(), default=0) > 1:
@@ -115,7 +130,7 @@ class CocoFolder(JoinedDataset):
         return [SplitLists(self.root, listed, own)]
 
     def _read_others(
-        self, options: ReadOptions, notes: list[str]
+        self, options: ReadOptions, notes: list[str], needed: bool
     ) -> dict[str, tuple[dict[str, Key], bool]]:
         """Read the categories and the names of the images of the splits that are not opened."""
         found = {}
@@ -126,9 +141,14 @@ class CocoFolder(JoinedDataset):
                 content = CocoContent(path, keep_rows=False)
                 found[name] = content.classes()[0], bool(content.boxes)
             except DataError as error:
-                notes.append(
-                    f"{error}; its categories are not known, as if the file were not there"
-                )
+                if needed:  # a network or a data set of other classes would be made without notice
+                    with CollectFaults(options.faults):
+                        raise DataError(
+                            f"{error}; the classes are those of all splits, so repair this file, "
+                            "take it out of the folder, or name the classes (--classes)"
+                        ) from None
+                else:
+                    notes.append(f"{error}; its categories are not known")
                 continue
             self._names[name] = [image.name for image in content.images.values()]
         return found
@@ -175,7 +195,7 @@ def open_coco_folder(
     """
     found = _find_files(path, options)
     chosen = chosen_splits(path, found.splits, split, train)
-    dataset = CocoFolder(path, found.splits, chosen, options)
+    dataset = CocoFolder(path, found.splits, chosen, options, train)
     dataset.notes = [*dataset.notes, *found.notes]
     return dataset
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from mdssd.data.dataset import DetectionDataset, SplitLists
+from mdssd.data.photos import PhotoDataset, class_notes
 from mdssd.data.sample import Sample
 
 
@@ -70,6 +72,22 @@ class JoinedDataset(DetectionDataset):
     def split_lists(self, faults: list[str]) -> list[SplitLists]:
         """Return the lists of each part, in order."""
         return [lists for part in self.parts for lists in part.split_lists(faults)]
+
+    def note_classes(self, where: str) -> None:
+        """Do what the parts have left to this: note which classes have no box; see `class_notes`.
+
+        Args:
+            where: the file or folder, for messages.
+
+        Raises:
+            DataError: there are boxes, but none of the chosen classes.
+        """
+        parts = [part for part in self.parts if isinstance(part, PhotoDataset)]
+        found = {name for part in parts for name in part.labelled_classes()}
+        left_out = sum((part.left_out for part in parts), Counter[str]())
+        if self.labelled:
+            new = class_notes(self.classes, found, left_out, where)
+            self.notes = [*self.notes, *new]
 
     def _find(self, index: int) -> tuple[int, int]:
         """Return the number of the part that holds an image, and the image's index in it."""

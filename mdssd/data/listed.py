@@ -6,7 +6,6 @@ A reader of a format turns its files into `ListedImage`s; `ListedDataset` does t
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import NamedTuple
 
 from mdssd.data.dataset import SplitLists
 from mdssd.data.images import ImageLimits
-from mdssd.data.photos import CollectFaults, PhotoDataset
+from mdssd.data.photos import CollectFaults, PhotoDataset, class_notes
 from mdssd.data.sample import BoxRow, DataError
 from mdssd.system.text import plural
 
@@ -121,18 +120,17 @@ class ListedDataset(PhotoDataset):
             raise DataError(f"{root}: {name}: no annotation holds an object{first}")
         self.classes = self._choose_classes(list(classes), options.classes)
         label_of = {name: label for label, name in enumerate(self.classes, 1)}
-        others: Counter[str] = Counter()
         known: dict[str, tuple[int, list[str]]] = {}  # the position and annotations of each id
         for image in images:
             with CollectFaults(options.faults):
-                self._add(image, label_of, others, known)
+                self._add(image, label_of, known)
         # Now, because a reader may find them while it lists the images.
         self.dropped += dropped
         self.notes += notes
         if not self.image_ids:
             first = f"; the first fault: {options.faults[0]}" if options.faults else ""
             raise DataError(f"{root}: {name} has no image that can be used{first}")
-        self.note_classes(others, str(root))
+        self.notes += class_notes(self.classes, self.labelled_classes(), self.left_out, str(root))
 
     def has_image(self, path: Path) -> bool:
         """Return whether an image is there. A subclass overrides it if images are not files."""
@@ -161,7 +159,6 @@ class ListedDataset(PhotoDataset):
         self,
         image: ListedImage,
         label_of: dict[str, int],
-        others: Counter[str],
         known: dict[str, tuple[int, list[str]]],
     ) -> None:
         position, places = known.get(image.image_id, (len(self.image_ids), []))
@@ -171,7 +168,7 @@ class ListedDataset(PhotoDataset):
                 "without the ending; expected one image of each name"
             )
         if image.where not in places:  # else it is the same entry, of another split
-            self._add_new(image, label_of, others)
+            self._add_new(image, label_of)
             if places:
                 self._merge_last(position, image, places[0])
             known[image.image_id] = position, [*places, image.where]
@@ -193,14 +190,14 @@ class ListedDataset(PhotoDataset):
                 "same image"
             )
 
-    def _add_new(self, image: ListedImage, label_of: dict[str, int], others: Counter[str]) -> None:
+    def _add_new(self, image: ListedImage, label_of: dict[str, int]) -> None:
         rows = []
         for box in image.boxes:
             if box.name in label_of:
                 label = label_of[box.name]
                 rows.append(BoxRow(box.box_xyxy, label, *box[2:]))
             else:
-                others[box.name] += 1
+                self.left_out[box.name] += 1
         try:
             self.add_image(
                 image.image_id, image.path, rows, image.stated, image.where, image.relative

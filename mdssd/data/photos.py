@@ -28,6 +28,9 @@ class PhotoDataset(DetectionDataset):
     The constructor of a subclass reads the annotations: it sets `classes` and calls `add_image`
     for each image.
 
+    Attributes:
+        left_out: the number of boxes of each class that was not chosen.
+
     Args:
         name: the data set's name in messages and reports.
         limits: what an image file may hold. None: the default of `ImageLimits`.
@@ -55,6 +58,7 @@ class PhotoDataset(DetectionDataset):
         self.dropped: list[str] = []
         self.size_faults: list[str] = []
         self.notes: list[str] = []
+        self.left_out: Counter[str] = Counter()
         self.limits = limits or ImageLimits()
         self._orientation = orientation
         self._shown_upright = shown_upright
@@ -121,31 +125,10 @@ class PhotoDataset(DetectionDataset):
         """Return the file of image `index`."""
         return self._paths[index]
 
-    def note_classes(self, left_out: Counter[str], where: str) -> None:
-        """Note how many boxes the choice of classes leaves out, and which classes have no box.
-
-        Args:
-            left_out: the number of boxes of each class that was not chosen.
-            where: the file or folder, for messages.
-
-        Raises:
-            DataError: there are boxes, but none of the chosen classes.
-        """
+    def labelled_classes(self) -> set[str]:
+        """Return the classes that have a box."""
         labels = np.concatenate([np.zeros(0, np.int64), *(a.labels for a in self._annotations)])
-        absent = sorted(set(self.classes) - {self.classes[k - 1] for k in set(labels.tolist())})
-        if left_out and not len(labels):
-            raise DataError(
-                f"{where}: no box has one of the classes {_some(self.classes)}; "
-                f"the annotations hold {_some(sorted(left_out))}"
-            )
-        if left_out:
-            counts = _some([f"{name} {count}" for name, count in left_out.most_common()])
-            self.notes.append(
-                f"{where}: {plural(left_out.total(), 'box')} of classes that were not asked for "
-                f"left out: {counts}"
-            )
-        if absent:
-            self.notes.append(f"{where}: no box has the class {_some(absent)}")
+        return {self.classes[label - 1] for label in set(labels.tolist())}
 
     def report(self) -> str:
         """Return the number of boxes per class, of images without boxes, and the dropped boxes."""
@@ -162,6 +145,44 @@ def _scaled(
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+
+
+def class_notes(
+    classes: Sequence[str], found: set[str], left_out: Counter[str], where: str
+) -> list[str]:
+    """Say how many boxes the choice of classes leaves out, and which classes have no box.
+
+    Args:
+        classes: the classes.
+        found: those that have a box.
+        left_out: the number of boxes of each class that was not chosen.
+        where: the file or folder, for messages.
+
+    Raises:
+        DataError: there are boxes, but none of the chosen classes.
+
+    Example:
+        >>> from collections import Counter
+        >>> from mdssd.data.photos import class_notes
+        >>> print(*class_notes(["car", "bus"], {"car"}, Counter(bike=2), "roads"), sep="\\n")
+        roads: 2 boxes of classes that were not asked for left out: bike 2
+        roads: no box has the class bus
+    """
+    if left_out and not found:
+        raise DataError(
+            f"{where}: no box has one of the classes {_some(classes)}; "
+            f"the annotations hold {_some(sorted(left_out))}"
+        )
+    notes = []
+    if left_out:
+        counts = _some([f"{name} {count}" for name, count in left_out.most_common()])
+        notes.append(
+            f"{where}: {plural(left_out.total(), 'box')} of classes that were not asked for "
+            f"left out: {counts}"
+        )
+    if absent := sorted(set(classes) - found):
+        notes.append(f"{where}: no box has the class {_some(absent)}")
+    return notes
 
 
 class CollectFaults:

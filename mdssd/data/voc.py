@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -13,7 +12,7 @@ from mdssd.data.dataset import SPLITS, SplitLists
 from mdssd.data.file_index import FileIndex
 from mdssd.data.images import IMAGE_SUFFIXES, ImageLimits
 from mdssd.data.joined import JoinedDataset
-from mdssd.data.photos import CollectFaults, PhotoDataset, progress
+from mdssd.data.photos import CollectFaults, PhotoDataset, class_notes, progress
 from mdssd.data.sample import BoxRow, DataError
 from mdssd.data.splits import chosen_splits
 from mdssd.data.voc_layout import (
@@ -54,6 +53,8 @@ class VOCDataset(PhotoDataset):
             left out. None: the first such image raises DataError.
         limits: what an image file may hold.
         orientation: "auto", "upright" or "stored"; see `open_dataset`.
+        part: whether it is one of several that are read together: it need not have a box of the
+            classes then, and does not note which have none.
 
     Raises:
         DataError: something cannot be read. The message names the file and the reason.
@@ -82,6 +83,7 @@ class VOCDataset(PhotoDataset):
         faults: list[str] | None = None,
         limits: ImageLimits | None = None,
         orientation: str = "auto",
+        part: bool = False,
     ) -> None:
         self.root = Path(root)
         self.split: str = split
@@ -100,12 +102,12 @@ class VOCDataset(PhotoDataset):
         image_ids = self._read_split(files, faults)
         read = self._read_all(files.xml, faults) if classes is None else {}
         self.classes = self._found_classes(read, faults) if classes is None else list(classes)
-        others: Counter[str] = Counter()
         for number in progress(image_ids, f"reading {self.name}"):
             with CollectFaults(faults):
-                self._add(number, files, read, others, unlabelled)
-        if self.labelled:
-            self.note_classes(others, str(self.root))
+                self._add(number, files, read, unlabelled)
+        if self.labelled and not part:
+            found = self.labelled_classes()
+            self.notes += class_notes(self.classes, found, self.left_out, str(self.root))
 
     def split_lists(self, faults: list[str]) -> list[SplitLists]:
         """Read every usual split in ImageSets/Main; listing an unannotated image is a fault."""
@@ -181,7 +183,6 @@ class VOCDataset(PhotoDataset):
         number: str,
         files: VocFiles,
         read: dict[Path, VocAnnotation | None],
-        others: Counter[str],
         unlabelled: bool,
     ) -> None:
         path = files.xml.find_stem(number)
@@ -206,7 +207,7 @@ class VOCDataset(PhotoDataset):
             if name in label_of:
                 rows.append(BoxRow(box_xyxy, label_of[name], difficult))
             else:
-                others[name] += 1
+                self.left_out[name] += 1
         self.add_image(number, image_path, rows, annotation.size, where)
         self.dropped += annotation.unusable
         self.notes += annotation.notes
@@ -297,14 +298,22 @@ def open_voc(
         raise not_voc(path)
     if split is None:
         split = _usual_split(path, roots, train)
+    if len(roots) > 1 and split != "all":
+        having = [root for root in roots if _layout(root).list_path(split).is_file()]
+        if not having:
+            names = ", ".join(root.name for root in roots)
+            raise DataError(f"{path}: none of {names} has a split {split}")
+        roots = having
+    several = len(roots) > 1
     years = [
-        read(root, split, classes, unlabelled=unlabelled, faults=faults)
+        read(root, split, classes, unlabelled=unlabelled, faults=faults, part=several)
         for root in roots
-        if len(roots) == 1 or split == "all" or _layout(root).list_path(split).is_file()
     ]
-    if not years:
-        raise DataError(f"{path}: none of {', '.join(r.name for r in roots)} has a split {split}")
-    return years[0] if len(years) == 1 else VOCYears(years)
+    if not several:
+        return years[0]
+    joined = VOCYears(years)
+    joined.note_classes(str(path))
+    return joined
 
 
 def _layout(root: Path) -> VocLayout:
@@ -336,9 +345,11 @@ def _open_folders(
     chosen, names = [], set()
     for name, folder in folders.items():
         if name in wanted:
-            chosen.append(read(folder, "all", classes, faults=faults))
+            chosen.append(read(folder, "all", classes, faults=faults, part=True))
             names |= set(chosen[-1].classes)
         elif classes is None:
             with suppress(DataError):  # what is wrong in another split is not asked for
                 names |= set(read(folder, "all", faults=[]).classes)
-    return VOCYears(chosen, classes or sorted(names))
+    joined = VOCYears(chosen, classes or sorted(names))
+    joined.note_classes(str(path))
+    return joined

@@ -176,6 +176,30 @@ def test_chosen_classes(coco):
         open_dataset(coco, classes=["tram"])
 
 
+def test_classes_without_a_box_are_named_once(coco):
+    both = open_dataset(coco, "all")
+    assert both.notes == []  # each split has one of the classes
+    train = open_dataset(coco)
+    assert train.notes == [f"{coco}/annotations/instances_train2017.json: no box has the class bus"]
+    categories = [*CATEGORIES, {"id": 9, "name": "kite"}]
+    for name, image, category in (("train", "a.png", 3), ("val", "c.png", 5)):
+        value = content(image, categories=categories, category=category)
+        write(coco / "annotations" / f"instances_{name}2017.json", value)
+    assert open_dataset(coco, "all").notes == [f"{coco}: no box has the class kite"]
+
+
+def test_a_split_without_the_chosen_classes_beside_one_with_them(coco):
+    dataset = open_dataset(coco, "all", classes=["bus"])
+    assert [len(dataset.annotation(k).labels) for k in range(3)] == [0, 0, 1]
+    assert dataset.classes == ["bus"] and dataset.category_ids == [5]
+    left = "2 boxes of classes that were not asked for left out: car 2"
+    assert dataset.notes == [f"{coco}: {left}"]
+    with pytest.raises(DataError, match="train2017.json: no box has one of the classes bus"):
+        open_dataset(coco, "train", classes=["bus"])
+    with pytest.raises(DataError, match="has none of the classes kite; it has car, bus"):
+        open_dataset(coco, "all", classes=["kite"])
+
+
 @pytest.mark.parametrize("split", ["train", "all"])
 def test_an_image_of_two_splits_is_a_leak(tmp_path, split):
     photos(tmp_path / "images", "a.png", "b.png", "c.png")
@@ -188,13 +212,20 @@ def test_an_image_of_two_splits_is_a_leak(tmp_path, split):
     assert leaks == [f"{tmp_path}: images/b.png is in train and test"]
 
 
-def test_a_broken_file_is_an_error_of_its_split_and_a_note_of_the_others(tmp_path):
+def test_a_broken_file_is_an_error_of_its_split_and_of_the_classes(tmp_path):
     photos(tmp_path, "a.png")
     write(tmp_path / "train.json", content("a.png"))
     write(tmp_path / "test.json", json.dumps(content("b.png"))[:-40])
-    dataset = open_dataset(tmp_path)
-    assert dataset.classes == ["car", "bus"]
-    assert any("test.json: broken JSON" in note for note in dataset.notes)
+    with pytest.raises(DataError, match="test.json: broken JSON .*name the classes .--classes"):
+        open_dataset(tmp_path)
+    faults: list[str] = []
+    assert open_dataset(tmp_path, faults=faults).classes == ["car", "bus"] and len(faults) == 1
+    # Where the classes are known, or are only compared with those of a network, it is a note.
+    chosen = open_dataset(tmp_path, classes=["bus", "car"])
+    tested = open_dataset(tmp_path, "train", train=False)
+    for dataset, classes in ((chosen, ["bus", "car"]), (tested, ["car", "bus"])):
+        assert dataset.classes == classes
+        assert any("test.json: broken JSON" in note for note in dataset.notes)
     with pytest.raises(DataError, match=r"test\.json: broken JSON .the file ends within a string"):
         open_dataset(tmp_path, "test")
 

@@ -26,6 +26,19 @@ def test_some_of_the_classes(folder):
         VOCDataset(folder, "all", classes=["cow"])
 
 
+def test_a_folder_without_the_chosen_classes_beside_one_with_them(tmp_path):
+    for year, name in (("VOC2007", "ant"), ("VOC2012", "bee")):
+        make_folder(tmp_path / year, {"a": box_xml(name, (1, 1, 9, 9))})
+    data = open_dataset(tmp_path, "all", classes=["bee", "cow"])
+    assert [data.annotation(k).labels.tolist() for k in range(2)] == [[], [1]]
+    assert data.notes == [
+        f"{tmp_path}: 1 box of classes that were not asked for left out: ant 1",
+        f"{tmp_path}: no box has the class cow",
+    ]
+    with pytest.raises(DataError, match="no box has one of the classes cow"):
+        open_dataset(tmp_path, "all", classes=["cow"])
+
+
 def test_hidden_files_are_none_of_the_data(folder):
     for name in ("Annotations/._a.xml", "JPEGImages/._a.png", "Annotations/.x/b.xml"):
         (folder / name).parent.mkdir(exist_ok=True)
