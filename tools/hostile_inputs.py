@@ -26,14 +26,18 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 import mdssd
 from mdssd.weights.checkpoint import save_checkpoint
 from mdssd.weights.checkpoint_json import digest_of
 
+Build: TypeAlias = Callable[[Path], None]
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "reliability.md"
 MARKS = ("<!-- from tools/hostile_inputs.py -->", "<!-- end -->")
@@ -254,6 +258,58 @@ def coco_text(
     )
 
 
+def tabular(name: str, objects: Callable[[], Any], extra: int = 1, **options: Any) -> Build:
+    """Return a function that writes a table of a row for each of the objects, by the ending.
+
+    Args:
+        name: the file.
+        objects: returns the column of the objects.
+        extra: the bytes behind the picture of each row.
+        options: of the writer.
+    """
+
+    def build(folder: Path) -> None:
+        picture = {"bytes": jpeg() + bytes(extra), "path": None}
+        column = objects()
+        made = pa.table({"image": [picture] * len(column), "objects": column})
+        if name.endswith(".parquet"):
+            pq.write_table(made, folder / name, **options)
+        else:
+            with pa.ipc.new_stream(str(folder / name), made.schema, **options) as stream:
+                stream.write_table(made)
+
+    return build
+
+
+def boxes(rows: int) -> Any:
+    """Return objects of a box and a class in each row."""
+    return pa.array([{"bbox": [[1.0, 2.0, 30.0, 20.0]], "category": ["car"]}] * rows)
+
+
+def one_row(boxes: Any, classes: Any) -> Any:
+    """Return the objects of one row, from the arrays of its boxes and classes."""
+    lists = [
+        pa.ListArray.from_arrays(pa.array([0, len(each)], pa.int32()), each)
+        for each in (boxes, classes)
+    ]
+    return pa.StructArray.from_arrays(lists, ["bbox", "category"])
+
+
+def many_boxes(count: int) -> Any:
+    """Return the objects of one row of so many boxes."""
+    sides = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(4 * count, np.float32)), 4)
+    return one_row(sides, pa.array(np.zeros(count, np.int8)))
+
+
+def long_names(folder: Path) -> None:
+    """Write a table in which each of 1,000 rows has the same name of 20 MB."""
+    names = pa.DictionaryArray.from_arrays(np.zeros(1000, np.int32), ["c" * 20_000_000])
+    lists = pa.ListArray.from_arrays(pa.array(range(1001), pa.int32()), names)
+    sides = pa.array([[[1.0, 2.0, 30.0, 20.0]]] * 1000)
+    column = pa.StructArray.from_arrays([sides, lists], ["bbox", "category"])
+    tabular("x.parquet", lambda: column, compression="zstd")(folder)
+
+
 def thousand_classes(folder: Path) -> None:
     """Write a data set of two images with 1,000 classes, and a checkpoint for them."""
     names = [f"class {k:04}" for k in range(1000)]
@@ -308,6 +364,7 @@ _CHECK = "data check voc --split trainval"
 _COCO = "data check c.json"
 _SMALL = "--width 0.05 --batch-size 2 --iterations 1 --workers 0 --threads 1 --device cpu --out run"
 _INIT = f"train --scenes 2 --init x.pth {_SMALL}"
+_PARQUET = "data check x.parquet"
 _RECIPE = "train --print-recipe --recipe r.toml"
 _plain = voc(lambda: _OBJECT.format("car", 1))
 _SPECIAL = (
@@ -320,12 +377,14 @@ _SPECIAL = (
     ("checkpoint", ".json", "m.json", pictures("x.jpg", jpeg()), _DETECT),
     ("weights", ".safetensors", "m-*.safetensors", pictures("x.jpg", jpeg()), _DETECT),
     ("starting weights", ".pth", "x.pth", lambda folder: None, _INIT),
+    ("table", ".parquet", "x.parquet", tabular("x.parquet", lambda: boxes(1)), _PARQUET),
+    ("table", ".csv", "x.csv", lambda folder: None, _PARQUET.replace("parquet", "csv")),
     ("recipe", ".toml", "r.toml", lambda folder: None, _RECIPE),
 )
 _KINDS = {
     "FIFO": "named pipe|regular file",
     "link to /dev/zero": "device|regular file",
-    "sparse file of 100 GiB": r"at most|107|GB|large|bytes",
+    "sparse file of 100 GiB": r"at most|107|GB|large|bytes|1,048,576 characters",
 }
 
 INPUTS = [
@@ -474,6 +533,64 @@ INPUTS = [
         _COCO,
         r"c\.json",
         (0, 1, 2),
+    ),
+    Hostile(
+        "Parquet row of 30 million boxes in 15 kB",
+        tabular("x.parquet", lambda: many_boxes(30_000_000), compression="zstd"),
+        _PARQUET,
+        r"x\.parquet: row group 0 unpacks to",
+    ),
+    Hostile(
+        "Parquet row of 1 million boxes in 10 kB",
+        tabular("x.parquet", lambda: many_boxes(1_000_000), compression="zstd"),
+        _PARQUET,
+        r"x\.parquet: row 0: holds",
+        nightly=False,
+    ),
+    Hostile(
+        "Parquet name of 20 MB in 1,000 rows", long_names, _PARQUET, r"x\.parquet: row 0: holds"
+    ),
+    Hostile(
+        "Parquet image of 50 MB in 40 rows of 4 kB",
+        tabular("x.parquet", lambda: boxes(40), 50_000_000, compression="zstd"),
+        _PARQUET,
+        r"x\.parquet: row group 0 unpacks",
+    ),
+    Hostile(
+        "Parquet page that unpacks to 500 MB",
+        tabular(
+            "x.parquet",
+            lambda: boxes(1),
+            500_000_000,
+            compression="gzip",
+            use_dictionary=False,
+        ),
+        _PARQUET,
+        r"x\.parquet: .* a page has",
+    ),
+    Hostile(
+        "Arrow batches that unpack to 1.2 GB",
+        tabular(
+            "x.arrow",
+            lambda: boxes(12),
+            100_000_000,
+            options=pa.ipc.IpcWriteOptions(compression="zstd"),
+        ),
+        _PARQUET.replace("parquet", "arrow"),
+        r"x\.arrow: its batches unpack",
+    ),
+    Hostile(
+        "Arrow list of 2 billion nulls in 1 kB",
+        tabular("x.arrow", lambda: one_row(pa.nulls(2**31 - 1), pa.array(["car"]))),
+        _PARQUET.replace("parquet", "arrow"),
+        r"x\.arrow: row 0: holds",
+        nightly=False,
+    ),
+    Hostile(
+        "CSV with a row of 100 MB",
+        file("x.csv", lambda: b"path,x1,y1,x2,y2,class\na.jpg,1,1,9,9," + b"c" * 100_000_000),
+        _PARQUET.replace("parquet", "csv"),
+        r"x\.csv:2: the line has more than",
     ),
     Hostile(
         "recipe nested 100,000 deep",

@@ -11,7 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from mdssd.data.csv_table import CsvLayout, CsvRow, find_layout, read_class_ids, read_rows
+from mdssd.data.csv_table import (
+    CsvLayout,
+    CsvRow,
+    find_layout,
+    first_line,
+    read_class_ids,
+    read_rows,
+)
 from mdssd.data.dataset import SPLITS
 from mdssd.data.file_index import FileIndex, inner_name, is_hidden
 from mdssd.data.images import IMAGE_SUFFIXES
@@ -20,6 +27,7 @@ from mdssd.data.photos import CollectFaults, progress
 from mdssd.data.reasons import Tally
 from mdssd.data.sample import MAX_BOXES, DataError
 from mdssd.data.splits import ALL, chosen_splits, split_in_name
+from mdssd.data.values import shown
 from mdssd.system.progress import progress_bar
 from mdssd.system.text import plural, some
 
@@ -29,8 +37,8 @@ _LOOK = 50  # files of a folder that are looked at
 
 
 def is_csv(path: Path) -> bool:
-    """Return whether a file is a table of boxes, or a folder holds one. Never raises."""
-    return bool(_tables(path))
+    """Return whether a file has a table's ending, or a folder holds a table. Never raises."""
+    return (path.suffix.lower() in _ENDINGS and path.is_file()) or bool(_tables(path))
 
 
 def open_csv(path: Path, split: str | None, train: bool, options: ReadOptions) -> ListedDataset:
@@ -41,6 +49,12 @@ def open_csv(path: Path, split: str | None, train: bool, options: ReadOptions) -
     """
     root = path if path.is_dir() else path.parent
     tables = _tables(path)
+    if not tables:
+        first = shown(first_line(path).strip())
+        raise DataError(
+            f"{path}: is no table of boxes, expected a first row such as "
+            f"path,x1,y1,x2,y2,class, got {first}"
+        )
     reader = _Reader(root, tables, options)
     splits = sorted(reader.splits - {""}, key=_rank)
     chosen = chosen_splits(path, splits, split, train) if splits else []

@@ -95,12 +95,9 @@ def find_layout(path: Path) -> CsvLayout | None:
     Raises:
         DataError: the file cannot be read.
     """
+    first = first_line(path)
     with _opened(path) as file:
         encoding = _encoding(file)
-        lines = _lines(path, file, encoding, "replace")  # `read_rows` names what is wrong
-        first = next((line for line in lines if line.strip()), "")
-        if re.fullmatch(r"sep=.\s*", first):  # Excel's
-            first = next(lines, "")
     for delimiter in _DELIMITERS:
         try:
             cells = next(csv.reader([first], delimiter=delimiter), [])
@@ -111,6 +108,18 @@ def find_layout(path: Path) -> CsvLayout | None:
             layout.encoding = encoding
             return layout
     return None
+
+
+def first_line(path: Path) -> str:
+    """Return the first line that is not empty, and not Excel's "sep=;"; "" if there is none.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    with _opened(path) as file:
+        lines = _lines(path, file, _encoding(file), "replace")  # `read_rows` names what is wrong
+        first = next((line for line in lines if line.strip()), "")
+        return next(lines, "") if re.fullmatch(r"sep=.\s*", first) else first
 
 
 def read_rows(path: Path, layout: CsvLayout, dropped: list[str], tally: Tally) -> Iterator[CsvRow]:

@@ -8,10 +8,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mdssd.data.arrow_files import check_images, read_schema
 from mdssd.data.hugging_face_tables import (
     ImageReader,
     Row,
-    column_names,
     read_features,
     read_rows,
     row_text,
@@ -116,7 +116,10 @@ def open_hugging_face(
     notes: list[str] = []
     form = _form_of_boxes(columns, files, notes, path if path.is_dir() else path.parent)
     dropped: list[str] = []
-    classes = columns.names or _found_classes(columns, files, notes)
+    faults: list[str] = []
+    classes = columns.names or _found_classes(columns, files, notes, faults)
+    if not classes:
+        dropped += faults  # the reasons why there is none
     one = chosen[0] if len(chosen) == 1 and split != ALL else ALL
     kind = "Parquet" if first.suffix.lower() == ".parquet" else "saved to disk"
     return HuggingFaceDataset(
@@ -135,17 +138,15 @@ def open_hugging_face(
 
 
 def _find_columns(file: Path) -> Columns:
-    names, features = column_names(file), read_features(file)
+    schema, features = read_schema(file), read_features(file)
+    names = list(schema.names)
     image = next((n for n in names if _is_image(features.get(n))), None)
     image = image or next((n for n in _IMAGES if n in names), None)
     if image is None:
         raise DataError(f"{file}: has no column of images, expected 'image'; it has {_some(names)}")
-    row = next(iter(read_rows(file, [n for n in names if n != image], 1)), None)
-    if row is None:
-        raise DataError(f"{file}: has no row")
+    check_images(file, image)
     objects = next((n for n in _OBJECTS if n in names), "")
-    keys = list(_keys(features.get(objects)) or _keys_of_value(row.values.get(objects)))
-    keys = keys if objects else names
+    keys = _keys(schema.field(names.index(objects)).type) if objects else names
     boxes = next((k for k in keys if k.split("_x")[0].split("_cx")[0] in _BOXES), None)
     labels = next((k for k in _LABELS if k in keys), None)
     if boxes is None or labels is None:
@@ -153,77 +154,101 @@ def _find_columns(file: Path) -> Columns:
         where = f"the column '{objects}'" if objects else "its columns"
         raise DataError(f"{file}: no {what} in {where}, which has {_some(keys)}")
     declared = features.get(objects) if objects else features.get(labels)
-    return Columns(image, objects, boxes, labels, _class_names(declared, labels if objects else ""))
+    classes = _class_names(declared, labels if objects else "", file)
+    return Columns(image, objects, boxes, labels, classes)
 
 
 def _is_image(feature: Any) -> bool:
     return isinstance(feature, dict) and feature.get("_type") == "Image"
 
 
-def _keys(feature: Any) -> list[str]:
-    """Return the keys of a feature of objects, as a struct of lists or a list of structs."""
-    while isinstance(feature, list) and feature:
-        feature = feature[0]
-    if not isinstance(feature, dict):
-        return []
-    if "feature" in feature and "_type" in feature:
-        return _keys(feature["feature"])
-    return [key for key in feature if not key.startswith("_")]
+def _keys(kind: Any) -> list[str]:
+    """Return the fields of the type of objects, a struct of lists or a list of structs."""
+    while (inner := getattr(kind, "value_type", None)) is not None:
+        kind = inner
+    return [kind.field(k).name for k in range(kind.num_fields)]
 
 
-def _keys_of_value(value: Any) -> list[str]:
-    if isinstance(value, list):
-        value = value[0] if value else {}
-    return list(value) if isinstance(value, dict) else []
-
-
-def _class_names(feature: Any, key: str, depth: int = 8) -> list[str]:
+def _class_names(feature: Any, key: str, file: Path, depth: int = 8) -> list[str]:
     """Return the names of the ClassLabel below a key of a feature; [] if there is none."""
     if depth == 0:
         return []
     if isinstance(feature, list):
-        return _class_names(feature[0], key, depth - 1) if feature else []
+        return _class_names(feature[0], key, file, depth - 1) if feature else []
     if not isinstance(feature, dict):
         return []
-    if not key and isinstance(feature.get("names"), list):
-        names = [text(name) for name in feature["names"]]
+    declared = feature.get("names")
+    if not key and isinstance(declared, list):
+        names = [text(name) for name in declared]
+        for number, name in enumerate(names):
+            if name is None or name in names[:number]:
+                raise DataError(
+                    f"{file}: the name of class {number} is {shown(declared[number])}, expected a "
+                    "name that no other class has"
+                )
         return [name for name in names if name is not None]
     if key in feature:
-        return _class_names(feature[key], "", depth - 1)
-    return _class_names(feature.get("feature"), key, depth - 1)
+        return _class_names(feature[key], "", file, depth - 1)
+    return _class_names(feature.get("feature"), key, file, depth - 1)
 
 
 def _objects(columns: Columns, row: Row) -> list[dict[str, Any]]:
-    """Return the objects of a row as one dictionary each."""
+    """Return the objects of a row as one dictionary each.
+
+    Raises:
+        DataError: the row cannot be used.
+    """
+    where = f"{row.file}: row {row.number}"
+    if row.fault:
+        raise DataError(f"{where}: {row.fault}")
     value = row.values.get(columns.objects) if columns.objects else row.values
     if value is None:
         return []
     if isinstance(value, list):
-        return [each for each in value if isinstance(each, dict)]
-    boxes = value.get(columns.boxes) or []
-    lists = {k: v for k, v in value.items() if isinstance(v, list) and len(v) == len(boxes)}
-    labels = value.get(columns.labels)
-    if columns.labels not in lists and boxes:
-        count = len(labels) if isinstance(labels, list) else 0
-        raise DataError(f"{row.file}: row {row.number}: has {len(boxes)} boxes and {count} classes")
-    return [{k: v[i] for k, v in lists.items()} for i in range(len(boxes))]
+        for position, each in enumerate(value):
+            if not isinstance(each, dict):
+                found = f"{columns.objects}[{position}] is {shown(each)}"
+                raise DataError(f"{where}: {found}, expected an object")
+        return value
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: {columns.objects} is {shown(value)}, expected objects")
+    for name in (columns.boxes, columns.labels):
+        if not isinstance(value.get(name), list | None):
+            raise DataError(f"{where}: {name} is {shown(value.get(name))}, expected a list")
+    count, classes = (len(value.get(name) or []) for name in (columns.boxes, columns.labels))
+    if count != classes:
+        raise DataError(f"{where}: has {count} boxes and {classes} classes")
+    lists = {k: v for k, v in value.items() if isinstance(v, list) and len(v) == count}
+    return [{k: v[i] for k, v in lists.items()} for i in range(count)]
 
 
 def _annotation_columns(columns: Columns, file: Path) -> list[str]:
-    others = [n for n in column_names(file) if n != columns.image]
+    others = [n for n in read_schema(file).names if n != columns.image]
     if columns.objects:
         return [n for n in others if n in (columns.objects, "width", "height")]
     wanted = (columns.boxes, columns.labels, *_AREAS, *_CROWDS, *_DIFFICULT, "width", "height")
     return [n for n in others if n in wanted]
 
 
-def _found_classes(columns: Columns, files: dict[str, list[Path]], notes: list[str]) -> list[str]:
-    """Return the class names, or numbers, that occur in any split."""
+def _found_classes(
+    columns: Columns, files: dict[str, list[Path]], notes: list[str], faults: list[str]
+) -> list[str]:
+    """Return the class names, or numbers, that occur in any split.
+
+    Faults are collected; listing the images names those of the splits that are read.
+    """
     found: set[Any] = set()
     for file in (file for each in files.values() for file in each):
-        for row in read_rows(file, _annotation_columns(columns, file)):
-            with CollectFaults([]):  # the images of the splits that are read name it
-                found |= {_name(one.get(columns.labels), []) for one in _objects(columns, row)}
+        with CollectFaults(faults):
+            for row in read_rows(file, _annotation_columns(columns, file)):
+                with CollectFaults(faults):
+                    for one in _objects(columns, row):
+                        label = one.get(columns.labels)
+                        name = _name(label, [])
+                        found.add(name)
+                        if name is None and not faults:
+                            where = f"{row.file}: row {row.number}"
+                            faults.append(f"{where}: {columns.labels} is {shown(label)}, no name")
     names = sorted(name for name in found if name is not None)
     if names and all(name.isdecimal() for name in names):
         file = next(iter(files.values()))[0]
@@ -254,8 +279,7 @@ def _form_of_boxes(
     count, greatest, bad_sides, bad_corners = 0, 0.0, 0, 0
     where = ""
     for files_of_split in files.values():
-        rows = (r for f in files_of_split for r in read_rows(f, _annotation_columns(columns, f)))
-        for row in islice(rows, _TRIED):
+        for row in islice(_all_rows(columns, files_of_split), _TRIED):
             size: tuple[float, float] | None = None
             with CollectFaults([]):
                 boxes = [_values(one.get(columns.boxes)) for one in _objects(columns, row)]
@@ -288,6 +312,13 @@ def _form_of_boxes(
     return form + relative
 
 
+def _all_rows(columns: Columns, files: Sequence[Path]) -> Iterator[Row]:
+    """Yield the rows of all files, as far as they can be read."""
+    for file in files:
+        with CollectFaults([]):  # listing the images names it
+            yield from read_rows(file, _annotation_columns(columns, file))
+
+
 def _values(box: Any) -> tuple[float, float, float, float] | None:
     values = [number(v) for v in box] if isinstance(box, (list, tuple)) and len(box) == 4 else []
     known = [value for value in values if value is not None]
@@ -304,18 +335,19 @@ def _listed(
 ) -> Iterator[ListedImage]:
     for split in chosen:
         for part, file in enumerate(progress(files[split], f"reading {split}")):
-            for row in read_rows(file, _annotation_columns(columns, file)):
-                with CollectFaults(faults):
-                    where = f"{file}: row {row.number}"
-                    yield ListedImage(
-                        f"{split or 'image'}-{part:05d}-{row.number:06d}",
-                        file / str(row.number),
-                        list(_boxes(columns, row, form, dropped)),
-                        where,
-                        stated_size(row.values.get("width"), row.values.get("height")),
-                        form.endswith("relative"),
-                        split,
-                    )
+            with CollectFaults(faults):  # of the whole file
+                for row in read_rows(file, _annotation_columns(columns, file)):
+                    with CollectFaults(faults):
+                        where = f"{file}: row {row.number}"
+                        yield ListedImage(
+                            f"{split or 'image'}-{part:05d}-{row.number:06d}",
+                            file / str(row.number),
+                            list(_boxes(columns, row, form, dropped)),
+                            where,
+                            stated_size(row.values.get("width"), row.values.get("height")),
+                            form.endswith("relative"),
+                            split,
+                        )
 
 
 def _boxes(columns: Columns, row: Row, form: str, dropped: list[str]) -> Iterator[NamedBox]:

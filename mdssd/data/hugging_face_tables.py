@@ -4,28 +4,46 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
+from mdssd.data.arrow_files import (
+    as_rows,
+    check_images,
+    is_parquet,
+    read_arrow,
+    read_batches,
+    read_row_group,
+    read_schema,
+    row_group_starts,
+)
 from mdssd.data.file_index import FileIndex, inner_name, is_hidden
 from mdssd.data.images import IMAGE_SUFFIXES, ImageLimits, read_bytes
 from mdssd.data.sample import DataError
 from mdssd.data.splits import split_in_name
 from mdssd.data.values import decode_text, shown
-from mdssd.system.files import format_bytes, open_regular, read_regular
+from mdssd.system.files import open_regular, read_regular
 
 _MAX_JSON = 64 << 20
-_MAX_PART = 4 << 30  # bytes of a row group or batch
-_PARTS = 2  # row groups whose images are held
+_HELD = 256 << 20  # bytes of the row group that is held while the next is read
+_ENDINGS = (".parquet", ".arrow")
 _MAGIC = (b"PAR1", b"ARRO")
 
 
 class Row(NamedTuple):
-    """A row of a table: its file, its number from 0, and its values without the image's bytes."""
+    """A row of a table.
+
+    Attributes:
+        file: the file.
+        number: from 0.
+        values: without the image's bytes.
+        fault: why it cannot be used; "" if it can.
+    """
 
     file: Path
     number: int
     values: dict[str, Any]
+    fault: str = ""
 
 
 def table_files(path: Path) -> dict[str, list[Path]]:
@@ -35,16 +53,13 @@ def table_files(path: Path) -> dict[str, list[Path]]:
         DataError: a description of the files is broken, or names a file that is outside.
     """
     if path.is_file():
-        return {split_in_name(path.stem) or "": [path]} if _is_table(path) else {}
+        return {split_in_name(path.stem) or "": [path]} if path.suffix.lower() in _ENDINGS else {}
     if (path / "dataset_dict.json").is_file():
         names = _read_json(path / "dataset_dict.json").get("splits")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise DataError(f"{path / 'dataset_dict.json'}: has no list 'splits'")
         where = str(path / "dataset_dict.json")
-        return {
-            split_in_name(name) or name: _saved(path / inner_name(name, path, where))
-            for name in names
-        }
+        return {split_in_name(name) or name: _saved(_inside(path, name, where)) for name in names}
     if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
         split = _read_json(path / "state.json").get("_split")
         split = (split_in_name(split) or split) if isinstance(split, str) else ""
@@ -69,7 +84,7 @@ def read_features(path: Path) -> dict[str, Any]:
     Args:
         path: an Arrow or Parquet file.
     """
-    schema = _schema(path)
+    schema = read_schema(path)
     content: Any = None
     data = (schema.metadata or {}).get(b"huggingface")
     try:
@@ -84,23 +99,20 @@ def read_features(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def column_names(path: Path) -> list[str]:
-    """Return the names of the columns of a file."""
-    return list(_schema(path).names)
-
-
-def read_rows(path: Path, columns: list[str], batch: int = 64) -> Iterator[Row]:
+def read_rows(path: Path, columns: list[str]) -> Iterator[Row]:
     """Yield the rows of a file with some of its columns, a few of them in memory at a time.
 
     Raises:
         DataError: the file is damaged.
     """
     number = 0
-    for part in _batches(path, columns, batch):
-        for start in range(0, len(part), batch):
-            for values in _listed(path, part.slice(start, batch)):
+    for batch in read_batches(path, columns):
+        for values in as_rows(path, batch):
+            if isinstance(values, str):
+                yield Row(path, number, {}, values)
+            else:
                 yield Row(path, number, values)
-                number += 1
+            number += 1
 
 
 class ImageReader:
@@ -120,6 +132,7 @@ class ImageReader:
 
     def _open(self) -> None:
         self._parts: dict[tuple[Path, int], Any] = {}
+        self._faults: dict[tuple[Path, int], str] = {}
         self._starts: dict[Path, list[int]] = {}
         self._index: FileIndex | None = None
 
@@ -157,36 +170,40 @@ class ImageReader:
         return read_bytes(found, limits or ImageLimits())
 
     def _value(self, path: Path, number: int) -> Any:
-        if not _is_parquet(path):
-            table = self._part(path, -1)
-            return _listed(path, table.slice(number, 1))[0][self.column]
-        starts = self._row_groups(path)
-        group = max(k for k, start in enumerate(starts) if start <= number)
-        part = self._part(path, group)
-        return _listed(path, part.slice(number - starts[group], 1))[0][self.column]
-
-    def _row_groups(self, path: Path) -> list[int]:
-        if path not in self._starts:
-            meta = _parquet(path).metadata
-            starts = [0]
-            for k in range(meta.num_row_groups):
-                starts.append(starts[-1] + meta.row_group(k).num_rows)
-            self._starts[path] = starts[:-1]
-        return self._starts[path]
+        if is_parquet(path):
+            if path not in self._starts:
+                self._starts[path] = row_group_starts(path)
+            starts = self._starts[path]
+            group = max(k for k, start in enumerate(starts) if start <= number)
+            part, number = self._part(path, group), number - starts[group]
+        else:
+            part = self._part(path, -1)
+        return part.slice(number, 1).to_pylist()[0][self.column]
 
     def _part(self, path: Path, group: int) -> Any:
+        """Return the images of a row group, or of a whole Arrow file, whose data stay there."""
         key = (path, group)
+        if key in self._faults:  # found again for every row, it would take its time every time
+            raise DataError(self._faults[key])
         part = self._parts.pop(key, None)
-        if part is None:
-            if group < 0:
-                part = _arrow(path).select([self.column])
-            else:
-                part = _row_group(path, group, [self.column])
+        try:
+            part = self._read_part(path, group) if part is None else part
+        except DataError as error:
+            self._faults[key] = str(error)
+            raise
         self._parts[key] = part  # now the last one
-        mapped = [each for each in self._parts if each[1] >= 0]
-        for old in mapped[:-_PARTS]:
-            del self._parts[old]
         return part
+
+    def _read_part(self, path: Path, group: int) -> Any:
+        check_images(path, self.column)
+        if group < 0:
+            return read_arrow(path, [self.column])
+        # Of the row groups, the last one stays if it is not too large.
+        held = [each for each in self._parts if each[1] >= 0]
+        for old in held:
+            if old != held[-1] or self._parts[old].nbytes > _HELD:
+                del self._parts[old]
+        return read_row_group(path, group, self.column)
 
 
 def row_text(path: Path) -> str:
@@ -206,10 +223,18 @@ def _saved(folder: Path) -> list[Path]:
         name = entry.get("filename") if isinstance(entry, dict) else None
         if not isinstance(name, str):
             raise DataError(f"{state}: _data_files has {shown(entry)}, expected a filename")
-        files.append(folder / inner_name(name, folder, str(state)))
+        files.append(_inside(folder, name, str(state)))
     if not files:
         raise DataError(f"{state}: names no file (_data_files)")
     return files
+
+
+def _inside(folder: Path, name: str, where: str) -> Path:
+    if PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive:
+        raise DataError(
+            f"{where}: {shown(name)} is an absolute path, expected a name inside {folder}"
+        )
+    return folder / inner_name(name, folder, where)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -224,90 +249,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _is_parquet(path: Path) -> bool:
-    return path.suffix.lower() == ".parquet"
-
-
 def _is_table(path: Path) -> bool:
-    if path.suffix.lower() not in (".parquet", ".arrow"):
+    if path.suffix.lower() not in _ENDINGS:
         return False
     try:
         with open_regular(path) as file:
-            return file.read(4) in _MAGIC or not _is_parquet(path)
+            return file.read(4) in _MAGIC or not is_parquet(path)
     except OSError:
         return False
-
-
-def _pyarrow() -> Any:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise DataError(
-            "a Hugging Face data set needs the package pyarrow: pip install 'mdssd[parquet]'"
-        ) from None
-    return pyarrow
-
-
-def _failed(path: Path, error: Exception) -> DataError:
-    reason = " ".join(str(error).split())[:200]
-    return DataError(f"{path}: cannot be read, is it complete? ({reason})")
-
-
-def _schema(path: Path) -> Any:
-    return _parquet(path).schema_arrow if _is_parquet(path) else _arrow(path).schema
-
-
-def _parquet(path: Path) -> Any:
-    arrow = _pyarrow()
-    try:
-        open_regular(path).close()
-        return arrow.parquet.ParquetFile(path, memory_map=True, pre_buffer=False)
-    except (OSError, arrow.ArrowException) as error:
-        raise _failed(path, error) from None
-
-
-def _arrow(path: Path) -> Any:
-    """Return a table whose data stay in the file."""
-    arrow = _pyarrow()
-    try:
-        open_regular(path).close()
-        try:
-            return arrow.ipc.open_stream(arrow.memory_map(str(path))).read_all()
-        except arrow.ArrowInvalid:
-            return arrow.ipc.open_file(arrow.memory_map(str(path))).read_all()
-    except (OSError, arrow.ArrowException) as error:
-        raise _failed(path, error) from None
-
-
-def _row_group(path: Path, group: int, columns: list[str]) -> Any:
-    arrow = _pyarrow()
-    file = _parquet(path)
-    size = file.metadata.row_group(group).total_byte_size
-    if size > _MAX_PART:
-        raise DataError(
-            f"{path}: row group {group} has {format_bytes(size)}, expected at most "
-            f"{format_bytes(_MAX_PART)}"
-        )
-    try:
-        return file.read_row_group(group, columns, use_threads=False)
-    except (OSError, arrow.ArrowException) as error:
-        raise _failed(path, error) from None
-
-
-def _batches(path: Path, columns: list[str], batch: int) -> Iterator[Any]:
-    if not _is_parquet(path):
-        yield _arrow(path).select(columns)
-        return
-    for group in range(_parquet(path).metadata.num_row_groups):
-        yield _row_group(path, group, columns)
-
-
-def _listed(path: Path, table: Any) -> list[dict[str, Any]]:
-    """Return the rows of a table as Python's values."""
-    arrow = _pyarrow()
-    try:
-        table.validate()
-        return table.to_pylist()
-    except (ValueError, OverflowError, arrow.ArrowException) as error:
-        raise _failed(path, error) from None

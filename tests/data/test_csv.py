@@ -212,6 +212,9 @@ def test_a_stated_size_is_compared(tmp_path):
 def test_other_tables_are_not_taken(tmp_path):
     (tmp_path / "loss.csv").write_text("iteration,loss\n1,2\n")
     (tmp_path / "classes.csv").write_text("car,0\n")
-    assert not is_csv(tmp_path) and not is_csv(tmp_path / "loss.csv")
+    assert not is_csv(tmp_path)
+    for split in (None, "val"):
+        with pytest.raises(DataError, match=r"loss.csv: is no table of boxes.* got 'iteration,los"):
+            open_dataset(tmp_path / "loss.csv", split)
     with pytest.raises(DataError, match="no data set was recognised"):
         open_dataset(tmp_path)

@@ -33,8 +33,11 @@ def assert_sound(dataset: DetectionDataset) -> None:
     for index in range(len(dataset)):
         found = dataset.annotation(index)
         path = dataset.image_path(index)
-        assert path is not None and path.is_file()
-        width, height = upright_size(dataset, index, path)
+        if path is None:  # the image is in a table
+            height, width = dataset[index].image.shape[:2]
+        else:
+            assert path.is_file()
+            width, height = upright_size(dataset, index, path)
         count = len(found.labels)
         assert found.boxes_xyxy.shape == (count, 4) and found.boxes_xyxy.dtype == np.float32
         assert found.difficult.shape == found.crowd.shape == (count,)

@@ -64,7 +64,7 @@ def damaged(draw: st.DrawFn, original: Any, most: int = 3) -> Any:
             holder = holder[key]
         kind = draw(st.sampled_from(["junk", "junk", "remove", "repeat", "text"]))
         if kind == "junk":
-            holder[last] = draw(junk)
+            holder[last] = copy.deepcopy(draw(junk))  # later changes must not reach it
         elif kind == "remove":
             del holder[last]
         elif kind == "repeat" and isinstance(holder, list):

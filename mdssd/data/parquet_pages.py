@@ -1,0 +1,113 @@
+"""The headers of the pages of a Parquet file, which say what reading it will take."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from typing import NamedTuple, TypeAlias
+
+_Bytes: TypeAlias = bytes | mmap.mmap
+
+_DICTIONARY = 2
+# The fields of a page header, and of the headers of its kinds, in Parquet's Thrift.
+_KIND, _UNPACKED, _PACKED = 1, 2, 3
+_INNER = (5, 7, 8)  # a data page, a dictionary page, a data page of version 2
+_VALUES = 1
+_DEPTH = 4
+
+
+class Page(NamedTuple):
+    """A page.
+
+    Attributes:
+        unpacked: its bytes after decompression.
+        values: the number of values, nulls included; 0 for a dictionary.
+    """
+
+    unpacked: int
+    values: int
+
+
+def read_pages(data: _Bytes, start: int, end: int) -> Iterator[Page]:
+    """Yield the pages of a column of a row group.
+
+    The description at the end of a file may state other sizes than its pages do, and a reader
+    allocates what the pages state.
+
+    Args:
+        data: the bytes of the file.
+        start: the offset of the first page.
+        end: the offset behind the last one.
+
+    Raises:
+        ValueError: a header is damaged. The message has its offset.
+
+    Example:
+        >>> from mdssd.data.parquet_pages import read_pages
+        >>> header = bytes([0x15, 0, 0x15, 200, 1, 0x15, 0, 0x2C, 0x15, 14, 0, 0])
+        >>> list(read_pages(header, 0, len(header)))
+        [Page(unpacked=100, values=7)]
+    """
+    at = start
+    while at < end:
+        try:
+            header, body = _struct(data, at, _DEPTH)
+        except IndexError:
+            raise ValueError(f"the page header at byte {at} is not complete") from None
+        unpacked, packed = header.get(_UNPACKED), header.get(_PACKED)
+        counts = [found for f in _INNER if isinstance(found := header.get(f), dict)]
+        values = counts[0].get(_VALUES) if counts else 0
+        sizes = [size for size in (unpacked, packed, values) if isinstance(size, int) and size >= 0]
+        if len(sizes) < 3 or at < 0:
+            raise ValueError(f"the page header at byte {at} has wrong sizes")
+        yield Page(sizes[0], 0 if header.get(_KIND) == _DICTIONARY else sizes[2])
+        at = body + sizes[1]
+
+
+def _struct(data: _Bytes, at: int, depth: int) -> tuple[dict[int, object], int]:
+    """Return the numbers and structs of a struct in Thrift's compact form, and its end."""
+    if not depth:
+        raise ValueError(f"the page header at byte {at} is too deep")
+    fields: dict[int, object] = {}
+    number = 0
+    while True:
+        byte = data[at]
+        at += 1
+        if byte == 0:
+            return fields, at
+        kind, step = byte & 15, byte >> 4
+        if step:
+            number += step
+        else:
+            number, at = _integer(data, at)
+        if kind in (1, 2):  # true and false
+            fields[number] = kind == 1
+        elif kind == 3:
+            at += 1
+        elif kind in (4, 5, 6):
+            fields[number], at = _integer(data, at)
+        elif kind == 7:
+            at += 8
+        elif kind == 8:
+            length, at = _unsigned(data, at)
+            at += length
+        elif kind == 12:
+            fields[number], at = _struct(data, at, depth - 1)
+        else:
+            raise ValueError(f"the page header at byte {at} has a field of type {kind}")
+
+
+def _unsigned(data: _Bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+    raise ValueError(f"the page header at byte {at} has a number of too many bytes")
+
+
+def _integer(data: _Bytes, at: int) -> tuple[int, int]:
+    value, at = _unsigned(data, at)
+    return value >> 1 ^ -(value & 1), at
