@@ -119,6 +119,28 @@ def scored_boxes(count: int, kind: str = "crowded", classes: int | None = None) 
     return Scored(torch.cat([middle - half, middle + half], 1), scores, group)
 
 
+@lru_cache(maxsize=2)
+def tiled_boxes(count: int, kind: str, classes: int) -> Scored:
+    """Return boxes in whole pixels, so that all tools compute the same areas.
+
+    Args:
+        count: Number of boxes.
+        kind: "objects" places 50 boxes around each object, as `scored_boxes` does, in an image of
+            4,000 pixels. "piled" places boxes of 1 to 40 pixels at random in a square of 80, so
+            that most of them meet one another.
+        classes: Box i has class i % classes.
+    """
+    if kind == "objects":
+        x = scored_boxes(count, "crowded", classes)
+        return x._replace(boxes=(4000 * x.boxes).round())
+    generator = torch.Generator().manual_seed(count)
+    corner = torch.randint(80, (count, 2), generator=generator)
+    size = torch.randint(1, 41, (count, 2), generator=generator)
+    scores = (torch.randperm(count, generator=generator) + 1) / (count + 1)
+    boxes = torch.cat([corner, corner + size], 1).float()
+    return Scored(boxes, scores, torch.arange(count) % classes)
+
+
 class Truth(NamedTuple):
     boxes: list[Tensor]  # per image [M, 4] xyxy
     labels: list[Tensor]  # per image [M] int64, from 1

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from benchmarks import generators
-from benchmarks.peers import detection, fusion, loss, matching, suppression
+from benchmarks.peers import detection, fusion, loss, matching, merging, suppression
 from benchmarks.rows import contenders, forced, params
 from mdssd import ops
 from mdssd.testing import Case
@@ -160,6 +160,80 @@ def test_nms(
         dtype=torch.float32,
         shape=str(list(x.boxes.shape)),
         moved=x.boxes.nbytes + x.scores.nbytes,
+    )
+
+
+# --- merge_boxes ---------------------------------------------------------------------------------
+
+# boxes, kind, classes, method, metric
+_MERGING = [
+    (20000, "objects", 20, "nms", "iou"),
+    (20000, "objects", 20, "greedy_nmm", "ios"),
+    (20000, "objects", 20, "nmm", "ios"),
+    (20000, "objects", 20, "wbf", "iou"),
+    (33337, "piled", 1, "greedy_nmm", "ios"),
+    (33337, "piled", 1, "nmm", "ios"),
+]
+
+
+def _merging_rows() -> list[Any]:
+    """Return parameters (count, kind, classes, method, metric, peer, make, device)."""
+    rows = []
+    for setting in _MERGING:
+        peers = merging.FUSION if setting[3] == "wbf" else merging.SAHI
+        rows += [(*setting, "mdssd cpp", merging.mdssd, "cpu")]
+        rows += [(*setting, name, make, "cpu") for name, make in peers.items()]
+        for name in ("cuda", "triton"):
+            rows += [(*setting, f"mdssd {name}", forced(merging.mdssd, name), "cuda")]
+    return params(rows)
+
+
+def _in_order(result: Any) -> torch.Tensor:
+    """Return rows [K, 6] by class and score."""
+    rows = merging.rows(result)
+    rows = rows[rows[:, 4].argsort(stable=True)]
+    return rows[rows[:, 5].argsort(stable=True)]
+
+
+@lru_cache(maxsize=4)
+def _merged(backend: str, *arguments: Any) -> torch.Tensor:
+    *generated, method, metric = arguments
+    with ops.backend(backend):
+        return _in_order(merging.mdssd(generators.tiled_boxes(*generated), method, metric)())
+
+
+@pytest.mark.parametrize(
+    "count, kind, classes, method, metric, peer, make, device", _merging_rows()
+)
+def test_merge_boxes(
+    count: int,
+    kind: str,
+    classes: int,
+    method: str,
+    metric: str,
+    peer: str,
+    make: Callable[..., Any],
+    device: str,
+    measure: Callable[..., None],
+) -> None:
+    # The result is compared with the reference on 2,000 boxes, and with ours on all of them.
+    for boxes, backend in ((2000, "reference"), (count, "cpp")):
+        x = generators.tiled_boxes(boxes, kind, classes)
+        call = make(generators.to(device, x), method, metric)
+        want, got = _merged(backend, boxes, kind, classes, method, metric), _in_order(call())
+        if peer == "sahi, groups only":
+            assert torch.equal(got[:, 4:], want[:, 4:])
+        else:
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    measure(
+        call,
+        op="merge_boxes",
+        row=f"{method}, {metric}, {count:,} boxes, {kind}, of {classes} classes",
+        peer=peer,
+        device=device,
+        dtype=torch.float32,
+        shape=str(list(x.boxes.shape)),
+        moved=2 * (x.boxes.nbytes + x.scores.nbytes),
     )
 
 

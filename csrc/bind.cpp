@@ -212,6 +212,10 @@ void bind_cuda(py::module_& module) {
   MDSSD_BIND(encode_targets_cuda);
   MDSSD_BIND(nms_workspace);
   MDSSD_BIND(nms_cuda);
+  MDSSD_BIND(merge_parents_cuda);
+  MDSSD_BIND(merge_members_cuda);
+  MDSSD_BIND(merge_fused_workspace);
+  MDSSD_BIND(merge_fused_cuda);
   MDSSD_BIND(detection_output_cuda);
   MDSSD_BIND(detection_output_workspace);
   MDSSD_BIND(l2norm_cuda);

@@ -96,19 +96,25 @@ void with_metric(bool ios, double eps, Body body) {
   else
     with_eps<T>(eps, body);
 }
+template <class T, class Body>
+void with_metric(bool ios, Body body) {
+  if (ios)
+    body(Smaller<T>{T(0)});
+  else
+    body(NoEps{});
+}
 
 template <class T, class Eps>
 MDSSD_INLINE T divisor(T area_a, T area_b, T intersection, Eps eps) {
   return area_a + area_b - intersection + eps;
 }
 
-// Infinite, so that the quotient is 0 or NaN, if an area is NaN or the sum of the areas infinite.
-// The IoU is then 0 as well.
+// Infinite or NaN, so that the quotient is 0 or NaN, if the sum of the areas is. The IoU is then 0 as
+// well.
 template <class T>
 MDSSD_INLINE T divisor(T area_a, T area_b, T, Smaller<T> by) {
-  constexpr T infinity = std::numeric_limits<T>::infinity();
-  const T least = (area_a < area_b ? area_a : area_b) + by.eps;
-  return area_a + area_b < infinity ? least : infinity;
+  const T least = (area_a < area_b ? area_a : area_b) + by.eps, sum = area_a + area_b;
+  return sum - sum == T(0) ? least : sum;
 }
 
 template <class T, class Metric>
@@ -135,6 +141,36 @@ MDSSD_INLINE bool overlap(Box<T> a, T area_a, Box<T> b, T area_b, T threshold, M
   if (of.intersection < threshold * of.whole * T(0.999)) return false;
   return larger(of.intersection / of.whole, T(0)) > threshold;
 }
+
+// The smallest box around two that have no NaN.
+template <class T>
+MDSSD_INLINE Box<T> around(Box<T> a, Box<T> b) {
+  return {smaller(a.x1, b.x1), smaller(a.y1, b.y1), larger(a.x2, b.x2), larger(a.y2, b.y2)};
+}
+
+// A sum of boxes, weighted by their scores, of which merge_boxes makes a fused box.
+template <class T>
+struct WeightedSum {
+  T x1 = 0, y1 = 0, x2 = 0, y2 = 0, score = 0;
+  int64_t count = 0;
+
+  MDSSD_INLINE void add(Box<T> b, T s) {
+    x1 += s * b.x1;
+    y1 += s * b.y1;
+    x2 += s * b.x2;
+    y2 += s * b.y2;
+    score += s;
+    ++count;
+  }
+  // Returns the mean, or `otherwise` if it is that of a single box or if there is none.
+  MDSSD_INLINE Box<T> mean(Box<T> otherwise) const {
+    if (count < 2 || !(score > 0)) return otherwise;
+    return {x1 / score, y1 / score, x2 / score, y2 / score};
+  }
+  MDSSD_INLINE T mean_score(int64_t models) const {
+    return score / T(count) * T(count < models ? count : models) / T(models);
+  }
+};
 
 // `log` and `exp` are arguments because each backend has its own.
 template <class T, class Log>

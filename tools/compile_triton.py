@@ -153,8 +153,6 @@ def record(names: list[str]) -> list[Launch]:
     for case in CASES:
         if names and case.op not in names:
             continue
-        if not case.op.startswith("batched_") and "triton" not in ops.backends()[case.op]:
-            continue
         for size in sorted(case.sizes, key=lambda size: case.sizes[size].benchmark):
             for dtype in _DTYPES:
                 with ops.backend("triton"):

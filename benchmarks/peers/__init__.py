@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 _INSTALLED_BY = {
+    "ensemble_boxes": "pip install --no-deps ensemble-boxes numba llvmlite",
     "lsnms": "pip install --no-deps lsnms numba llvmlite",
+    "sahi.postprocess.combine": "pip install sahi",
+    "sahi.prediction": "pip install sahi",
     "torchvision": "pip install torchvision",
 }
 

@@ -28,12 +28,6 @@ struct Merged {
   std::vector<T> scores;
 };
 
-// The smallest box around two.
-template <class T>
-Box<T> around(Box<T> a, Box<T> b) {
-  return {std::min(a.x1, b.x1), std::min(a.y1, b.y1), std::max(a.x2, b.x2), std::max(a.y2, b.y2)};
-}
-
 template <class T, class Metric, bool kTransitive>
 struct Absorb {
   static constexpr bool kAll = kTransitive, kTakes = true;
@@ -79,22 +73,6 @@ struct MarkFirst {
   void done(size_t) {}
 };
 
-// The sums of which a fused box is the quotient.
-template <class T>
-struct Sums {
-  T x1 = 0, y1 = 0, x2 = 0, y2 = 0, score = 0;
-  int64_t count = 0;
-
-  void add(Box<T> b, T s) {
-    x1 += s * b.x1;
-    y1 += s * b.y1;
-    x2 += s * b.x2;
-    y2 += s * b.y2;
-    score += s;
-    ++count;
-  }
-};
-
 template <class T>
 struct Best {
   T overlap;
@@ -127,7 +105,7 @@ MDSSD_SIMD void fuse(const std::vector<Box<T>>& boxes, T threshold, Metric metri
   std::vector<BoxBlock<T, 32>> blocks((num_boxes + 31) / 32);
   std::vector<int32_t> firsts(32 * blocks.size());  // the first box of the fused box at a place
   Nested<T> bounds(in_space ? blocks.size() : 0);
-  std::vector<Sums<T>> sums(num_boxes);
+  std::vector<WeightedSum<T>> sums(num_boxes);
   size_t started = 0;
   for (size_t i = 0; i < num_boxes; ++i) {
     const T size = area(boxes[i]);
@@ -147,19 +125,13 @@ MDSSD_SIMD void fuse(const std::vector<Box<T>>& boxes, T threshold, Metric metri
       firsts[places[i]] = own;
       ++started;
     }
-    Sums<T>& sum = sums[own];
-    sum.add(boxes[i], merged.scores[i]);
-    if (sum.count > 1 && sum.score > 0)
-      merged.boxes[own] = {sum.x1 / sum.score, sum.y1 / sum.score, sum.x2 / sum.score,
-                           sum.y2 / sum.score};
+    sums[own].add(boxes[i], merged.scores[i]);
+    merged.boxes[own] = sums[own].mean(merged.boxes[own]);
     blocks[places[own] / 32].set(places[own] % 32, merged.boxes[own]);
     if (in_space) bounds.include(places[own] / 32, merged.boxes[own]);
   }
-  for (size_t i = 0; i < num_boxes; ++i) {
-    if (!merged.is_first[i]) continue;
-    const T mean = sums[i].score / T(sums[i].count);
-    merged.scores[i] = mean * T(std::min(models, sums[i].count)) / T(models);
-  }
+  for (size_t i = 0; i < num_boxes; ++i)
+    if (merged.is_first[i]) merged.scores[i] = sums[i].mean_score(models);
 }
 
 // Sorts by rising key(rank) and leaves equal ones in their order.
@@ -195,7 +167,7 @@ Merged<T> merge_group(const Call<T>& call, const std::vector<int32_t>& indices) 
     merged.scores[i] = call.scores[indices[i]];
   }
   merged.boxes = boxes;
-  with_metric<T>(call.settings.ios, 0, [&](auto metric) {
+  with_metric<T>(call.settings.ios, [&](auto metric) {
     using Metric = decltype(metric);
     const auto absorb = [&](auto transitive) {
       Absorb<T, Metric, decltype(transitive)::value> visitor{

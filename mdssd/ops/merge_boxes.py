@@ -232,6 +232,8 @@ _merge_boxes = define(
     settings=MergeBoxesSettings,
     reference=reference.merge_boxes,
     cpp=native.merge_boxes_cpp,
+    cuda=native.merge_boxes_cuda,
+    triton="merge_boxes",
     values=_values.merge_boxes,
     no_vmap="rows differ in how many boxes remain; use merge_boxes_padded",
     fake=_fake_merge_boxes,
@@ -243,6 +245,8 @@ _merge_boxes_padded = define(
     settings=MergeBoxesSettings,
     reference=reference.merge_boxes_padded,
     cpp=native.merge_boxes_padded_cpp,
+    cuda=native.merge_boxes_padded_cuda,
+    triton="merge_boxes",
     values=_values.merge_boxes_padded,
     fake=lambda boxes, *_: new_merged(boxes),
 )
