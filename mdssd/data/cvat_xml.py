@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from defusedxml import ElementTree as SafeXml
 
 from mdssd.data.sample import MAX_BOXES, DataError, box_around
 from mdssd.data.values import number, shown, text
+from mdssd.data.voc_xml import declared_encoding
 from mdssd.system.files import format_bytes, open_regular
 
 MAX_BYTES = 4 << 30
@@ -83,31 +85,51 @@ class CvatFile:
             raise self._fault(f"broken XML ({error}{cut})") from None
         except (DataError, GeneratorExit):
             raise
-        except LookupError as error:  # expat asks Python for an encoding that it does not know
+        except LookupError as error:  # of Python, about an encoding that it does not know
             raise self._fault(f"{error}; convert it to UTF-8") from None
+        except UnicodeDecodeError as error:
+            raise self._fault(
+                f"it declares {error.encoding}, but a byte is not in it; convert it to UTF-8"
+            ) from None
         except ValueError as error:
             raise self._fault(str(error)) from None
 
     def _images(self, file: BinaryIO) -> Iterator[CvatImage]:
         target = _Target(self)
-        parser = SafeXml.DefusedXMLParser(target=target, forbid_dtd=True)
+        data = file.read(_CHUNK)
+        decoder = _decoder(data)
+        parser = SafeXml.DefusedXMLParser(
+            target=target, encoding="utf-8" if decoder else None, forbid_dtd=True
+        )
         # Expat calls the target itself, in half the time, and knows the line.
         expat = parser.parser
         expat.ordered_attributes = expat.specified_attributes = False
         expat.StartElementHandler, expat.EndElementHandler = target.start, target.end
         expat.CharacterDataHandler = target.data
         target.line = lambda: expat.CurrentLineNumber
-        while data := file.read(_CHUNK):
+        while data:
             target.unused += len(data)
             if target.unused > _MAX_ELEMENT:
                 raise ValueError(f"has an element of more than {format_bytes(_MAX_ELEMENT)}")
-            parser.feed(data)
+            parser.feed(decoder.decode(data).encode() if decoder else data)
             yield from target.images
             target.images.clear()
+            data = file.read(_CHUNK)
+        if decoder:
+            decoder.decode(b"", final=True)
         parser.close()
 
     def _fault(self, reason: str) -> DataError:
         return DataError(f"{self.path}: {reason}")
+
+
+def _decoder(start: bytes) -> codecs.IncrementalDecoder | None:
+    """Return what decodes a file that begins so; None if the parser knows its encoding itself."""
+    name = declared_encoding(start)
+    if name is None or name in ("utf-8", "us-ascii"):
+        return None
+    b"".decode(name)  # raises LookupError if it is no encoding of text
+    return codecs.getincrementaldecoder(name)()
 
 
 class _Target:

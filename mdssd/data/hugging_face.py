@@ -260,6 +260,8 @@ def _found_classes(
 def _name(label: Any, names: Sequence[str]) -> str | None:
     if isinstance(label, str):
         return text(label)
+    if isinstance(label, float) and label.is_integer():
+        label = int(label)  # a table with an empty cell makes floats of all numbers
     if not isinstance(label, int) or isinstance(label, bool):
         return None
     if not names:

@@ -83,8 +83,9 @@ class _Reader:
         self.dropped: list[str] = []
         self.notes: list[str] = []
         self.tally = Tally()
-        self._images = FileIndex(images, IMAGE_SUFFIXES)
-        self._labels = FileIndex(labels, (".txt",))
+        places = (images.name, labels.name)  # which lines of a list may begin with
+        self._images = FileIndex(images, IMAGE_SUFFIXES, places)
+        self._labels = FileIndex(labels, (".txt",), places)
         self._options = options
         self._boxes: dict[str, list[NamedBox] | str] = {}
         self._dropped: dict[str, list[str]] = {}
@@ -125,7 +126,7 @@ class _Reader:
                 for count, line in _list_lines(lists[split]):
                     where = f"{lists[split]}:{count}"
                     with CollectFaults(self._options.faults):
-                        stem = os.path.splitext(inner_name(line, self._images.folder, where))[0]
+                        stem = self._stem(inner_name(line, self._images.folder, where))
                         if (image := self._image(stem, where, split, stem in taken)) is not None:
                             yield image
                         taken.add(stem)
@@ -142,6 +143,12 @@ class _Reader:
                         f"{self._images.folder}: {plural(len(alone), 'image')} without labels left "
                         f"out, such as {alone[0]}"
                     )
+
+    def _stem(self, name: str) -> str:
+        """Return the name of an image in a list without its ending, if it has one."""
+        stem, ending = os.path.splitext(name)
+        known = ending.lower() in (*IMAGE_SUFFIXES, ".txt")
+        return stem if known and self._labels.find_stem(name) is None else name
 
     def _image(self, stem: str, where: str, split: str, again: bool) -> ListedImage | None:
         label = self._labels.find_stem(stem)

@@ -100,13 +100,24 @@ def _parse(path: Path) -> Element:
     return root
 
 
-def _decode(data: bytes) -> str:
-    """Decode XML as it declares; the parser itself knows only a few encodings, by one name each."""
+def declared_encoding(data: bytes) -> str | None:
+    """Return the encoding that the beginning of an XML file declares; None if it declares none.
+
+    Example:
+        >>> from mdssd.data.voc_xml import declared_encoding
+        >>> declared_encoding(b'<?xml version="1.0" encoding="GB2312"?>')
+        'gb18030'
+    """
     declared = _DECLARED.match(data, 0, 1000)
     encoding = declared[1].decode().lower() if declared else None
     if encoding and encoding.startswith(("utf-16", "utf16", "utf-32", "ucs")):
-        encoding = "utf-8"  # its declaration could not have been read in that encoding
-    return decode_text(data, _SUPERSETS.get(encoding or "", encoding)).lstrip("\ufeff \t\r\n")
+        return "utf-8"  # its declaration could not have been read in that encoding
+    return _SUPERSETS.get(encoding or "", encoding)
+
+
+def _decode(data: bytes) -> str:
+    """Decode XML as it declares; the parser itself knows only a few encodings, by one name each."""
+    return decode_text(data, declared_encoding(data)).lstrip("\ufeff \t\r\n")
 
 
 def _box(element: Element) -> tuple[float, float, float, float]:
