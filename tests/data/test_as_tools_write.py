@@ -323,7 +323,7 @@ BAD = {
     "labelme": (lambda root: labelme(root, ["b"], shape={"points": [[1, "x"]]}), "b.json: "),
     "cvat": (
         lambda root: cvat(root, ["a", "b"], inner='</box><box label="car" xtl="1">'),
-        "n.xml:1",
+        "annotations.xml:1: ",
     ),
     "csv": (
         lambda root: csv(root, ["a", "b"], row="{0}.png,10,20,30,40,car\n{0}.png,1,x,9,9,car"),
