@@ -106,6 +106,15 @@ def read_yaml(file: Path, root: Path) -> YoloDescription:
     return result
 
 
+def read_names(file: Path) -> dict[int, str] | None:
+    """Return only the class names of a data.yaml, by their numbers; None if it has none.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    return _names(_load(file), file, [])
+
+
 def _load(file: Path) -> dict[str, Any]:
     try:
         content = _Loader(read_text(file, _MAX_FILE)).get_single_data()

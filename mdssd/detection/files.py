@@ -21,7 +21,6 @@ from mdssd.detection.sources import STDIN, Sources, find_images
 from mdssd.detection.tables import Table, table_entry
 from mdssd.drawing import draw_detections, encode_image
 from mdssd.names import TABLES
-from mdssd.system.files import atomic_write
 from mdssd.system.progress import progress_bar
 from mdssd.system.stop import StopRequest, Terminated
 from mdssd.system.text import plural
@@ -281,7 +280,9 @@ class _Job:
         if self.outputs.draw:
             began = time.perf_counter()
             picture = self.outputs.picture(name_of(result.source, ""))
-            _draw(picture, result, classes, self.picture_scale)
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            data = _drawn(result, classes, self.picture_scale)
+            self.outputs.files.write(picture, data)
             report.pictures.append(picture)
             spent = time.perf_counter() - began
             report.timings["draw"] = report.timings.get("draw", 0.0) + spent
@@ -323,7 +324,8 @@ def _with_note(error: BaseException, note: str) -> BaseException:
     return error
 
 
-def _draw(path: Path, result: Streamed, classes: Sequence[str], scale: float) -> None:
+def _drawn(result: Streamed, classes: Sequence[str], scale: float) -> bytes:
+    """Return the file of a picture with the boxes."""
     assert result.image is not None
     found = result.found
     picture = draw_detections(
@@ -332,6 +334,4 @@ def _draw(path: Path, result: Streamed, classes: Sequence[str], scale: float) ->
     # Lines of a large picture are so thick that colours at half the resolution do not blur them.
     data = encode_image(picture, ".jpg", fine=min(picture.shape[:2]) < _FINE)
     at = 4 + int.from_bytes(data[4:6], "big")  # behind the first segment, which names the format
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path, "wb") as file:
-        file.write(data[:at] + MARK + data[at:])
+    return data[:at] + MARK + data[at:]

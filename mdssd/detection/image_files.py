@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mdssd.system.files import atomic_write
+import yaml
+
+from mdssd.system.files import AtomicFiles, atomic_write
 
 
 class ImageFiles:
-    """A folder with a file for each image. Each file is written at once or not at all.
+    """A folder with a file for each image.
 
     Args:
         folder: the folder, which is created for the first image.
         suffix: the end of the files' names.
         stems: the names of the files without it, by the images'.
         compose: returns the text of a file, from the entry of its image.
-        before: the text of files that are written to the folder before the first image's, by name.
+        before: the text of files that are written before the first image's.
+        files: writes the files. Its `flush` must be called at last.
         written: receives the folder once there is a file of an image.
     """
 
@@ -28,7 +31,8 @@ class ImageFiles:
         suffix: str,
         stems: Mapping[str, str],
         compose: Callable[[dict[str, Any]], str],
-        before: Mapping[str, str],
+        before: Mapping[Path, str],
+        files: AtomicFiles,
         written: list[Path],
     ) -> None:
         self.folder = folder
@@ -36,6 +40,7 @@ class ImageFiles:
         self._stems = stems
         self._compose = compose
         self._before = before
+        self._writer = files
         self._written = written
         self._files = 0
         self._last = folder
@@ -44,23 +49,39 @@ class ImageFiles:
         """Write the file of an image."""
         if not self._files:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for name, text in self._before.items():
-                with atomic_write(self.folder / name) as file:
+            for path, text in self._before.items():
+                with atomic_write(path) as file:
                     file.write(text)
         self._last = self.folder / (self._stems[image["file"]] + self._suffix)
         self._last.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(self._last) as file:
-            file.write(self._compose(image))
+        self._writer.write(self._last, self._compose(image).encode())
         self._files += 1
         if self._files == 1:
             self._written.append(self.folder)
 
     def undo(self) -> None:
         """Remove the file of the last image that was added."""
-        self._last.unlink(missing_ok=True)
+        self._writer.remove(self._last)
         self._files -= 1
         if not self._files:
             self._written.remove(self.folder)
+
+
+def yolo_description(classes: Sequence[str]) -> str:
+    """Return a data.yaml for YOLO labels of the images in the folder images beside it.
+
+    Example:
+        >>> from mdssd.detection.image_files import yolo_description
+        >>> print(yolo_description(["car", "bus"]), end="")
+        # Ultralytics trains with this file once it names a split val, too.
+        train: images
+        names:
+          0: car
+          1: bus
+    """
+    content = {"train": "images", "names": dict(enumerate(classes))}
+    text = yaml.safe_dump(content, allow_unicode=True, sort_keys=False, width=10**6)
+    return f"# Ultralytics trains with this file once it names a split val, too.\n{text}"
 
 
 def yolo_text(image: dict[str, Any], *, scores: bool) -> str:

@@ -6,15 +6,17 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from mdssd.data.sample import DataError
+from mdssd.data.yolo_yaml import is_yolo_yaml, read_names
 from mdssd.detection import coco_results, tables
-from mdssd.detection.image_files import ImageFiles, geojson_text, yolo_text
+from mdssd.detection.image_files import ImageFiles, geojson_text, yolo_description, yolo_text
 from mdssd.detection.sources import STDIN, Sources
 from mdssd.detection.tables import Table, open_table
-from mdssd.system.files import open_regular, read_regular, remove_all_leftovers
+from mdssd.system.files import AtomicFiles, open_regular, read_regular, remove_all_leftovers
 from mdssd.system.text import plural, some
 
 # The longest name of a file, in bytes, on the usual file systems.
@@ -38,8 +40,10 @@ _TABLES = {
 # YOLO labels have no beginning of their own, so none is recognised.
 _FOLDERS = {"yolo": ("labels", ".txt"), "geojson": ("geojson", ".geojson")}
 _GEOJSON = rb'\{"type": "FeatureCollection", "image": \{' + _FILE + rb'\}, "features": \['
-# Beside YOLO labels: the names of their classes, one per line.
+# Beside YOLO labels: the names of their classes, one per line. In the folder of both the labels and
+# the images, which tools expect in a folder of this name: a file that names the classes and images.
 CLASSES = "classes.txt"
+_DESCRIPTION, _IMAGES = "data.yaml", "images"
 # The most bytes of a file's beginning, in which the path of an image has room.
 _BEGINNING = 1 << 16
 
@@ -57,6 +61,7 @@ class Outputs:
         draw: whether there are pictures.
         coco_ids: the numbers of images and classes in COCO results; None for own ones.
         yolo_scores: whether YOLO labels have a score.
+        files: writes the files of single images, between `open` and the end of its stack.
     """
 
     folder: Path
@@ -66,6 +71,7 @@ class Outputs:
     draw: bool = True
     coco_ids: coco_results.CocoIds | None = None
     yolo_scores: bool = False
+    files: AtomicFiles = field(default_factory=AtomicFiles)
 
     def picture(self, file: str) -> Path:
         """Return the picture of an image file."""
@@ -85,20 +91,19 @@ class Outputs:
             "coco_results.json": coco_results.results_layout(self.coco_ids),
             _COCO_IMAGES: coco_results.images_layout(self.classes),
         }
+        stack.callback(self.files.flush)
         opened: list[Table | ImageFiles] = []
         for name in self._table_files(self.formats):
             paths = [] if name == _COCO_IMAGES else written  # it has no boxes
             table = open_table(self.folder / name, layouts[name], paths)
             opened.append(stack.enter_context(table))
         yolo = partial(yolo_text, scores=self.yolo_scores)
-        before = {"yolo": {CLASSES: self._class_list()}}
+        before = {"yolo": self._beside_labels()} if "yolo" in self.formats else {}
         for form in (form for form in self.formats if form in _FOLDERS):
             folder, suffix = _FOLDERS[form]
             compose = yolo if form == "yolo" else geojson_text
-            files = ImageFiles(
-                *(self.folder / folder, suffix, self.stems, compose), before.get(form, {}), written
-            )
-            opened.append(files)
+            what = self.folder / folder, suffix, self.stems, compose
+            opened.append(ImageFiles(*what, before.get(form, {}), self.files, written))
         return opened
 
     def remove_leftovers(self) -> None:
@@ -217,6 +222,50 @@ class Outputs:
     def _class_list(self) -> str:
         return "".join(f"{name}\n" for name in self.classes)
 
+    def _beside_labels(self) -> dict[Path, str]:
+        """Return the text of the files that belong to YOLO labels."""
+        files = {self.folder / _FOLDERS["yolo"][0] / CLASSES: self._class_list()}
+        path = self.folder / _DESCRIPTION
+        if self._in_images() and not self._descriptions() and not os.path.lexists(path):
+            files[path] = yolo_description(self.classes)
+        return files
+
+    def _in_images(self) -> bool:
+        """Return whether each image lies where tools look for that of its label file."""
+        top = os.path.realpath(self.folder / _IMAGES)
+        real: dict[str, str] = {}
+        for file, stem in self.stems.items():
+            folder, name = os.path.split(file)
+            if folder not in real:
+                real[folder] = os.path.realpath(folder)
+            own = os.path.join(real[folder], Path(name).stem)
+            if file == STDIN or own != os.path.join(top, stem):
+                return False
+        return True
+
+    def _descriptions(self) -> list[Path]:
+        """Return the files in the folder that describe YOLO labels."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(path for path in self.folder.iterdir() if is_yolo_yaml(path))
+
+    def _check_descriptions(self) -> bool:
+        """Check that a data.yaml has the numbers of the same classes. Return whether one has."""
+        found = False
+        for path in self._descriptions():
+            try:
+                names = read_names(path)
+            except DataError as error:
+                raise ValueError(f"detect: out_dir: {error}; labels would belong to it") from None
+            if names is not None and names != dict(enumerate(self.classes)):
+                raise ValueError(
+                    f"detect: out_dir: {path} has the classes {some(list(names.values()))}, and "
+                    f"the detector {some(self.classes)}, so the numbers in labels would mean other "
+                    "classes; choose another folder"
+                )
+            found = found or names is not None
+        return found
+
     def _check_classes(self) -> None:
         """Check that labels that are there already have the numbers of the same classes."""
         folder = self.folder / _FOLDERS["yolo"][0]
@@ -226,7 +275,9 @@ class Outputs:
                 f"detect: formats: a line of {CLASSES} holds one class, and {broken[0]!r} is the "
                 "name of a class; choose another format than yolo"
             )
-        if not os.path.isdir(folder) or all(name[0] == "." for name in os.listdir(folder)):
+        if self._check_descriptions() or not os.path.isdir(folder):
+            return
+        if all(name[0] == "." for name in os.listdir(folder)):
             return
         try:
             data = read_regular(folder / CLASSES, 1 << 20)

@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -14,11 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_detector import GREEN, GREY, RED, Quadrants, picture, save
 
-from mdssd.detection import image_files, tables
+from mdssd.data import open_dataset
+from mdssd.detection import tables
 from mdssd.detection.coco_results import images_layout, results_layout
 from mdssd.detection.detector import Detector
 from mdssd.detection.files import detect
 from mdssd.detection.image_files import geojson_text, yolo_text
+from mdssd.system.files import AtomicFiles
 
 ALL = ("json", "csv", "jsonl", "coco", "yolo", "geojson")
 
@@ -278,6 +281,53 @@ def test_labels_of_other_classes_are_not_mixed_with(detector, photos, tmp_path, 
     assert tree(labels) == before
 
 
+@pytest.mark.parametrize("recursive", [False, True])
+def test_labels_beside_their_images_are_a_yolo_data_set(detector, photos, tmp_path, recursive):
+    data = tmp_path / "data"
+    data.mkdir()
+    photos.rename(data / "images")
+    run(detector, [data / "images"], data, ["yolo"], recursive=recursive)
+    text = (data / "data.yaml").read_text()
+    assert text.endswith("\ntrain: images\nnames:\n  0: red\n  1: green\n")
+    dataset = open_dataset(data, faults=[])
+    assert (dataset.classes, dataset.split) == (["red", "green"], "train")
+    boxes = {name: len(dataset.annotation(k).labels) for k, name in enumerate(dataset.image_ids)}
+    other = {"images/deeper/b": 4} if recursive else {"images/deeper/b": 0}
+    assert boxes == {"images/a": 0, "images/b": 2, **other}
+    # Nothing that was added by hand is lost.
+    (data / "data.yaml").write_text(text + "val: images\n")
+    run(detector, [data / "images"], data, ["yolo"], recursive=recursive, overwrite=True)
+    assert (data / "data.yaml").read_text() == text + "val: images\n"
+
+
+def test_labels_of_images_elsewhere_have_no_description(detector, photos, tmp_path):
+    """Tools would look for labels beside these images."""
+    data = tmp_path / "data"
+    (data / "images" / "train").mkdir(parents=True)
+    save(data / "images" / "train" / "c.png", picture([RED] * 4))
+    for sources in ([photos], [data / "images" / "train"]):
+        run(detector, sources, data, ["yolo"])
+        assert not (data / "data.yaml").exists()
+        shutil.rmtree(data / "labels")
+
+
+def test_labels_are_not_added_to_a_data_set_of_other_classes(detector, photos, tmp_path):
+    out = tmp_path / "out"
+    (out / "labels").mkdir(parents=True)
+    (out / "labels" / "other.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    (out / "roads.yaml").write_text("path: x\nnames: [green, red]\n")
+    reason = "roads.yaml has the classes green, red, and the detector red, green, so the numbers"
+    with pytest.raises(ValueError, match=reason):
+        run(detector, [photos], out, ["yolo"])
+    (out / "roads.yaml").write_text("path: x\nnames: [red, green\n")
+    with pytest.raises(ValueError, match="roads.yaml:.*; labels would belong to it"):
+        run(detector, [photos], out, ["yolo"])
+    assert tree(out) == ["labels/other.txt", "roads.yaml"]
+    (out / "roads.yaml").write_text("path: x\nnames: {0: red, 1: green}\n")
+    run(detector, [photos], out, ["yolo"])
+    assert len(tree(out / "labels")) == 4
+
+
 def test_label_files_of_equal_names_are_numbered_and_named(detector, photos, tmp_path):
     save(photos / "b.jpg", picture([RED] * 4))
     save(photos / "classes.png", picture([RED] * 4))
@@ -305,28 +355,25 @@ def test_on_a_full_disk_all_formats_hold_the_same_images(
     detector, photos, tmp_path, monkeypatch, suffix
 ):
     """The disk is full when the second image comes, for one of the formats."""
-    real, calls = tables.atomic_write, []
+    calls = []
 
-    @contextlib.contextmanager
-    def full(path, mode="w"):
-        if path.suffix == suffix and path.name != "classes.txt":
+    def full(files, path, data):
+        if path.suffix == suffix:
             calls.append(path)
             if len(calls) == 2:
                 raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        with real(path, mode) as file:
-            yield file
+        real(files, path, data)
 
     def write_at(file, data, position):
         if suffix == ".jsonl" and file.name.endswith(".mdssd.tmp") and ".jsonl" in file.name:
             calls.append(position)
-            if len(calls) == 3:
+            if len(calls) == 2:
                 raise OSError(errno.ENOSPC, "No space left on device")
         write(file, data, position)
 
-    write = tables._write_at
+    write, real = tables._write_at, AtomicFiles.write
     monkeypatch.setattr(tables, "_write_at", write_at)
-    monkeypatch.setattr(tables, "atomic_write", full)
-    monkeypatch.setattr(image_files, "atomic_write", full)
+    monkeypatch.setattr(AtomicFiles, "write", full)
     out = tmp_path / "out"
     with pytest.raises(OSError, match="No space left on device; 1 of 3 images done; boxes in"):
         run(detector, [photos], out, ALL, recursive=True)

@@ -9,8 +9,10 @@ import sys
 
 import pytest
 
+from mdssd.system import files
 from mdssd.system.files import (
     TEMPORARY_SUFFIX,
+    AtomicFiles,
     atomic_write,
     open_regular,
     read_regular,
@@ -34,6 +36,64 @@ def test_atomic_write(tmp_path):
     with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "no" / "a"):
         pass
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
+
+
+def shown(folder):
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def test_many_files_appear_in_groups_and_whole(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(files.time, "monotonic", lambda: now[0])
+    writer = AtomicFiles()
+    writer.write(tmp_path / "first", b"1")
+    assert shown(tmp_path) == ["first"]  # at once
+    for number in range(63):
+        writer.write(tmp_path / f"{number:02}", b"2")
+    assert shown(tmp_path) == ["first"]
+    remove_all_leftovers(tmp_path)  # as another run does: these are not left over
+    writer.write(tmp_path / "63", b"2")
+    assert len(shown(tmp_path)) == 65
+    writer.write(tmp_path / "63", b"3")
+    now[0] = 0.9
+    writer.write(tmp_path / "64", b"3")
+    assert (tmp_path / "63").read_bytes() == b"2" and len(shown(tmp_path)) == 65
+    now[0] = 1.0
+    writer.write(tmp_path / "65", b"3")
+    assert (tmp_path / "63").read_bytes() == b"3" and len(shown(tmp_path)) == 67
+    writer.write(tmp_path / "last", b"4")
+    writer.write(tmp_path / "gone", b"4")
+    writer.write(tmp_path / "63", b"4")
+    for name in ("gone", "63", "64"):  # not yet there; a new one of an old one; there
+        writer.remove(tmp_path / name)
+    writer.flush()
+    writer.flush()
+    assert (tmp_path / "last").read_bytes() == b"4" and (tmp_path / "63").read_bytes() == b"3"
+    assert len(list(tmp_path.iterdir())) == 67
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc for a name")
+def test_a_file_of_a_group_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    writer = AtomicFiles()
+    with pytest.raises(FileNotFoundError) as caught:
+        writer.write(tmp_path / "missing" / "a", b"1")
+    assert caught.value.filename == str(tmp_path / "missing" / "a")
+    writer.write(tmp_path / "a", b"1")
+    writer.write(tmp_path / "b", b"1")
+    writer.write(tmp_path / "c", b"1")
+    sync, place = os.fsync, str(tmp_path / ".c.")
+
+    def full(descriptor):
+        if os.readlink(f"/proc/self/fd/{descriptor}").startswith(place):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        writer.flush()
+    assert caught.value.filename == str(tmp_path / "c")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    writer.flush()
 
 
 def test_leftovers_of_one_file_are_removed(tmp_path):
