@@ -43,17 +43,28 @@ labels = [torch.ones(BOXES, dtype=torch.int64)]
 targets = ops.encode_targets(boxes, labels, priors)
 small = loc[:, :100].contiguous(), logits[:, :100].contiguous(), priors[:100]
 
-def three(loc, logits, priors):  # the first call of an op allocates what stays: threads, code
+found = torch.rand(30_000, 2, generator=make)
+found = torch.cat([found, found + 0.02], 1), torch.rand(30_000, generator=make)
+
+def merge(count, method):
+    boxes, scores = (part[:count] for part in found)
+    return ops.merge_boxes(boxes, scores, torch.ones(count).long(), method=method, threshold=0.3)
+
+def calls(loc, logits, priors, count):
     t = ops.encode_targets(boxes, labels, priors)
     return {
         "detection_output": lambda: ops.detection_output(loc, logits, priors),
         "encode_targets": lambda: ops.encode_targets(boxes, labels, priors),
         "multibox_loss": lambda: ops.multibox_loss(loc, logits, t.loc, t.labels),
+        "merge_boxes, nmm": lambda: merge(count, "nmm"),
+        "merge_boxes, wbf": lambda: merge(count, "wbf"),
     }
 
-for call in three(*small).values():
+# The first call of an op allocates what stays: threads, code.
+for call in calls(*small, 10).values():
     call()
-print(json.dumps({name: extra(call) for name, call in three(loc, logits, priors).items()}))
+large = calls(loc, logits, priors, len(found[0]))
+print(json.dumps({name: extra(call) for name, call in large.items()}))
 """
 
 

@@ -15,8 +15,15 @@ from mdssd import ops
 METHODS = ("nms", "greedy_nmm", "nmm", "wbf")
 nan, inf = math.nan, math.inf
 
+# The backends whose tensors are on the CPU.
+BACKENDS = [
+    name
+    for name in ops.backends()["merge_boxes_padded"]
+    if name != "cuda" and not (name == "triton" and torch.cuda.is_available())
+]
 
-@pytest.fixture(params=ops.backends()["merge_boxes_padded"])
+
+@pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     with ops.backend(request.param):
         yield request.param
