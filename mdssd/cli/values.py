@@ -68,6 +68,8 @@ from_zero = decimal("a number of at least 0", lambda value: value >= 0)
 below_one = decimal("a number of at least 0 and below 1", lambda value: 0 <= value < 1)
 fraction = decimal("a number from 0 to 1", lambda value: 0 <= value <= 1)
 share = decimal("a number above 0 and at most 1", lambda value: 0 < value <= 1)
+overlap = decimal("a number from 0 to 0.9", lambda value: 0 <= value <= 0.9)
+tile_scale = decimal("a number above 0 and at most 16", lambda value: 0 < value <= 16)
 picture_scale = decimal("a number above 0, up to 100", lambda value: 0 < value <= 100)
 width = decimal("a number above 0 and at most 4", lambda value: 0 < value <= 4)
 expand = decimal("a number from 1 to 16", lambda value: 1 <= value <= 16)
@@ -82,6 +84,20 @@ def input_size(text: str) -> int | tuple[int, int]:
             f"{INPUT_SIZES[-1]}, or width x height as in 640x384; got {text!r}"
         )
     width, height = int(match[1]), int(match[2] or match[1])
+    return width if width == height else (width, height)
+
+
+def tile(text: str) -> int | tuple[int, int] | str:
+    """The size of tiles in pixels, or "auto"."""
+    if text == "auto":
+        return text
+    match = re.fullmatch("([0-9]{1,6})(?:x([0-9]{1,6}))?", text.lower())
+    width, height = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if min(width, height) < 1:
+        raise argparse.ArgumentTypeError(
+            "expected auto, a number of pixels such as 300, or width x height such as 640x384; "
+            f"got {text!r}"
+        )
     return width if width == height else (width, height)
 
 

@@ -3,57 +3,38 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import Any, NamedTuple, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mdssd import ops
 from mdssd.data import MEAN_RGB, DataError, Preprocess
 from mdssd.data.ahead import read_ahead
 from mdssd.data.images import ImageLimits
+from mdssd.data.tiles import Window, make_tiling
 from mdssd.detection.reading import (
     Image,
     Reader,
     ReadImage,
+    Streamed,
     listed,
     name_of,
-    next_batch,
     no_detections,
     read_pixels,
 )
 from mdssd.detection.runtime import STAGES, DetectionLimits, Pipeline, StageTimes
 from mdssd.detection.runtimes import check_runtime, make_runtime, network_dtype
+from mdssd.detection.tiled import Batches, Found, Shown, put_together, tiles
 from mdssd.system import distributed
 from mdssd.system.devices import best_device
 from mdssd.system.memory import release_memory
 from mdssd.weights.checkpoint import load_checkpoint
 
-
-class Streamed(NamedTuple):
-    """The result of `Detector.stream` for one image.
-
-    Attributes:
-        source: the image as it was passed.
-        size: its (height, width); (0, 0) if it cannot be read.
-        found: boxes, scores and labels, as `Detector.__call__` returns them; empty if the image
-            cannot be read.
-        image: its pixels, if they were asked for.
-        error: why the image cannot be read, or None.
-        guess: what reading it had to guess; "" if nothing.
-    """
-
-    source: Any
-    size: tuple[int, int]
-    found: dict[str, Tensor]
-    image: NDArray[np.uint8] | None = None
-    error: DataError | None = None
-    guess: str = ""
+T = TypeVar("T")
 
 
 class Detector:
@@ -70,7 +51,7 @@ class Detector:
             of a call, to within one level of what OpenCV does on a CPU and in a stream's workers.
         mean: the mean of each channel (RGB, 0-255), which is subtracted from the pixels.
         score_threshold, nms_threshold, max_detections, top_k: see `ops.detection_output`.
-        batch_size: how many images go through the network at once.
+        batch_size: how many images or tiles go through the network at once.
         runtime: how the network runs. "eager": PyTorch. "compile": torch.compile, on a CPU with
             frozen weights. "openvino": OpenVINO, on a CPU. "graph": on an NVIDIA GPU everything
             from pixels to detections as a CUDA graph; a stream then uploads images while the GPU
@@ -78,11 +59,16 @@ class Detector:
             operator backend of that moment.
         dtype: the type of the computation: torch.float32, torch.bfloat16 or, on a GPU,
             torch.float16. The model is converted. None keeps its own type.
+        tile, overlap, tile_scale, with_whole: divide images into tiles, each of which goes through
+            the network, for objects that are small in large images: see `data.tiles.make_tiling`.
+            `put_together` says how the detections of tiles are merged. `max_detections` is then
+            the greatest number in a tile. None, the default, shows each image as a whole.
 
     Attributes:
         model, classes, device, batch_size: as above.
         input_size: side of the network's input, in pixels, or (width, height) if it is no square.
         limits: which image files are accepted, an `ImageLimits`. It can be changed.
+        tiling: how images are divided into tiles, or None. It can be changed.
         upright: whether the EXIF orientation of images is applied (the default). It can be changed.
         timings: seconds spent so far per stage: decode, preprocess, network, detection_output. A
             GPU's time counts towards detection_output, which fetches the results, unless the calls
@@ -117,6 +103,10 @@ class Detector:
         batch_size: int = 8,
         runtime: str = "eager",
         dtype: torch.dtype | None = None,
+        tile: int | tuple[int, int] | str | None = None,
+        overlap: float = 0.2,
+        tile_scale: float = 1.0,
+        with_whole: bool = False,
     ) -> None:
         self.limits = ImageLimits()
         self.upright = True
@@ -139,6 +129,9 @@ class Detector:
         self.max_detections = max_detections
         self.top_k = top_k
         self.batch_size = batch_size
+        self.tiling = make_tiling(
+            tile, self.input_size, overlap=overlap, scale=tile_scale, with_whole=with_whole
+        )
         self._preprocess = Preprocess(self.input_size, mean)
         self._times = StageTimes(self.device)
         self._pipeline = Pipeline(self.model, own_priors, mean, self.input_size, input_dtype)
@@ -211,19 +204,11 @@ class Detector:
         """
         size = self.batch_size if batch_size is None else batch_size
         _check_batch_size("Detector", size)
-        sources = listed(images)
-        results = []
-        for start in range(0, len(sources), size):
-            pixels, sizes = [], []
-            for i, source in enumerate(sources[start : start + size], start):
-                image = self.read(source, f"images[{i}]")
-                sizes.append(image.shape[:2])
-                if self.device.type == "cpu":  # a GPU resizes the images itself
-                    with self._times.stage("preprocess"):
-                        image = self._preprocess.warp(image)
-                pixels.append(image)
-            results += self._finish(self._start(pixels), sizes)
-        return results
+        items = (
+            (source, _as_read(self.read(source, f"images[{i}]")))
+            for i, source in enumerate(listed(images))
+        )
+        return [self._found(image) for image in self._batches(size).run(items, self._windows)]
 
     def stream(
         self,
@@ -279,40 +264,38 @@ class Detector:
         self, images: Iterable[Image], size: int, workers: int, with_images: bool
     ) -> Generator[Streamed, None, None]:
         named = ((image, name_of(image, f"images[{i}]")) for i, image in enumerate(images))
-        reader = Reader(self._preprocess, with_images, self.limits, self.upright)
-        under_way: deque[tuple[list[tuple[Any, ReadImage | DataError]], Any]] = deque()
-        with closing(read_ahead(reader, named, workers, size + 2 * workers)) as items:
-            finished = reader.finish(items)
-            more = True
-            while more:
-                with self._times.stage("decode"):
-                    batch = next_batch(finished, size)
-                if more := bool(batch):
-                    pixels = [read.pixels for _, read in batch if isinstance(read, ReadImage)]
-                    under_way.append((batch, self._start(pixels)))
-                while len(under_way) >= self._runtime.under_way or (under_way and not more):
-                    yield from self._streamed(*under_way.popleft(), with_images)
+        resize = self._preprocess if self.tiling is None else None
+        reader = Reader(resize, with_images, self.limits, self.upright)
+        depth = workers + 1 if resize is None else size + 2 * workers
+        with closing(read_ahead(reader, named, workers, depth)) as items:
+            read = self._timed(reader.finish(items))
+            for image in self._batches(size).run(read, self._windows):
+                yield from self._streamed(image, with_images)
 
-    def _streamed(
-        self, batch: list[tuple[Any, ReadImage | DataError]], ticket: Any, with_images: bool
-    ) -> Iterator[Streamed]:
-        sizes = [read.size for _, read in batch if isinstance(read, ReadImage)]
-        results = iter(self._finish(ticket, sizes))
-        while batch:
-            source, read = batch.pop(0)  # so that its pixels do not outlive its turn
-            if isinstance(read, DataError):
-                yield Streamed(source, (0, 0), no_detections(), error=read)
-                continue
-            streamed = Streamed(source, read.size, next(results), read.image, guess=read.guess)
-            if not (with_images and read.large):
-                yield streamed
-                continue
-            release_memory()
-            try:
-                yield streamed._replace(image=self.read(source, read.large))
-            except DataError as error:  # the file has changed in the meantime
-                yield Streamed(source, (0, 0), no_detections(), error=error)
-            release_memory()
+    def _timed(self, items: Iterator[T]) -> Iterator[T]:
+        """Count the time that is spent waiting for items as "decode"."""
+        while True:
+            with self._times.stage("decode"):
+                item = next(items, None)
+            if item is None:
+                return
+            yield item
+
+    def _streamed(self, image: Shown, with_images: bool) -> Iterator[Streamed]:
+        source, read = image.source, image.read
+        if isinstance(read, DataError):
+            yield Streamed(source, (0, 0), no_detections(), error=read)
+            return
+        streamed = Streamed(source, read.size, self._found(image), read.image, guess=read.guess)
+        if not (with_images and read.large):
+            yield streamed
+            return
+        release_memory()
+        try:
+            yield streamed._replace(image=self.read(source, read.large))
+        except DataError as error:  # the file has changed in the meantime
+            yield Streamed(source, (0, 0), no_detections(), error=error)
+        release_memory()
 
     def read(self, source: Image, name: str = "image") -> NDArray[np.uint8]:
         """Return the pixels [H, W, 3] uint8 RGB of any image that `__call__` takes.
@@ -348,26 +331,56 @@ class Detector:
         finally:
             self._times.separate = before
 
+    def _windows(self, read: ReadImage) -> Iterator[tuple[Window, NDArray[np.uint8]]]:
+        """Yield the windows of an image, and their pixels as the runtime takes them."""
+        height, width = read.size
+        if self.tiling is None:
+            windows = iter([(Window(0, 0, width, height), read.pixels)])
+        else:
+            windows = tiles(read.pixels, self.tiling, self._preprocess.mean)
+        for window, pixels in windows:
+            if self.device.type == "cpu":  # a GPU resizes the images itself
+                with self._times.stage("preprocess"):
+                    pixels = self._preprocess.warp(pixels)
+            yield window, pixels
+
+    def _batches(self, size: int) -> Batches:
+        return Batches(self._start, self._finish, size, self._runtime.under_way)
+
     @torch.inference_mode()
     def _start(self, pixels: Sequence[NDArray[np.uint8]]) -> Any:
-        """Begin a batch of images [S, S, 3], or of any size on a GPU; return `_finish`'s ticket."""
+        """Begin a batch of images [H, W, 3], of the input's size or, on a GPU, of any."""
         if self.model.training:
             self.model.eval()
-        if not pixels:
-            return None
         limits = DetectionLimits(
             self.score_threshold, self.nms_threshold, self.top_k, self.max_detections
         )
         return self._runtime.start(pixels, limits)
 
     @torch.inference_mode()
-    def _finish(self, ticket: Any, sizes: Sequence[tuple[int, int]]) -> list[dict[str, Tensor]]:
-        """Return the results of a batch, for images of these heights and widths."""
-        if ticket is None:
-            return []
-        found = self._runtime.finish(ticket)
+    def _finish(self, ticket: Any) -> list[Found]:
+        """Return what was found in each image of a batch, as fractions of the image."""
+        boxes, scores, labels, counts = self._runtime.finish(ticket)
         with self._times.stage("detection_output"):
-            return [_in_pixels(found, i, size) for i, size in enumerate(sizes)]
+            return [
+                {
+                    "boxes": boxes[i, :count].float(),
+                    "scores": scores[i, :count].float(),
+                    "labels": labels[i, :count],
+                }
+                for i, count in enumerate(counts.tolist())
+            ]
+
+    @torch.inference_mode()
+    def _found(self, image: Shown) -> Found:
+        """Return the detections of an image in its pixels."""
+        assert isinstance(image.read, ReadImage)
+        with self._times.stage("detection_output"):
+            return put_together(image.found, image.read.size, self.nms_threshold)
+
+
+def _as_read(image: NDArray[np.uint8]) -> ReadImage:
+    return ReadImage((image.shape[0], image.shape[1]), image, None)
 
 
 def _class_names(classes: Sequence[str] | None, num_classes: int) -> list[str]:
@@ -379,20 +392,6 @@ def _class_names(classes: Sequence[str] | None, num_classes: int) -> list[str]:
             f"{num_classes} classes with background, got {classes!r}"
         )
     return list(classes)
-
-
-def _in_pixels(found: ops.Detections, i: int, size: tuple[int, int]) -> dict[str, Tensor]:
-    """Convert image i's boxes from 0-1 to pixels, clipped to its size, without empty boxes."""
-    count = int(found.count[i])
-    height, width = size
-    edge = torch.tensor([width, height, width, height], dtype=torch.float32)
-    boxes = (found.boxes[i, :count].float() * edge).clamp(min=torch.zeros(4), max=edge)
-    kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-    return {
-        "boxes": boxes[kept],
-        "scores": found.scores[i, :count].float()[kept],
-        "labels": found.labels[i, :count][kept],
-    }
 
 
 def _check_batch_size(where: str, batch_size: int) -> None:

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from mdssd.detection.coco_results import read_coco_ids
-from mdssd.detection.detector import STAGES, Detector, Streamed
+from mdssd.detection.detector import STAGES, Detector
 from mdssd.detection.image_files import ImageFiles
 from mdssd.detection.outputs import CLASSES, MARK, Outputs, unique_stems
-from mdssd.detection.reading import ImageFile, name_of
+from mdssd.detection.reading import ImageFile, Streamed, name_of
 from mdssd.detection.sources import STDIN, Sources, find_images
 from mdssd.detection.tables import Table, table_entry
 from mdssd.drawing import draw_detections, encode_image

@@ -50,7 +50,7 @@ class ReadImage(NamedTuple):
 
     Attributes:
         size: (height, width) of the image.
-        pixels: the network's input, uint8 [S, S, 3].
+        pixels: the network's input, uint8 [H, W, 3]; with tiles, those of the image.
         image: the image itself, if it was asked for.
         large: the name of a large image in messages, which has to be read again if the image
             itself is asked for. Otherwise "".
@@ -64,6 +64,27 @@ class ReadImage(NamedTuple):
     guess: str = ""
 
 
+class Streamed(NamedTuple):
+    """The result of `Detector.stream` for one image.
+
+    Attributes:
+        source: the image as it was passed.
+        size: its (height, width); (0, 0) if it cannot be read.
+        found: boxes, scores and labels, as `Detector.__call__` returns them; empty if the image
+            cannot be read.
+        image: its pixels, if they were asked for.
+        error: why the image cannot be read, or None.
+        guess: what reading it had to guess; "" if nothing.
+    """
+
+    source: Any
+    size: tuple[int, int]
+    found: dict[str, Tensor]
+    image: NDArray[np.uint8] | None = None
+    error: DataError | None = None
+    guess: str = ""
+
+
 @dataclass(frozen=True)
 class Large:
     """A large image, which a worker leaves to the main process, by its name in messages."""
@@ -74,9 +95,9 @@ class Large:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads and resizes one image. Each worker process has a copy."""
+    """Reads one image, and resizes it if there is a `preprocess`. Each worker has a copy."""
 
-    preprocess: Preprocess
+    preprocess: Preprocess | None
     with_images: bool
     limits: ImageLimits
     upright: bool = True
@@ -108,7 +129,7 @@ class Reader:
     def _read(self, source: Image, name: str, with_image: bool) -> ReadImage:
         image = read_pixels(source, name, self.limits, self.upright)
         height, width = image.shape[:2]
-        pixels = self.preprocess.warp(image)
+        pixels = image if self.preprocess is None else self.preprocess.warp(image)
         return ReadImage((height, width), pixels, image if with_image else None)
 
 
@@ -193,23 +214,6 @@ def name_of(source: Image, otherwise: str) -> str:
     """Return the name of an image in messages: its path, or `otherwise`."""
     known = isinstance(source, (str, os.PathLike, ImageFile))
     return os.fspath(_as_file(source).path) if known else otherwise  # type: ignore[arg-type]
-
-
-def next_batch(
-    items: Iterable[tuple[Any, ReadImage | DataError]], size: int
-) -> list[tuple[Any, ReadImage | DataError]]:
-    """Take items until `size` images are among them, as other batch sizes cost memory.
-
-    It stops after four times as many items, so that a long run of broken files shows early.
-    """
-    batch: list[tuple[Any, ReadImage | DataError]] = []
-    good = 0
-    for item in items:
-        batch.append(item)
-        good += isinstance(item[1], ReadImage)
-        if good == size or len(batch) == 4 * size:
-            break
-    return batch
 
 
 def no_detections() -> dict[str, Tensor]:

@@ -15,8 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mdssd.detection.detector import Streamed
-from mdssd.detection.reading import name_of
+from mdssd.detection.reading import Streamed, name_of
 from mdssd.system.files import atomic_write
 
 _COLUMNS = ("file", "width", "height", "class", "label", "score", "x1", "y1", "x2", "y2")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ def describe_run(
             "max_detections": detector.max_detections,
             "top_k": detector.top_k,
         },
+        "tiles": None if detector.tiling is None else asdict(detector.tiling),
         "device": describe_device(str(detector.device)),
         "versions": {
             "mdssd": __version__,

@@ -16,7 +16,8 @@ import torch
 
 from mdssd import mdssd300, ssd300
 from mdssd.data import SyntheticScenes
-from mdssd.detection.detector import Detector, Streamed
+from mdssd.detection.detector import Detector
+from mdssd.detection.reading import Streamed
 from mdssd.evaluation.evaluate import evaluate
 from mdssd.system import distributed
 from mdssd.system.memory import keep_memory

@@ -121,9 +121,19 @@ def open_whole_data(
     )
 
 
+# The options that say how tiles are made, and what they are if they are not given.
+_OF_TILES = {"overlap": 0.2, "tile_scale": 1.0, "with_whole": False}
+
+
 def detector_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of a `Detector` other than its checkpoint and device."""
+    if arguments.tile is None:
+        needless = [name for name in _OF_TILES if getattr(arguments, name) != _OF_TILES[name]]
+        if needless:
+            raise ValueError(f"--{needless[0].replace('_', '-')}: needs --tile beside it")
     return {
+        "tile": arguments.tile,
+        **{name: getattr(arguments, name) for name in _OF_TILES},
         "batch_size": arguments.batch_size,
         "runtime": arguments.runtime,
         "dtype": getattr(torch, arguments.dtype) if arguments.dtype else None,

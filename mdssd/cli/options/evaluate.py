@@ -12,6 +12,7 @@ from mdssd.cli.options.shared import (
     add_data_rules,
     add_machine_options,
     add_runtime_options,
+    add_tile_options,
 )
 from mdssd.names import SUBMISSIONS
 
@@ -73,7 +74,7 @@ def add_to(verbs: Verbs) -> None:
         type=values.count,
         default=8,
         metavar="N",
-        help="images per run of the network (default 8)",
+        help="images, or tiles, per run of the network (default 8)",
     )
     parser.add_argument(
         "--workers",
@@ -82,5 +83,6 @@ def add_to(verbs: Verbs) -> None:
         help="processes that load images (default: one fewer than the cores, at most 2 for a CPU "
         "and 8 for a GPU; 0 for a single batch)",
     )
+    add_tile_options(parser)
     add_runtime_options(add_machine_options(parser))
     parser.set_defaults(command="evaluate")

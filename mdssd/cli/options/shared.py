@@ -63,6 +63,37 @@ def add_input_size(parser: argparse.ArgumentParser | Group, meaning: str) -> Non
     )
 
 
+def add_tile_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that divide large images into tiles."""
+    tiles = parser.add_argument_group("tiles, for small objects in large images")
+    tiles.add_argument(
+        "--tile",
+        type=values.tile,
+        metavar="N",
+        help="show the network tiles of N x N pixels one by one, or of width x height as in "
+        "640x384; auto is the size of the network's input (default: the whole image, resized)",
+    )
+    tiles.add_argument(
+        "--overlap",
+        type=values.overlap,
+        default=0.2,
+        metavar="S",
+        help="the part of a tile that the next one shows too, 0 to 0.9 (default 0.2)",
+    )
+    tiles.add_argument(
+        "--tile-scale",
+        type=values.tile_scale,
+        default=1.0,
+        metavar="S",
+        help="enlarge the image by S before it is divided, up to 16 (default 1)",
+    )
+    tiles.add_argument(
+        "--with-whole",
+        action="store_true",
+        help="show the whole image too, for objects larger than a tile",
+    )
+
+
 def add_machine_options(parser: argparse.ArgumentParser) -> Group:
     machine = parser.add_argument_group("machine")
     machine.add_argument(

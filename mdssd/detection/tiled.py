@@ -1,0 +1,244 @@
+"""The tiles of images on their way through the network, and what is found in them put together."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mdssd import ops
+from mdssd.data import DataError
+from mdssd.data.tiles import Tiling, Window
+from mdssd.detection.reading import ReadImage
+
+Pixels = NDArray[np.uint8]
+Found = dict[str, Tensor]  # boxes [K, 4] xyxy, scores [K], labels [K]
+
+# A box that ends this close to an inner edge of its tile, as a part of the tile's side, is taken
+# for the visible part of an object that the edge cuts.
+_AT_EDGE = 0.015
+# A cut box belongs to another one if their intersection is at least this part of the smaller.
+_SAME = 0.5
+_AT_A_TIME = 16  # cut boxes that are compared with all whole ones
+# So many times the images of a batch, or files that cannot be read, may wait until it is full.
+_WAITING = 4
+_NOTHING = np.zeros((0, 0, 3), np.uint8)
+
+
+@dataclass
+class Shown:
+    """An image, and its tiles on their way through the network.
+
+    Attributes:
+        source: the image as it was passed.
+        read: the image that was read, or why it cannot be read.
+        waiting: how many of its windows have no result yet.
+        found: for each of its windows, what was found in it, as fractions of the window.
+    """
+
+    source: Any
+    read: ReadImage | DataError
+    waiting: int = 0
+    found: list[tuple[Window, Found]] = field(default_factory=list)
+
+
+class Batches:
+    """Puts windows of images into batches, and returns each image when all its windows are done.
+
+    Windows of several images share a batch. Which windows an image has, and what is found in each,
+    does not depend on the batches.
+
+    Args:
+        start: begins a batch of pixels [H, W, 3], and returns the ticket for `finish`.
+        finish: returns what was found in each window of a batch.
+        size: the number of windows in a batch; only the last one may have fewer.
+        under_way: how many batches may be started before the first of them is finished.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[Sequence[Pixels]], Any],
+        finish: Callable[[Any], Sequence[Found]],
+        size: int,
+        under_way: int,
+    ) -> None:
+        self._start_batch = start
+        self._finish_batch = finish
+        self._size = size
+        self._most = under_way
+        self._images: deque[Shown] = deque()  # in order, the first not done
+        self._next: list[tuple[Shown, Window, Pixels]] = []
+        self._started: deque[tuple[list[tuple[Shown, Window]], Any]] = deque()
+
+    def run(
+        self,
+        items: Iterable[tuple[Any, ReadImage | DataError]],
+        windows: Callable[[ReadImage], Iterable[tuple[Window, Pixels]]],
+    ) -> Iterator[Shown]:
+        """Yield the images, in order.
+
+        Args:
+            items: images as they are read.
+            windows: the windows of an image and their pixels. They are taken one by one.
+        """
+        for source, read in items:
+            image = Shown(source, read, waiting=1)  # not done while windows are added
+            self._images.append(image)
+            if isinstance(read, ReadImage):
+                for window, pixels in windows(read):
+                    image.waiting += 1
+                    self._next.append((image, window, pixels))
+                    if len(self._next) == self._size:
+                        yield from self._start()
+                image.read = read._replace(pixels=_NOTHING)
+            image.waiting -= 1
+            if len(self._images) > _WAITING * self._size and self._next:
+                yield from self._start()
+            yield from self._done()
+        if self._next:
+            yield from self._start()
+        while self._started:
+            self._finish()
+            yield from self._done()
+
+    def _start(self) -> Iterator[Shown]:
+        batch, self._next = self._next, []
+        ticket = self._start_batch([pixels for _, _, pixels in batch])
+        self._started.append(([(image, window) for image, window, _ in batch], ticket))
+        while len(self._started) >= self._most:
+            self._finish()
+            yield from self._done()
+
+    def _finish(self) -> None:
+        parts, ticket = self._started.popleft()
+        for (image, window), found in zip(parts, self._finish_batch(ticket), strict=True):
+            image.found.append((window, found))
+            image.waiting -= 1
+
+    def _done(self) -> Iterator[Shown]:
+        while self._images and not self._images[0].waiting:
+            yield self._images.popleft()
+
+
+def tiles(image: Pixels, tiling: Tiling, fill: Sequence[float]) -> Iterator[tuple[Window, Pixels]]:
+    """Yield the windows of an image [H, W, 3] and their pixels.
+
+    Args:
+        image: the image.
+        tiling: how it is divided.
+        fill: the colour beyond the edges of the image.
+    """
+    height, width = image.shape[:2]
+    colour = np.round(fill).astype(np.uint8)
+    for window in tiling.windows(width, height):
+        x, y = window.x, window.y
+        part = image[y : y + window.height, x : x + window.width]
+        if part.shape[:2] != (window.height, window.width):
+            whole = np.broadcast_to(colour, (window.height, window.width, 3)).copy()
+            whole[: part.shape[0], : part.shape[1]] = part
+            part = whole
+        yield window, part
+
+
+def put_together(
+    found: Sequence[tuple[Window, Found]], size: tuple[int, int], nms_threshold: float
+) -> Found:
+    """Return the detections of an image from those of its windows.
+
+    Two tiles that overlap both find the objects in the overlap. An object that reaches beyond the
+    edge of a tile is found in part. A box that ends at an inner edge of its tile is therefore taken
+    for a cut one, and
+
+    1. of whole boxes of a class whose IoU is above `nms_threshold`, the better is kept;
+    2. a cut box gives way to a whole one of its class, from another tile, that has at least half
+       the cut box's score and at least half of the area of the smaller of the two;
+    3. the other cut boxes, whose object no tile shows whole, are joined with one another if the
+       intersection is at least half of the smaller (greedy non-maximum merging).
+
+    Args:
+        found: the windows of an image, and what was found in each, as fractions of the window.
+        size: (height, width) of the image.
+        nms_threshold: the IoU.
+
+    Returns:
+        Boxes in pixels of the image, clipped to it, without empty ones, by falling score.
+    """
+    every = [in_pixels(each, window, size) for window, each in found]
+    if len(found) == 1:
+        return with_area({**found[0][1], "boxes": every[0][0]})
+    tile = torch.arange(len(found)).repeat_interleave(torch.tensor([len(b) for b, _ in every]))
+    boxes = torch.cat([boxes for boxes, _ in every])
+    cut = torch.cat([cut for _, cut in every])
+    scores = torch.cat([each["scores"] for _, each in found])
+    labels = torch.cat([each["labels"] for _, each in found])
+
+    whole = (~cut).nonzero()[:, 0]
+    whole = whole[ops.batched_nms(boxes[whole], scores[whole], labels[whole], nms_threshold)]
+    parts = cut.nonzero()[:, 0]
+    parts = parts[~_gives_way(parts, whole, boxes, scores, labels, tile)]
+    joined = ops.merge_boxes(
+        boxes[parts],
+        scores[parts],
+        labels[parts],
+        method="greedy_nmm",
+        metric="ios",
+        threshold=_SAME,
+    )
+    merged = {
+        "boxes": torch.cat((boxes[whole], joined.boxes)),
+        "scores": torch.cat((scores[whole], joined.scores)),
+        "labels": torch.cat((labels[whole], joined.labels)),
+    }
+    order = merged["scores"].sort(descending=True, stable=True).indices
+    return with_area({name: values[order] for name, values in merged.items()})
+
+
+def in_pixels(found: Found, window: Window, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return the boxes of a window in pixels of the image, and which end at an inner edge.
+
+    Args:
+        found: what was found in the window, as fractions of it.
+        window: the window.
+        size: (height, width) of the image, to which the boxes are clipped.
+    """
+    height, width = size
+    edge = torch.tensor([width, height] * 2, dtype=torch.float32)
+    extent = torch.tensor([window.width, window.height] * 2, dtype=torch.float32)
+    start = torch.tensor([window.x, window.y] * 2, dtype=torch.float32)
+    boxes = found["boxes"].clamp(0, 1)
+    at_edge = torch.cat((boxes[:, :2] < _AT_EDGE, boxes[:, 2:] > 1 - _AT_EDGE), 1)
+    cut = (at_edge & torch.tensor(window.inner)).any(1)
+    return (boxes * extent + start).clamp(min=torch.zeros(4), max=edge), cut
+
+
+def with_area(found: Found) -> Found:
+    """Return the detections whose boxes are not empty."""
+    boxes = found["boxes"]
+    kept = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    return {name: values[kept] for name, values in found.items()}
+
+
+def _gives_way(
+    parts: Tensor, whole: Tensor, boxes: Tensor, scores: Tensor, labels: Tensor, tile: Tensor
+) -> Tensor:
+    """Return which of the cut boxes `parts` belong to one of `whole`; both are indices."""
+    gives_way = torch.zeros(len(parts), dtype=torch.bool)
+    for verdict, chunk in zip(gives_way.split(_AT_A_TIME), parts.split(_AT_A_TIME), strict=True):
+        (x1, y1, x2, y2), others = boxes[chunk].T[:, :, None], boxes[whole].T
+        across = torch.minimum(x2, others[2]) - torch.maximum(x1, others[0])
+        down = torch.minimum(y2, others[3]) - torch.maximum(y1, others[1])
+        common = across.clamp_(min=0) * down.clamp_(min=0)
+        area, other_area = (x2 - x1) * (y2 - y1), (others[2] - others[0]) * (others[3] - others[1])
+        same = common >= _SAME * torch.minimum(area, other_area)
+        same &= common > 0
+        same &= labels[chunk, None] == labels[whole]
+        same &= tile[chunk, None] != tile[whole]
+        same &= scores[whole] >= _SAME * scores[chunk, None]
+        verdict.copy_(same.any(1))
+    return gives_way
