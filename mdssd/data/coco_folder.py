@@ -215,15 +215,26 @@ def _is_coco(path: Path) -> bool:
     """Return whether a file is named as a COCO file, or begins as one."""
     if _USUAL.fullmatch(path.stem):
         return True
+    text = _beginning(path)
+    # Categories alone are also in files of other tools; in a long file the images may follow.
+    whole = path.stat().st_size <= _HEAD if text else True
+    lists = _LISTS if whole or _LISTS.search(text) else _CATEGORIES
+    return text.startswith("{") and lists.search(text) is not None
+
+
+def _is_damaged(path: Path) -> bool:
+    """Return whether a file is named after a split, as a COCO file may be, but is not JSON."""
+    return split_in_name(path.stem) is not None and not _beginning(path).startswith(("{", "["))
+
+
+def _beginning(path: Path) -> str:
+    """Return the beginning of a text file; "" if it cannot be read."""
     try:
         with open_regular(path) as file:
             data = file.read(_HEAD)
-        text = data.decode(json.detect_encoding(data[:4]), "ignore").lstrip("\ufeff \t\r\n")
+        return data.decode(json.detect_encoding(data[:4]), "ignore").lstrip("\ufeff \t\r\n")
     except (OSError, ValueError):
-        return False
-    # Categories alone are also in files of other tools; in a long file the images may follow.
-    lists = _CATEGORIES if len(data) == _HEAD and not _LISTS.search(text) else _LISTS
-    return text.startswith("{") and lists.search(text) is not None
+        return ""
 
 
 def _find_files(path: Path, options: ReadOptions) -> _Files:
@@ -232,7 +243,7 @@ def _find_files(path: Path, options: ReadOptions) -> _Files:
     files = []
     for folder in _folders(path):
         for file in _json_files(folder):
-            if _is_coco(file):
+            if _is_coco(file) or _is_damaged(file):
                 files.append(file)
             else:
                 found.notes.append(f"{file}: is no COCO file; not read")

@@ -230,6 +230,24 @@ def test_a_broken_file_is_an_error_of_its_split_and_of_the_classes(tmp_path):
         open_dataset(tmp_path, "test")
 
 
+@pytest.mark.parametrize("damage", ["", "\0" * 5000, "no JSON", None])
+def test_a_split_whose_file_is_no_json_is_not_taken_for_missing(coco, damage):
+    for split in ("train", "val"):
+        old = coco / "annotations" / f"instances_{split}2017.json"
+        old.rename(old.with_name(f"{split}.json"))
+        (coco / f"{split}2017").rename(coco / split)
+    path = coco / "annotations" / "train.json"
+    if damage is None:
+        path.unlink()
+        path.mkdir()  # no regular file
+    else:
+        path.write_text(damage)
+    for split in (None, "all"):
+        with pytest.raises(DataError, match=r"annotations/train\.json: "):
+            open_dataset(coco, split)
+    assert len(open_dataset(coco, train=False)) == 1
+
+
 def test_other_json_files_are_named(tmp_path):
     photos(tmp_path, "a.png")
     write(tmp_path / "train.json", content("a.png"))
