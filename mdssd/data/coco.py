@@ -45,7 +45,7 @@ class CocoDataset(PhotoDataset):
         limits: what an image file may hold.
         orientation: "auto", "upright" or "stored"; see `open_dataset`.
         part: whether it is one of several that are read together: it need not have a box of the
-            classes then, and does not note which have none.
+            classes then, and does not note which have none; image_dir may have a folder for it.
 
     Attributes:
         known_classes: the id of each category of the file that is a class.
@@ -112,7 +112,10 @@ class CocoDataset(PhotoDataset):
             raise DataError(
                 f"{self.name}: no image can be used; the first fault: {content.faults[0]}"
             )
-        self.image_dir = _given(image_dir) or find_folder(self.json_path, names)
+        given = _given(image_dir)
+        if given is None or part:
+            given = find_folder(self.json_path, names, given)
+        self.image_dir = given
         self._index: FileIndex | None = None
         loosely: dict[Path, str] = {}
         for number in progress(list(content.images), f"reading {self.name}"):
@@ -193,18 +196,19 @@ def _is_absolute(name: str) -> bool:
     return name.startswith("/") or bool(PureWindowsPath(name).drive)
 
 
-def find_folder(json_path: Path, names: Sequence[str]) -> Path:
+def find_folder(json_path: Path, names: Sequence[str], image_dir: Path | None = None) -> Path:
     """Return the folder, of the usual ones, that holds most of the images of a COCO file.
 
     Args:
         json_path: the file.
         names: the names of its images.
+        image_dir: the folder in which to look. None: that of the file, and one level up.
 
     Raises:
         DataError: none of them is found.
     """
     sample = names[:: max(1, len(names) // _SAMPLE)]
-    usual = list(dict.fromkeys(_places(json_path)))
+    usual = list(dict.fromkeys(_places(json_path, image_dir)))
     places = [folder for folder in usual if folder.is_dir()]
     where = str(json_path)
     counts = [_count(folder, sample, None, where) for folder in places]
@@ -247,10 +251,10 @@ def _direct(folder: Path, name: str, where: str) -> Path | None:
     return path if os.path.exists(path) else None
 
 
-def _places(json_path: Path) -> Iterator[Path]:
+def _places(json_path: Path, image_dir: Path | None) -> Iterator[Path]:
     """Yield the folders in which the images of a COCO file usually are."""
-    here = json_path.parent
-    above = Path(os.path.normpath(here / ".."))
+    here = image_dir or json_path.parent
+    above = here if image_dir else Path(os.path.normpath(here / ".."))
     stem = json_path.stem
     last = stem.rpartition("_")[2]
     # The images of test-dev2017 are in test2017, those of minival2014 in val2014.

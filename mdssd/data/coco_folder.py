@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -50,6 +51,7 @@ class CocoFolder(JoinedDataset):
         files: the file of each split.
         chosen: the splits to open.
         options: how to read them.
+        image_dir: the folder of the images, or of a folder for each split. None: the usual places.
         train: whether it is a fault if the classes of another split cannot be read. Otherwise, or
             if the classes are chosen, it is a note.
     """
@@ -60,18 +62,21 @@ class CocoFolder(JoinedDataset):
         files: dict[str, Path],
         chosen: Sequence[str],
         options: ReadOptions,
+        image_dir: Path | None = None,
         train: bool = False,
     ) -> None:
         self.root = root
         self._files = files
         self._chosen = list(chosen)
+        self._image_dir = image_dir
         self._names: dict[str, list[str]] = {}  # of the images of the splits that are not opened
         notes: list[str] = []
         contents = self._read_others(options, notes, train and options.classes is None)
         parts = [
             CocoDataset(
                 files[name],
-                classes=options.classes,
+                image_dir,
+                options.classes,
                 unlabelled=options.unlabelled,
                 faults=options.faults,
                 limits=options.limits,
@@ -154,7 +159,7 @@ class CocoFolder(JoinedDataset):
         return found
 
     def _places(self, path: Path, names: list[str]) -> Iterator[str]:
-        folder = find_folder(path, names)
+        folder = find_folder(path, names, self._image_dir)
         for name in names:
             with CollectFaults([]):
                 yield self._shown(folder / inner_name(name, folder, str(path)))
@@ -187,7 +192,11 @@ def is_coco_folder(path: Path) -> bool:
 
 
 def open_coco_folder(
-    path: Path, split: str | None, train: bool, options: ReadOptions
+    path: Path,
+    split: str | None,
+    train: bool,
+    options: ReadOptions,
+    image_dir: str | os.PathLike[str] | None = None,
 ) -> CocoFolder:
     """Open the COCO files of a folder, one for each split; see `open_dataset`.
 
@@ -195,7 +204,8 @@ def open_coco_folder(
     """
     found = _find_files(path, options)
     chosen = chosen_splits(path, found.splits, split, train)
-    dataset = CocoFolder(path, found.splits, chosen, options, train)
+    images = None if image_dir is None else Path(image_dir)
+    dataset = CocoFolder(path, found.splits, chosen, options, images, train)
     dataset.notes = [*dataset.notes, *found.notes]
     return dataset
 

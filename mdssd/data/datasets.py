@@ -56,7 +56,8 @@ def open_dataset(
             that the data have.
         train: see `split`.
         classes: the class names in label order; see `VOCDataset` and `CocoDataset`.
-        image_dir: the folder of a COCO file's images; see `CocoDataset`.
+        image_dir: the folder of the images of a COCO file, see `CocoDataset`, or of all COCO files
+            of a folder; then it may also hold a folder for each split.
         image_size: the side of generated scenes, in pixels.
         count: the number of generated scenes. None: 1000 to train on, 200 to test on.
         seed: the seed of generated scenes.
@@ -102,20 +103,26 @@ def open_dataset(
     if path.is_file():
         _refuse(f"a COCO file ({path})", split=None if split == ALL else split)
         return CocoDataset(path, image_dir, classes, **_keywords(options))
-    _refuse(f"the folder {path}", image_dir=image_dir)
-    return _open_folder(path, split, train, options)
+    return _open_folder(path, split, train, options, image_dir)
 
 
 def _open_folder(
-    path: Path, split: str | None, train: bool, options: ReadOptions
+    path: Path,
+    split: str | None,
+    train: bool,
+    options: ReadOptions,
+    image_dir: str | os.PathLike[str] | None,
 ) -> DetectionDataset:
     """Open a folder by what it holds."""
-    if is_cvat(path):
+    cvat = is_cvat(path)
+    voc = not cvat and is_voc(path)
+    if not (cvat or voc) and is_coco_folder(path):
+        return open_coco_folder(path, split, train, options, image_dir)
+    _refuse(f"the folder {path}, which is not of COCO files", image_dir=image_dir)
+    if cvat:
         return open_cvat(path, split, train, options)
-    if is_voc(path):
+    if voc:
         return open_voc(path, split, options.classes, train=train, **_keywords(options))
-    if is_coco_folder(path):
-        return open_coco_folder(path, split, train, options)
     if is_kitti(path):
         return open_kitti(path, split, train, options)
     if is_yolo(path):

@@ -176,6 +176,23 @@ def test_chosen_classes(coco):
         open_dataset(coco, classes=["tram"])
 
 
+@pytest.mark.parametrize("inner", ["", "{}", "{}2017", "images/{}"])
+def test_images_in_another_place(tmp_path, inner):
+    for name, photo in (("train", "a.png"), ("val", "b.png")):
+        write(tmp_path / "json" / f"instances_{name}2017.json", content(photo))
+        photos(tmp_path / "elsewhere" / inner.format(name), photo)
+    with pytest.raises(DataError, match="a.png' not found in .*--image-dir"):
+        open_dataset(tmp_path / "json")
+    for split in ("train", "all"):
+        dataset = open_dataset(tmp_path / "json", split, image_dir=str(tmp_path / "elsewhere"))
+        place = tmp_path / "elsewhere" / inner.format("train")
+        assert dataset.image_path(0) == place / "a.png"
+        (lists,) = dataset.split_lists([])
+        assert len(lists.listed["val"]) == 1  # also found where the split is not opened
+    with pytest.raises(DataError, match="nowhere: no such folder .given as image_dir."):
+        open_dataset(tmp_path / "json", image_dir=tmp_path / "nowhere")
+
+
 def test_classes_without_a_box_are_named_once(coco):
     both = open_dataset(coco, "all")
     assert both.notes == []  # each split has one of the classes

@@ -16,7 +16,7 @@ DATA = (
     "folder, or file that describes it, with YOLO, COCO, VOC, LabelMe, CVAT, CSV, KITTI or Hugging "
     "Face annotations; the format is recognised (docs/formats.md)"
 )
-IMAGE_DIR = "folder of the images of a COCO JSON file"
+IMAGE_DIR = "folder of the images of a COCO JSON file, or of a folder with such files"
 SCENES = "use N generated scenes instead of data, to try the command out"
 
 
