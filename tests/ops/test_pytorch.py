@@ -212,6 +212,9 @@ def test_vmap_of_nms_names_the_op_to_use() -> None:
     boxes, scores = torch.rand(2, 5, 4), torch.rand(2, 5)
     with pytest.raises(NotImplementedError, match="nms: torch.func.vmap: .* use nms_padded"):
         torch.func.vmap(lambda b, s: ops.nms(b, s, 0.5))(boxes, scores)
+    labels, settings = torch.ones(5).long(), {"method": "wbf", "threshold": 0.5}
+    with pytest.raises(NotImplementedError, match="merge_boxes: torch.func.vmap: .* merge_boxes_p"):
+        torch.func.vmap(lambda b, s: ops.merge_boxes(b, s, labels, **settings))(boxes, scores)
 
 
 def total(case: Case, args: list[Any], kwargs: dict[str, Any]) -> Tensor:
