@@ -12,7 +12,7 @@ _TRAIN_SPLITS = ("trainval", "train")
 _TEST_SPLITS = ("test", "val", "valid")
 # Stands for the images of all splits together.
 ALL = "all"
-# Names of splits in the names of files, and what they are called here.
+# Names of splits in the names of files and folders, and what they are called here.
 _WORDS = {
     "train": "train",
     "training": "train",
@@ -23,6 +23,20 @@ _WORDS = {
     "test": "test",
     "testing": "test",
 }
+
+
+def split_of_folder(name: str) -> str:
+    """Return the split that a folder's name is, with or without a year; "" if it is none.
+
+    Unlike `split_in_name` it takes no other word beside it: "test drive" is no split.
+
+    Example:
+        >>> from mdssd.data.splits import split_of_folder
+        >>> [split_of_folder(name) for name in ("train2017", "Validation", "test drive")]
+        ['train', 'val', '']
+    """
+    match = re.fullmatch(r"([a-z]+)((19|20)\d\d)?", name.lower())
+    return _WORDS.get(match[1], "") if match else ""
 
 
 def split_in_name(name: str) -> str | None:

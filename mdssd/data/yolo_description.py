@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from mdssd.data.sample import DataError
 from mdssd.data.values import shown
-
-_YEAR = re.compile(r"(train|trainval|val|valid|test)(?:19|20)\d\d")
-_SPLIT_NAMES = {"validation": "val", "training": "train", "testing": "test"}
 
 
 @dataclass
@@ -134,19 +130,6 @@ def exists(path: Path) -> bool:
     except (OSError, ValueError):  # ValueError: a NUL in the name
         return False
     return True
-
-
-def split_name(name: str) -> str:
-    """Return the usual name of a split; "" if the name is none of a split.
-
-    Example:
-        >>> from mdssd.data.yolo_description import split_name
-        >>> split_name("train2017"), split_name("Validation"), split_name("day1")
-        ('train', 'val', '')
-    """
-    name = name.lower()
-    match = _YEAR.fullmatch(f"{name}2000") or _YEAR.fullmatch(name)
-    return match[1] if match else _SPLIT_NAMES.get(name, "")
 
 
 def common_folder(places: Sequence[Path]) -> Path:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from mdssd.data.file_index import is_hidden
 from mdssd.data.images import IMAGE_SUFFIXES
+from mdssd.data.splits import split_of_folder
 from mdssd.data.values import decode_text, number
 from mdssd.data.yolo_darknet import NAME_FILES, find_names
-from mdssd.data.yolo_description import YoloDescription, split_name
+from mdssd.data.yolo_description import YoloDescription
 from mdssd.system.files import open_regular
 
 _LOOK = 2000  # entries of a folder that are looked at to recognise it
@@ -60,7 +61,7 @@ def _parallel_folders(folder: Path) -> dict[str, list[Path]]:
         return _by_split(folder / "images")
     splits: dict[str, list[Path]] = {}
     for each in _folders(folder):
-        split = split_name(each.name)
+        split = split_of_folder(each.name)
         if split and _is_pair(each / "images", each / "labels"):
             splits.setdefault(split, []).append(each / "images")
     return splits
@@ -69,7 +70,7 @@ def _parallel_folders(folder: Path) -> dict[str, list[Path]]:
 def _by_split(images: Path) -> dict[str, list[Path]]:
     splits: dict[str, list[Path]] = {}
     for each in _folders(images):
-        if (split := split_name(each.name)) and _first(each, IMAGE_SUFFIXES):
+        if (split := split_of_folder(each.name)) and _first(each, IMAGE_SUFFIXES):
             splits.setdefault(split, []).append(each)
     return splits or {"": [images]}
 
@@ -78,7 +79,7 @@ def _folders_with_labels_beside(folder: Path) -> dict[str, list[Path]]:
     """Return the folders whose images have labels beside them, if class names lie there too."""
     splits: dict[str, list[Path]] = {}
     for each in _folders(folder):
-        split = split_name(each.name)
+        split = split_of_folder(each.name)
         if split and _holds_both(each) and (_has_names(each) or _has_names(folder)):
             splits.setdefault(split, []).append(each)
     if splits:
