@@ -15,6 +15,7 @@ from mdssd.data.parquet_pages import Page, read_pages
 from mdssd.data.sample import DataError
 from mdssd.data.values import shown
 from mdssd.system.files import format_bytes, open_regular
+from mdssd.system.kinds import VAGUE, kind_of_file
 
 MAX_PART = 1 << 30  # bytes of a row group, or of all that is compressed in an Arrow file
 _MAX_PAGE = 128 << 20  # bytes
@@ -326,5 +327,8 @@ def _reading(path: Path) -> Iterator[None]:
     except MemoryError:
         raise DataError(f"{path}: there is not enough memory to read it") from None
     except Exception as error:  # pyarrow raises many types
+        kind = kind_of_file(path)
+        if kind not in (*VAGUE, "a folder"):
+            raise DataError(f"{path}: is {kind}, expected an Arrow or Parquet file") from None
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{path}: cannot be read, is it complete? ({reason})") from None

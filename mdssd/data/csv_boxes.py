@@ -28,17 +28,19 @@ from mdssd.data.reasons import Tally
 from mdssd.data.sample import MAX_BOXES, DataError
 from mdssd.data.splits import ALL, chosen_splits, split_in_name
 from mdssd.data.values import shown
+from mdssd.system.kinds import kind_of_file
 from mdssd.system.progress import progress_bar
 from mdssd.system.text import plural, some
 
 _ENDINGS = (".csv", ".tsv")
 _MAX_ROWS = 20_000_000
-_LOOK = 50  # files of a folder that are looked at
+_LOOK = 50  # files of a folder that are looked at to recognise it
+_CLASS_LISTS = ("classes.csv", "class_list.csv", "class_mapping.csv", "labels.csv")
 
 
 def is_csv(path: Path) -> bool:
     """Return whether a file has a table's ending, or a folder holds a table. Never raises."""
-    return (path.suffix.lower() in _ENDINGS and path.is_file()) or bool(_tables(path))
+    return (path.suffix.lower() in _ENDINGS and path.is_file()) or bool(_tables(path, _LOOK)[0])
 
 
 def open_csv(path: Path, split: str | None, train: bool, options: ReadOptions) -> ListedDataset:
@@ -48,7 +50,7 @@ def open_csv(path: Path, split: str | None, train: bool, options: ReadOptions) -
         DataError: something cannot be read. The message names the file and the line.
     """
     root = path if path.is_dir() else path.parent
-    tables = _tables(path)
+    tables, others = _tables(path)
     if not tables:
         first = shown(first_line(path).strip())
         raise DataError(
@@ -56,6 +58,8 @@ def open_csv(path: Path, split: str | None, train: bool, options: ReadOptions) -
             f"path,x1,y1,x2,y2,class, got {first}"
         )
     reader = _Reader(root, tables, options)
+    damaged = _damaged(root, others, reader.notes)
+    reader.splits |= damaged.keys()
     splits = sorted(reader.splits - {""}, key=_rank)
     chosen = chosen_splits(path, splits, split, train) if splits else []
     if not splits and split not in (None, ALL):
@@ -64,6 +68,10 @@ def open_csv(path: Path, split: str | None, train: bool, options: ReadOptions) -
         reader.notes.append(f"{path}: rows without a split are in {ALL} only")
     whole = not splits or split == ALL
     one = chosen[0] if splits and len(chosen) == 1 and not whole else ALL
+    for name in splits if whole else chosen:
+        with CollectFaults(options.faults):
+            if name in damaged:
+                raise DataError(damaged[name])
     images = reader.images(None if whole else set(chosen))
     names = some([table.relative_to(root).as_posix() for table in tables], 3)
     return ListedDataset(
@@ -248,7 +256,7 @@ class _Reader:
     def _declared(self) -> list[str] | None:
         """Return the names of a class list such as keras-retinanet's classes.csv."""
         self._class_file = self.root / "classes.csv"
-        for name in ("classes.csv", "class_list.csv", "class_mapping.csv", "labels.csv"):
+        for name in _CLASS_LISTS:
             path = self.root / name
             if path.is_file() and path not in dict(self._tables):
                 names = read_class_ids(path)
@@ -258,37 +266,62 @@ class _Reader:
         return None
 
 
-def _tables(path: Path) -> dict[Path, CsvLayout]:
-    """Return the tables of boxes of a folder, or the file itself, with their layouts.
+def _tables(path: Path, most: int | None = None) -> tuple[dict[Path, CsvLayout], dict[Path, str]]:
+    """Find the tables of boxes of a folder, or take the file itself.
 
     Of several, only those that are named after a split are taken, if there are some.
+
+    Args:
+        path: the folder or file.
+        most: the number of files of a folder that are looked at; None for all.
+
+    Returns:
+        The layout of each table, and for each other CSV file the reason why it is not read.
     """
     found: dict[Path, CsvLayout] = {}
-    for file in _csv_files(path):
-        try:
-            layout = find_layout(file)
-        except DataError:
-            continue
-        if layout is not None:
-            found[file] = layout
-    if len(found) > 1:
-        named = {file: layout for file, layout in found.items() if _table_split(file, path)}
-        found = named or found
-    return found
-
-
-def _csv_files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path] if path.suffix.lower() in (*_ENDINGS, ".txt") else []
-    for pattern in ("*", "*/*"):
-        found = [
-            file
-            for file in sorted(path.glob(pattern))
-            if file.suffix.lower() in _ENDINGS and not is_hidden(file.name) and file.is_file()
-        ]
+    others: dict[Path, str] = {}
+    for files in _csv_files(path):
+        for file in files[:most]:
+            try:
+                layout = find_layout(file)
+            except DataError as error:
+                others[file] = str(error)
+                continue
+            if layout is None:
+                others[file] = f"{file}: is no table of boxes"
+            else:
+                found[file] = layout
         if found:
-            return found[:_LOOK]
-    return []
+            break
+    named = {file: layout for file, layout in found.items() if _table_split(file, path)}
+    if named and len(found) > 1:
+        for file in found.keys() - named.keys():
+            others[file] = f"{file}: is not named after a split, as other tables are"
+        found = named
+    return found, others
+
+
+def _csv_files(path: Path) -> Iterator[list[Path]]:
+    """Yield the CSV files of a folder, and then those in the folders in it."""
+    if path.is_file():
+        yield [path] if path.suffix.lower() in (*_ENDINGS, ".txt") else []
+        return
+    for pattern in ("*", "*/*"):
+        files = sorted(path.glob(pattern))
+        yield [f for f in files if f.suffix.lower() in _ENDINGS and not is_hidden(f.name)]
+
+
+def _damaged(root: Path, others: dict[Path, str], notes: list[str]) -> dict[str, str]:
+    """Return the fault of each split whose file is damaged; add a note for other files."""
+    damaged = {}
+    for file, reason in sorted(others.items()):
+        kind = kind_of_file(file)
+        split = _table_split(file, root)
+        if split and kind != "text":
+            damaged[split] = f"{file}: is {kind}, expected a table of boxes"
+        elif file.name not in _CLASS_LISTS:
+            notes.append(f"{reason}; not read")
+    return damaged
 
 
 def _table_split(file: Path, root: Path) -> str:

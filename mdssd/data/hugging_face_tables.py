@@ -22,12 +22,11 @@ from mdssd.data.images import IMAGE_SUFFIXES, ImageLimits, read_bytes
 from mdssd.data.sample import DataError
 from mdssd.data.splits import split_in_name
 from mdssd.data.values import decode_text, shown
-from mdssd.system.files import open_regular, read_regular
+from mdssd.system.files import read_regular
 
 _MAX_JSON = 64 << 20
 _HELD = 256 << 20  # bytes of the row group that is held while the next is read
 _ENDINGS = (".parquet", ".arrow")
-_MAGIC = (b"PAR1", b"ARRO")
 
 
 class Row(NamedTuple):
@@ -67,7 +66,7 @@ def table_files(path: Path) -> dict[str, list[Path]]:
     splits: dict[str, list[Path]] = {}
     for pattern in ("*.parquet", "data/*.parquet", "*/*.parquet", "*/*/*.parquet"):
         for file in sorted(path.glob(pattern)):
-            if not is_hidden(file.name) and _is_table(file):
+            if not is_hidden(file.name):
                 # "train-00000-of-00001.parquet", or "train/0000.parquet".
                 split = split_in_name(file.stem.split("-")[0])
                 if split is None and file.parent != path:
@@ -247,13 +246,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError(f"{path}: is {shown(content)}, expected an object")
     return content
-
-
-def _is_table(path: Path) -> bool:
-    if path.suffix.lower() not in _ENDINGS:
-        return False
-    try:
-        with open_regular(path) as file:
-            return file.read(4) in _MAGIC or not is_parquet(path)
-    except OSError:
-        return False

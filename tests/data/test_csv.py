@@ -218,3 +218,39 @@ def test_other_tables_are_not_taken(tmp_path):
             open_dataset(tmp_path / "loss.csv", split)
     with pytest.raises(DataError, match="no data set was recognised"):
         open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\0" * 9, b"version https://git-lfs.github.com/spec/v1\n"]
+)
+def test_a_split_whose_file_is_damaged_is_not_taken_for_missing(tmp_path, content):
+    rows = "path,x1,y1,x2,y2,class\na.png,1,2,9,9,car\n"
+    opened(tmp_path, rows, "test.csv", train=False)
+    (tmp_path / "train.csv").write_bytes(content)
+    for split in (None, "train", "all"):
+        with pytest.raises(DataError, match="train.csv: is .*, expected a table of boxes"):
+            open_dataset(tmp_path, split)
+    assert len(open_dataset(tmp_path, "test")) == 1
+    faults = []
+    assert len(open_dataset(tmp_path, "all", faults=faults)) == 1 and len(faults) == 1
+
+
+def test_tables_that_are_not_read_are_named(tmp_path):
+    rows = "path,x1,y1,x2,y2,class\na.png,1,2,9,9,car\n"
+    (tmp_path / "loss.csv").write_text("iteration,loss\n1,2\n")
+    (tmp_path / "more.csv").write_text(rows)
+    (tmp_path / "classes.csv").write_text("car,0\nbus,1\n")
+    dataset = opened(tmp_path, rows, "train.csv")
+    assert dataset.classes == ["car", "bus"]
+    named = [note.removeprefix(f"{tmp_path}/") for note in dataset.notes if "not read" in note]
+    assert named == [
+        "loss.csv: is no table of boxes; not read",
+        "more.csv: is not named after a split, as other tables are; not read",
+    ]
+
+
+def test_tables_in_folders_beside_another_table(tmp_path):
+    (tmp_path / "classes.csv").write_text("car,0\nbus,1\n")
+    (tmp_path / "train").mkdir()
+    dataset = opened(tmp_path, "../a.png,1,2,9,9,car\n", "train/boxes.csv")
+    assert dataset.classes == ["car", "bus"] and dataset.split == "train"

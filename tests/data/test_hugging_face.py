@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 
 import cv2
 import numpy as np
@@ -184,6 +185,21 @@ def test_damaged_files(tmp_path, ending):
     assert is_hugging_face(tmp_path)
     with pytest.raises(DataError, match=f"{path.name}: cannot be read, is it complete"):
         open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "cannot be read, is it complete?"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer (`git lfs pull` g"),
+    ],
+)
+def test_a_split_whose_file_is_damaged_is_not_taken_for_missing(tmp_path, content, reason):
+    parquet(tmp_path / "data" / "test.parquet", table(TWO))
+    (tmp_path / "data" / "train.parquet").write_bytes(content)
+    with pytest.raises(DataError, match=re.escape(f"train.parquet: {reason}")):
+        open_dataset(tmp_path)
+    assert len(open_dataset(tmp_path, train=False)) == 2
 
 
 @pytest.mark.parametrize(
