@@ -8,9 +8,7 @@ from mdssd.cli import values
 from mdssd.cli.options.shared import (
     CHECKPOINT,
     Verbs,
-    add_machine_options,
-    add_runtime_options,
-    add_tile_options,
+    add_detector_options,
 )
 from mdssd.names import ORIENTATIONS, TABLES
 
@@ -69,22 +67,7 @@ def add_to(verbs: Verbs) -> None:
         help="replace files in DIR that mdssd detect has not written (default: refuse)",
     )
     _add_limits(parser)
-    parser.add_argument(
-        "--batch-size",
-        type=values.count,
-        default=8,
-        metavar="N",
-        help="images, or tiles, per run of the network (default 8)",
-    )
-    parser.add_argument(
-        "--workers",
-        type=values.workers,
-        metavar="N",
-        help="processes that load images (default: one fewer than the cores, at most 2 for a CPU "
-        "and 8 for a GPU; 0 for a single batch)",
-    )
-    add_tile_options(parser)
-    add_runtime_options(add_machine_options(parser))
+    add_detector_options(parser)
     parser.set_defaults(command="detect")
 
 

@@ -10,9 +10,7 @@ from mdssd.cli.options.shared import (
     SCENES,
     Verbs,
     add_data_rules,
-    add_machine_options,
-    add_runtime_options,
-    add_tile_options,
+    add_detector_options,
 )
 from mdssd.names import SUBMISSIONS
 
@@ -69,20 +67,5 @@ def add_to(verbs: Verbs) -> None:
         help="minimum score, 0 to 1, of a detection in the confusion matrix and in the report's "
         "pictures (default 0.5)",
     )
-    parser.add_argument(
-        "--batch-size",
-        type=values.count,
-        default=8,
-        metavar="N",
-        help="images, or tiles, per run of the network (default 8)",
-    )
-    parser.add_argument(
-        "--workers",
-        type=values.workers,
-        metavar="N",
-        help="processes that load images (default: one fewer than the cores, at most 2 for a CPU "
-        "and 8 for a GPU; 0 for a single batch)",
-    )
-    add_tile_options(parser)
-    add_runtime_options(add_machine_options(parser))
+    add_detector_options(parser)
     parser.set_defaults(command="evaluate")

@@ -131,6 +131,26 @@ def add_runtime_options(machine: Group) -> None:
     )
 
 
+def add_detector_options(parser: argparse.ArgumentParser) -> None:
+    """Add how a detector works: its batches, tiles, runtime and machine."""
+    parser.add_argument(
+        "--batch-size",
+        type=values.count,
+        default=8,
+        metavar="N",
+        help="images, or tiles, per run of the network (default 8)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=values.workers,
+        metavar="N",
+        help="processes that load images (default: one fewer than the cores, at most 2 for a CPU "
+        "and 8 for a GPU; 0 for a single batch)",
+    )
+    add_tile_options(parser)
+    add_runtime_options(add_machine_options(parser))
+
+
 def add_augmentation_options(parser: argparse.ArgumentParser) -> None:
     augmentation = parser.add_argument_group("augmentation")
     augmentation.add_argument(
