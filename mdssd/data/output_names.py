@@ -24,6 +24,8 @@ _FORBIDDEN = re.compile(r'[<>:"|?*\\\x00-\x1f\x7f]')
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 # Bytes of a name without its ending. File systems allow 255, some 143.
 _LONGEST = 120
+# Names that mean something else where a format or an option names a split.
+_NO_SPLITS = ("all", "path", "names", "nc", "download", "kpt_shape", "flip_idx")
 # Images in no split of a data set that has splits.
 UNLISTED = "unlisted"
 
@@ -57,7 +59,7 @@ def output_images(
         spaces: whether a name may have spaces.
     """
     found = _names(dataset)
-    splits = _splits(dataset, split)
+    splits = _safe_splits(_splits(dataset, split), losses)
     used: set[str] = set()
     images = []
     for index, name in enumerate(found):
@@ -159,6 +161,27 @@ def _splits(dataset: DetectionDataset, split: str | None) -> list[tuple[str, ...
             for image_id in lists.image_ids
         ]
     return result or [()] * len(dataset)
+
+
+def _safe_splits(splits: list[tuple[str, ...]], losses: Losses) -> list[tuple[str, ...]]:
+    """Return the splits with names that can be those of a file, a folder and a key."""
+    counts = Counter(name for names in splits for name in names)
+    safe: dict[str, str] = {}
+    used: set[str] = set()
+    for name in sorted(counts, key=lambda name: (name not in SPLITS, name)):
+        first = final = _safe(name.replace("/", "_"), spaces=False)
+        if first in _NO_SPLITS:
+            first = final = f"split_{first}"
+        number = 1
+        while _folded(final) in used:
+            number += 1
+            final = f"{first}_{number}"
+        used.add(_folded(final))
+        safe[name] = final
+        if final != name:
+            what = f"of the split {shown(name)}"
+            losses.add("image", what, "the name is not safe", f"written as {final}", counts[name])
+    return [tuple(safe[name] for name in names) for names in splits]
 
 
 def _names(dataset: DetectionDataset) -> list[str]:

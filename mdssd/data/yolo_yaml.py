@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ _BEGINNING = 1 << 16
 _MAX_CLASS = 10**6
 _SPLIT_KEYS = ("train", "val", "test", "valid", "validation", "minival", "trainval", "unlisted")
 _KEYS = re.compile(rb"^\W{0,3}(names|nc|path|train|val|test|valid)[\"']?[ \t]*:", re.MULTILINE)
+_IMAGES = re.compile(r"(^|/)images(/|$)|\.txt$")
 _NOTHING = ("", "~", "null", "none")
 
 
@@ -98,6 +100,14 @@ def read_yaml(file: Path, root: Path) -> YoloDescription:
         kept = [place for place in found if place is not None]
         if kept:
             result.splits.setdefault(split, []).extend(kept)
+    for key in sorted(key for key in content if isinstance(key, str)):
+        # What else names images is a split as well; other keys are of other tools.
+        value = content[key]
+        known = key in _SPLIT_KEYS or key == "path" or text(key) != key
+        if not known and isinstance(value, str) and _IMAGES.search(value):
+            with suppress(DataError):
+                if (place := places.find(value, [base, file.parent], key)) is not None:
+                    result.splits[key] = [place]
     if "test" in result.splits and result.splits.get("val") == result.splits["test"]:
         # Ultralytics requires a val, so `write_yolo` and others name the images of test twice.
         del result.splits["val"]
