@@ -22,9 +22,12 @@ Found = dict[str, Tensor]  # boxes [K, 4] xyxy, scores [K], labels [K]
 
 # A box that ends this close to an inner edge of its tile, as a part of the tile's side, is taken
 # for the visible part of an object that the edge cuts.
-_AT_EDGE = 0.015
-# A cut box belongs to another one if their intersection is at least this part of the smaller.
-_SAME = 0.5
+_AT_EDGE = 0.02
+# A cut box gives way to a whole one if their intersection is at least this part of the smaller, and
+# if the whole one has at least this part of its score.
+_GIVES_WAY, _LEAST_SCORE = 0.3, 0.25
+# Two cut boxes are parts of one object if their intersection is more than this part of the smaller.
+_JOINED = 0.5
 _AT_A_TIME = 16  # cut boxes that are compared with all whole ones
 # So many times the images of a batch, or files that cannot be read, may wait until it is full.
 _WAITING = 4
@@ -156,10 +159,10 @@ def put_together(
     for a cut one, and
 
     1. of whole boxes of a class whose IoU is above `nms_threshold`, the better is kept;
-    2. a cut box gives way to a whole one of its class, from another tile, that has at least half
-       the cut box's score and at least half of the area of the smaller of the two;
+    2. a cut box gives way to a whole one of its class, from another tile, if their intersection is
+       at least 30% of the smaller of the two and the whole one has at least a quarter of its score;
     3. the other cut boxes, whose object no tile shows whole, are joined with one another if the
-       intersection is at least half of the smaller (greedy non-maximum merging).
+       intersection is more than half of the smaller (greedy non-maximum merging).
 
     Args:
         found: the windows of an image, and what was found in each, as fractions of the window.
@@ -188,7 +191,7 @@ def put_together(
         labels[parts],
         method="greedy_nmm",
         metric="ios",
-        threshold=_SAME,
+        threshold=_JOINED,
     )
     merged = {
         "boxes": torch.cat((boxes[whole], joined.boxes)),
@@ -235,10 +238,10 @@ def _gives_way(
         down = torch.minimum(y2, others[3]) - torch.maximum(y1, others[1])
         common = across.clamp_(min=0) * down.clamp_(min=0)
         area, other_area = (x2 - x1) * (y2 - y1), (others[2] - others[0]) * (others[3] - others[1])
-        same = common >= _SAME * torch.minimum(area, other_area)
+        same = common >= _GIVES_WAY * torch.minimum(area, other_area)
         same &= common > 0
         same &= labels[chunk, None] == labels[whole]
         same &= tile[chunk, None] != tile[whole]
-        same &= scores[whole] >= _SAME * scores[chunk, None]
+        same &= scores[whole] >= _LEAST_SCORE * scores[chunk, None]
         verdict.copy_(same.any(1))
     return gives_way
