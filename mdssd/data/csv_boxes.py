@@ -28,6 +28,7 @@ from mdssd.data.reasons import Tally
 from mdssd.data.sample import MAX_BOXES, DataError
 from mdssd.data.splits import ALL, chosen_splits, split_in_name
 from mdssd.data.values import shown
+from mdssd.system.files import open_regular
 from mdssd.system.kinds import kind_of_file
 from mdssd.system.progress import progress_bar
 from mdssd.system.text import plural, some
@@ -199,7 +200,11 @@ class _Reader:
         path, layout = self._tables[number]
         of_file = _table_split(path, self.root)
         rows = read_rows(path, layout, self._bad[number], self._tally)
-        for row in progress_bar(rows, desc=f"reading {path}", unit="row", delay=2, leave=False):
+        total = _line_count(path)
+        bar = progress_bar(
+            rows, desc=f"reading {path}", unit="row", total=total, delay=2, leave=False
+        )
+        for row in bar:
             if len(self._rows.lines) >= _MAX_ROWS:
                 raise DataError(f"{path}: has more than {_MAX_ROWS:,} rows; divide it")
             split = (split_in_name(row.split) or row.split) if row.split else of_file
@@ -322,6 +327,15 @@ def _damaged(root: Path, others: dict[Path, str], notes: list[str]) -> dict[str,
         elif file.name not in _CLASS_LISTS:
             notes.append(f"{reason}; not read")
     return damaged
+
+
+def _line_count(path: Path) -> int | None:
+    """Return the number of lines for a progress bar; None if the file cannot be read."""
+    try:
+        with open_regular(path) as file:
+            return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+    except OSError:
+        return None
 
 
 def _table_split(file: Path, root: Path) -> str:
