@@ -14,6 +14,7 @@ from mdssd.priors import (
     ssd_prior_layers,
     with_sizes,
 )
+from mdssd.priors.maps import width_height
 
 COCO = mdssd_prior_layers(300, "coco")
 
@@ -41,13 +42,16 @@ def reached(boxes_xyxy, layers, size=300):
         (mdssd_prior_layers(300, "small"), 300),
         (ssd_prior_layers(512, "voc"), 512),
         (dssd_prior_layers(321, "voc"), 321),
+        (mdssd_prior_layers((640, 384), "coco"), (640, 384)),
     ],
 )
 def test_the_nearest_cell_has_the_best_iou(layers, size):
     boxes_xyxy = any_boxes(300)
     best = np.max(
         [
-            best_of_sizes(boxes_xyxy * size, layer, np.array(layer.shapes()))[0].max(0)
+            best_of_sizes(
+                boxes_xyxy * np.tile(width_height(size), 2), layer, np.array(layer.shapes())
+            )[0].max(0)
             for layer in layers
         ],
         axis=0,
