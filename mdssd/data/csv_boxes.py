@@ -59,6 +59,8 @@ def open_csv(path: Path, split: str | None, train: bool, options: ReadOptions) -
             f"path,x1,y1,x2,y2,class, got {first}"
         )
     reader = _Reader(root, tables, options)
+    if not reader.classes:
+        reader.dropped += [line for bad in reader.bad for line in bad]  # why there is none
     damaged = _damaged(root, others, reader.notes)
     reader.splits |= damaged.keys()
     splits = sorted(reader.splits - {""}, key=_rank)
@@ -112,6 +114,7 @@ class _Reader:
         splits: the names of the splits; "" for rows without one.
         dropped: a line for each row that cannot be used.
         notes: a line for each thing that was guessed.
+        bad: for each table, a line for each row that cannot be used.
     """
 
     def __init__(self, root: Path, tables: dict[Path, CsvLayout], options: ReadOptions) -> None:
@@ -125,7 +128,7 @@ class _Reader:
         self._names: dict[str, int] = {}
         self._listed: dict[tuple[str, str, Path], int] = {}
         self._sizes: dict[int, tuple[float, float]] = {}
-        self._bad: list[list[str]] = [[] for _ in tables]
+        self.bad: list[list[str]] = [[] for _ in tables]
         self._options = options
         self._index = FileIndex(root, IMAGE_SUFFIXES)
         self._by_name: dict[str, list[str]] = {}
@@ -144,7 +147,7 @@ class _Reader:
         for number, (path, layout) in enumerate(self._tables):
             split = _table_split(path, self.root)
             if chosen is None or not split or split in chosen:
-                self.dropped += self._bad[number]
+                self.dropped += self.bad[number]
             if layout.unused:
                 self.notes.append(f"{path}: columns that are not used: {some(layout.unused)}")
         names = list(self._names)
@@ -199,7 +202,7 @@ class _Reader:
         """Read the rows of a table into arrays."""
         path, layout = self._tables[number]
         of_file = _table_split(path, self.root)
-        rows = read_rows(path, layout, self._bad[number], self._tally)
+        rows = read_rows(path, layout, self.bad[number], self._tally)
         total = _line_count(path)
         bar = progress_bar(
             rows, desc=f"reading {path}", unit="row", total=total, delay=2, leave=False

@@ -29,7 +29,6 @@ _IMAGES = ("image", "img", "images", "pixel_values")
 _OBJECTS = ("objects", "object", "annotations")
 _BOXES = ("bbox", "bboxes", "boxes", "box", "bounding_box", "bounding_boxes")
 _LABELS = ("category", "categories", "label", "labels", "class", "classes", "category_id", "name")
-_AREAS = ("area", "areas")
 _CROWDS = ("iscrowd", "is_crowd", "crowd")
 _DIFFICULT = ("difficult", "is_difficult")
 _TRIED = 1000  # images of each split that decide the form of the boxes
@@ -223,11 +222,14 @@ def _objects(columns: Columns, row: Row) -> list[dict[str, Any]]:
 
 
 def _annotation_columns(columns: Columns, file: Path) -> list[str]:
-    others = [n for n in read_schema(file).names if n != columns.image]
-    if columns.objects:
-        return [n for n in others if n in (columns.objects, "width", "height")]
-    wanted = (columns.boxes, columns.labels, *_AREAS, *_CROWDS, *_DIFFICULT, "width", "height")
-    return [n for n in others if n in wanted]
+    """Return the columns to read. Raises DataError if one is missing that the first file has."""
+    names = read_schema(file).names
+    needed = [columns.objects] if columns.objects else [columns.boxes, columns.labels]
+    for name in (*needed, columns.image):
+        if name not in names:
+            raise DataError(f"{file}: has no column '{name}', which the first file has")
+    more = ("width", "height") if columns.objects else (*_CROWDS, *_DIFFICULT, "width", "height")
+    return [n for n in names if n in (*needed, *more) and n != columns.image]
 
 
 def _found_classes(

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from mdssd.data.dataset import SPLITS
 from mdssd.data.file_index import FileIndex, is_hidden
@@ -202,8 +202,13 @@ class _Reader:
                 return named
             tally.add(str(path), f"names {told!r}, which has an annotation; {own.name} is used")
             return own
-        if named is not None or own is not None:
-            return named or own  # type: ignore[return-value]
+        if named is not None:
+            return named
+        if own is not None:
+            # Another ending is usual: the image was converted after it was labelled.
+            if told and PurePosixPath(told).stem.casefold() != own.stem.casefold():
+                tally.add(str(path), f"names {told!r}, which is not there; {own.name} is used")
+            return own
         same = self._by_name.get(os.path.basename(told), [])
         if len(same) == 1:
             tally.add(str(path), f"the image {told!r} was found as {same[0]!r}")

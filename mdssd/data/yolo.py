@@ -113,6 +113,9 @@ def _describe(path: Path) -> YoloDescription:
     layout = describe_folder(path)
     if layout is None:
         raise DataError(f"{path}: holds no YOLO labels")
+    for name in ("data.yaml", "data.yml"):
+        if (path / name).exists():
+            layout.notes.append(f"{path / name}: names no splits and no classes; not read")
     return layout
 
 

@@ -92,6 +92,8 @@ class YoloImages:
         """Return the images of a folder or list file."""
         name = Path(os.path.relpath(entry, self.folder)).as_posix()
         if not entry.is_dir():
+            if entry.suffix.lower() in IMAGE_SUFFIXES:
+                raise DataError(f"{entry}: is an image, expected a folder or a list of images")
             self._lists.add(name)
             return list(self._listed(entry, posixpath.dirname(name)))
         if name == ".":

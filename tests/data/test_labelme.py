@@ -138,7 +138,6 @@ def test_flags_and_labels(tmp_path):
         ("..\\images\\a.png", "images/a.png"),
         ("../images/a.png", "images/a.png"),
         ("b.PNG", "labels/b.png"),
-        ("gone.png", "labels/a.png"),  # the one of the annotation's own name
         ("C:\\photos\\a.jpg", "labels/a.png"),
     ],
 )

@@ -12,7 +12,7 @@ import torch
 from mdssd.cli.commands.run_report import check_resumed, describe_run, summary
 from mdssd.cli.commands.run_settings import RunSettings, run_settings
 from mdssd.cli.commands.shared import machine, open_data
-from mdssd.data import DetectionDataset
+from mdssd.data import DataError, DetectionDataset
 from mdssd.models import SingleShotDetector, build
 from mdssd.models.build import default_options, input_size
 from mdssd.names import AUTO_PRIORS
@@ -185,10 +185,12 @@ def load_start(model: SingleShotDetector, path: str, classes: Sequence[str] | No
 def _train(
     model: SingleShotDetector, dataset: DetectionDataset, out_dir: Path, **options: Any
 ) -> TrainState:
-    """Train; if that is interrupted, say in the exception how to resume."""
+    """Train; if that ends early, say in the exception how to go on."""
     resume = f"mdssd train --resume --out {out_dir}"
     try:
         return train(model, dataset, out_dir, **options)
+    except DataError as error:
+        raise DataError(f"{error}; --allow-faults leaves such files out") from None
     except KeyboardInterrupt:
         last = out_dir / "last.json"
         if not last.exists():
