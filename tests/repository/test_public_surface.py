@@ -112,10 +112,18 @@ def entries(listed):
     return {name: dict.fromkeys(names) for name, names in listed.items()}
 
 
+def without_later(listed, now):
+    """Return the methods of a class without the parameters that were added after those listed."""
+    return {name: names[: len(listed.get(name, names))] for name, names in now.items()}
+
+
 def test_what_users_rely_on_is_as_listed():
     listed, now = json.loads(LIST.read_text()), surface()
     for each in (listed, now):
         each["checkpoint"] = entries(each["checkpoint"])
+    for name, members in listed["mdssd"].items():
+        if isinstance(members, dict) and "__init__" in members:
+            now["mdssd"][name] = without_later(members, now["mdssd"][name])
     assert changes(listed, now) == []
 
 
@@ -127,6 +135,7 @@ def test_a_change_is_seen():
         "/a/x: was 1, is 3",
         "/b: was ['p'], is ['p', 'q']",
     ]
+    assert without_later({"f": ["p"]}, {"f": ["p", "q"], "g": ["r"]}) == {"f": ["p"], "g": ["r"]}
     assert changes(entries({"b": ["p", "r"]}), entries({"b": ["p", "q"]})) == ["/b/r: is gone"]
 
 
