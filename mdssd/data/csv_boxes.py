@@ -35,6 +35,7 @@ from mdssd.system.text import plural, some
 
 _ENDINGS = (".csv", ".tsv")
 _MAX_ROWS = 20_000_000
+_COUNTED = 4 << 30  # bytes of the largest file whose lines are counted before it is read
 _LOOK = 50  # files of a folder that are looked at to recognise it
 _CLASS_LISTS = ("classes.csv", "class_list.csv", "class_mapping.csv", "labels.csv")
 
@@ -333,9 +334,11 @@ def _damaged(root: Path, others: dict[Path, str], notes: list[str]) -> dict[str,
 
 
 def _line_count(path: Path) -> int | None:
-    """Return the number of lines for a progress bar; None if the file cannot be read."""
+    """Return the number of lines for a progress bar; None if counting them is not worth while."""
     try:
         with open_regular(path) as file:
+            if os.fstat(file.fileno()).st_size > _COUNTED:
+                return None
             return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
     except OSError:
         return None

@@ -254,3 +254,12 @@ def test_tables_in_folders_beside_another_table(tmp_path):
     (tmp_path / "train").mkdir()
     dataset = opened(tmp_path, "../a.png,1,2,9,9,car\n", "train/boxes.csv")
     assert dataset.classes == ["car", "bus"] and dataset.split == "train"
+
+
+def test_a_file_of_many_gigabytes_is_not_read_to_its_end(tmp_path):
+    path = tmp_path / "boxes.csv"
+    path.write_text("path,x1,y1,x2,y2,class\na.png,1,2,9,9,car\n")
+    with path.open("ab") as file:
+        file.truncate(100 << 30)  # takes no space on the disk
+    with pytest.raises(DataError, match="boxes.csv:3: the line has more than 1,048,576 charac"):
+        open_dataset(path)
