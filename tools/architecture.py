@@ -47,6 +47,7 @@ OPTIONAL = (
     "openvino",
     "pyarrow",
     "pycocotools",
+    "rasterio",
     "supervision",
     "torchvision",
     "triton",

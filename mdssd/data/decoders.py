@@ -141,6 +141,17 @@ def _strips(image: NDArray[Any]) -> Iterator[NDArray[Any]]:
     return (image[top : top + rows] for top in range(0, len(image), rows))
 
 
+def shift_to_8_bits(largest: int) -> int:
+    """Return by how many bits whole numbers up to 65535 are shifted, from the largest of them.
+
+    Example:
+        >>> from mdssd.data.decoders import shift_to_8_bits
+        >>> shift_to_8_bits(4095), shift_to_8_bits(255)
+        (4, 0)
+    """
+    return next(bits for bits in _BITS if largest < 1 << bits) - 8
+
+
 def to_8_bits(image: NDArray[Any], name: str) -> NDArray[np.uint8]:
     """Scale whole numbers by the bits that they use, and fractions from 0-1. Return RGB."""
     low, high = image.min(), image.max()
@@ -157,7 +168,7 @@ def to_8_bits(image: NDArray[Any], name: str) -> NDArray[np.uint8]:
                 f"{name}: its pixels are numbers from {low} to {high}, expected 0 to 65535; "
                 "convert the image to 8 bits"
             )
-        shift = next(bits for bits in _BITS if high < 1 << bits) - 8
+        shift = shift_to_8_bits(high)
     scaled = np.empty((*image.shape[:2], 3), np.uint8)
     for strip, out in zip(_strips(image), _strips(scaled), strict=True):
         whole = np.rint(strip * scale) if image.dtype.kind == "f" else strip >> shift

@@ -216,7 +216,7 @@ def _decode(
     turns = header.orientation if upright else 1
     if header.format == "TIFF":  # the decoders always turn it upright
         turns = 1 if upright else _BACK.get(header.orientation, header.orientation)
-    image = _turned(image, turns)
+    image = turned(image, turns)
     size = reduced.size(upright)
     if image.shape[1::-1] != size:  # of the formats only JPEG is decoded at a fraction
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
@@ -259,8 +259,8 @@ def from_pillow(
     if pixels.dtype != np.uint8:
         pixels = to_8_bits(pixels, name)
     if upright:
-        return _turned(pixels, loaded)
-    return pixels if stored == loaded else _turned(pixels, _BACK.get(stored, stored))
+        return turned(pixels, loaded)
+    return pixels if stored == loaded else turned(pixels, _BACK.get(stored, stored))
 
 
 def _orientation_of(image: Image.Image) -> int:
@@ -268,8 +268,19 @@ def _orientation_of(image: Image.Image) -> int:
     return orientation if isinstance(orientation, int) else 1
 
 
-def _turned(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Return a picture turned and mirrored as an EXIF orientation says."""
+def turned(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Return a picture turned and mirrored as an EXIF orientation says.
+
+    Args:
+        image: uint8 [H, W, 3].
+        orientation: 1 to 8; 1 leaves it as it is.
+
+    Example:
+        >>> import numpy as np
+        >>> from mdssd.data.images import turned
+        >>> turned(np.zeros((60, 80, 3), np.uint8), 6).shape
+        (80, 60, 3)
+    """
     if orientation >= 5:
         image = cv2.transpose(image).astype(np.uint8, copy=False)
     flip = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}.get(orientation)

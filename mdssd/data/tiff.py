@@ -10,11 +10,13 @@ _TAGS = {
     256: ("width", 0),
     257: ("height", 0),
     258: ("bits", 1),
+    259: ("compression", 1),
     262: ("photometric", 1),
     274: ("orientation", 1),
     277: ("channels", 1),
     284: ("planes", 1),
     339: ("numbers", 1),
+    34735: ("georeference", 0),
 }
 # The sizes and codes of the types of whole numbers: 8, 16, 32 and 64 bits.
 _TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
@@ -35,6 +37,9 @@ class TiffHeader(NamedTuple):
         floats: whether the pixels are floating-point numbers.
         white_is_zero: whether a grey image has the number 0 for white.
         pages: whether there is another page behind the first.
+        photometric: the number of the kind of colours.
+        compression: the number of the kind of compression.
+        georeferenced: whether it is a GeoTIFF, which says where it lies on earth.
     """
 
     width: int
@@ -46,6 +51,9 @@ class TiffHeader(NamedTuple):
     floats: bool
     white_is_zero: bool
     pages: bool
+    photometric: int = 1
+    compression: int = 1
+    georeferenced: bool = False
 
 
 def is_tiff(start: bytes) -> bool:
@@ -105,4 +113,7 @@ def read_tiff(file: BinaryIO) -> TiffHeader | None:
         floats=values["numbers"] == _FLOATS,
         white_is_zero=values["photometric"] == _WHITE_IS_ZERO,
         pages=following > 0,
+        photometric=values["photometric"],
+        compression=values["compression"],
+        georeferenced=values["georeference"] > 0,
     )

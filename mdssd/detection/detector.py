@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, TypeVar, cast
 
@@ -16,6 +16,7 @@ from mdssd.data import MEAN_RGB, DataError, Preprocess
 from mdssd.data.ahead import read_ahead
 from mdssd.data.images import ImageLimits
 from mdssd.data.tiles import Window, make_tiling
+from mdssd.detection.arguments import check_batch_size, check_stream, class_names
 from mdssd.detection.reading import (
     Image,
     Reader,
@@ -29,7 +30,6 @@ from mdssd.detection.reading import (
 from mdssd.detection.runtime import STAGES, DetectionLimits, Pipeline, StageTimes
 from mdssd.detection.runtimes import check_runtime, make_runtime, network_dtype
 from mdssd.detection.tiled import Batches, Found, Shown, put_together, tiles
-from mdssd.system import distributed
 from mdssd.system.devices import best_device
 from mdssd.system.memory import release_memory
 from mdssd.weights.checkpoint import load_checkpoint
@@ -68,7 +68,10 @@ class Detector:
         model, classes, device, batch_size: as above.
         input_size: side of the network's input, in pixels, or (width, height) if it is no square.
         limits: which image files are accepted, an `ImageLimits`. It can be changed.
-        tiling: how images are divided into tiles, or None. It can be changed.
+        tiling: how images are divided into tiles, or None. It can be changed. A TIFF file with
+            more pixels than the limit is then read by windows, whatever its size.
+        on_tile: a function that is called before each tile, with the number of the image's tiles
+            before it and of all, or None. It can be changed. What it raises ends the work.
         upright: whether the EXIF orientation of images is applied (the default). It can be changed.
         timings: seconds spent so far per stage: decode, preprocess, network, detection_output. A
             GPU's time counts towards detection_output, which fetches the results, unless the calls
@@ -110,14 +113,15 @@ class Detector:
     ) -> None:
         self.limits = ImageLimits()
         self.upright = True
-        self.classes = _class_names(classes, cast(int, model.num_classes))
+        self.on_tile: Callable[[int, int], None] | None = None
+        self.classes = class_names(classes, cast(int, model.num_classes))
         priors = cast(Tensor, model.priors)
         self.device = priors.device if device is None else torch.device(device)
         weights = next((p for p in model.parameters() if p.is_floating_point()), None)
         if dtype is None:
             dtype = torch.float32 if weights is None else weights.dtype
         check_runtime(runtime, self.device, dtype)
-        _check_batch_size("Detector", batch_size)
+        check_batch_size("Detector", batch_size)
         # A copy, because boxes need the precision that a conversion takes from the model's priors.
         own_priors = priors.to(self.device).clone()
         input_dtype = network_dtype(runtime, dtype)
@@ -203,9 +207,9 @@ class Detector:
             [4, 4]
         """
         size = self.batch_size if batch_size is None else batch_size
-        _check_batch_size("Detector", size)
+        check_batch_size("Detector", size)
         items = (
-            (source, _as_read(self.read(source, f"images[{i}]")))
+            (source, self._read_now(source, f"images[{i}]"))
             for i, source in enumerate(listed(images))
         )
         return [self._found(image) for image in self._batches(size).run(items, self._windows)]
@@ -247,17 +251,8 @@ class Detector:
             [(90, 120), (90, 120), (90, 120)]
         """
         size = self.batch_size if batch_size is None else batch_size
-        _check_batch_size("Detector.stream", size)
-        if workers is None:
-            cores = (os.cpu_count() or 1) // distributed.processes_here()
-            workers = max(0, min(2 if self.device.type == "cpu" else 8, cores - 1))
-        if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
-            raise ValueError(f"Detector.stream: workers: expected an int from 0, got {workers!r}")
-        if isinstance(images, (str, bytes, np.ndarray)) or not isinstance(images, Iterable):
-            raise TypeError(
-                "Detector.stream: images: expected an iterable of numpy arrays, Pillow images, "
-                f"paths or bytes, got {type(images).__name__}"
-            )
+        check_batch_size("Detector.stream", size)
+        workers = check_stream(images, workers, self.device)
         return self._stream(images, size, workers, with_images)
 
     def _stream(
@@ -292,10 +287,25 @@ class Detector:
             return
         release_memory()
         try:
-            yield streamed._replace(image=self.read(source, read.large))
+            yield streamed._replace(image=self._large(source, read))
         except DataError as error:  # the file has changed in the meantime
             yield Streamed(source, (0, 0), no_detections(), error=error)
         release_memory()
+
+    def _large(self, source: Image, read: ReadImage) -> NDArray[np.uint8]:
+        """Return the pixels of a large image, reduced if it was read by windows."""
+        if read.raster is None:
+            return self.read(source, read.large)
+        with self._times.stage("decode"), read.raster as raster:
+            return raster.reduced()
+
+    def _read_now(self, source: Image, name: str) -> ReadImage:
+        if self.tiling is None:
+            pixels = self.read(source, name)
+            return ReadImage((pixels.shape[0], pixels.shape[1]), pixels, None)
+        with self._times.stage("decode"):
+            reader = Reader(None, False, self.limits, self.upright)
+            return reader.now(source, name_of(source, name))
 
     def read(self, source: Image, name: str = "image") -> NDArray[np.uint8]:
         """Return the pixels [H, W, 3] uint8 RGB of any image that `__call__` takes.
@@ -333,11 +343,21 @@ class Detector:
 
     def _windows(self, read: ReadImage) -> Iterator[tuple[Window, NDArray[np.uint8]]]:
         """Yield the windows of an image, and their pixels as the runtime takes them."""
-        height, width = read.size
         if self.tiling is None:
-            windows = iter([(Window(0, 0, width, height), read.pixels)])
-        else:
-            windows = tiles(read.pixels, self.tiling, self._preprocess.mean)
+            yield from self._warped([(Window(0, 0, *read.size[::-1]), read.pixels)])
+            return
+        total = self.tiling.count(*read.size[::-1])
+        image = read.pixels if read.raster is None else read.raster
+        windows = tiles(image, self.tiling, self._preprocess.mean)
+        parts = windows if read.raster is None else self._timed(windows)
+        for done, part in enumerate(self._warped(parts)):
+            if self.on_tile is not None:
+                self.on_tile(done, total)
+            yield part
+
+    def _warped(
+        self, windows: Iterable[tuple[Window, NDArray[np.uint8]]]
+    ) -> Iterator[tuple[Window, NDArray[np.uint8]]]:
         for window, pixels in windows:
             if self.device.type == "cpu":  # a GPU resizes the images itself
                 with self._times.stage("preprocess"):
@@ -374,26 +394,7 @@ class Detector:
     @torch.inference_mode()
     def _found(self, image: Shown) -> Found:
         """Return the detections of an image in its pixels."""
-        assert isinstance(image.read, ReadImage)
+        if isinstance(image.read, DataError):
+            raise image.read
         with self._times.stage("detection_output"):
             return put_together(image.found, image.read.size, self.nms_threshold)
-
-
-def _as_read(image: NDArray[np.uint8]) -> ReadImage:
-    return ReadImage((image.shape[0], image.shape[1]), image, None)
-
-
-def _class_names(classes: Sequence[str] | None, num_classes: int) -> list[str]:
-    if classes is None:
-        return [f"class {k}" for k in range(1, num_classes)]
-    if isinstance(classes, str) or len(classes) != num_classes - 1:
-        raise ValueError(
-            f"Detector: classes: expected {num_classes - 1} names, as the model scores "
-            f"{num_classes} classes with background, got {classes!r}"
-        )
-    return list(classes)
-
-
-def _check_batch_size(where: str, batch_size: int) -> None:
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"{where}: batch_size: expected an int of 1 or more, got {batch_size!r}")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mdssd.data.rasters import NEEDS, has_rasterio, is_georeferenced
 from mdssd.detection.coco_results import read_coco_ids
 from mdssd.detection.detector import STAGES, Detector
 from mdssd.detection.image_files import ImageFiles
@@ -27,6 +28,8 @@ from mdssd.system.text import plural
 
 # Pictures with fewer pixels on their shorter side have colours at full resolution.
 _FINE = 1200
+# An image of so many tiles has a progress bar of its own.
+_MANY_TILES = 200
 
 
 @dataclass
@@ -157,7 +160,7 @@ def detect(
     _check_arguments(detector, sources, score_threshold, formats, classes, picture_scale)
     _check_formats(formats, coco_images, yolo_scores)
     found = find_images(sources, recursive=recursive, out=out_dir)
-    outputs = _outputs(found, out_dir, formats, detector.classes, draw, yolo_scores)
+    outputs = _outputs(found, out_dir, formats, detector, draw, yolo_scores)
     if coco_images is not None:
         outputs.coco_ids = read_coco_ids(coco_images, found.files, classes or detector.classes)
     replaced = outputs.check(found, overwrite)
@@ -173,7 +176,7 @@ def _outputs(
     found: Sources,
     out: str | os.PathLike[str],
     formats: Sequence[str],
-    classes: Sequence[str],
+    detector: Detector,
     draw: bool,
     yolo_scores: bool,
 ) -> Outputs:
@@ -183,7 +186,8 @@ def _outputs(
         raise ValueError(f"detect: no image found: {reasons}")
     stems = unique_stems(found, [Path(CLASSES).stem] if "yolo" in formats else [])
     forms = list(dict.fromkeys(formats))
-    return Outputs(Path(out), forms, classes, stems, draw, yolo_scores=yolo_scores)
+    own = {"yolo_scores": yolo_scores, "upright": detector.upright}
+    return Outputs(Path(out), forms, detector.classes, stems, draw, **own)
 
 
 def _check_arguments(
@@ -250,6 +254,7 @@ class _Job:
             results = detector.stream(images, workers=workers, with_images=self.outputs.draw)
             stack.enter_context(closing(results))
             tables = self.outputs.open(stack, report.tables)
+            stack.enter_context(self._each_tile(stop, progress))
             if progress:
                 lines = [*report.left_out, *replaced.splitlines()]
                 for line in [*lines, *(f"failed: {reason}" for _, reason in report.failed)]:
@@ -273,15 +278,49 @@ class _Job:
         stages = {stage: detector.timings[stage] - before[stage] for stage in STAGES}
         report.timings = stages | report.timings
 
+    @contextmanager
+    def _each_tile(self, stop: StopRequest, progress: bool) -> Iterator[None]:
+        """Within the block, count the tiles of large images, and stop also in the middle of one."""
+        before = self.detector.on_tile
+        bar: Any = None
+
+        def on_tile(done: int, total: int) -> None:
+            nonlocal bar
+            stop.check()
+            if before is not None:
+                before(done, total)
+            if not progress or total < _MANY_TILES:
+                return
+            if done == 0:
+                if bar is not None:  # of an image that is damaged further down
+                    bar.close()
+                bar = progress_bar(desc="tiles", total=total, unit="tile", leave=False)
+            if bar is not None:
+                bar.update()
+                if done + 1 == total:
+                    bar.close()
+
+        self.detector.on_tile = on_tile
+        try:
+            yield
+        finally:
+            self.detector.on_tile = before
+            if bar is not None:
+                bar.close()
+
     def _add(self, result: Streamed, tables: Sequence[Table | ImageFiles]) -> None:
         """Draw and write one image."""
         report, classes = self.report, self.detector.classes
         result = self._shown(result)
+        if self._lacks_map(result):
+            guess = f"is a GeoTIFF, but its boxes are in pixels: converting them {NEEDS}"
+            result = result._replace(guess="; ".join(filter(None, (result.guess, guess))))
         if self.outputs.draw:
             began = time.perf_counter()
             picture = self.outputs.picture(name_of(result.source, ""))
             picture.parent.mkdir(parents=True, exist_ok=True)
-            data = _drawn(result, classes, self.picture_scale)
+            data, guess = _drawn(result, classes, self.picture_scale)
+            result = result._replace(guess="; ".join(filter(None, (result.guess, guess))))
             self.outputs.files.write(picture, data)
             report.pictures.append(picture)
             spent = time.perf_counter() - began
@@ -304,6 +343,13 @@ class _Job:
         if self.keep_images:
             report.images.append(entry)
 
+    def _lacks_map(self, result: Streamed) -> bool:
+        """Return whether an image's GeoJSON has pixels only because a package is missing."""
+        if "geojson" not in self.outputs.formats or has_rasterio():
+            return False
+        file = name_of(result.source, "")
+        return file != STDIN and is_georeferenced(file)
+
     def _shown(self, result: Streamed) -> Streamed:
         """Return a result with the detections that are drawn and written."""
         found = result.found
@@ -324,14 +370,18 @@ def _with_note(error: BaseException, note: str) -> BaseException:
     return error
 
 
-def _drawn(result: Streamed, classes: Sequence[str], scale: float) -> bytes:
-    """Return the file of a picture with the boxes."""
+def _drawn(result: Streamed, classes: Sequence[str], scale: float) -> tuple[bytes, str]:
+    """Return the file of a picture with the boxes, and in words what is special about it."""
     assert result.image is not None
-    found = result.found
+    found, note = result.found, ""
+    boxes, reduction = found["boxes"], result.image.shape[0] / result.size[0]
+    if reduction < 1:  # it was read by windows
+        boxes, scale = boxes * reduction, min(scale / reduction, 1)
+        note = f"is too large for a picture of its own size; drawn at {reduction * scale:.1%} of it"
     picture = draw_detections(
-        result.image, found["boxes"], found["labels"], found["scores"], classes, scale=scale
+        result.image, boxes, found["labels"], found["scores"], classes, scale=scale
     )
     # Lines of a large picture are so thick that colours at half the resolution do not blur them.
     data = encode_image(picture, ".jpg", fine=min(picture.shape[:2]) < _FINE)
     at = 4 + int.from_bytes(data[4:6], "big")  # behind the first segment, which names the format
-    return data[:at] + MARK + data[at:]
+    return data[:at] + MARK + data[at:], note

@@ -111,8 +111,16 @@ def yolo_text(image: dict[str, Any], *, scores: bool) -> str:
     return "".join(lines)
 
 
-def geojson_text(image: dict[str, Any]) -> str:
+def geojson_text(
+    image: dict[str, Any], place: Callable[[Any], list[list[float]]] | None = None
+) -> str:
     """Return the detections in an image as GeoJSON: a polygon for each, in pixels, y downwards.
+
+    Args:
+        image: the entry of the image.
+        place: what `map_coordinates` returns of the image. Polygons are then in longitudes and
+            latitudes, counterclockwise as RFC 7946 asks, and "box_xyxy" in the properties has the
+            pixels.
 
     Example:
         >>> import json
@@ -123,9 +131,12 @@ def geojson_text(image: dict[str, Any]) -> str:
         [[[10, 20], [30, 20], [30, 60], [10, 60], [10, 20]]]
     """
     features = []
-    for found in image["detections"]:
-        x1, y1, x2, y2 = found["box_xyxy"]
-        ring = [[x1, y1], [x2, y1], [x2, y2], [x1, y2], [x1, y1]]
+    boxes = [found["box_xyxy"] for found in image["detections"]]
+    rings = [[[x1, y1], [x2, y1], [x2, y2], [x1, y2], [x1, y1]] for x1, y1, x2, y2 in boxes]
+    if place is not None and rings:
+        placed = iter(place([point for ring in rings for point in ring]))
+        rings = [_counterclockwise([next(placed) for _ in ring]) for ring in rings]
+    for found, ring in zip(image["detections"], rings, strict=True):
         properties = {
             "objectType": "annotation",  # QuPath reads this, the classification and measurements
             "classification": {"name": found["class"]},
@@ -135,6 +146,8 @@ def geojson_text(image: dict[str, Any]) -> str:
             "label": found["label"],
             "score": found["score"],
         }
+        if place is not None:
+            properties["box_xyxy"] = found["box_xyxy"]
         feature = {
             "type": "Feature",
             "geometry": {"type": "Polygon", "coordinates": [ring]},
@@ -145,3 +158,8 @@ def geojson_text(image: dict[str, Any]) -> str:
     head = json.dumps({"type": "FeatureCollection", "image": about})
     rows = "\n" + ",\n".join(features) + "\n" if features else ""
     return f'{head[:-1]}, "features": [{rows}]}}\n'
+
+
+def _counterclockwise(ring: list[list[float]]) -> list[list[float]]:
+    area = sum(a[0] * b[1] - b[0] * a[1] for a, b in zip(ring, ring[1:], strict=False))
+    return ring if area > 0 else ring[::-1]

@@ -9,7 +9,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from mdssd.data.rasters import map_coordinates
 from mdssd.data.sample import DataError
 from mdssd.data.yolo_yaml import is_yolo_yaml, read_names
 from mdssd.detection import coco_results, tables
@@ -61,6 +63,7 @@ class Outputs:
         draw: whether there are pictures.
         coco_ids: the numbers of images and classes in COCO results; None for own ones.
         yolo_scores: whether YOLO labels have a score.
+        upright: whether boxes are in images turned as their orientation says.
         files: writes the files of single images, between `open` and the end of its stack.
     """
 
@@ -71,6 +74,7 @@ class Outputs:
     draw: bool = True
     coco_ids: coco_results.CocoIds | None = None
     yolo_scores: bool = False
+    upright: bool = True
     files: AtomicFiles = field(default_factory=AtomicFiles)
 
     def picture(self, file: str) -> Path:
@@ -101,10 +105,16 @@ class Outputs:
         before = {"yolo": self._beside_labels()} if "yolo" in self.formats else {}
         for form in (form for form in self.formats if form in _FOLDERS):
             folder, suffix = _FOLDERS[form]
-            compose = yolo if form == "yolo" else geojson_text
+            compose = yolo if form == "yolo" else self._geojson
             what = self.folder / folder, suffix, self.stems, compose
             opened.append(ImageFiles(*what, before.get(form, {}), self.files, written))
         return opened
+
+    def _geojson(self, image: dict[str, Any]) -> str:
+        """Return the GeoJSON of an image, in map coordinates if it is a GeoTIFF."""
+        file = image["file"]
+        place = None if file == STDIN else map_coordinates(file, upright=self.upright)
+        return geojson_text(image, place)
 
     def remove_leftovers(self) -> None:
         """Remove the temporary files that a killed run has left."""

@@ -17,11 +17,13 @@ from torch import Tensor
 from mdssd.data import DataError, Preprocess, decode_image, read_image
 from mdssd.data.image_headers import ImageHeader, parse_header
 from mdssd.data.images import ImageLimits, from_pillow, read_header
+from mdssd.data.rasters import NEEDS, Raster, has_rasterio
 from mdssd.system.memory import release_memory
 
 # Images of more pixels are decoded one at a time in the main process, and are not kept, so that
 # memory stays bounded. Those of most phones have 12 million.
 _LARGE = 13_000_000
+NOTHING = np.zeros((0, 0, 3), np.uint8)
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class ReadImage(NamedTuple):
         large: the name of a large image in messages, which has to be read again if the image
             itself is asked for. Otherwise "".
         guess: what reading it had to guess; see `ImageHeader`.
+        raster: an image that is read by windows instead; it has no pixels.
     """
 
     size: tuple[int, int]
@@ -62,6 +65,7 @@ class ReadImage(NamedTuple):
     image: NDArray[np.uint8] | None
     large: str = ""
     guess: str = ""
+    raster: Raster | None = None
 
 
 class Streamed(NamedTuple):
@@ -72,7 +76,8 @@ class Streamed(NamedTuple):
         size: its (height, width); (0, 0) if it cannot be read.
         found: boxes, scores and labels, as `Detector.__call__` returns them; empty if the image
             cannot be read.
-        image: its pixels, if they were asked for.
+        image: its pixels, if they were asked for; of an image that is read by windows a reduced
+            picture, whose longer side has at most 4096 pixels.
         error: why the image cannot be read, or None.
         guess: what reading it had to guess; "" if nothing.
     """
@@ -95,7 +100,10 @@ class Large:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads one image, and resizes it if there is a `preprocess`. Each worker has a copy."""
+    """Reads one image, and resizes it if there is a `preprocess`. Each worker has a copy.
+
+    Without one, images are divided into tiles, and a TIFF above the limit is read by windows.
+    """
 
     preprocess: Preprocess | None
     with_images: bool
@@ -103,9 +111,10 @@ class Reader:
     upright: bool = True
 
     def __call__(self, source: Image, name: str) -> ReadImage | Large:
-        header = _header(source, name, self.limits)
+        header = self._header(source, name)
         guess = header.guess if header else ""
-        if header and header.width * header.height > _LARGE:
+        large = header is not None and header.width * header.height > _LARGE
+        if header and (large or self._is_raster(source, header)):
             return Large(name, guess)
         return self._read(source, name, self.with_images)._replace(guess=guess)
 
@@ -116,8 +125,7 @@ class Reader:
         for source, read in items:
             if isinstance(read, Large):
                 try:
-                    finished = self._read(source, read.name, False)
-                    finished = finished._replace(large=read.name, guess=read.guess)
+                    finished = self.now(source, read.name)._replace(guess=read.guess)
                 except DataError as error:
                     yield source, error
                 else:
@@ -126,6 +134,40 @@ class Reader:
             else:
                 yield source, read
 
+    def now(self, source: Image, name: str) -> ReadImage:
+        """Read an image of any size, in this process."""
+        header = self._header(source, name)
+        if header and self._is_raster(source, header):
+            file = _as_file(source)  # type: ignore[arg-type]
+            upright = file.upright if isinstance(source, ImageFile) else self.upright
+            raster = Raster(file.path, upright=upright)
+            return ReadImage(raster.shape[:2], NOTHING, None, name, raster=raster)
+        return self._read(source, name, False)._replace(large=name)
+
+    def _header(self, source: Image, name: str) -> ImageHeader | None:
+        """Return the header of an encoded image that can be read; None for an array."""
+        header, limits = _header(source, name, self.limits)
+        if header is None:
+            return None
+        if self.preprocess is not None or not self._is_raster(source, header):
+            limits.check(header, name)
+        elif not has_rasterio():
+            raise DataError(
+                f"{name}: has {header.width:,} x {header.height:,} pixels, above the "
+                f"{limits.max_pixels:,} of --max-pixels; reading it by windows {NEEDS}"
+            )
+        return header
+
+    def _is_raster(self, source: Image, header: ImageHeader) -> bool:
+        """Return whether an image is read by windows."""
+        if self.preprocess is not None or header.format != "TIFF":
+            return False
+        if not isinstance(source, (str, os.PathLike, ImageFile)):
+            return False
+        file = _as_file(source)
+        limits = file.limits or self.limits
+        return file.data is None and header.width * header.height > limits.max_pixels
+
     def _read(self, source: Image, name: str, with_image: bool) -> ReadImage:
         image = read_pixels(source, name, self.limits, self.upright)
         height, width = image.shape[:2]
@@ -133,8 +175,10 @@ class Reader:
         return ReadImage((height, width), pixels, image if with_image else None)
 
 
-def _header(source: Image, name: str, limits: ImageLimits) -> ImageHeader | None:
-    """Return the header of an encoded image within the limits; None for an array."""
+def _header(
+    source: Image, name: str, limits: ImageLimits
+) -> tuple[ImageHeader | None, ImageLimits]:
+    """Return the header of an encoded image, None for an array, and its limits."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         header = parse_header(io.BytesIO(source), name)
     elif isinstance(source, (str, os.PathLike, ImageFile)):
@@ -145,9 +189,8 @@ def _header(source: Image, name: str, limits: ImageLimits) -> ImageHeader | None
         else:
             header = parse_header(io.BytesIO(file.data), name)
     else:
-        return None
-    limits.check(header, name)
-    return header
+        return None, limits
+    return header, limits
 
 
 def _as_file(source: str | os.PathLike[str] | ImageFile) -> ImageFile:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from mdssd import ops
 from mdssd.data import DataError
+from mdssd.data.rasters import Raster
 from mdssd.data.tiles import Tiling, Window
-from mdssd.detection.reading import ReadImage
+from mdssd.detection.reading import NOTHING, ReadImage
 
 Pixels = NDArray[np.uint8]
 Found = dict[str, Tensor]  # boxes [K, 4] xyxy, scores [K], labels [K]
@@ -31,7 +32,6 @@ _JOINED = 0.5
 _AT_A_TIME = 16  # cut boxes that are compared with all whole ones
 # So many times the images of a batch, or files that cannot be read, may wait until it is full.
 _WAITING = 4
-_NOTHING = np.zeros((0, 0, 3), np.uint8)
 
 
 @dataclass
@@ -94,12 +94,15 @@ class Batches:
             image = Shown(source, read, waiting=1)  # not done while windows are added
             self._images.append(image)
             if isinstance(read, ReadImage):
-                for window, pixels in windows(read):
-                    image.waiting += 1
-                    self._next.append((image, window, pixels))
-                    if len(self._next) == self._size:
-                        yield from self._start()
-                image.read = read._replace(pixels=_NOTHING)
+                try:
+                    for window, pixels in windows(read):
+                        image.waiting += 1
+                        self._next.append((image, window, pixels))
+                        if len(self._next) == self._size:
+                            yield from self._start()
+                    image.read = read._replace(pixels=NOTHING)
+                except DataError as error:  # a window of the file is damaged
+                    image.read = error
             image.waiting -= 1
             if len(self._images) > _WAITING * self._size and self._next:
                 yield from self._start()
@@ -129,11 +132,13 @@ class Batches:
             yield self._images.popleft()
 
 
-def tiles(image: Pixels, tiling: Tiling, fill: Sequence[float]) -> Iterator[tuple[Window, Pixels]]:
+def tiles(
+    image: Pixels | Raster, tiling: Tiling, fill: Sequence[float]
+) -> Iterator[tuple[Window, Pixels]]:
     """Yield the windows of an image [H, W, 3] and their pixels.
 
     Args:
-        image: the image.
+        image: the image. The whole of one that is read by windows is shown reduced.
         tiling: how it is divided.
         fill: the colour beyond the edges of the image.
     """
@@ -141,6 +146,9 @@ def tiles(image: Pixels, tiling: Tiling, fill: Sequence[float]) -> Iterator[tupl
     colour = np.round(fill).astype(np.uint8)
     for window in tiling.windows(width, height):
         x, y = window.x, window.y
+        if isinstance(image, Raster) and window[2:4] != (tiling.width, tiling.height):
+            yield window, image.reduced()
+            continue
         part = image[y : y + window.height, x : x + window.width]
         if part.shape[:2] != (window.height, window.width):
             whole = np.broadcast_to(colour, (window.height, window.width, 3)).copy()
