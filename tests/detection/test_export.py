@@ -209,7 +209,8 @@ def test_the_ending_decides_the_format_if_it_is_not_given(
 def test_aoti_package_runs(model, tmp_path):
     export(model, tmp_path / "m.pt2", form="aoti", classes=CLASSES, mean=MEAN)
     package = torch._inductor.aoti_load_package(str(tmp_path / "m.pt2"))
-    facts = {name: json.loads(text) for name, text in package.get_metadata().items()}
+    texts = package.get_metadata()  # with PyTorch's own, which are not JSON
+    facts = {name: json.loads(text) for name, text in texts.items() if name[:5] != "AOTI_"}
     assert facts["classes"] == CLASSES
     assert "channels RGB" in facts["inputs"]["pixels"]
     pixels = scenes(2)
