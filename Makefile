@@ -105,7 +105,7 @@ bench-report: $(TEST_STAMP)
 
 # Each target of tools/fuzz_bytes.py for SECONDS seconds. An input that fails is left in build/fuzz.
 SECONDS ?= 60
-FUZZ_TARGETS := jpeg png caffemodel checkpoint-json safetensors-header
+FUZZ_TARGETS := jpeg png caffemodel checkpoint-json safetensors-header csv arrow
 
 $(VENV)/mdssd-fuzz-installed: $(TEST_STAMP)
 	$(PIP_INSTALL) --editable '.[test,dev,fuzz]'

@@ -21,11 +21,13 @@ from pathlib import Path
 
 import atheris
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 with atheris.instrument_imports(include=["mdssd"]):
     import mdssd
-    from mdssd.data import image_headers, images
+    from mdssd.data import image_headers, images, open_dataset
     from mdssd.data.sample import DataError
     from mdssd.weights import checkpoint, checkpoint_json, foreign_files
 
@@ -83,6 +85,40 @@ def read_json(data: bytes) -> None:
         assert str(FOLDER) in str(error), error
 
 
+def read_table(name: str) -> Callable[[bytes], None]:
+    """Return a function that opens a file of this name beside an image a.png as a data set."""
+    (FOLDER / "a.png").write_bytes(encoded("PNG"))
+
+    def read(data: bytes) -> None:
+        path = FOLDER / name
+        path.write_bytes(data)
+        try:
+            dataset = open_dataset(path, "all", faults=[])
+        except DataError as error:
+            assert str(FOLDER) in str(error), error
+            return
+        for index in range(len(dataset)):
+            boxes = dataset.annotation(index).boxes_xyxy
+            assert np.isfinite(boxes).all() and (boxes[:, :2] < boxes[:, 2:]).all(), boxes
+
+    return read
+
+
+def table_file(name: str) -> bytes:
+    """Return a table of an image with a box, in the format of the ending."""
+    if name.endswith(".csv"):
+        return b"path,x1,y1,x2,y2,class\na.png,1,2,9,9,car\n"
+    objects = [{"bbox": [[1.0, 2.0, 8.0, 7.0]], "category": ["car"]}]
+    made = pa.table({"image": [{"bytes": encoded("PNG"), "path": None}], "objects": objects})
+    buffer = io.BytesIO()
+    if name.endswith(".parquet"):
+        pq.write_table(made, buffer, compression="none")
+    else:
+        with pa.ipc.new_stream(buffer, made.schema) as stream:
+            stream.write_table(made)
+    return buffer.getvalue()
+
+
 def saved_checkpoint() -> bytes:
     """Write a small checkpoint; return its JSON."""
     model = mdssd.ssd300(3, width=0.03125)
@@ -117,6 +153,8 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], Callable[[], list[bytes]]]] = 
     "caffemodel": (read_weights, lambda: [caffe_model()]),
     "checkpoint-json": (read_json, lambda: [saved_checkpoint()]),
     "safetensors-header": (read_weights, lambda: [safetensors_file()]),
+    "csv": (read_table("x.csv"), lambda: [table_file("x.csv")]),
+    "arrow": (read_table("x.arrow"), lambda: [table_file("x.arrow")]),
 }
 
 

@@ -41,7 +41,17 @@ def read_schema(path: Path) -> Any:
         DataError: the file is damaged, or its description is too large.
     """
     with _reading(path):
-        return _open_parquet(path).schema_arrow if is_parquet(path) else _open_arrow(path).schema
+        schema = _open_parquet(path).schema_arrow if is_parquet(path) else _open_arrow(path).schema
+        for field in schema:
+            _check_name(field)
+        return schema
+
+
+def _check_name(field: Any) -> None:
+    """Raise UnicodeDecodeError if the name of a field, or of one inside it, is no text."""
+    assert field.name is not None
+    for k in range(field.type.num_fields):
+        _check_name(field.type.field(k))
 
 
 def read_batches(path: Path, columns: list[str]) -> Iterator[Any]:

@@ -291,3 +291,10 @@ def test_a_table_outside_the_folder(tmp_path, name):
     (tmp_path / "b" / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}))
     with pytest.raises(DataError, match="state.json"):
         open_dataset(tmp_path / "b")
+
+
+def test_a_name_of_a_field_that_is_no_text(tmp_path):
+    made = of_one_row(ONE_BOX, pa.array([["car"]]))
+    path = arrow_file(tmp_path / "a.arrow", made)
+    path.write_bytes(path.read_bytes().replace(b"category", b"categ\xffry"))
+    refused(path, "a.arrow: cannot be read, is it complete? ('utf-8' codec can't decode")
