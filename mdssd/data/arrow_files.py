@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mdssd.data.parquet_pages import Page, read_pages
+from mdssd.data.parquet_pages import Chunk, Page, read_chunks, read_pages
 from mdssd.data.sample import DataError
 from mdssd.data.values import shown
 from mdssd.system.files import format_bytes, open_regular
@@ -101,7 +103,7 @@ def read_row_group(path: Path, group: int, column: str) -> Any:
     """
     with _reading(path):
         file = _open_parquet(path)
-        pages = _pages(path, file, group, [column])
+        pages = _pages(path, group, [column])
         largest = max((page.unpacked for page in pages), default=0)
         rows = max(1, min(_BATCH, _MAX_PAGE // max(1, largest)))
         batches, size = [], 0
@@ -199,33 +201,39 @@ def _annotation_batches(path: Path, columns: list[str]) -> Iterator[Any]:
     }
     file = _open_parquet(path, read_dictionary=sorted(words))
     for group in range(meta.num_row_groups):
-        _pages(path, file, group, columns)
+        _pages(path, group, columns)
         for batch in file.iter_batches(_BATCH, [group], columns, use_threads=False):
             batch.validate(full=True)
             yield batch
 
 
-def _pages(path: Path, file: Any, group: int, columns: list[str]) -> list[Page]:
+@lru_cache(maxsize=8)
+def _chunks(path: Path, changed: int, size: int) -> list[list[Chunk]]:
+    """Return the columns of each row group of a file that was last changed at this time."""
+    with open_regular(path) as file:
+        file.seek(size - 8)
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(size - 8 - length)
+        return read_chunks(file.read(length))
+
+
+def _pages(path: Path, group: int, columns: list[str]) -> list[Page]:
     """Return the pages of columns in a row group.
 
     Raises:
         DataError: reading them would take too much memory.
     """
-    meta = file.metadata.row_group(group)
     pages: list[Page] = []
     size = 0
     with open_regular(path) as opened:
         data = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-    for number in range(meta.num_columns):
-        chunk = meta.column(number)
-        where = chunk.path_in_schema
-        if not any(where == name or where.startswith(f"{name}.") for name in columns):
+        state = os.fstat(opened.fileno())
+    for chunk in _chunks(path, state.st_mtime_ns, state.st_size)[group]:
+        if not any(chunk.path == name or chunk.path.startswith(f"{name}.") for name in columns):
             continue
-        starts = [chunk.data_page_offset, chunk.dictionary_page_offset or 0]
-        start = min(offset for offset in starts if offset > 0) if max(starts) > 0 else 0
-        for count, page in enumerate(read_pages(data, start, start + chunk.total_compressed_size)):
+        for count, page in enumerate(read_pages(data, chunk.start, chunk.end)):
             size += page.unpacked + _VALUE * page.values
-            where = f"row group {group}, column {shown(chunk.path_in_schema)}:"
+            where = f"row group {group}, column {shown(chunk.path)}:"
             if page.unpacked > _MAX_PAGE:
                 what = f"{where} a page has {format_bytes(page.unpacked)}"
                 raise _too_large(path, what, format_bytes(_MAX_PAGE))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 _Bytes: TypeAlias = bytes | mmap.mmap
 
@@ -64,11 +64,46 @@ def read_pages(data: _Bytes, start: int, end: int) -> Iterator[Page]:
         at = body + sizes[1]
 
 
-def _struct(data: _Bytes, at: int, depth: int) -> tuple[dict[int, object], int]:
-    """Return the numbers and structs of a struct in Thrift's compact form, and its end."""
+class Chunk(NamedTuple):
+    """A column of a row group.
+
+    Attributes:
+        path: the names of the column and of the fields in it, joined by points.
+        start: the offset of its first page.
+        end: the offset behind the last one.
+    """
+
+    path: str
+    start: int
+    end: int
+
+
+def read_chunks(footer: bytes) -> list[list[Chunk]]:
+    """Return the columns of each row group, from the description at the end of a Parquet file.
+
+    pyarrow gives them as well, but it ends the process where their statistics are damaged.
+
+    Raises:
+        ValueError: the description is damaged.
+    """
+    try:
+        groups = _struct(footer, 0, 12, lists=True)[0][4]
+        return [[_chunk(column[3]) for column in group[1]] for group in groups]
+    except (IndexError, KeyError, TypeError, UnicodeDecodeError):
+        raise ValueError("the description of the columns is damaged") from None
+
+
+def _chunk(meta: Any) -> Chunk:
+    offsets = [meta[9], meta.get(11, 0)]
+    start = min((offset for offset in offsets if offset > 0), default=0)
+    return Chunk(b".".join(meta[3]).decode(), start, start + meta[7])
+
+
+def _struct(data: _Bytes, at: int, depth: int, lists: bool = False) -> tuple[dict[int, Any], int]:
+    """Return the values of a struct in Thrift's compact form by their numbers, and its end."""
     if not depth:
         raise ValueError(f"the page header at byte {at} is too deep")
-    fields: dict[int, object] = {}
+    fields: dict[int, Any] = {}
     number = 0
     while True:
         byte = data[at]
@@ -82,19 +117,31 @@ def _struct(data: _Bytes, at: int, depth: int) -> tuple[dict[int, object], int]:
             number, at = _integer(data, at)
         if kind in (1, 2):  # true and false
             fields[number] = kind == 1
-        elif kind == 3:
-            at += 1
-        elif kind in (4, 5, 6):
-            fields[number], at = _integer(data, at)
-        elif kind == 7:
-            at += 8
-        elif kind == 8:
-            length, at = _unsigned(data, at)
-            at += length
-        elif kind == 12:
-            fields[number], at = _struct(data, at, depth - 1)
         else:
-            raise ValueError(f"the page header at byte {at} has a field of type {kind}")
+            fields[number], at = _value(data, at, kind, depth, lists)
+
+
+def _value(data: _Bytes, at: int, kind: int, depth: int, lists: bool) -> tuple[Any, int]:
+    if kind == 3 or (kind in (1, 2) and lists):
+        return data[at], at + 1
+    if kind in (4, 5, 6):
+        return _integer(data, at)
+    if kind == 7:
+        return None, at + 8
+    if kind == 8:
+        length, at = _unsigned(data, at)
+        return data[at : at + length] if lists else None, at + length
+    if kind == 12:
+        return _struct(data, at, depth - 1, lists)
+    if kind != 9 or not lists:
+        raise ValueError(f"the page header at byte {at} has a field of type {kind}")
+    byte = data[at]
+    size, at = (byte >> 4, at + 1) if byte >> 4 < 15 else _unsigned(data, at + 1)
+    values = []
+    for _ in range(size):
+        value, at = _value(data, at, byte & 15, depth, lists)
+        values.append(value)
+    return values, at
 
 
 def _unsigned(data: _Bytes, at: int) -> tuple[int, int]:

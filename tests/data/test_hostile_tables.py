@@ -8,7 +8,7 @@ import pytest
 from test_hugging_face import BOX, BOX_XYXY, TWO, WIDE, parquet, picture, saved, table
 
 from mdssd.data import DataError, arrow_files, open_dataset
-from mdssd.data.parquet_pages import read_pages
+from mdssd.data.parquet_pages import read_chunks, read_pages
 
 pa = pytest.importorskip("pyarrow", reason="pyarrow reads the tables")
 pq = pytest.importorskip("pyarrow.parquet", reason="pyarrow reads the tables")
@@ -54,11 +54,15 @@ def test_the_headers_of_pages(tmp_path, codec, version):
     path = parquet(tmp_path / "a.parquet", table(TWO * 50), row_group_size=30, **options)
     meta = pq.ParquetFile(path).metadata
     data = path.read_bytes()
+    chunks = read_chunks(data[-8 - meta.serialized_size : -8])
+    assert len(chunks) == meta.num_row_groups
     for group in range(meta.num_row_groups):
         for number in range(meta.num_columns):
             chunk = meta.row_group(group).column(number)
             start = chunk.dictionary_page_offset or chunk.data_page_offset
-            pages = list(read_pages(data, start, start + chunk.total_compressed_size))
+            end = start + chunk.total_compressed_size
+            assert chunks[group][number] == (chunk.path_in_schema, start, end)
+            pages = list(read_pages(data, start, end))
             assert sum(page.values for page in pages) == chunk.num_values
             # The whole of the column, except for the headers.
             assert 0 < sum(page.unpacked for page in pages) < chunk.total_uncompressed_size
