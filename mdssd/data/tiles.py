@@ -65,21 +65,29 @@ class Tiling:
 
         The whole image is left out where a single tile shows it at the same size.
         """
-        if self._shows_whole(width, height):
+        if self.shows_whole(width, height):
             yield Window(0, 0, width, height)
-        for y in _starts(height, self.height, self.overlap):
-            for x in _starts(width, self.width, self.overlap):
+        columns, rows = self.starts(width, height)
+        for y in rows:
+            for x in columns:
                 right, bottom = x + self.width, y + self.height
                 inner = (x > 0, y > 0, right < width, bottom < height)
                 yield Window(x, y, self.width, self.height, inner)
 
     def count(self, width: int, height: int) -> int:
         """Return how many windows an image of this size has."""
-        columns = len(_starts(width, self.width, self.overlap))
-        rows = len(_starts(height, self.height, self.overlap))
-        return columns * rows + self._shows_whole(width, height)
+        columns, rows = self.starts(width, height)
+        return len(columns) * len(rows) + self.shows_whole(width, height)
 
-    def _shows_whole(self, width: int, height: int) -> bool:
+    def starts(self, width: int, height: int) -> tuple[list[int], list[int]]:
+        """Return where the columns and where the rows of tiles begin in an image of this size."""
+        return (
+            _starts(width, self.width, self.overlap),
+            _starts(height, self.height, self.overlap),
+        )
+
+    def shows_whole(self, width: int, height: int) -> bool:
+        """Return whether the whole image is shown beside the tiles of an image of this size."""
         return self.with_whole and (width, height) != (self.width, self.height)
 
 

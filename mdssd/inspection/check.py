@@ -19,8 +19,11 @@ from mdssd.data.faults import left_out, nothing_to_learn
 from mdssd.data.images import read_bytes
 from mdssd.data.reasons import grouped
 from mdssd.data.sample import NO_IMAGE
+from mdssd.data.tiled_boxes import best_windows, in_windows, shown_whole
+from mdssd.data.tiles import Tiling
 from mdssd.inspection.leaks import count_splits, find_leaks, same_files
 from mdssd.inspection.result import IOU, DataCheck, share_reached
+from mdssd.inspection.tiles import BoxesInTiles, advice
 from mdssd.priors import PriorLayer, best_iou, make_priors
 from mdssd.priors.maps import InputSize, width_height
 from mdssd.system.progress import progress_bar
@@ -48,6 +51,7 @@ def check_data(
     model: str = "the model",
     others_cxcywh: Mapping[str, Tensor] | None = None,
     fitted: Sequence[PriorLayer] = (),
+    tiling: Tiling | None = None,
     faults: Sequence[str] = (),
     tiny: float = 4.0,
     workers: int | None = None,
@@ -55,8 +59,11 @@ def check_data(
 ) -> DataCheck:
     """Read every image of a data set, and compare its boxes with a model's priors.
 
-    Sizes are those in the image warped to the square input, without augmentation. Boxes are
-    clipped to the image. Crowds, which training leaves out, are only counted.
+    Sizes are those in the image warped to the input, without augmentation. Boxes are clipped to the
+    image. Crowds, which training leaves out, are only counted.
+
+    With tiles, sizes are those in the tile that shows the most of the object, and what this tile
+    shows of it is compared with the priors.
 
     Args:
         dataset: the data set.
@@ -66,6 +73,7 @@ def check_data(
         others_cxcywh: other priors by their name, to compare their recall.
         fitted: priors fitted to the boxes, a layer for each map, to compare with the others for
             each range of sizes.
+        tiling: how images are divided. None: the network sees the whole image.
         faults: the faults that opening the data set found; see `open_dataset`.
         tiny: a box with a shorter side, in pixels of the input, may be a mistake.
         workers: the number of threads that read images. None: one per core.
@@ -96,19 +104,16 @@ def check_data(
     others = dict(others_cxcywh or {})
     if fitted:
         others["fitted"] = make_priors(fitted, input_size)
-    result = _measure(dataset, images, priors_cxcywh, input_size, model, others)
+    result = _measure(dataset, images, priors_cxcywh, input_size, model, others, tiling)
     result.fitted = fitted
     names = [image.name for image in images]
     result.faults = [*faults, *unread]
     result.suspicious = [
-        line for image in images for line in _suspicious(image, dataset.classes, input_size, tiny)
+        line
+        for image in images
+        for line in _suspicious(image, dataset.classes, input_size, tiny, tiling)
     ]
-    result.unreached = [
-        f"{names[result.image[k]]}: {dataset.classes[result.label[k] - 1]} of "
-        f"{result.sides[k, 0]:.1f} x {result.sides[k, 1]:.1f} px in the input, "
-        f"best IoU {result.iou[k]:.4f}"
-        for k in np.flatnonzero(result.iou < IOU)
-    ]
+    result.unreached = _unreached(result, names)
     groups = same_files([image.digest for image in images])
     result.duplicates = [", ".join(names[k] for k in group) for group in groups]
     indices = [image.index for image in images]
@@ -167,20 +172,23 @@ def _measure(
     input_size: InputSize,
     model: str,
     others_cxcywh: Mapping[str, Tensor],
+    tiling: Tiling | None,
 ) -> DataCheck:
     """Return the figures of the images' boxes, and empty lists."""
     samples = [image.sample for image in images]
     boxes = [_clipped(image) for image in images]
     owner = np.repeat(np.arange(len(images)), [len(each) for each in boxes])
     boxes_xyxy = np.concatenate([np.zeros((0, 4)), *boxes])
-    extent = np.array([image.size for image in images], float).reshape(-1, 2)[owner]  # [M, 2]
-    relative_xyxy = boxes_xyxy / np.hstack([extent, extent])
+    windows = [best_windows(b, i.size, tiling) for b, i in zip(boxes, images, strict=True)]
+    windows_xyxy = np.concatenate([np.zeros((0, 4)), *windows])
+    relative_xyxy = in_windows(boxes_xyxy, windows_xyxy)
+    own_sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
     size = width_height(input_size)
     prior_sides = (priors_cxcywh[:, 2:] * priors_cxcywh.new_tensor(size)).double()
     rounded = torch.unique((prior_sides * 100).round() / 100, dim=0).tolist()
     others = others_cxcywh.items() if len(boxes_xyxy) else ()
     compared = {name: best_iou(relative_xyxy, priors) for name, priors in others}
-    return DataCheck(
+    result = DataCheck(
         report=dataset.report(),
         model=model,
         input_size=input_size,
@@ -192,7 +200,7 @@ def _measure(
         prior_sides=sorted((width, height) for width, height in rounded),
         image=owner,
         label=np.concatenate([np.zeros(0, np.int64), *(s.labels[~s.crowd] for s in samples)]),
-        sides=(boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) * size / extent,
+        sides=own_sides * size / (windows_xyxy[:, 2:] - windows_xyxy[:, :2]),
         iou=best_iou(relative_xyxy, priors_cxcywh),
         dropped=list(dataset.dropped),
         size_faults=list(dataset.size_faults),
@@ -200,6 +208,24 @@ def _measure(
         other_recall={name: share_reached(iou) for name, iou in compared.items()},
         compared=compared,
     )
+    if tiling is None:
+        result.advice = advice(result.size, own_sides)
+    else:
+        extent = np.array([image.size for image in images], float).reshape(-1, 2)[owner]
+        whole = shown_whole(boxes_xyxy, windows_xyxy)
+        result.in_tiles = BoxesInTiles(
+            tiling, input_size, result.image_sizes, own_sides, extent, result.size, whole
+        )
+    return result
+
+
+def _unreached(result: DataCheck, names: Sequence[str]) -> list[str]:
+    return [
+        f"{names[result.image[k]]}: {result.classes[result.label[k] - 1]} of "
+        f"{result.sides[k, 0]:.1f} x {result.sides[k, 1]:.1f} px in the input, "
+        f"best IoU {result.iou[k]:.4f}"
+        for k in np.flatnonzero(result.iou < IOU)
+    ]
 
 
 def _clipped(image: _Checked) -> NDArray[np.float64]:
@@ -208,20 +234,25 @@ def _clipped(image: _Checked) -> NDArray[np.float64]:
 
 
 def _suspicious(
-    image: _Checked, classes: Sequence[str], input_size: InputSize, tiny: float
+    image: _Checked,
+    classes: Sequence[str],
+    input_size: InputSize,
+    tiny: float,
+    tiling: Tiling | None,
 ) -> list[str]:
     """Return a line for each box that reaches beyond the image, is tiny, or occurs twice."""
     lines = []
     across, down = width_height(input_size)
     first_class: dict[tuple[float, ...], str] = {}
     sample, size = image.sample, image.size
+    seen = (tiling.width, tiling.height) if tiling else size
     arrays = (sample.boxes_xyxy, sample.labels, sample.crowd)
     for box, label, crowd in zip(*(array.tolist() for array in arrays), strict=True):
         x1, y1, x2, y2 = corners = tuple(box)
         reasons = []
         if min(x1, y1) < -_MARGIN or x2 > size[0] + _MARGIN or y2 > size[1] + _MARGIN:
             reasons.append(f"reaches beyond the image of {size[0]} x {size[1]}")
-        width, height = (x2 - x1) * across / size[0], (y2 - y1) * down / size[1]
+        width, height = (x2 - x1) * across / seen[0], (y2 - y1) * down / seen[1]
         if min(width, height) < tiny and not crowd:
             reasons.append(f"is {width:.1f} x {height:.1f} px in the input")
         if corners in first_class:

@@ -85,7 +85,8 @@ def _sizes_figure(check: DataCheck) -> Figure:
     )
     right.set_xlabel("width / height in the input")
     left.legend(loc="upper right", fontsize="small")
-    figure.suptitle(f"{len(check.iou):,} boxes and the priors of {check.model}")
+    tiles = " in their tiles" if check.in_tiles else ""
+    figure.suptitle(f"{len(check.iou):,} boxes{tiles} and the priors of {check.model}")
     return figure
 
 
@@ -123,11 +124,17 @@ def _recall_figure(check: DataCheck) -> Figure:
     left, right = figure.subplots(1, 2)
     _bars(left, list(check.by_class()), check, "class")
     _bars(right, list(check.by_size()), check, f"size in the {check.input_text} input")
-    if check.fitted:
+    if check.fitted or check.in_tiles:
         handles, names = right.get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=5, title="other priors")
+        figure.legend(handles, names, loc="outside lower center", ncols=6, title=_marks(check))
     figure.suptitle(f"boxes that a prior of {check.model} overlaps by IoU {IOU} or more")
     return figure
+
+
+def _marks(check: DataCheck) -> str:
+    """What the marks in the bars are."""
+    marks = ["with other priors"] if check.fitted else []
+    return ", ".join([*marks, *(["whole in some tile"] if check.in_tiles else [])])
 
 
 def _bars(
@@ -146,6 +153,11 @@ def _bars(
         for (name, iou), marker in zip(check.compared.items(), "v^sDo", strict=False):
             marks = [share_reached(iou[which]) if which.any() else np.nan for _, which in parts]
             axes.plot(marks, places, marker, color="black", mfc="white", clip_on=False, label=name)
+    if check.in_tiles:
+        marks = [
+            check.in_tiles.whole[which].mean() if which.any() else np.nan for _, which in parts
+        ]
+        axes.plot(marks, places, "|", color=_RED, ms=16, mew=3, clip_on=False, label="whole")
     axes.set_yticks(places, [shorten(name, 24) for name, _ in parts], parse_math=False)
     axes.set_xlim(0, 1)
     axes.set_ylim(len(parts) - 0.5, -0.5)
@@ -192,7 +204,7 @@ def contact_sheet(
     for place, index in enumerate(indices.tolist()):
         samples.set_epoch(place // len(order))
         tiles.append(_tile(*samples[index], augmentation.mean, dataset.classes))
-    return _grid(tiles)
+    return grid_of(tiles)
 
 
 def _tile(
@@ -210,7 +222,7 @@ def _tile(
     )
 
 
-def _grid(tiles: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+def grid_of(tiles: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     """Arrange tiles of one size in a grid that is about square."""
     columns = int(np.ceil(np.sqrt(len(tiles))))
     rows = -(-len(tiles) // columns)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdssd.data.reasons import grouped
+from mdssd.inspection.tiles import BoxesInTiles
 from mdssd.priors import PriorLayer
 from mdssd.priors.maps import InputSize, width_height
 from mdssd.system.text import plural
@@ -43,7 +44,7 @@ class DataCheck:
         image: int64 [M], the box's image as a position in `image_ids`.
         label: int64 [M], from 1.
         sides: float64 [M, 2], width and height in pixels of the input.
-        iou: float64 [M], the greatest IoU with any prior.
+        iou: float64 [M], the greatest IoU of what is shown of the box with any prior.
         dropped: a line per box that the data set left out.
         size_faults: a line per annotation that states a different size from its image's.
         faults: a line per file that cannot be used.
@@ -57,6 +58,8 @@ class DataCheck:
         refused: why training would refuse the boxes; empty if it would not.
         fitted: priors fitted to the boxes, a layer for each map; empty without a fit.
         compared: float64 [M] by the name of other priors: the greatest IoU of each box with them.
+        in_tiles: the boxes in tiles, if images are divided; None if the network sees them whole.
+        advice: lines about a better way to show the images to the network.
     """
 
     report: str
@@ -85,6 +88,8 @@ class DataCheck:
     refused: str = ""
     fitted: Sequence[PriorLayer] = ()
     compared: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    in_tiles: BoxesInTiles | None = None
+    advice: list[str] = field(default_factory=list)
 
     @property
     def broken(self) -> bool:
@@ -129,6 +134,7 @@ class DataCheck:
         """
         lines = [self.verdict(), "", self.report, *self._images(), "", *self._table(), ""]
         lines += self._priors()
+        lines += self.in_tiles.cut() if self.in_tiles else []
         if len(self.ratio):
             low, middle, high = np.percentile(self.ratio, _PERCENTILES)
             lines.append(
@@ -193,14 +199,16 @@ class DataCheck:
                 f"widths {low_x} to {high_x}, heights {low_y} to {high_y}; most often {sizes} "
                 f"({count} of {total})"
             )
+        lines.append(f"  image sizes: {sizes}")
+        if self.in_tiles:
+            return lines + self.in_tiles.images()
         wide, high = width_height(self.input_size)
         across, down = 100 * wide / width, 100 * high / height
-        lines.append(f"  image sizes: {sizes}")
         lines.append(
             f"  every image is squeezed to {self.input_text}, whatever its "
             f"shape: of a {width} x {height} image, 100 x 100 px become {across:.1f} x {down:.1f}"
         )
-        return lines
+        return lines + self.advice
 
     def _table(self) -> list[str]:
         """Return the boxes, sizes and recall of each class and each range of sizes."""
@@ -209,14 +217,17 @@ class DataCheck:
         title = f"boxes in {self.input_text}"
         title = title.ljust(max(12, *(len(name) for name, _ in rows)))
         lines = [f"{title}  {'boxes':>8}  {'5%':>7}  {'median':>7}  {'95%':>7}  {'recall':>7}"]
+        if self.in_tiles:
+            lines[0] += f"  {'whole':>7}"
         for name, which in rows:
             if not name:
                 lines.append("")
                 continue
-            cells = ["-"] * 4
+            cells = ["-"] * (5 if self.in_tiles else 4)
             if (recall := self.recall(which)) is not None:
                 cells = [f"{p:.1f}" for p in np.percentile(self.size[which], _PERCENTILES)]
                 cells.append(f"{recall:.4f}")
+                cells += [f"{self.in_tiles.whole[which].mean():.4f}"] if self.in_tiles else []
             texts = [f"{which.sum():,}".rjust(8), *(cell.rjust(7) for cell in cells)]
             lines.append("  ".join([name.ljust(len(title)), *texts]))
         return lines
@@ -309,6 +320,7 @@ class DataCheck:
             **{name: getattr(self, name) for name in (*_LISTS, "dropped", "size_faults")},
             "image_sizes": [[*size, count] for size, count in self.image_sizes.most_common()],
             "splits": {name: list(counts) for name, counts in self.splits.items()},
+            "tiles": self.in_tiles and self.in_tiles.to_dict([*self.by_size(), *self.by_class()]),
             "refused": self.refused,
             "broken": self.broken,
         }

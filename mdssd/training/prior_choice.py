@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from mdssd.data import DataError, DetectionDataset
 from mdssd.data.images import read_header
+from mdssd.data.tiled_boxes import best_windows, in_windows
+from mdssd.data.tiles import Tiling
 from mdssd.models.build import build
 from mdssd.priors import Sizes, best_iou, fit_priors, scales_name
 
@@ -50,6 +52,7 @@ def choose_priors(
     device: str = "cpu",
     *,
     turned: bool = False,
+    tiling: Tiling | None = None,
 ) -> PriorChoice:
     """Fit the priors of a model to a data set; see `mdssd.priors.fit_priors`.
 
@@ -61,6 +64,8 @@ def choose_priors(
         config: the model, as `build` takes it. Its prior_scales and its width do not matter.
         device: where to compute the shares.
         turned: whether training turns images by quarters.
+        tiling: how images are divided, if the network sees tiles of them. Each box counts in the
+            tile that shows the most of it.
 
     Returns:
         The sizes, and the share of the boxes that these and the priors to start from reach, without
@@ -73,7 +78,7 @@ def choose_priors(
         >>> [len(of_map) for of_map in choice.scales], choice.shares["fitted"] > 0.95
         ([4, 4, 6, 6, 6, 4, 4], True)
     """
-    boxes_xyxy, labels = _relative_boxes(dataset)
+    boxes_xyxy, labels = _relative_boxes(dataset, tiling)
     config = {**config, "num_classes": 2, "width": 0.01}
     config.pop("prior_scales", None)
     model = build(config)
@@ -96,9 +101,9 @@ def choose_priors(
 
 
 def _relative_boxes(
-    dataset: DetectionDataset,
+    dataset: DetectionDataset, tiling: Tiling | None
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return boxes [M, 4] of the data set, xyxy in 0-1, clipped to the image, and labels [M]."""
+    """Return boxes [M, 4] of the data set, xyxy in 0-1, clipped to the window, and labels [M]."""
     boxes, labels = [np.zeros((0, 4))], [np.zeros(0, np.int64)]
     for index in range(0, len(dataset), max(1, len(dataset) // _IMAGES)):
         path = dataset.image_path(index)
@@ -112,6 +117,7 @@ def _relative_boxes(
             except DataError:
                 continue  # the check of the images names it
         boxes_xyxy = sample.boxes_xyxy[~sample.crowd].astype(np.float64)
-        boxes.append((boxes_xyxy / (width, height, width, height)).clip(0, 1))
+        windows_xyxy = best_windows(boxes_xyxy, (width, height), tiling)
+        boxes.append(in_windows(boxes_xyxy, windows_xyxy))
         labels.append(sample.labels[~sample.crowd])
     return np.concatenate(boxes), np.concatenate(labels)

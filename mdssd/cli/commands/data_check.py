@@ -11,10 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
-from mdssd.cli.commands.shared import open_whole_data, recognised
+from mdssd.cli.commands.shared import open_whole_data, recognised, tiling_of
 from mdssd.data import CocoDataset, DataError, DetectionDataset
 from mdssd.data.dataset import DataPart
 from mdssd.data.splits import default_split
+from mdssd.data.tiles import Tiling
 from mdssd.inspection.check import check_data
 from mdssd.inspection.plots import write_check
 from mdssd.models import SingleShotDetector, build
@@ -31,9 +32,10 @@ def run(arguments: argparse.Namespace) -> int:
         writable_folder(arguments.out)  # now, not after the work
     name = with_input_size(arguments.model, arguments.input_size)
     size = input_size(name)
+    tiling = tiling_of(vars(arguments), size)
     faults: list[str] = []
     dataset = open_whole_data(vars(arguments), input_size=size, faults=faults)
-    model, others, fitted = _models_priors(name, arguments, dataset)
+    model, others, fitted = _models_priors(name, arguments, dataset, tiling)
     check = check_data(
         dataset,
         model.priors,
@@ -41,6 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         model=f"{model.name} ({scales_name(model.options.prior_scales)})",
         others_cxcywh=others,
         fitted=fitted,
+        tiling=tiling,
         faults=faults,
         tiny=arguments.tiny,
         workers=arguments.workers,
@@ -82,7 +85,10 @@ def _to_train_on(dataset: DetectionDataset) -> DetectionDataset:
 
 
 def _models_priors(
-    name: str, arguments: argparse.Namespace, dataset: DetectionDataset
+    name: str,
+    arguments: argparse.Namespace,
+    dataset: DetectionDataset,
+    tiling: Tiling | None,
 ) -> tuple[SingleShotDetector, dict[str, Tensor], Sequence[PriorLayer]]:
     """A model with the priors to compare with, the priors of its other scales, and fitted ones."""
     # The width does not change the priors.
@@ -93,7 +99,7 @@ def _models_priors(
     fitted: Sequence[PriorLayer] = ()
     auto = config.get("prior_scales", AUTO_PRIORS) == AUTO_PRIORS
     if auto or arguments.fit_priors:
-        choice = choose_priors(_to_train_on(dataset), config).scales
+        choice = choose_priors(_to_train_on(dataset), config, tiling=tiling).scales
         if arguments.fit_priors and not isinstance(choice, str):
             model = build({**config, "prior_scales": choice})
             fitted = type(model).prior_layers(model.input_size, choice)

@@ -6,10 +6,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mdssd.cli.commands.shared import open_whole_data
+from mdssd.cli.commands.shared import open_whole_data, tiling_of
 from mdssd.data import Augmentation
 from mdssd.drawing import write_image
 from mdssd.inspection.plots import contact_sheet
+from mdssd.inspection.tile_sheet import tile_sheet
 from mdssd.models.build import input_size, with_input_size
 from mdssd.system.files import writable_folder
 from mdssd.system.text import plural
@@ -26,11 +27,24 @@ def run(arguments: argparse.Namespace) -> int:
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out: expected a name that ends with .png, got {arguments.out!r}")
     writable_folder(out.parent)  # now, not after the work
+    tiling = tiling_of(given, size)
+    if tiling and (needless := [name for name in (*_AUGMENTATION, "no_augment") if name in given]):
+        raise ValueError(
+            f"--{needless[0].replace('_', '-')}: --tile shows the images as they are, without "
+            "augmentation"
+        )
     augmentation = Augmentation(size, **_augmentation_options(given))
     dataset = open_whole_data(given, input_size=size, faults=None)
-    sheet = contact_sheet(dataset, augmentation, arguments.count, arguments.seed)
+    if tiling is None:
+        count = arguments.count
+        sheet = contact_sheet(dataset, augmentation, count, arguments.seed)
+        noun = "sample"
+    else:
+        count = min(arguments.count, len(dataset))
+        sheet = tile_sheet(dataset, tiling, count, arguments.seed)
+        noun = "image"
     write_image(sheet, out)
-    print(f"written: {out}, {plural(arguments.count, 'sample')} of {dataset.name}")
+    print(f"written: {out}, {plural(count, noun)} of {dataset.name}")
     return 0
 
 

@@ -14,6 +14,7 @@ from mdssd.data import DataError, DetectionDataset, open_dataset
 from mdssd.data.faults import check_faults, faults_line, nothing_to_learn, without_damaged
 from mdssd.data.images import ImageLimits
 from mdssd.data.splits import ALL
+from mdssd.data.tiles import Tiling, make_tiling
 from mdssd.priors.maps import InputSize, width_height
 from mdssd.system.devices import best_device, describe_device
 from mdssd.system.distributed import is_main, process_group
@@ -125,15 +126,26 @@ def open_whole_data(
 _OF_TILES = {"overlap": 0.2, "tile_scale": 1.0, "with_whole": False}
 
 
-def detector_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options of a `Detector` other than its checkpoint and device."""
-    if arguments.tile is None:
-        needless = [name for name in _OF_TILES if getattr(arguments, name) != _OF_TILES[name]]
+def tiling_of(given: Mapping[str, Any], size: InputSize) -> Tiling | None:
+    """The tiles that the options of a command describe for an input of this size."""
+    options = _tile_options(given)
+    scale = options.pop("tile_scale")
+    return make_tiling(options.pop("tile"), size, scale=scale, **options)
+
+
+def _tile_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    options = {name: given.get(name, value) for name, value in _OF_TILES.items()}
+    if given.get("tile") is None:
+        needless = [name for name in _OF_TILES if options[name] != _OF_TILES[name]]
         if needless:
             raise ValueError(f"--{needless[0].replace('_', '-')}: needs --tile beside it")
+    return {"tile": given.get("tile"), **options}
+
+
+def detector_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of a `Detector` other than its checkpoint and device."""
     return {
-        "tile": arguments.tile,
-        **{name: getattr(arguments, name) for name in _OF_TILES},
+        **_tile_options(vars(arguments)),
         "batch_size": arguments.batch_size,
         "runtime": arguments.runtime,
         "dtype": getattr(torch, arguments.dtype) if arguments.dtype else None,

@@ -13,6 +13,7 @@ from mdssd.cli.options.shared import (
     add_augmentation_options,
     add_data_rules,
     add_input_size,
+    add_tile_options,
     add_traceback,
 )
 from mdssd.names import AUTO_PRIORS, DATA_FORMATS, MODELS, PRIOR_SCALES
@@ -23,7 +24,11 @@ data: there is such a file, or more than 5% of the boxes cannot be used, or ther
 from; and if an image is in two splits that must not share one. With --allow-faults only the last
 counts."""
 
-CHECK_EXAMPLES = ("mdssd data check mydata/", "mdssd data check train.json --out checked")
+CHECK_EXAMPLES = (
+    "mdssd data check mydata/",
+    "mdssd data check train.json --out checked",
+    "mdssd data check mydata/ --tile auto --overlap 0.2",
+)
 CONVERT = """Write a data set in another format, in a new folder. Nothing of the source is changed.
 The image files are copied as they are. A line is printed for each thing that was left out of the
 source or repaired, and for each thing that the new format cannot hold. The folder's contents appear
@@ -33,7 +38,10 @@ CONVERT_EXAMPLES = (
     "mdssd data convert mydata/ --to yolo --out mydata-yolo",
     "mdssd data convert mydata/ --to coco --split val --classes car,bus --out val-coco",
 )
-SHOW_EXAMPLES = ("mdssd data show mydata/ --out samples.png",)
+SHOW_EXAMPLES = (
+    "mdssd data show mydata/ --out samples.png",
+    "mdssd data show mydata/ --tile auto --out tiles.png",
+)
 
 
 def add_to(verbs: Verbs) -> None:
@@ -72,6 +80,7 @@ def _add_check(commands: Verbs) -> None:
         help="model whose priors are compared (default mdssd300)",
     )
     add_input_size(parser, "side of the model's input")
+    add_tile_options(parser)
     parser.add_argument(
         "--prior-scales",
         type=values.one_of((*PRIOR_SCALES, AUTO_PRIORS)),
@@ -116,7 +125,8 @@ def _add_show(commands: Verbs) -> None:
         examples=SHOW_EXAMPLES,
         data="DIR|FILE",
         argument_default=argparse.SUPPRESS,
-        description="Draw samples as the network sees them in training, with their boxes.",
+        description="Draw samples as the network sees them in training, with their boxes. With "
+        "--tile, draw whole images and their tiles, and mark the objects that every tile cuts.",
     )
     _add_data_source(parser)
     parser.add_argument(
@@ -131,7 +141,7 @@ def _add_show(commands: Verbs) -> None:
         type=values.whole(1, 400),
         default=16,
         metavar="N",
-        help="number of samples (default 16)",
+        help="number of samples, or of images with --tile (default 16)",
     )
     parser.add_argument(
         "--seed",
@@ -150,6 +160,7 @@ def _add_show(commands: Verbs) -> None:
     parser.add_argument(
         "--no-augment", action="store_true", help="only resize the samples, as in evaluation"
     )
+    add_tile_options(parser)
     add_augmentation_options(parser)
     add_traceback(parser)
     parser.set_defaults(command="data_show")

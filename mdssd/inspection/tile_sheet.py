@@ -1,0 +1,109 @@
+"""A picture of the tiles of large images, and of the objects that every tile cuts."""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from mdssd.data import DetectionDataset, Sample
+from mdssd.data.tiled_boxes import best_windows, shown_whole
+from mdssd.data.tiles import Tiling
+from mdssd.inspection.plots import grid_of
+
+Color = tuple[int, int, int]
+
+_SIDE = 3600  # of the whole picture, at most
+_WIDE = 600  # pixels of an image with room for its name
+_WHOLE: Color = (60, 255, 60)
+_CUT: Color = (255, 40, 40)
+_EDGE: Color = (255, 255, 255)
+_SHARED = 0.7  # the light of what two tiles share, as a part of what a single tile shows
+_BLACK: Color = (0, 0, 0)
+
+
+def tile_sheet(
+    dataset: DetectionDataset, tiling: Tiling, count: int = 4, seed: int = 0
+) -> NDArray[np.uint8]:
+    """Draw images with their tiles and boxes.
+
+    What several tiles share is darker. A box that some tile shows whole is green, one that every
+    tile cuts is red; without the whole image that `with_whole` adds, which cuts nothing. A line
+    above each image says how many there are.
+
+    Args:
+        dataset: the data set.
+        tiling: how images are divided.
+        count: the number of images, at most those of the data set. They are chosen at random.
+        seed: the seed of the choice.
+
+    Returns:
+        uint8 [H, W, 3], RGB: the images, in a grid of at most about 3600 pixels.
+
+    Raises:
+        DataError: an image cannot be read.
+        ValueError: `count` is less than 1.
+
+    Example:
+        >>> from mdssd.data import SyntheticScenes
+        >>> from mdssd.data.tiles import Tiling
+        >>> from mdssd.inspection.tile_sheet import tile_sheet
+        >>> tile_sheet(SyntheticScenes(2, image_size=700), Tiling(300, 300), 1).shape
+        (724, 700, 3)
+    """
+    if count < 1:
+        raise ValueError(f"tile_sheet: count must be at least 1, got {count}")
+    order = np.random.default_rng(seed).permutation(len(dataset))[:count]
+    longest = _SIDE // math.ceil(math.sqrt(len(order)))
+    pictures = [_picture(dataset[index], tiling, longest) for index in order.tolist()]
+    height, width = np.max([picture.shape[:2] for picture in pictures], 0)
+    cells = []
+    for picture in pictures:
+        cell = np.full((height, width, 3), 255, np.uint8)
+        cell[: picture.shape[0], : picture.shape[1]] = picture
+        cells.append(cell)
+    return grid_of(cells)
+
+
+def _picture(sample: Sample, tiling: Tiling, longest: int) -> NDArray[np.uint8]:
+    height, width = sample.image.shape[:2]
+    scale = min(1.0, longest / max(width, height))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    picture = cv2.resize(sample.image, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
+    columns, rows = tiling.starts(width, height)
+    across = _times_shown(columns, tiling.width, size[0], scale)
+    down = _times_shown(rows, tiling.height, size[1], scale)
+    shared = (down[:, None] > 1) | (across[None] > 1)
+    picture[shared] = (picture[shared] * _SHARED).astype(np.uint8)
+    for y in rows:
+        for x in columns:
+            corners = np.rint(np.array([x, y, x + tiling.width, y + tiling.height]) * scale)
+            _rectangle(picture, corners, _EDGE)
+    boxes = sample.boxes_xyxy[~sample.crowd].astype(np.float64)
+    boxes = boxes.clip(0, (width, height, width, height))
+    in_tiles = Tiling(tiling.width, tiling.height, tiling.overlap)
+    whole = shown_whole(boxes, best_windows(boxes, (width, height), in_tiles))
+    for box, is_whole in zip(np.rint(boxes * scale), whole.tolist(), strict=True):
+        _rectangle(picture, box, _WHOLE if is_whole else _CUT, 1 if is_whole else 2)
+    text = f"{tiling.count(width, height)} tiles, {len(whole)} boxes, "
+    text += f"{(~whole).sum()} cut in every tile"
+    band = np.full((24, size[0], 3), 255, np.uint8)
+    text = f"{sample.image_id}: {text}" if size[0] >= _WIDE else text
+    cv2.putText(band, text, (2, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, _BLACK, 1, cv2.LINE_AA)
+    return np.asarray(np.concatenate((band, picture)), np.uint8)
+
+
+def _times_shown(starts: list[int], side: int, length: int, scale: float) -> NDArray[np.int64]:
+    """How many columns or rows of tiles show each pixel along a side of the picture."""
+    middles = (np.arange(length) + 0.5) / scale
+    begun = np.searchsorted(np.array(starts), middles, side="right")
+    return np.asarray(begun - np.searchsorted(np.array(starts) + side, middles, side="right"))
+
+
+def _rectangle(
+    picture: NDArray[np.uint8], corners: NDArray[np.float64], color: Color, thickness: int = 1
+) -> None:
+    x1, y1, x2, y2 = (int(value) for value in corners)
+    cv2.rectangle(picture, (x1, y1), (x2 - 1, y2 - 1), color, thickness)
