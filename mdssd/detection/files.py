@@ -186,8 +186,9 @@ def _outputs(
         raise ValueError(f"detect: no image found: {reasons}")
     stems = unique_stems(found, [Path(CLASSES).stem] if "yolo" in formats else [])
     forms = list(dict.fromkeys(formats))
-    own = {"yolo_scores": yolo_scores, "upright": detector.upright}
-    return Outputs(Path(out), forms, detector.classes, stems, draw, **own)
+    classes, upright = detector.classes, detector.upright
+    what = (Path(out), forms, classes, stems)
+    return Outputs(*what, draw, yolo_scores=yolo_scores, upright=upright)
 
 
 def _check_arguments(

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from data.tiff_writer import write_tiff
+from data.tiff_writer import UTM, write_tiff
 from PIL import Image
 
 from mdssd.data import DataError, rasters, read_image
@@ -186,14 +186,6 @@ def test_without_rasterio(tmp_path, monkeypatch):
         Raster(tmp_path / "a.tif")
     assert is_georeferenced(tmp_path / "a.tif")
     assert map_coordinates(tmp_path / "a.tif") is None
-
-
-# Zone 32 north of the UTM grid, whose middle is 9 degrees east; pixels of 2 m, from (500000, 0).
-UTM = [
-    (33550, "d", [2.0, 2.0, 0.0]),
-    (33922, "d", [0.0, 0.0, 0.0, 500000.0, 0.0, 0.0]),
-    (34735, "H", [1, 1, 0, 3, 1024, 0, 1, 1, 1025, 0, 1, 1, 3072, 0, 1, 32632]),
-]
 
 
 @needs_rasterio

@@ -6,6 +6,12 @@ import zlib
 import numpy as np
 
 _TYPES = {"B": 1, "H": 3, "I": 4, "d": 12, "Q": 16}
+# Zone 32 north of the UTM grid, whose middle is 9 degrees east; pixels of 2 m, from (500000, 0).
+UTM = [
+    (33550, "d", [2.0, 2.0, 0.0]),
+    (33922, "d", [0.0, 0.0, 0.0, 500000.0, 0.0, 0.0]),
+    (34735, "H", [1, 1, 0, 3, 1024, 0, 1, 1, 1025, 0, 1, 1, 3072, 0, 1, 32632]),
+]
 
 
 def write_tiff(
