@@ -9,6 +9,7 @@ from contextlib import closing
 import torch
 
 from mdssd.data import DetectionDataset, read_image
+from mdssd.data.windows import count_windows
 from mdssd.models import SingleShotDetector
 from mdssd.system import distributed
 from mdssd.system.progress import progress_bar
@@ -45,7 +46,8 @@ def check_run(
     if not any((~dataset.annotation(i).crowd).any() for i in range(len(dataset))):
         raise ValueError(f"train: dataset: {dataset.name} has no box to learn from")
     if model.options.batch_norm and "batch-norm" not in model.frozen:
-        _check_batch_size(settings, len(dataset))
+        draws = settings.window_draws(model.input_size)
+        _check_batch_size(settings, count_windows(dataset, draws) if draws else len(dataset))
     if eval_dataset is not None:
         _check_eval_dataset(eval_dataset, dataset)
     if decode:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from mdssd.data import (
     collate,
     worker_init,
 )
+from mdssd.data.windows import TrainingWindows
 from mdssd.priors.maps import InputSize, width_height
 from mdssd.system import distributed
 from mdssd.training.settings import Recipe
@@ -40,13 +41,15 @@ class Batch(NamedTuple):
 class EpochBatches(Sampler[list[int]]):
     """Batches of indices in an order that depends only on the seed and the epoch.
 
-    Indices beyond the last full batch are left out, unless no batch is full.
+    Indices beyond the last full batch are left out, unless no batch is full. Without `shuffle` the
+    order is that of the indices.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int) -> None:
+    def __init__(self, count: int, batch_size: int, seed: int, *, shuffle: bool = True) -> None:
         self.count = count
         self.batch_size = min(batch_size, count)
         self.seed = seed
+        self.shuffle = shuffle
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -54,9 +57,11 @@ class EpochBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
-        order = torch.randperm(self.count, generator=generator).tolist()
+        order: Sequence[int] = range(self.count)
+        if self.shuffle:
+            order = torch.randperm(self.count, generator=generator).tolist()
         for start in range(0, len(self) * self.batch_size, self.batch_size):
-            yield order[start : start + self.batch_size]
+            yield list(order[start : start + self.batch_size])
 
 
 class OwnShares(Sampler[list[int]]):
@@ -103,9 +108,16 @@ class EpochLoader:
             cores = (os.cpu_count() or 1) // distributed.processes_here()
             workers = max(0, min(2, cores - 1))
         self._image_ids = dataset.image_ids
-        self._batches = EpochBatches(len(dataset), settings.batch_size, settings.seed)
+        draws, self._windows = settings.window_draws(input_size), None
+        samples: TrainingSet | TrainingWindows = TrainingSet(dataset, augmentation, settings.seed)
+        if draws is not None:
+            samples = TrainingWindows(dataset, augmentation, draws, settings.seed)
+            self._windows = samples
+        self._batches = EpochBatches(
+            len(samples), settings.batch_size, settings.seed, shuffle=draws is None
+        )
         self._shares = OwnShares(self._batches)
-        self._samples = _Samples(TrainingSet(dataset, augmentation, settings.seed))
+        self._samples = _Samples(samples)
         self._loader: DataLoader[Any] = DataLoader(
             self._samples,
             batch_sampler=self._shares,
@@ -137,6 +149,8 @@ class EpochLoader:
     def own_image_ids(self, number: int) -> list[str]:
         """The images of this process's share of a batch, which counts from the epoch's first."""
         indices = next(islice(self._batches, number, None))
+        if self._windows is not None:
+            indices = self._windows.plan().images[indices].tolist()
         return [self._image_ids[index] for index in distributed.part(indices)]
 
     def close(self) -> None:
@@ -151,7 +165,7 @@ class _Samples(Dataset[Any]):
     Raised in a worker it would reach the main process as a traceback in a RuntimeError.
     """
 
-    def __init__(self, samples: TrainingSet) -> None:
+    def __init__(self, samples: TrainingSet | TrainingWindows) -> None:
         self._samples = samples
         self.set_epoch = samples.set_epoch
         self.closed = torch.zeros((), dtype=torch.bool).share_memory_()

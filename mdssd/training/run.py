@@ -202,7 +202,8 @@ class Run:
             return
         best = state.best
         with self.stop.at_once():
-            detector = Detector(self.step.saved_model, classes=self.folder.classes)
+            options = self.settings.detector_options()
+            detector = Detector(self.step.saved_model, classes=self.folder.classes, **options)
             result = evaluate(detector, dataset, progress=self.evaluation.progress)
             value = result.headline(state.metric)
         state.evaluations.append([state.epoch, value])

@@ -7,11 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mdssd.data.tiles import Tiling, make_tiling
+from mdssd.data.windows import WindowDraws
 from mdssd.names import AMP, FREEZABLE, NORMALIZERS, SCHEDULES
+from mdssd.priors.maps import InputSize
 
 # Fractions of the run after which the learning rate falls to a tenth and to a hundredth.
 # MDSSD: 60k and 100k of 120k iterations (paper, section IV-A). SSD: 80k and 100k of 120k.
 DROPS: dict[str, tuple[float, ...]] = {"mdssd": (1 / 2, 5 / 6), "ssd": (2 / 3, 5 / 6)}
+_MOST_TILE = 999_999  # a side, in pixels
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,13 @@ class Recipe:
         photometric: whether to distort the colours.
         mirror: whether to mirror.
         turn: whether to turn by quarters.
+        tile: train on windows of this many pixels of the image, a side or (width, height), instead
+            of on whole images: see `mdssd.data.windows.TrainingWindows`. "auto" is the size of the
+            network's input; None shows whole images.
+        tile_scale: how much larger the image is made before windows are drawn.
+        tile_jitter: the greatest factor by which the sides of a window differ from the tile's.
+        background_share: the share of windows drawn anywhere, with or without an object.
+        min_visible: a box of which a window shows a smaller share of its area is left out.
         freeze: parts of the model that do not learn, see `SingleShotDetector.freeze`.
         log_every: iterations per row of loss.csv.
         save_every: epochs between checkpoints.
@@ -102,6 +113,11 @@ class Recipe:
     photometric: bool = True
     mirror: bool = True
     turn: bool = False
+    tile: int | Sequence[int] | str | None = None
+    tile_scale: float = 1.0
+    tile_jitter: float = 1.33
+    background_share: float = 0.25
+    min_visible: float = 0.5
     freeze: Sequence[str] = ()
     log_every: int = 10
     save_every: int = 1
@@ -134,9 +150,44 @@ class Recipe:
                     f"got {shown(value)}"
                 )
         self._check_drops()
+        self._check_tile()
         # JSON has only lists: a recipe from a checkpoint must equal the one that was saved.
         object.__setattr__(self, "freeze", list(self.freeze))
         object.__setattr__(self, "drops", None if self.drops is None else tuple(self.drops))
+        if isinstance(self.tile, tuple):
+            object.__setattr__(self, "tile", list(self.tile))
+
+    def tiling(self, input_size: InputSize) -> Tiling | None:
+        """Return the tiles for a network of this input size; None for whole images."""
+        return make_tiling(self._tile, input_size, scale=self.tile_scale)
+
+    def window_draws(self, input_size: InputSize) -> WindowDraws | None:
+        """Return how windows are drawn for a network of this input size; None for whole images."""
+        tiling = self.tiling(input_size)
+        if tiling is None:
+            return None
+        shares = (self.tile_jitter, self.background_share, self.min_visible)
+        return WindowDraws(tiling.width, tiling.height, *shares)
+
+    def detector_options(self) -> dict[str, Any]:
+        """Return the options with which a `Detector` sees images as this training shows them."""
+        return {} if self.tile is None else {"tile": self._tile, "tile_scale": self.tile_scale}
+
+    @property
+    def _tile(self) -> Any:
+        return tuple(self.tile) if isinstance(self.tile, list) else self.tile
+
+    def _check_tile(self) -> None:
+        sides = self.tile if isinstance(self.tile, list | tuple) else (self.tile,) * 2
+        pixels = len(sides) == 2 and all(_is_whole(v) and 1 <= v <= _MOST_TILE for v in sides)
+        if not (self.tile is None or self.tile == "auto" or pixels):
+            raise ValueError(
+                "Recipe: tile: expected a number of pixels, a width and a height, or 'auto'; got "
+                f"{shown(self.tile)}"
+            )
+        for name in ("tile_scale", "tile_jitter", "background_share", "min_visible"):
+            if self.tile is None and getattr(self, name) != getattr(Recipe, name):
+                raise ValueError(f"Recipe: {name}: needs a tile, got {shown(getattr(self, name))}")
 
     def _check_drops(self) -> None:
         if (self.schedule == "steps") != (self.drops is not None):
@@ -217,9 +268,24 @@ _RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
         "true or false",
         lambda value: type(value) is bool,
     ),
+    (
+        "tile_scale",
+        "a number above 0 and at most 16",
+        lambda value: _is_number(value) and 0 < value <= 16,
+    ),
+    (
+        "tile_jitter",
+        "a number from 1 to 4",
+        lambda value: _is_number(value) and 1 <= value <= 4,
+    ),
+    (
+        "background_share",
+        "a number from 0 to 1",
+        lambda value: _is_number(value) and 0 <= value <= 1,
+    ),
     ("expand", "a number of at least 1", lambda value: _is_number(value) and value >= 1),
     (
-        "crop_min_scale",
+        "crop_min_scale min_visible",
         "a number above 0 and at most 1",
         lambda value: _is_number(value) and 0 < value <= 1,
     ),

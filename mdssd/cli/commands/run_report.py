@@ -8,6 +8,7 @@ from typing import Any
 
 from mdssd.cli.commands.run_settings import RunSettings
 from mdssd.data import DetectionDataset
+from mdssd.data.windows import count_windows
 from mdssd.models import SingleShotDetector
 from mdssd.priors import scales_name
 from mdssd.system.text import plural
@@ -17,7 +18,9 @@ from mdssd.training.state import TrainState
 from mdssd.weights.checkpoint_json import listed
 
 
-def describe_run(model: SingleShotDetector, settings: RunSettings, out_dir: Path) -> str:
+def describe_run(
+    model: SingleShotDetector, settings: RunSettings, dataset: DetectionDataset, out_dir: Path
+) -> str:
     """Return lines about the model, the length of the run, and how to stop it."""
     options, recipe = model.options, Recipe(**settings.recipe)
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -28,10 +31,23 @@ def describe_run(model: SingleShotDetector, settings: RunSettings, out_dir: Path
         f"model: {model.name}, width {options.width:g}, {norm} batch normalisation, "
         f"{parameters / 1e6:.1f} million parameters, {len(model.priors):,} priors "
         f"({scales_name(options.prior_scales)})\n"
+        f"{_windows(recipe, model, dataset)}"
         f"run: {start} in {out_dir}, for {_length(settings.recipe)} in batches of "
         f"{recipe.batch_size} at a learning rate of {recipe.lr:g}; --print-recipe shows all "
         "settings\n"
         f"Ctrl-C saves and stops; {again} then continues"
+    )
+
+
+def _windows(recipe: Recipe, model: SingleShotDetector, dataset: DetectionDataset) -> str:
+    """Return a line about windows, with its end; empty if the run shows whole images."""
+    draws = recipe.window_draws(model.input_size)
+    if draws is None:
+        return ""
+    count = count_windows(dataset, draws)
+    return (
+        f"windows: {draws.width} x {draws.height} pixels of the image, {count:,} in an epoch, "
+        f"{draws.background:.0%} of them drawn anywhere, the others around an object\n"
     )
 
 

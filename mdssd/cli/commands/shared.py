@@ -18,6 +18,7 @@ from mdssd.data.tiles import Tiling, make_tiling
 from mdssd.priors.maps import InputSize, width_height
 from mdssd.system.devices import best_device, describe_device
 from mdssd.system.distributed import is_main, process_group
+from mdssd.weights.checkpoint_json import find_checkpoint, read_meta
 
 
 @contextmanager
@@ -144,9 +145,26 @@ def _tile_options(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def detector_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of a `Detector` other than its checkpoint and device."""
+    if arguments.tile is None and is_main() and (line := _trained_on_tiles(arguments.checkpoint)):
+        print(line, flush=True)
     return {
         **_tile_options(vars(arguments)),
         "batch_size": arguments.batch_size,
         "runtime": arguments.runtime,
         "dtype": getattr(torch, arguments.dtype) if arguments.dtype else None,
     }
+
+
+def _trained_on_tiles(checkpoint: str) -> str:
+    """Return a line about the tiles that a checkpoint was trained on; "" if there were none."""
+    training = read_meta(find_checkpoint(checkpoint)).get("training") or {}
+    recipe = training.get("recipe")
+    if not isinstance(recipe, dict):
+        return ""
+    tile = recipe.get("tile")
+    if not isinstance(tile, int | str | list):
+        return ""
+    size = "x".join(map(str, tile)) if isinstance(tile, list) else str(tile)
+    scale = recipe.get("tile_scale", 1.0)
+    options = f"--tile {size}" + (f" --tile-scale {scale:g}" if scale != 1 else "")
+    return f"the checkpoint was trained on tiles; {options} shows it images as in training"

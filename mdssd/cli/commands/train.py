@@ -75,7 +75,11 @@ def _run(given: Mapping[str, Any], out_dir: Path, resume: bool, device: str) -> 
     model = _make_model(settings, dataset, device)
     start = "" if resume else _initialise(model, given, settings, dataset.classes)
     if main:
-        print(*filter(None, [start, describe_run(model, settings, out_dir)]), sep="\n", flush=True)
+        print(
+            *filter(None, [start, describe_run(model, settings, dataset, out_dir)]),
+            sep="\n",
+            flush=True,
+        )
     state = _train(
         model,
         dataset,
@@ -124,8 +128,9 @@ def _make_model(
     if config.get("prior_scales") == AUTO_PRIORS:
         choice = None
         if distributed.is_main():
-            turned = settings.recipe.get("turn", False)
-            choice = choose_priors(dataset, config, device, turned=turned)
+            recipe = Recipe(**settings.recipe)
+            tiling = recipe.tiling(input_size(config["model"]))
+            choice = choose_priors(dataset, config, device, turned=recipe.turn, tiling=tiling)
         choice = distributed.from_main(choice)
         assert choice is not None
         config["prior_scales"] = choice.scales

@@ -59,6 +59,7 @@ def add_to(verbs: Verbs) -> None:
     _add_model_options(parser.add_argument_group("model"))
     _add_optimiser_options(parser.add_argument_group("optimiser"))
     add_augmentation_options(parser)
+    _add_window_options(parser.add_argument_group("windows, for small objects in large images"))
     _add_run_options(parser.add_argument_group("run"))
     _add_speed_options(parser.add_argument_group("speed and memory"))
     add_machine_options(parser)
@@ -163,6 +164,41 @@ def _add_model_options(model: argparse._ArgumentGroup) -> None:
         "--truncate-sizes",
         action=ON_OFF,
         help="cut prior sizes down to whole pixels, as Caffe's SSD512 does",
+    )
+
+
+def _add_window_options(windows: argparse._ArgumentGroup) -> None:
+    windows.add_argument(
+        "--tile",
+        type=values.or_none(values.tile),
+        metavar="N",
+        help="train on windows of N x N pixels of the images, or of width x height as in 640x384; "
+        "auto is the size of the network's input (default: none, the whole image, resized)",
+    )
+    windows.add_argument(
+        "--tile-scale",
+        type=values.tile_scale,
+        metavar="S",
+        help="enlarge the image by S before windows are drawn, up to 16 (default 1)",
+    )
+    windows.add_argument(
+        "--tile-jitter",
+        type=values.tile_jitter,
+        metavar="F",
+        help="the sides of a window are up to F times shorter or longer, 1 to 4 (default 1.33)",
+    )
+    windows.add_argument(
+        "--background-share",
+        type=values.fraction,
+        metavar="S",
+        help="share of windows drawn anywhere, 0 to 1; the others contain the centre of an object "
+        "(default 0.25)",
+    )
+    windows.add_argument(
+        "--min-visible",
+        type=values.share,
+        metavar="S",
+        help="leave out boxes of which a window shows less than this share (default 0.5)",
     )
 
 
