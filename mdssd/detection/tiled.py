@@ -240,7 +240,13 @@ def _gives_way(
 ) -> Tensor:
     """Return which of the cut boxes `parts` belong to one of `whole`; both are indices."""
     gives_way = torch.zeros(len(parts), dtype=torch.bool)
+    every, of_whole = whole, boxes[whole].T.contiguous()
     for verdict, chunk in zip(gives_way.split(_AT_A_TIME), parts.split(_AT_A_TIME), strict=True):
+        # The parts, by tiles, lie close together, so few of the whole boxes meet any of them.
+        low, high = boxes[chunk, :2].amin(0), boxes[chunk, 2:].amax(0)
+        near = (of_whole[0] < high[0]) & (of_whole[1] < high[1])
+        near &= (of_whole[2] > low[0]) & (of_whole[3] > low[1])
+        whole = every[near]
         (x1, y1, x2, y2), others = boxes[chunk].T[:, :, None], boxes[whole].T
         across = torch.minimum(x2, others[2]) - torch.maximum(x1, others[0])
         down = torch.minimum(y2, others[3]) - torch.maximum(y1, others[1])
