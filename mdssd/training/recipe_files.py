@@ -21,7 +21,7 @@ from mdssd.models.options import ModelOptions
 from mdssd.names import AUTO_PRIORS, PRIOR_SCALES
 from mdssd.priors import check_sizes
 from mdssd.system.files import read_regular
-from mdssd.training.settings import Recipe, shown
+from mdssd.training.settings import WINDOW_SETTINGS, Recipe, shown
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -175,6 +175,8 @@ def combine(
 def format_recipe(model: Mapping[str, Any], recipe: Recipe) -> str:
     """Return all settings of a run, defaults included, as TOML that `read_recipe` can read.
 
+    Those about windows are left out if the run draws none.
+
     Args:
         model: options of the model, of which "model" (its name) is required.
         recipe: the settings of the run.
@@ -191,7 +193,10 @@ def format_recipe(model: Mapping[str, Any], recipe: Recipe) -> str:
         ...
     """
     options = {**asdict(default_options(model["model"])), **model}
-    tables = ({name: options[name] for name in MODEL_OPTIONS}, asdict(recipe))
+    settings = asdict(recipe)
+    if recipe.tile is None:
+        settings = {name: settings[name] for name in settings if name not in WINDOW_SETTINGS}
+    tables = ({name: options[name] for name in MODEL_OPTIONS}, settings)
     return "\n".join(
         "".join(f"{key} = {_toml(value)}\n" for key, value in table.items() if value is not None)
         for table in tables

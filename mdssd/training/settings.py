@@ -15,6 +15,8 @@ from mdssd.priors.maps import InputSize
 # Fractions of the run after which the learning rate falls to a tenth and to a hundredth.
 # MDSSD: 60k and 100k of 120k iterations (paper, section IV-A). SSD: 80k and 100k of 120k.
 DROPS: dict[str, tuple[float, ...]] = {"mdssd": (1 / 2, 5 / 6), "ssd": (2 / 3, 5 / 6)}
+# The settings that only matter beside `tile`.
+WINDOW_SETTINGS = ("tile_scale", "tile_jitter", "background_share", "min_visible")
 _MOST_TILE = 999_999  # a side, in pixels
 
 
@@ -185,7 +187,7 @@ class Recipe:
                 "Recipe: tile: expected a number of pixels, a width and a height, or 'auto'; got "
                 f"{shown(self.tile)}"
             )
-        for name in ("tile_scale", "tile_jitter", "background_share", "min_visible"):
+        for name in WINDOW_SETTINGS:
             if self.tile is None and getattr(self, name) != getattr(Recipe, name):
                 raise ValueError(f"Recipe: {name}: needs a tile, got {shown(getattr(self, name))}")
 

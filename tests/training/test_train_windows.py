@@ -14,6 +14,7 @@ from mdssd.data.windows import WindowDraws
 from mdssd.training import run as run_module
 from mdssd.training.loop import train
 from mdssd.training.prior_choice import choose_priors
+from mdssd.training.recipe_files import format_recipe
 from mdssd.training.settings import Recipe
 from mdssd.weights.checkpoint_json import read_meta
 
@@ -181,3 +182,9 @@ def test_bad_options_are_one_line(tmp_path, capsys, options, message):
     assert main(["train", "--scenes", "2", "--out", str(tmp_path / "run"), *options]) == 2
     error = capsys.readouterr().err.strip()
     assert message in error and error.count("\n") == 0
+
+
+def test_printed_recipe_has_the_settings_of_windows_if_there_are_any():
+    text = format_recipe({"model": "ssd300"}, Recipe(epochs=1, tile=(640, 384), min_visible=0.3))
+    assert "\ntile = [640, 384]\ntile_scale = 1.0\n" in text and "\nmin_visible = 0.3\n" in text
+    assert "tile" not in format_recipe({"model": "ssd300"}, Recipe(epochs=1))
