@@ -240,6 +240,8 @@ def _gives_way(
 ) -> Tensor:
     """Return which of the cut boxes `parts` belong to one of `whole`; both are indices."""
     gives_way = torch.zeros(len(parts), dtype=torch.bool)
+    if not len(parts):
+        return gives_way
     every, of_whole = whole, boxes[whole].T.contiguous()
     for verdict, chunk in zip(gives_way.split(_AT_A_TIME), parts.split(_AT_A_TIME), strict=True):
         # The parts, by tiles, lie close together, so few of the whole boxes meet any of them.
