@@ -74,6 +74,9 @@ NOTES = {
     "network": "The module alone, without post-processing.",
     "loader": "SSD's augmentation of JPEG files to 300 x 300, on one core. `OpenCV by hand` is the "
     "way of the PyTorch ports, in float32 from the start; it draws different crops.",
+    "detection in tiles": "From JPEG files to boxes, on one core. SAHI runs the same network on "
+    "the same tiles in the same batches, through a `Detector`. The network takes nearly all of "
+    "the time.",
     "post-processing of other codebases": "Each codebase's functions as its adapter in "
     "`mdssd.integrations` replaces them, beside its own way in plain PyTorch. torchvision's and "
     "lufficc/SSD's own way uses this project's NMS if torchvision is not installed.",

@@ -13,7 +13,9 @@ import pytest
 _INSTALLED_BY = {
     "ensemble_boxes": "pip install --no-deps ensemble-boxes numba llvmlite",
     "lsnms": "pip install --no-deps lsnms numba llvmlite",
+    "sahi.models.base": "pip install sahi",
     "sahi.postprocess.combine": "pip install sahi",
+    "sahi.predict": "pip install sahi",
     "sahi.prediction": "pip install sahi",
     "torchvision": "pip install torchvision",
 }
