@@ -29,7 +29,7 @@ _AT_EDGE = 0.02
 _GIVES_WAY, _LEAST_SCORE = 0.3, 0.25
 # Two cut boxes are parts of one object if their intersection is more than this part of the smaller.
 _JOINED = 0.5
-_AT_A_TIME = 16  # cut boxes that are compared with all whole ones
+_AT_A_TIME = 64  # cut boxes that are compared with all whole ones near them
 # So many times the images of a batch, or files that cannot be read, may wait until it is full.
 _WAITING = 4
 
@@ -238,26 +238,32 @@ def with_area(found: Found) -> Found:
 def _gives_way(
     parts: Tensor, whole: Tensor, boxes: Tensor, scores: Tensor, labels: Tensor, tile: Tensor
 ) -> Tensor:
-    """Return which of the cut boxes `parts` belong to one of `whole`; both are indices."""
+    """Return which of the cut boxes `parts` belong to one of `whole`.
+
+    Both are indices, and `parts` are in the order of their tiles, so that those that are compared
+    at a time are neighbours. They are compared with the whole boxes near them only: the time grows
+    with the number of boxes, not with its square.
+    """
     gives_way = torch.zeros(len(parts), dtype=torch.bool)
-    if not len(parts):
+    if not (len(whole) and len(parts)):
         return gives_way
-    every, of_whole = whole, boxes[whole].T.contiguous()
+    whole = whole[boxes[whole, 1].sort().indices]
+    tops = boxes[whole, 1].contiguous()
+    reach = (boxes[whole, 3] - tops).max() + 1  # 1 for what rounding may lose
     for verdict, chunk in zip(gives_way.split(_AT_A_TIME), parts.split(_AT_A_TIME), strict=True):
-        # The parts, by tiles, lie close together, so few of the whole boxes meet any of them.
-        low, high = boxes[chunk, :2].amin(0), boxes[chunk, 2:].amax(0)
-        near = (of_whole[0] < high[0]) & (of_whole[1] < high[1])
-        near &= (of_whole[2] > low[0]) & (of_whole[3] > low[1])
-        whole = every[near]
-        (x1, y1, x2, y2), others = boxes[chunk].T[:, :, None], boxes[whole].T
+        (left, top), (right, bottom) = boxes[chunk, :2].amin(0), boxes[chunk, 2:].amax(0)
+        first, last = torch.searchsorted(tops, torch.stack((top - reach, bottom))).tolist()
+        near = whole[first:last]
+        near = near[(boxes[near, 0] < right) & (boxes[near, 2] > left) & (boxes[near, 3] > top)]
+        (x1, y1, x2, y2), others = boxes[chunk].T[:, :, None], boxes[near].T
         across = torch.minimum(x2, others[2]) - torch.maximum(x1, others[0])
         down = torch.minimum(y2, others[3]) - torch.maximum(y1, others[1])
         common = across.clamp_(min=0) * down.clamp_(min=0)
         area, other_area = (x2 - x1) * (y2 - y1), (others[2] - others[0]) * (others[3] - others[1])
         same = common >= _GIVES_WAY * torch.minimum(area, other_area)
         same &= common > 0
-        same &= labels[chunk, None] == labels[whole]
-        same &= tile[chunk, None] != tile[whole]
-        same &= scores[whole] >= _LEAST_SCORE * scores[chunk, None]
+        same &= labels[chunk, None] == labels[near]
+        same &= tile[chunk, None] != tile[near]
+        same &= scores[near] >= _LEAST_SCORE * scores[chunk, None]
         verdict.copy_(same.any(1))
     return gives_way
