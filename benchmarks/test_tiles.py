@@ -53,7 +53,7 @@ _WAYS = {
     "mdssd Detector": lambda threshold: tiled.mdssd(
         _detector(threshold, tile="auto", overlap=tiled.OVERLAP)
     ),
-    "sahi, its defaults": lambda threshold: tiled.sahi(_detector(threshold), "greedy_nmm"),
+    "sahi, greedy merging": lambda threshold: tiled.sahi(_detector(threshold), "greedy_nmm"),
     "sahi, NMS": lambda threshold: tiled.sahi(_detector(threshold), "nms"),
 }
 
