@@ -50,6 +50,9 @@ class FileIndex:
         suffixes: the endings, in lower case, of the files to hold, those to prefer first.
         prefixes: folders that names may begin with, as they may with the folder's own name.
 
+    Raises:
+        DataError: a folder cannot be read.
+
     Attributes:
         folder: the folder.
         all_names: the path of each file in the folder.
@@ -128,7 +131,7 @@ def _add(exact: dict[str, str], loose: dict[str, str], name: str, file: str) -> 
 def _walk(folder: Path) -> Iterator[str]:
     """Yield the path of each file relative to the folder. A folder that links in a circle ends."""
     seen = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
         real = os.path.realpath(place)
         if real in seen:
             folders.clear()
@@ -139,6 +142,12 @@ def _walk(folder: Path) -> Iterator[str]:
         for name in files:
             if not is_hidden(name):
                 yield name if inner == "." else f"{inner}/{name}"
+
+
+def _refuse(error: OSError) -> None:
+    """Raise the error of a folder, unless there is no such folder: its files would be missed."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise DataError(f"{error.filename}: the folder cannot be read ({error.strerror})")
 
 
 def is_hidden(name: str) -> bool:

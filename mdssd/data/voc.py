@@ -225,12 +225,15 @@ def _read_list(path: Path, files: VocFiles, faults: list[str] | None) -> list[st
 def _find_image(number: str, told: str, where: str, files: VocFiles) -> Path:
     """Return the image with the annotation's name, else the one that the annotation names.
 
+    Of several images with that name but other endings, the annotation decides which it is.
+
     told: the name of the image in the annotation, or "".
     """
     xml, images = files
-    if (path := images.find_stem(number)) is not None:
-        return path
     parent = Path(number).parent.as_posix()
+    if (path := images.find_stem(number)) is not None:
+        named = images.find(f"{parent}/{told}") if told and ".." not in told else None
+        return path if named is None or named.stem != path.stem else named
     for name in (f"{parent}/{told}", told) if told and ".." not in told else ():
         path = images.find(name)
         # An image that has an annotation of its own is named by a copy of that one.

@@ -134,11 +134,12 @@ def _meanings(size: tuple[int, int], rows: int) -> dict[str, Any]:
     shape = "the square" if width == height else "this width and height"
     return {
         "channels": "RGB",
-        "resize": f"linear, to {shape}, without regard to the aspect ratio",
+        "resize": f"linear, without averages, to {shape}, without regard to the aspect ratio",
         "inputs": {
             "pixels": f"[batch, {height}, {width}, 3] uint8, 0-255, channels RGB (OpenCV reads "
             f"BGR: reverse them). Each image is resized as a whole to {width} x {height}, whatever "
-            "its aspect ratio, by linear interpolation. The program subtracts the mean itself.",
+            "its aspect ratio, by linear interpolation without averages, as OpenCV's INTER_LINEAR. "
+            "The program subtracts the mean itself.",
         },
         "outputs": {
             "boxes": f"[batch, {rows}, 4] float32: x1, y1, x2, y2 as fractions of the image's "

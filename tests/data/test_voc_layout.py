@@ -104,6 +104,14 @@ def test_the_image_that_the_annotation_names(folder):
         VOCDataset(folder, "all")
 
 
+def test_of_two_images_of_one_name_the_annotation_decides(folder):
+    cv2.imwrite(str(folder / "JPEGImages/b.jpg"), np.zeros((20, 30, 3), np.uint8))
+    for told in ("b.jpg", "b.png"):
+        text = f"<filename>{told}</filename>{box_xml('ant', (5, 6, 70, 50))}"
+        (folder / "Annotations/b.xml").write_text(f"<annotation>{text}</annotation>")
+        assert VOCDataset(folder, "all").image_path(1) == folder / "JPEGImages" / told
+
+
 def test_accents_in_either_form_and_endings_in_any_case(folder):
     composed, split = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
     (folder / "Annotations/a.xml").rename(folder / f"Annotations/{composed}.XML")
