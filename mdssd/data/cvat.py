@@ -33,11 +33,14 @@ _CROWD = ("is_crowd", "iscrowd", "crowd")
 
 @dataclass
 class _Survey:
-    """What the files hold altogether: which splits, classes and how many images."""
+    """What the files hold altogether: which splits, classes and how many images.
+
+    used: the place of the first shape of each label.
+    """
 
     splits: dict[str, None] = field(default_factory=dict)
     declared: dict[str, None] = field(default_factory=dict)
-    used: set[str] = field(default_factory=set)
+    used: dict[str, str] = field(default_factory=dict)
     count: int = 0
 
 
@@ -70,6 +73,13 @@ def open_cvat(path: Path, split: str | None, train: bool, options: ReadOptions) 
         splits = []
     chosen = chosen_splits(path, splits, split, train)
     one = chosen[0] if len(chosen) == 1 else "all"
+    undeclared = sorted(survey.used.keys() - survey.declared.keys())
+    if survey.declared and options.classes is None:
+        notes += [
+            f"{survey.used[name]}: the label {shown(name)} is not declared in <labels>; taken as a "
+            "class"
+            for name in undeclared
+        ]
     shown_files = some([file.relative_to(root).as_posix() for file in files])
     reader = _Reader(root, chosen, options)
     dataset = ListedDataset(
@@ -77,7 +87,7 @@ def open_cvat(path: Path, split: str | None, train: bool, options: ReadOptions) 
         progress_bar(
             reader.images(files), desc=f"reading {root}", total=survey.count, delay=2, leave=False
         ),
-        [*survey.declared, *sorted(survey.used - set(survey.declared))],
+        [*survey.declared, *undeclared],
         options,
         format=f"CVAT for images ({shown_files})",
         root=root,
@@ -105,7 +115,7 @@ def _survey(files: Sequence[Path], root: Path) -> _Survey:
             found.splits[_split_of(image, file, root)] = None
             for shape in image.shapes:
                 if shape.kind not in _WITHOUT_BOX and (name := text(shape.values.get("label"))):
-                    found.used.add(name)
+                    found.used.setdefault(name, f"{path}:{shape.line}")
         found.declared.update(file.labels)
     if not found.count:
         raise DataError(f"{some(list(map(str, files)))}: lists no image")

@@ -21,6 +21,7 @@ from mdssd.data.image_headers import ImageHeader, parse_header
 from mdssd.data.images import decode_image
 from mdssd.data.listed import ListedDataset, ListedImage, NamedBox, ReadOptions
 from mdssd.data.photos import CollectFaults, progress
+from mdssd.data.reasons import Tally
 from mdssd.data.sample import DataError, Sample
 from mdssd.data.splits import ALL, chosen_splits
 from mdssd.data.values import flag, number, shown, stated_size, text
@@ -125,7 +126,7 @@ def open_hugging_face(
         columns,
         path if path.is_dir() else path.parent,
         f"{path.resolve().name} {one or ALL}",
-        _listed(columns, files, chosen, form, dropped, options.faults),
+        _listed(columns, files, chosen, form, dropped, notes, options.faults),
         classes,
         options,
         format=f"Hugging Face data set ({kind})",
@@ -335,23 +336,37 @@ def _listed(
     chosen: Sequence[str],
     form: str,
     dropped: list[str],
+    notes: list[str],
     faults: list[str] | None,
 ) -> Iterator[ListedImage]:
+    tally = Tally()
     for split in chosen:
         for part, file in enumerate(progress(files[split], f"reading {split}")):
             with CollectFaults(faults):  # of the whole file
                 for row in read_rows(file, _annotation_columns(columns, file)):
                     with CollectFaults(faults):
                         where = f"{file}: row {row.number}"
+                        boxes = list(_boxes(columns, row, form, dropped))
+                        if null := _null(columns, row):
+                            tally.add(where, f"{null} is null; taken as an image without objects")
                         yield ListedImage(
                             f"{split or 'image'}-{part:05d}-{row.number:06d}",
                             file / str(row.number),
-                            list(_boxes(columns, row, form, dropped)),
+                            boxes,
                             where,
                             stated_size(row.values.get("width"), row.values.get("height")),
                             form.endswith("relative"),
                             split,
                         )
+    notes += tally.lines()
+
+
+def _null(columns: Columns, row: Row) -> str:
+    """Return the column of the objects, or the key of the boxes, that is null; "" if none is."""
+    value = row.values.get(columns.objects) if columns.objects else row.values
+    if value is None:
+        return columns.objects
+    return columns.boxes if isinstance(value, dict) and value.get(columns.boxes) is None else ""
 
 
 def _boxes(columns: Columns, row: Row, form: str, dropped: list[str]) -> Iterator[NamedBox]:

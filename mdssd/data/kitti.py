@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -120,22 +121,22 @@ class _Reader:
         self, lists: dict[str, Path], chosen: list[str], whole: bool
     ) -> Iterator[ListedImage]:
         """Yield the images of some splits, or of all with those that no list names."""
-        taken: set[str] = set()
+        taken: dict[str, ListedImage | None] = {}
         for split in lists if whole else chosen:
             with CollectFaults(self._options.faults):
                 for count, line in _list_lines(lists[split]):
                     where = f"{lists[split]}:{count}"
                     with CollectFaults(self._options.faults):
                         stem = self._stem(inner_name(line, self._images.folder, where))
-                        if (image := self._image(stem, where, split, stem in taken)) is not None:
-                            yield image
-                        taken.add(stem)
+                        if stem not in taken:
+                            taken[stem] = None  # so a fault is named once, by the first list
+                            taken[stem] = self._image(stem, where)
+                        if (image := taken[stem]) is not None:
+                            yield replace(image, split=split)
         if whole:
-            for stem in sorted({*self._labels.names} - taken):
+            for stem in sorted(self._labels.names.keys() - taken.keys()):
                 with CollectFaults(self._options.faults):
-                    image = self._image(stem, str(self._labels.folder / f"{stem}.txt"), "", False)
-                    if image is not None:
-                        yield image
+                    yield self._image(stem, str(self._labels.folder / f"{stem}.txt"))
             if not self._options.unlabelled:
                 alone = sorted({*self._images.names} - {*self._labels.names})
                 if alone:
@@ -150,7 +151,7 @@ class _Reader:
         known = ending.lower() in (*IMAGE_SUFFIXES, ".txt")
         return stem if known and self._labels.find_stem(name) is None else name
 
-    def _image(self, stem: str, where: str, split: str, again: bool) -> ListedImage | None:
+    def _image(self, stem: str, where: str) -> ListedImage:
         label = self._labels.find_stem(stem)
         path = self._images.find_stem(stem)
         if label is None and not (self._options.unlabelled and path is not None):
@@ -162,13 +163,11 @@ class _Reader:
             key = label.relative_to(self._labels.folder).with_suffix("").as_posix()
             read = self._boxes.get(key, [])
             if isinstance(read, str):
-                if again:
-                    return None
                 raise DataError(read)
             boxes = read
-            self.dropped += [] if again else self._dropped[key]
+            self.dropped += self._dropped[key]
         image_id = os.path.splitext(path.relative_to(self._images.folder).as_posix())[0]
-        return ListedImage(image_id, path, self._spread(boxes), str(label or path), split=split)
+        return ListedImage(image_id, path, self._spread(boxes), str(label or path))
 
     def _spread(self, boxes: list[NamedBox]) -> list[NamedBox]:
         """Return the boxes with each region without a class as a crowd of each class."""

@@ -115,21 +115,27 @@ class ListedDataset(PhotoDataset):
         self._root = root
         self._splits: dict[str, dict[str, None]] = {}
         reasons = [*(options.faults or []), *dropped]
-        first = f"; the first fault: {reasons[0]}" if reasons else ""
         if not classes and options.classes is None:
-            raise DataError(f"{root}: {name}: no annotation holds an object{first}")
+            raise DataError(
+                f"{root}: no object can be read; the first fault: {reasons[0]}"
+                if reasons
+                else f"{root}: no annotation holds an object"
+            )
         self.classes = self._choose_classes(list(classes), options.classes)
         label_of = {name: label for label, name in enumerate(self.classes, 1)}
         known: dict[str, tuple[int, list[str]]] = {}  # the position and annotations of each id
         for image in images:
             with CollectFaults(options.faults):
                 self._add(image, label_of, known)
+        if options.faults:  # an image of two splits has its fault once
+            options.faults[:] = dict.fromkeys(options.faults)
         # Now, because a reader may find them while it lists the images.
         self.dropped += dropped
         self.notes += notes
         if not self.image_ids:
             first = f"; the first fault: {options.faults[0]}" if options.faults else ""
-            raise DataError(f"{root}: {name} has no image that can be used{first}")
+            of_split = f" of the split {split}" if split else ""
+            raise DataError(f"{root}: no image{of_split} can be used{first}")
         self.notes += class_notes(self.classes, self.labelled_classes(), self.left_out, str(root))
 
     def has_image(self, path: Path) -> bool:

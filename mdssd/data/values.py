@@ -151,7 +151,13 @@ def decode_text(data: bytes, encoding: str | None = None) -> str:
         (codecs.BOM_UTF16_BE, "utf-16"),
     ):
         if data.startswith(mark):
-            return data.decode(name)
+            try:
+                return data.decode(name)
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"its first bytes declare {name}, but byte {error.start} is not in it; "
+                    "convert it to UTF-8"
+                ) from None
     name = encoding or json.detect_encoding(data[:4])
     try:
         if codecs.lookup(name).name.replace("-", "_") in _NO_ENCODINGS:

@@ -135,6 +135,18 @@ def test_a_shape_that_cannot_be_used_is_named(tmp_path, shape, reason):
     assert reason in dataset.dropped[0]
 
 
+def test_a_label_that_is_not_declared_is_told(tmp_path):
+    plane = BOX.replace("car", "plane")
+    dataset = opened(tmp_path, BOX, plane, plane)
+    assert dataset.classes == ["car", "big bus", "plane"]
+    where = f"{tmp_path / 'annotations.xml'}:12"
+    told = f"{where}: the label 'plane' is not declared in <labels>; taken as a class"
+    assert told in dataset.notes
+    assert told not in opened(tmp_path, BOX, plane, classes=["car"]).notes
+    write(tmp_path / "annotations.xml", xml(image("a.png", plane), head=""))
+    assert open_dataset(tmp_path).notes == []
+
+
 def test_attributes(tmp_path):
     def box(name, value):
         return BOX.replace("></box>", f'><attribute name="{name}">{value}</attribute></box>')

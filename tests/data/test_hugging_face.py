@@ -175,6 +175,19 @@ def test_rows_that_cannot_be_used(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize("kind", ["saved", "parquet"])
+def test_objects_that_are_null_are_said(tmp_path, kind, inner):
+    null = {"bbox": None, "category": None} if inner else None
+    objects = [{"bbox": [BOX], "category": [0]}, null, {"bbox": [], "category": []}, null]
+    made = pa.table({"image": [{"bytes": picture(), "path": None}] * 4, "objects": objects})
+    path = (saved if kind == "saved" else parquet)(tmp_path / "a.parquet", made)
+    dataset = open_dataset(path)
+    name = "bbox" if inner else "objects"
+    told = f"row 1: {name} is null; taken as an image without objects (and 1 more time)"
+    assert len(dataset) == 4 and [n.partition(": ")[2] for n in dataset.notes].count(told) == 1
+
+
 @pytest.mark.parametrize("ending", ["parquet", "arrow"])
 def test_damaged_files(tmp_path, ending):
     if ending == "parquet":

@@ -98,6 +98,27 @@ def test_files_that_are_missing(tmp_path):
         open_dataset(tmp_path)
 
 
+def test_what_two_lists_name_is_told_once(tmp_path):
+    ignored = "DontCare -1 -1 -10 2 3 20 30 -1 -1 -1 -1000 -1000 -1000 -10\n"
+    write(tmp_path, ("a", "c", "d"), a=row() + ignored + "Car\n", b=row(), c=row(), d=row())
+    (tmp_path / "label_2" / "c.txt").write_bytes(b"\xff\xfe\xfa")
+    (tmp_path / "image_2" / "d.png").write_bytes(b"")
+    (tmp_path / "ImageSets").mkdir()
+    for name in ("train", "val"):
+        (tmp_path / "ImageSets" / f"{name}.txt").write_text("a\nb\nc\nd\nnone\n")
+    faults = []
+    dataset = open_dataset(tmp_path, "all", faults=faults)
+    assert dataset.image_ids == ["a"] and len(dataset.dropped) == len(dataset.notes) == 1
+    assert dataset.notes[0].endswith("a.txt:2: a DontCare region; taken as a crowd of each class")
+    assert [line.partition(" (")[0].replace(f"{tmp_path}/", "") for line in faults] == [
+        "image_2/b: no such image",
+        "label_2/c.txt: cannot be read",
+        "label_2/none.txt: no such labels",
+        "image_2/d.png: the file is empty",
+    ]
+    assert "declare utf-16, but byte 2 is not in it; convert it to UTF-8" in faults[1]
+
+
 def test_labels_of_yolo_are_told_apart(tmp_path):
     write(tmp_path, labels="labels", a="0 0.5 0.5 0.25 0.5\n")
     assert is_yolo(tmp_path) and not is_kitti(tmp_path)
