@@ -68,8 +68,10 @@ struct Areas {  // of the intersection of two boxes and of what it is divided by
   T intersection, whole;
 };
 
-// What an overlap is divided by. IoU: the area of the union, to which an epsilon is added, or
-// NoEps, which compiles to nothing. IoS: the area of the smaller box plus an epsilon.
+// How the overlap of two boxes is measured. The functions below take one of these as `metric`:
+//   a number    the IoU; the number (an epsilon) is added to the area of the union before dividing
+//   NoEps       the IoU without an epsilon; the addition compiles to nothing
+//   Smaller     the IoS: the intersection divided by the area of the smaller box plus an epsilon
 struct NoEps {};
 template <class T>
 MDSSD_INLINE T operator+(T both, NoEps) {
@@ -109,8 +111,8 @@ MDSSD_INLINE T divisor(T area_a, T area_b, T intersection, Eps eps) {
   return area_a + area_b - intersection + eps;
 }
 
-// Infinite or NaN, so that the quotient is 0 or NaN, if the sum of the areas is. The IoU is then 0 as
-// well.
+// The smaller area. But if the sum of the areas is infinite or NaN, that sum is returned, so that the
+// IoS of such boxes is 0 like their IoU, even if the smaller of them has a finite area.
 template <class T>
 MDSSD_INLINE T divisor(T area_a, T area_b, T, Smaller<T> by) {
   const T least = (area_a < area_b ? area_a : area_b) + by.eps, sum = area_a + area_b;
@@ -125,9 +127,9 @@ MDSSD_INLINE Areas<T> areas(Box<T> a, T area_a, Box<T> b, T area_b, Metric metri
   return {intersection, divisor(area_a, area_b, intersection, metric)};
 }
 
-// Returns the overlap by the metric: the IoU unless it is Smaller. It is 0 if the boxes do not
-// overlap, if one is degenerate, and if one contains a NaN. In that last case its area is NaN,
-// hence the quotient too, and larger(NaN, 0) is 0.
+// Returns the IoU, or the IoS if the metric is Smaller. It is 0 if the boxes do not overlap, if one
+// is degenerate, and if one contains a NaN. In that last case its area is NaN, hence the quotient
+// too, and larger(NaN, 0) is 0.
 template <class T, class Metric = NoEps>
 MDSSD_INLINE T iou(Box<T> a, T area_a, Box<T> b, T area_b, Metric metric = {}) {
   const Areas<T> of = areas(a, area_a, b, area_b, metric);

@@ -1,16 +1,19 @@
-// Three steps of merge_boxes. mdssd/ops/_merging.py says what comes between them.
+// The kernels of merge_boxes. mdssd/ops/_merging.py calls them, and sorts and gathers in between.
+// Boxes are sorted by image, label and falling score, so "earlier" means a higher score.
 //
-//   parents_kernel  finds, for each box, the first of a list of earlier boxes that overlaps it: what
-//                   it joins. That is the whole of greedy_nmm and nmm, in a form without a serial
-//                   part: in nmm any earlier box takes a box, and in greedy_nmm any earlier box that
-//                   NMS (nms.cu) keeps.
-//   members_kernel  makes a merged box of its members, one after the other, since each is compared
-//                   with what the box has grown to. A warp compares 32 members at a time and goes on
-//                   after the first that makes the box grow, so it takes a step per growth and not
-//                   one per member.
-//   fused_kernel    is wbf. Each box is compared with the fused boxes that those before it have
-//                   made, so this is serial: a block handles an image and label, and its threads
-//                   share the fused boxes. A step has two barriers.
+//   parents_kernel  decides which boxes belong together, for greedy_nmm and nmm. Each box joins the
+//                   first earlier box of its group that overlaps it. In nmm that may be any box, in
+//                   greedy_nmm only one that NMS (nms.cu) keeps. No box waits for the decision about
+//                   another, so each has a thread of its own.
+//   members_kernel  computes the merged boxes. The members of a merged box have an order: the box
+//                   starts as the first of them, and each later one enlarges it if the two overlap
+//                   at that moment. A warp tests 32 members against the current box at once, takes
+//                   the first that enlarges it, and tests those after it again. So the number of
+//                   steps is the number of times that the box is enlarged, not that of its members.
+//   fused_kernel    is the whole of wbf. Each box is compared with the fused boxes that exist so
+//                   far and then changes one of them, so the boxes of an image and label come one
+//                   after the other. A block handles such a group, and its threads divide the fused
+//                   boxes among them. Each box takes two barriers.
 //
 // Memory is proportional to the number of boxes. Nothing waits for the device.
 #include <limits>

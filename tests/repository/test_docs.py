@@ -53,6 +53,15 @@ def test_readme_fits_on_a_page_and_names_the_command_for_the_tests() -> None:
     assert "\nmake test " in text
 
 
+def test_install_names_every_extra() -> None:
+    table = (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]")[2]
+    # An extra without packages is kept for those who still name it.
+    extras = re.findall(r"^(\w+) = \[(?!\])", table.partition("\n[")[0], re.MULTILINE)
+    lines = re.findall(r"'\.\[([\w,]+)\]'", (ROOT / "docs" / "install.md").read_text())
+    assert len(extras) >= 8
+    assert set(extras) == {extra for line in lines for extra in line.split(",")}
+
+
 # --- Python --------------------------------------------------------------------------------------
 
 
