@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PureWindowsPath
 
-from mdssd.data.coco_json import CocoContent, CocoImage, Key
+from mdssd.data.coco_json import CocoContent, CocoImage, CocoRow, Key
 from mdssd.data.file_index import FileIndex, inner_name
 from mdssd.data.images import IMAGE_SUFFIXES, ImageLimits
 from mdssd.data.photos import CollectFaults, PhotoDataset, class_notes, progress
@@ -106,6 +106,7 @@ class CocoDataset(PhotoDataset):
         self.notes += content.notes
         self.category_ids = self._choose_classes(content, classes, part)
         self.classes = [content.categories[k].name for k in self.category_ids]
+        self._label_of = {number: label for label, number in enumerate(self.category_ids, 1)}
         rows = self._rows(content)
         names = [image.name for image in content.images.values()]
         if not names:
@@ -127,7 +128,7 @@ class CocoDataset(PhotoDataset):
             self.notes += class_notes(self.classes, found, self.left_out, str(self.json_path))
 
     def _add(
-        self, number: str, image: CocoImage, rows: list[BoxRow], loosely: dict[Path, str]
+        self, number: str, image: CocoImage, rows: list[CocoRow], loosely: dict[Path, str]
     ) -> None:
         path = _direct(self.image_dir, image.name, str(self.json_path))
         if path is None:
@@ -140,7 +141,19 @@ class CocoDataset(PhotoDataset):
                 both = f"{shown(loosely[path])} and {shown(image.name)}"
                 raise self._fault(f"{both} would be the same file, {path}; expected one of each")
             loosely[path] = image.name
-        self.add_image(number, path, rows, image.size, f"{self.json_path} ({image.name})")
+        where = f"{self.json_path} ({image.name})"
+        boxes = [
+            BoxRow(
+                row.box_xyxy,
+                self._label_of[row.category],
+                row.difficult,
+                row.crowd,
+                row.area,
+                f"{where}: {row.place}",
+            )
+            for row in rows
+        ]
+        self.add_image(number, path, boxes, image.size, where)
 
     def _missing(self, name: str) -> DataError:
         if _is_absolute(name):
@@ -167,26 +180,24 @@ class CocoDataset(PhotoDataset):
             )
         return known
 
-    def _rows(self, content: CocoContent) -> dict[Key, list[BoxRow]]:
-        """Return the boxes of the classes by image, and count those of other classes."""
-        label_of = {number: label for label, number in enumerate(self.category_ids, 1)}
-        rows: defaultdict[Key, list[BoxRow]] = defaultdict(list)
+    def _rows(self, content: CocoContent) -> dict[Key, list[CocoRow]]:
+        """Return the annotations of the classes by image, and count those of other classes."""
+        rows: defaultdict[Key, list[CocoRow]] = defaultdict(list)
         lost = bool(content.faults)
-        for position, image, category, box_xyxy, crowd, area, difficult in content.rows:
-            if image not in content.images:
+        for row in content.rows:
+            if row.image not in content.images:
                 if not lost:
-                    self._drop(position, f"there is no image {shown(image)}")
-            elif category in label_of:
-                row = BoxRow(box_xyxy, label_of[category], difficult, crowd, area)
-                rows[image].append(row)
-            elif category in content.categories:
-                self.left_out[content.categories[category].name] += 1
+                    self._drop(row, f"there is no image {shown(row.image)}")
+            elif row.category in self._label_of:
+                rows[row.image].append(row)
+            elif row.category in content.categories:
+                self.left_out[content.categories[row.category].name] += 1
             else:
-                self._drop(position, f"there is no category {shown(category)}")
+                self._drop(row, f"there is no category {shown(row.category)}")
         return rows
 
-    def _drop(self, position: int, reason: str) -> None:
-        self.dropped.append(f"{self.json_path}: annotations[{position}]: {reason}")
+    def _drop(self, row: CocoRow, reason: str) -> None:
+        self.dropped.append(f"{self.json_path}: {row.place}: {reason}")
 
     def _fault(self, reason: str) -> DataError:
         return DataError(f"{self.json_path}: {reason}")

@@ -72,21 +72,25 @@ class CocoFolder(JoinedDataset):
         self._names: dict[str, list[str]] = {}  # of the images of the splits that are not opened
         notes: list[str] = []
         contents = self._read_others(options, notes, train and options.classes is None)
-        parts = [
-            CocoDataset(
-                files[name],
-                image_dir,
-                options.classes,
-                unlabelled=options.unlabelled,
-                faults=options.faults,
-                limits=options.limits,
-                orientation=options.orientation,
-                part=True,
-            )
-            for name in chosen
-        ]
-        for name, part in zip(chosen, parts, strict=True):
-            contents[name] = part.known_classes, part.has_boxes
+        opened: dict[str, CocoDataset] = {}
+        for name in chosen:
+            # Of several files, a damaged one must not hide the others.
+            with CollectFaults(options.faults if len(chosen) > 1 else None):
+                opened[name] = CocoDataset(
+                    files[name],
+                    image_dir,
+                    options.classes,
+                    unlabelled=options.unlabelled,
+                    faults=options.faults,
+                    limits=options.limits,
+                    orientation=options.orientation,
+                    part=True,
+                )
+                contents[name] = opened[name].known_classes, opened[name].has_boxes
+        if not opened:
+            first = "".join((options.faults or [])[:1])
+            raise DataError(f"{root}: no file can be used; the first fault: {first}")
+        self._chosen, parts = list(opened), list(opened.values())
         ids = _ids_of_classes([contents[name] for name in files if name in contents])
         if any(len(numbers) > 1 for numbers in ids.values()):
             name = next(name for name, numbers in ids.items() if len(numbers) > 1)
@@ -97,7 +101,7 @@ class CocoFolder(JoinedDataset):
         classes = list(ids)
         if options.classes is not None:
             classes = [name for name in options.classes if name in ids]
-        shown = [files[name].relative_to(root).as_posix() for name in chosen]
+        shown = [files[name].relative_to(root).as_posix() for name in opened]
         where = str(files[chosen[0]] if len(chosen) == 1 else root)
         if not classes:
             raise DataError(
@@ -113,9 +117,7 @@ class CocoFolder(JoinedDataset):
         self._set_category_ids(parts, ids)
         if max(Counter(self.image_ids).values(), default=0) > 1:
             self.image_ids = [
-                f"{name}/{image_id}"
-                for name, part in zip(chosen, parts, strict=True)
-                for image_id in part.image_ids
+                f"{name}/{image_id}" for name, part in opened.items() for image_id in part.image_ids
             ]
             self.submission = None
 

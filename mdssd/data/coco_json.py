@@ -36,16 +36,23 @@ class CocoCategory(NamedTuple):
 class CocoRow(NamedTuple):
     """An entry of "annotations".
 
-    area: None for that of the box. difficult: a key of `write_coco`, which COCO does not have.
+    own_id: None if it has none. area: None for that of the box. difficult: a key of `write_coco`,
+    which COCO does not have.
     """
 
     position: int
+    own_id: Key | None
     image: Key
     category: Key
     box_xyxy: tuple[float, float, float, float]
     crowd: bool
     area: float | None
     difficult: bool = False
+
+    @property
+    def place(self) -> str:
+        """The place in the file, for messages."""
+        return _place(self.position, self.own_id)
 
 
 class CocoContent:
@@ -174,7 +181,8 @@ class CocoContent:
             if self._keep_rows:
                 self.rows.append(row)
         except ValueError as error:
-            self.unusable.append(f"{self.path}: annotations[{position}]: {error}")
+            own_id = key(entry.get("id")) if isinstance(entry, dict) else None
+            self.unusable.append(f"{self.path}: {_place(position, own_id)}: {error}")
             if len(self.unusable) > _MAX_UNUSABLE:
                 raise self.fault(
                     f"more than {_MAX_UNUSABLE:,} annotations cannot be used; {self.unusable[0]}"
@@ -184,6 +192,7 @@ class CocoContent:
         """Return an annotation. Raises ValueError with the reason, without the file."""
         if not isinstance(entry, dict):
             raise ValueError(f"is {shown(entry)}, expected an object")
+        own_id = key(entry.get("id"))
         image, category = _id(entry, "image_id"), _id(entry, "category_id")
         box = entry.get("bbox")
         values = [number(v) for v in box] if isinstance(box, list) and len(box) == 4 else []
@@ -197,12 +206,12 @@ class CocoContent:
         crowd = flag(entry.get("iscrowd"))
         if crowd is None:
             self.notes.append(
-                f"{self.path}: annotations[{position}]: {_stated(entry, 'iscrowd')}, "
+                f"{self.path}: {_place(position, own_id)}: {_stated(entry, 'iscrowd')}, "
                 "expected 0 or 1; taken as 0"
             )
         box_xyxy = left, top, left + width, top + height
         difficult = bool(flag(entry.get("difficult")))
-        return CocoRow(position, image, category, box_xyxy, bool(crowd), area, difficult)
+        return CocoRow(position, own_id, image, category, box_xyxy, bool(crowd), area, difficult)
 
     def _check_number(self, name: str, position: int) -> None:
         if position >= MAX_ENTRIES[name]:
@@ -214,6 +223,11 @@ def _id(entry: dict[str, Any], name: str) -> Key:
     if number is None:
         raise ValueError(f"{_stated(entry, name)}, expected an id")
     return number
+
+
+def _place(position: int, own_id: Key | None) -> str:
+    """Return where an annotation is: people look for the id, and programs take the position."""
+    return f"annotations[{position}]" + ("" if own_id is None else f" (id {shown(own_id)})")
 
 
 def _stated(entry: Any, name: str) -> str:

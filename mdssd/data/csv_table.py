@@ -17,6 +17,8 @@ from mdssd.data.sample import DataError
 from mdssd.data.values import flag, number, shown, text
 from mdssd.system.files import open_regular
 
+_UTF_8 = "utf-8-sig"  # with or without a byte order mark
+_REMEDY = "convert the file to UTF-8 (in Excel: save it as CSV UTF-8)"
 _MAX_LINE = 1 << 20  # characters
 _DELIMITERS = ("\t", ";", ",", "|")
 # The names of the columns, without spaces and signs and in lower case. The first one that occurs
@@ -81,7 +83,7 @@ class CsvLayout:
     header: bool
     relative: bool = False
     unused: list[str] = field(default_factory=list)
-    encoding: str = "utf-8-sig"
+    encoding: str = _UTF_8
 
     @property
     def sides(self) -> tuple[str, ...]:
@@ -285,12 +287,14 @@ def _encoding(file: BinaryIO) -> str:
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
     found = json.detect_encoding(start)
-    return "utf-8-sig" if found == "utf-8" else found
+    return _UTF_8 if found == "utf-8" else found
 
 
 def _lines(path: Path, file: BinaryIO, encoding: str, errors: str = "strict") -> Iterator[str]:
     """Yield the lines with their ends. A file without ends of lines does not fill the memory."""
-    stream = io.TextIOWrapper(file, encoding, errors, newline="")
+    # A stream decodes thousands of bytes at once, and would not know the line of a wrong one.
+    escaped = encoding == _UTF_8 and errors == "strict"
+    stream = io.TextIOWrapper(file, encoding, "surrogateescape" if escaped else errors, newline="")
     count = 0
     while True:
         try:
@@ -298,7 +302,7 @@ def _lines(path: Path, file: BinaryIO, encoding: str, errors: str = "strict") ->
         except UnicodeError:
             raise DataError(
                 f"{path}:{count + 1}: at or after this line there is a byte that is not in "
-                f"{encoding.removesuffix('-sig')}; convert the file to UTF-8"
+                f"{encoding}; {_REMEDY}"
             ) from None
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from None
@@ -307,4 +311,7 @@ def _lines(path: Path, file: BinaryIO, encoding: str, errors: str = "strict") ->
         count += 1
         if len(line) >= _MAX_LINE:
             raise DataError(f"{path}:{count}: the line has more than {_MAX_LINE:,} characters")
+        if escaped and (wrong := re.search("[\udc80-\udcff]", line)):
+            byte = ord(wrong[0]) - 0xDC00
+            raise DataError(f"{path}:{count}: byte {byte:#x} is not in UTF-8; {_REMEDY}")
         yield line

@@ -66,7 +66,7 @@ class Tally:
 
 def kind_of_reason(line: str) -> str:
     """Return the reason in a line "file: reason" without what differs from file to file."""
-    reason = re.sub(r"\w+\[\d+\]: ", "", line.partition(": ")[2] or line)
+    reason = re.sub(r"\w+\[\d+\](?: \([^()]*\))?: ", "", line.partition(": ")[2] or line)
     reason = re.sub(r"'[^']*'|\"[^\"]*\"", "'...'", reason)
     reason = re.sub(r" ?\([^()]*\)| ?\[[^\[\]]*\]", "", reason)
     return re.sub(r"-?\d[\d.,]*", "N", reason)

@@ -21,7 +21,8 @@ def test_ids_boxes_and_crowds(tmp_path):
     assert sample.labels.tolist() == [2, 1] and sample.crowd.tolist() == [False, True]
     assert sample.area.tolist() == [77, 25] and not sample.difficult.any()
     assert data[1].boxes_xyxy.shape == (0, 4)
-    assert len(data.dropped) == 1 and "(x.png): box (4, 4, 4, 13) has no area" in data.dropped[0]
+    where = f"{data.json_path} (x.png): annotations[2] (id 3)"
+    assert data.dropped == [f"{where}: box (4, 4, 4, 13) has no area"]
     assert "1 box marked as a crowd" in data.report() and "1 image without a box" in data.report()
 
 
@@ -118,6 +119,7 @@ def test_an_annotation_that_cannot_be_used_is_left_out(tmp_path, position, key, 
     data = CocoDataset(write(tmp_path / "bad.json", content))
     assert len(data.dropped) == 1 and re.search(rf"bad\.json.*: .*{reason}", data.dropped[0])
     assert data.annotation(0).labels.tolist() == [2] and len(data.dropped[0]) < 400
+    assert re.search(r"bad\.json( \(x\.png\))?: annotations\[1\] \(id 2\): ", data.dropped[0])
 
 
 def test_integers_that_python_does_not_read(tmp_path):

@@ -1,6 +1,7 @@
 """Folders with a COCO file for each split."""
 
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -245,6 +246,24 @@ def test_a_broken_file_is_an_error_of_its_split_and_of_the_classes(tmp_path):
         assert any("test.json: broken JSON" in note for note in dataset.notes)
     with pytest.raises(DataError, match=r"test\.json: broken JSON .the file ends within a string"):
         open_dataset(tmp_path, "test")
+
+
+def test_a_damaged_file_does_not_hide_the_others(tmp_path):
+    photos(tmp_path, "a.png", "c.png")
+    write(tmp_path / "train.json", content("a.png"))
+    write(tmp_path / "val.json", json.dumps(content("b.png"))[:-40])
+    write(tmp_path / "test.json", content("c.png", "gone.png"))
+    with pytest.raises(DataError, match="val.json: broken JSON"):
+        open_dataset(tmp_path, "all")
+    faults = []
+    dataset = open_dataset(tmp_path, "all", faults=faults)
+    assert (dataset.split, dataset.classes, len(dataset)) == ("all", ["car", "bus"], 2)
+    assert list(dataset.split_lists([])[0].listed) == ["train", "test"]
+    assert [Path(line.partition(": ")[0]).name for line in faults] == ["val.json", "gone.png"]
+    for name in ("train", "test"):
+        write(tmp_path / f"{name}.json", json.dumps(content("a.png"))[:-40])
+    with pytest.raises(DataError, match="no file can be used; the first fault: .*train.json: brok"):
+        open_dataset(tmp_path, "all", faults=[])
 
 
 @pytest.mark.parametrize("damage", ["", "\0" * 5000, "no JSON", None])

@@ -123,11 +123,24 @@ def test_a_file_that_cannot_be_used(tmp_path, row, reason):
     assert len(faults) == 1 and reason in faults[0]
 
 
-def test_bytes_in_another_encoding(tmp_path):
-    with pytest.raises(DataError, match="not in utf-8; convert the file to UTF-8"):
-        opened(tmp_path, "a.png,10,20,30,40,größe\n".encode("latin-1"))
-    with pytest.raises(DataError, match="not in utf-8; convert the file to UTF-8"):
-        opened(tmp_path, b"a.png,10,20,30,40,car\n" * 3000 + b"a.png,1,2,3,4,\xff\n")
+@pytest.mark.parametrize("rows", [0, 1, 3000])
+def test_bytes_in_another_encoding(tmp_path, rows):
+    text = "a.png,10,20,30,40,Straße\n" * rows + "\n"
+    remedy = "convert the file to UTF-8 (in Excel: save it as CSV UTF-8)"
+    with pytest.raises(DataError) as error:
+        opened(tmp_path, text.encode() + "a.png,10,20,30,40,größe\n".encode("cp1252"))
+    fault = f"{tmp_path / 'boxes.csv'}:{rows + 2}: byte 0xf6 is not in UTF-8; {remedy}"
+    assert str(error.value) == fault
+    faults = []
+    if rows:
+        assert boxes(open_dataset(tmp_path, faults=faults))["a"][0][0] == "Straße"
+        assert faults == [fault]
+    else:
+        with pytest.raises(DataError) as error:
+            open_dataset(tmp_path, faults=faults)
+        assert str(error.value) == f"{tmp_path}: no object can be read; the first fault: {fault}"
+    with pytest.raises(DataError, match=":2: at or after this line .* not in utf-16; convert"):
+        opened(tmp_path, "\ufeffa.png,1,2,9,9,a\n".encode("utf-16-le") + b"\x00")
 
 
 def test_a_line_without_end(tmp_path, monkeypatch):

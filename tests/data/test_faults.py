@@ -45,6 +45,9 @@ def test_lines_with_the_same_reason_are_one():
         "2 times: y.xml: xmin is '7,5', expected a number; z.xml: xmin is '3,0', expected a number",
         "x.jpg: no such image",
     ]
+    places = ("x.json (a.png): annotations[3] (id 7)", "x.json: annotations[4]")
+    flat = [f"{place}: box ({k}, 1, 2, 2) has no area" for k, place in enumerate(places)]
+    assert grouped(flat) == [f"2 times: {flat[0]}; {flat[1]}"]
     assert grouped([]) == []
 
 
