@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 
+from mdssd.system.text import printable
+
 FAILED, INTERRUPTED, CLOSED = 2, 130, 141
 # Characters of a message, which may quote what a file contains.
 _LONGEST = 2000
@@ -119,6 +121,7 @@ def _joined(text: str) -> str:
 
 def say(line: str) -> None:
     """Print a line to standard error; leave out the middle of a long one."""
+    line = printable(line)
     if len(line) > _LONGEST:
         line = f"{line[: _LONGEST - 200]} ... {line[-200:]}"
     if sys.stderr is not None:
@@ -157,7 +160,7 @@ def safe_streams() -> Iterator[None]:
 
 
 def _format_warning(message: Warning | str, *_: object, **__: object) -> str:
-    return f"mdssd: warning: {_joined(str(message))}\n"
+    return f"mdssd: warning: {printable(_joined(str(message)))}\n"
 
 
 def output_fault(error: Exception | None = None) -> OSError | None:

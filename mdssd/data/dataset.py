@@ -12,7 +12,7 @@ import numpy as np
 from mdssd.data.images import ImageLimits
 from mdssd.data.reasons import grouped
 from mdssd.data.sample import NO_IMAGE, Annotation, Sample
-from mdssd.system.text import plural
+from mdssd.system.text import plural, printable
 
 # The names that splits usually have.
 SPLITS = ("train", "val", "valid", "trainval", "test")
@@ -230,4 +230,4 @@ def describe(dataset: DetectionDataset, annotations: Sequence[Sample | Annotatio
             shown = found if len(found) <= _LISTED else grouped(found)
             lines.append(f"  {plural(len(found), what)} {title}:")
             lines += [f"    {line}" for line in shown]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

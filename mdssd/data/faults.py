@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from mdssd.data.dataset import DataPart, DetectionDataset
 from mdssd.data.images import read_image
-from mdssd.data.reasons import grouped, kind_of_reason
+from mdssd.data.reasons import grouped
 from mdssd.data.sample import DataError
 from mdssd.system.text import plural
 
@@ -17,7 +16,7 @@ from mdssd.system.text import plural
 # in another format.
 MOST_LEFT_OUT = 0.05
 _REASONS = 4  # of a message
-_KINDS = 2  # of reasons in a line
+_KINDS = 2  # reasons in a line
 
 
 def faults_line(dataset: DetectionDataset, faults: Sequence[str] = ()) -> str:
@@ -32,8 +31,8 @@ def faults_line(dataset: DetectionDataset, faults: Sequence[str] = ()) -> str:
         >>> from mdssd.data.faults import faults_line
         >>> faults_line(SyntheticScenes(2))
         ''
-        >>> faults_line(SyntheticScenes(2), ["a.jpg: no such image"])
-        'synthetic scenes (seed 0): 1 file left out (no such image); `mdssd data check` lists them'
+        >>> faults_line(SyntheticScenes(2), ["a.jpg: no such image"]).partition(";")[0]
+        'synthetic scenes (seed 0): 1 file left out (a.jpg: no such image)'
     """
     boxes, sizes = len(dataset.dropped), len(dataset.size_faults)
     parts = []
@@ -157,7 +156,6 @@ def _boxes(dataset: DetectionDataset) -> int:
 
 
 def _reasons(lines: Sequence[str]) -> str:
-    """Return the two most frequent kinds of reasons."""
-    counts = Counter(map(kind_of_reason, lines)).most_common()
-    shown = [f"{kind}: {n}" if len(counts) > 1 else kind for kind, n in counts[:_KINDS]]
-    return ", ".join(shown) + (", ..." if len(counts) > _KINDS else "")
+    """Return the first line of each of the two most frequent reasons."""
+    reasons = grouped(lines)
+    return "; ".join(reasons[:_KINDS]) + ("; ..." if len(reasons) > _KINDS else "")

@@ -6,13 +6,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-from mdssd.system.text import plural
-
-_EXAMPLES = 2
+from mdssd.system.text import plural, printable
 
 
 def grouped(lines: Iterable[str]) -> list[str]:
-    """Return one line for each reason, the most frequent first, with a count and two examples.
+    """Return the first line of each reason and the number of its others, the most frequent first.
 
     Args:
         lines: lines "file: reason". Two reasons are the same if they differ only in numbers, in
@@ -21,16 +19,18 @@ def grouped(lines: Iterable[str]) -> list[str]:
     Example:
         >>> from mdssd.data.reasons import grouped
         >>> grouped([f"{name}.xml: box (1, 2, {k}, 2) has no area" for k, name in enumerate("abc")])
-        ['3 times: a.xml: box (1, 2, 0, 2) has no area; b.xml: box (1, 2, 1, 2) has no area; ...']
+        ['a.xml: box (1, 2, 0, 2) has no area, and 2 more like it']
     """
-    groups: dict[str, list[str]] = {}
+    counts: Counter[str] = Counter()
+    first: dict[str, str] = {}
     for line in lines:
-        groups.setdefault(kind_of_reason(line), []).append(line)
-    result = []
-    for group in sorted(groups.values(), key=len, reverse=True):
-        shown = "; ".join(group[:_EXAMPLES]) + ("; ..." if len(group) > _EXAMPLES else "")
-        result.append(f"{len(group)} times: {shown}" if len(group) > 1 else shown)
-    return result
+        kind = _kind(line)
+        first.setdefault(kind, printable(line))
+        counts[kind] += 1
+    return [
+        first[kind] + (f", and {count - 1:,} more like it" if count > 1 else "")
+        for kind, count in counts.most_common()
+    ]
 
 
 class Tally:
@@ -62,14 +62,6 @@ class Tally:
             times = "time" if more == 1 else "times"
             lines.append(f"{where}: {reason}" + (f" (and {more:,} more {times})" if more else ""))
         return lines
-
-
-def kind_of_reason(line: str) -> str:
-    """Return the reason in a line "file: reason" without what differs from file to file."""
-    reason = re.sub(r"\w+\[\d+\](?: \([^()]*\))?: ", "", line.partition(": ")[2] or line)
-    reason = re.sub(r"'[^']*'|\"[^\"]*\"", "'...'", reason)
-    reason = re.sub(r" ?\([^()]*\)| ?\[[^\[\]]*\]", "", reason)
-    return re.sub(r"-?\d[\d.,]*", "N", reason)
 
 
 class Losses:
@@ -115,3 +107,11 @@ class Losses:
             for (noun, what, outcome), count in self._counts.items()
         ]
         return lines + self._lines
+
+
+def _kind(line: str) -> str:
+    """Return the reason in a line "file: reason" without what differs from file to file."""
+    reason = re.sub(r"\w+\[\d+\](?: \([^()]*\))?: ", "", line.partition(": ")[2] or line)
+    reason = re.sub(r"'[^']*'|\"[^\"]*\"", "'...'", reason)
+    reason = re.sub(r" ?\([^()]*\)| ?\[[^\[\]]*\]", "", reason)
+    return re.sub(r"-?\d[\d.,]*", "N", reason)

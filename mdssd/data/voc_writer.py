@@ -74,7 +74,7 @@ def write_voc(
             place = work / "JPEGImages"
             written = write_image(dataset, image, [place], found, link=link, jpg=True)
             if written.format != "JPEG":
-                outcome = "copied, but some tools for VOC look only for .jpg"
+                outcome = f"{written.done}, but some tools for VOC look only for .jpg"
                 found.add("image", f"in the format {written.format}", image.name, outcome)
             path = work / "Annotations" / f"{image.name}.xml"
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -52,6 +52,7 @@ class Written(NamedTuple):
         format: the format of the file, by Pillow's name.
         size: (width, height) of the picture, turned as its EXIF data say.
         boxes_xyxy: float64 [M, 4], in pixels of that picture.
+        done: how the file was made: "copied", "linked" or "encoded".
         sample: the labels and flags of the boxes. Its own boxes may refer to the stored pixels.
     """
 
@@ -59,6 +60,7 @@ class Written(NamedTuple):
     format: str
     size: tuple[int, int]
     boxes_xyxy: NDArray[np.float64]
+    done: str
     sample: Sample
 
 
@@ -143,12 +145,13 @@ def write_image(
         DataError: the image cannot be read.
     """
     path = dataset.image_path(image.number)
+    done = "linked" if link and path else "copied"
     data = None if path else dataset.image_bytes(image.number)
     if path is None and data is None:
         sample = dataset[image.number]
         height, width = sample.image.shape[:2]
         header = ImageHeader(width, height, 1, "PNG")
-        data = encode_image(sample.image)
+        data, done = encode_image(sample.image), "encoded"
     else:
         sample = dataset.annotation(image.number)
         name = dataset.image_ids[image.number]
@@ -170,7 +173,7 @@ def write_image(
         boxes_xyxy = _turned(boxes_xyxy, header)
         what = "that EXIF data turn, with boxes on the stored pixels"
         losses.add("image", what, f"in {image.name}", "the boxes are turned with the picture")
-    return Written(suffix, header.format, header.size(upright=True), boxes_xyxy, sample)
+    return Written(suffix, header.format, header.size(upright=True), boxes_xyxy, done, sample)
 
 
 def masks(sample: Sample) -> int:

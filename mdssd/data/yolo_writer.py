@@ -79,7 +79,9 @@ def write_yolo(
             written = write_image(dataset, image, folders, found, link=link)
             if written.format not in _FORMATS:
                 what = f"in the format {written.format}"
-                found.add("image", what, image.name, "copied, but not all tools for YOLO read it")
+                found.add(
+                    "image", what, image.name, f"{written.done}, but not all tools for YOLO read it"
+                )
             lines = "".join(_lines(written, image.name, found))
             for name in image.splits:
                 path = work / "labels" / name / f"{image.name}.txt"

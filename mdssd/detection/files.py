@@ -24,7 +24,7 @@ from mdssd.drawing import draw_detections, encode_image
 from mdssd.names import TABLES
 from mdssd.system.progress import progress_bar
 from mdssd.system.stop import StopRequest, Terminated
-from mdssd.system.text import plural
+from mdssd.system.text import plural, printable
 
 # Pictures with fewer pixels on their shorter side have colours at full resolution.
 _FINE = 1200
@@ -87,7 +87,7 @@ class DetectReport:
         if failures:
             lines += self.left_out
             lines += [f"failed: {reason}" for _, reason in self.failed]
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 def detect(

@@ -19,7 +19,7 @@ from mdssd.detection.image_files import ImageFiles, geojson_text, yolo_descripti
 from mdssd.detection.sources import STDIN, Sources
 from mdssd.detection.tables import Table, open_table
 from mdssd.system.files import AtomicFiles, open_regular, read_regular, remove_all_leftovers
-from mdssd.system.text import plural, some
+from mdssd.system.text import plural, printable, some
 
 # The longest name of a file, in bytes, on the usual file systems.
 _LONGEST_NAME = 255
@@ -180,7 +180,7 @@ class Outputs:
                 "replace it by --overwrite (overwrite=True)"
             )
         lines = [f"{out}: replacing {', '.join(replaced)} of an earlier run"] if replaced else []
-        return "\n".join([*lines, *self._staying()])
+        return "\n".join(map(printable, [*lines, *self._staying()]))
 
     def _existing(self) -> Iterator[tuple[str, list[Path], bytes]]:
         """Yield what there is of the files that will be written: a name, files, their beginning."""

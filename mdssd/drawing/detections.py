@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from mdssd.drawing.tags import Style, Tag, place_tags, tag_font, whole_pixels
+from mdssd.system.text import printable
 
 Color = tuple[int, int, int]
 
@@ -169,7 +170,7 @@ def _draw(
         _box(picture, boxes[k], class_color(int(labels[k])), style.line)
     for box in truth if truth is not None else ():
         _dashed_box(picture, box, style.dash)
-    texts = [(classes[labels[k] - 1],) * 2 for k in order]
+    texts = [(printable(classes[labels[k] - 1]),) * 2 for k in order]
     if scores is not None:
         texts = [
             (f"{text} {scores[k]:.2f}", f"{scores[k]:.2f}")
@@ -270,7 +271,7 @@ def _legend(
     """Return the strip below: the colour, name and number of each class, and the ground truth."""
     present, counts = np.unique(names, return_counts=True)
     entries: list[tuple[str, Color | None]] = [
-        (f"{classes[k - 1]}: {n}", class_color(int(k)))
+        (f"{printable(classes[k - 1])}: {n}", class_color(int(k)))
         for k, n in zip(present.tolist(), counts.tolist(), strict=True)
     ]
     if truth is not None:

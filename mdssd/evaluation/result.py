@@ -28,7 +28,7 @@ from mdssd.metrics import (
 from mdssd.metrics.errors import KINDS
 from mdssd.metrics.sizes import SIZES
 from mdssd.system.files import atomic_write
-from mdssd.system.text import plural, some
+from mdssd.system.text import plural, printable, some
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class EvalResult:
             heads += ["COCO AP", "COCO AP50"]
             columns += [self.coco.ap, self.coco.ap50]
             means += [self.coco.figures["AP"], self.coco.figures["AP50"]]
-        rows = [(k, name) for k, name in enumerate(self.classes) if voc.objects[k]]
+        rows = [(k, printable(name)) for k, name in enumerate(self.classes) if voc.objects[k]]
         width = max(len(name) for name in ["class", "mean", *(name for _, name in rows)])
         lines.append("  ".join([heads[0].ljust(width), *(h.rjust(10) for h in heads[1:])]))
         for k, name in rows:
@@ -206,7 +206,7 @@ class EvalResult:
             f"{stage} {1000 * s / max(self.images, 1):.1f} ms" for stage, s in self.seconds.items()
         )
         lines.append(f"{self.images_per_second:.1f} images/s (per image: {stages})")
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON can hold it; a figure that does not exist is None."""

@@ -16,7 +16,7 @@ from mdssd.data.reasons import grouped
 from mdssd.inspection.tiles import BoxesInTiles
 from mdssd.priors import PriorLayer
 from mdssd.priors.maps import InputSize, width_height
-from mdssd.system.text import plural
+from mdssd.system.text import plural, printable
 
 IOU = 0.5
 # Bounds of the ranges of sizes, in pixels of the input. Each is an octave, as are prior layers.
@@ -132,7 +132,15 @@ class DataCheck:
         Args:
             root: the folder from which paths are counted. None: paths are whole.
         """
-        lines = [self.verdict(), "", self.report, *self._images(), "", *self._table(), ""]
+        lines = [
+            self.verdict(),
+            "",
+            *self.report.split("\n"),
+            *self._images(),
+            "",
+            *self._table(),
+            "",
+        ]
         lines += self._priors()
         lines += self.in_tiles.cut() if self.in_tiles else []
         if len(self.ratio):
@@ -153,9 +161,9 @@ class DataCheck:
             lines += [f"  {line}" for line in shown[:_LISTED]]
             if len(shown) > _LISTED:
                 lines.append(f"  and {len(shown) - _LISTED} more reasons")
-        text = "\n".join(lines)
+        text = "\n".join(map(printable, lines))
         if root is not None:
-            for folder in (os.path.abspath(root), os.path.relpath(root)):
+            for folder in map(printable, (os.path.abspath(root), os.path.relpath(root))):
                 text = text.replace(f"{folder}{os.sep}", "") if folder != "." else text
         return text
 
@@ -213,7 +221,8 @@ class DataCheck:
     def _table(self) -> list[str]:
         """Return the boxes, sizes and recall of each class and each range of sizes."""
         every = np.ones(len(self.iou), bool)
-        rows = [*self.by_class(), ("all", every), ("", every), *self.by_size()]
+        rows = [(printable(name), which) for name, which in self.by_class()]
+        rows += [("all", every), ("", every), *self.by_size()]
         title = f"boxes in {self.input_text}"
         title = title.ljust(max(12, *(len(name) for name, _ in rows)))
         lines = [f"{title}  {'boxes':>8}  {'5%':>7}  {'median':>7}  {'95%':>7}  {'recall':>7}"]

@@ -9,8 +9,18 @@ from typing import Any
 
 from tqdm import tqdm
 
+from mdssd.system.text import printable
+
 # Seconds between two lines in a log file, and the seconds that pass before the first.
 _LINE_EVERY, _LINES_AFTER = 30.0, 2.0
+
+
+class _Moving(tqdm):
+    """A progress bar that moves on a terminal."""
+
+    @classmethod
+    def write(cls, s: str, file: Any = None, end: str = "\n", nolock: bool = False) -> None:
+        super().write(printable(s), file, end, nolock)
 
 
 class _Lines(tqdm):
@@ -22,7 +32,7 @@ class _Lines(tqdm):
 
     @classmethod
     def write(cls, s: str, file: Any = None, end: str = "\n", nolock: bool = False) -> None:
-        print(s, file=file, end=end, flush=True)
+        print(printable(s), file=file, end=end, flush=True)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         if msg is None:  # otherwise tqdm wants to erase the bar
@@ -78,14 +88,14 @@ def progress_bar(
     visible = visible and sys.stderr is not None
     shared: dict[str, Any] = {
         "iterable": items,
-        "desc": desc,
+        "desc": printable(desc),
         "total": total,
         "unit": unit,
         "initial": initial,
         "disable": not visible,
     }
     if visible and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
-        return tqdm(**shared, leave=leave, delay=delay)
+        return _Moving(**shared, leave=leave, delay=delay)
     return _Lines(
         **shared,
         leave=False,

@@ -1,8 +1,15 @@
-"""Numbers with their nouns and lists of names, for messages."""
+"""Text for messages: numbers with their nouns, lists of names, and names that can be printed."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+# Control characters, ends of lines and paragraphs, changes of the direction of writing, and half
+# characters, which stand for bytes of a file's name that are no text.
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 def plural(count: float, noun: str) -> str:
@@ -29,3 +36,17 @@ def some(names: Sequence[str], most: int = 4) -> str:
     """
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def printable(line: str) -> str:
+    r"""Return a line in which control characters are escapes, such as \x1b and \n.
+
+    The name of a file or of a class may hold them. On a terminal they would change what other
+    lines show, and in a table they would begin a new line. All other characters stay.
+
+    Example:
+        >>> from mdssd.system.text import printable
+        >>> print(printable("Käfer \x1b[31mred\n"))
+        Käfer \x1b[31mred\n
+    """
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), line)

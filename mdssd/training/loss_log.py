@@ -19,6 +19,7 @@ from mdssd.system.files import (
     read_regular,
     remove_leftovers,
 )
+from mdssd.system.text import printable
 
 try:
     import fcntl
@@ -121,7 +122,8 @@ class LossLog:
             self._file.flush()
         except OSError as error:  # the row stays in the buffer of the file
             if not self._warned:
-                print(f"\n{self.path}: cannot be written ({error.strerror})", file=sys.stderr)
+                line = printable(f"{self.path}: cannot be written ({error.strerror})")
+                print(f"\n{line}", file=sys.stderr)
             self._warned = True
 
     def __enter__(self) -> LossLog:

@@ -38,7 +38,8 @@ def test_it_prints_what_was_read_left_out_and_lost(cells, tmp_path, capsys):
     assert convert(cells, "--to", "coco", "--out", tmp_path / "out") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "data: VOC XML, split all"
-    assert lines[1].startswith(f"cells all: 1 of {boxes + 1} boxes left out (box has no area)")
+    flat = f"{cells}/Annotations/scene_000000.xml: box (5, 5, 5, 9) has no area"
+    assert lines[1].startswith(f"cells all: 1 of {boxes + 1} boxes left out ({flat})")
     assert lines[2].startswith('1 box marked difficult: kept as "difficult": 1, which COCO')
     assert lines[3] == f"written: {tmp_path / 'out'}, 3 images, {boxes} boxes of cells all"
     assert lines[4] == f"next: mdssd data check {tmp_path / 'out'}"
@@ -53,6 +54,17 @@ def test_a_choice_of_split_and_classes(cells, tmp_path, capsys):
     assert (tmp_path / "out/images/scene_000002.png").is_symlink()
     dataset = open_dataset(tmp_path / "out/annotations/instances_val.json")
     assert dataset.classes == ["triangle", "cross"]
+
+
+@pytest.mark.parametrize("words, done", [((), "copied"), (("--link",), "linked")])
+def test_images_in_a_rare_format_are_said_to_be_copied_or_linked(tmp_path, capsys, words, done):
+    source = tmp_path / "source"
+    source.mkdir()
+    cv2.imwrite(str(source / "a.pgm"), np.zeros((40, 40), np.uint8))
+    (source / "a.csv").write_text("a.pgm,1,2,30,40,car\n")
+    for form in ("yolo", "voc"):
+        assert convert(source, "--to", form, "--out", tmp_path / form, *words) == 0
+        assert f"in the format PPM: {done}, but " in capsys.readouterr().out
 
 
 def test_nothing_of_the_source_changes(cells, tmp_path):
@@ -89,7 +101,7 @@ def test_a_source_with_a_fault_is_refused_unless_that_is_allowed(cells, tmp_path
     assert "scene_000001: no such image" in error and "--allow-faults" in error
     assert not (tmp_path / "out").exists()
     assert convert(*words, "--allow-faults") == 0
-    assert "1 file left out (no such image)" in capsys.readouterr().out
+    assert "1 file left out (" in capsys.readouterr().out
     # The splits stay when images are left out.
     assert len(os.listdir(tmp_path / "out/annotations")) == 2
 

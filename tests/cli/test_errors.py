@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -10,9 +11,11 @@ import warnings
 from concurrent.futures.process import BrokenProcessPool
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch.utils.data import DataLoader
 
 from mdssd.cli import main, make_parser
@@ -302,3 +305,43 @@ runpy.run_module("mdssd", run_name="__main__")
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "mdssd: interrupted\n")
+
+
+# --- names that would change what a terminal shows ----------------------------------------------
+
+
+def test_names_are_printed_with_escapes_and_written_as_they_are(tmp_path, capfd):
+    """A class and an image have an escape sequence and a line end in their names."""
+    red, lines, umlaut = "\x1b[31mred", "a\nQb", "Käfer 🐞 甲虫"
+    root = tmp_path / "bugs"
+    (root / "labels").mkdir(parents=True)
+    (root / "images").mkdir()
+    for name, row in (("\x1b[2Jx", "9 .5 .5 .1 .1"), ("y\nQz", "0 .5 .5 .1 .1"), ("w", "zero")):
+        cv2.imwrite(str(root / "images" / f"{name}.png"), np.zeros((40, 60, 3), np.uint8))
+        (root / "labels" / f"{name}.txt").write_text(f"0 .5 .5 .2 .2\n{row}\n")
+    content = {"train": "images", "val": "images", "names": [lines, red, umlaut]}
+    (root / "data.yaml").write_text(yaml.safe_dump(content))
+    out = tmp_path / "out"
+    options = ["--model", "ssd300", "--width", "0.0625", "--batch-norm", "--threads", "1"]
+    for words in (
+        ["data", "check", root, "--out", out / "check"],
+        ["data", "convert", root, "--to", "coco", "--out", out / "coco", "--allow-faults"],
+        ["data", "show", root, "--out", out / "a\x1b[2J.png"],
+        ["train", "--data", root, "--out", out / "run", "--workers", "0", "--iterations", "1",
+         "--batch-size", "2", "--allow-faults", *options],
+        ["eval", out / "run", "--data", root, "--workers", "0", "--allow-faults"],
+        ["detect", out / "run", root / "images", root / "data.yaml", "--out", out / "found\x1b[2J"],
+        ["train", "--data", tmp_path / "no\x1b[2J"],
+        ["data", "check", "--no\x1b[2J"],
+    ):  # fmt: skip
+        main([str(word) for word in words])
+        text = "".join(capfd.readouterr())
+        assert "\x1b" not in text and "\x9b" not in text, words
+        assert not [line for line in text.splitlines() if line.startswith("Q")], words
+        if words[:2] == ["data", "check"] and root in words:
+            table = [line for line in text.splitlines() if line.endswith(" 1.0000")]
+            assert table[0].startswith("a\\nQb      ")
+            assert f"  {umlaut}: 0" in text and "  \\x1b[31mred: 0" in text
+            assert "labels/\\x1b[2Jx.txt:2: class 9 has no name in data.yaml" in text
+    written = json.loads((out / "coco/annotations/instances_train.json").read_text())
+    assert [each["name"] for each in written["categories"]] == [lines, red, umlaut]

@@ -80,6 +80,12 @@ def test_tags_name_class_and_score(monkeypatch):
     assert [tag.text for tag in tags] == ["bus 1.00", "car 0.87", "éléphant 0.50"]
 
 
+def test_a_name_with_control_characters_is_drawn_with_escapes(monkeypatch):
+    tags = placed(monkeypatch)
+    draw_detections(grey(), [[100, 100, 200, 200]], [1], [0.5], ["a\nb\x85"])
+    assert [tag.text for tag in tags] == ["a\\nb\\x85 0.50"]
+
+
 def test_a_tag_lies_above_its_box_and_below_at_the_upper_edge(monkeypatch):
     tags = placed(monkeypatch)
     draw_detections(

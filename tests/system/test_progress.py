@@ -57,6 +57,17 @@ def test_a_note_repeats_no_bar_in_a_log_file(work, capsys):
     assert capsys.readouterr().out == "a note\n"
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_note_cannot_change_what_the_terminal_shows(capsys, monkeypatch, terminal):
+    monkeypatch.delenv("TERM", raising=False)
+    monkeypatch.setattr("sys.stderr", Output(terminal))
+    bar = progress_bar(desc="of a\x1b[2J", total=1)
+    bar.write("failed: a\nb\x1b[2J.png")
+    bar.close()
+    assert capsys.readouterr().out == "failed: a\\nb\\x1b[2J.png\n"
+    assert bar.desc == "of a\\x1b[2J"
+
+
 def test_a_terminal_shows_the_bar_at_once(work):
     text = work(3, 0.01, terminal=True)
     assert text.startswith("\rwork:   0%") and "3/3" in text and text.endswith("\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mdssd.cli.commands.shared import show
 from mdssd.system.files import writable_folder
 from mdssd.weights.convert import convert, json_path
 
@@ -18,7 +19,7 @@ def run(arguments: argparse.Namespace) -> int:
         prior_scales=arguments.prior_scales,
     )
     assert found.config is not None
-    print(
+    show(
         f"{found.layout}: {found.config['model']}, {found.config['num_classes']} classes with "
         f"background, prior scales {found.config['prior_scales']}: "
         f"{json_path(arguments.out)}"

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mdssd.cli.commands.shared import open_whole_data, recognised, tiling_of
+from mdssd.cli.commands.shared import open_whole_data, recognised, show, tiling_of
 from mdssd.data import CocoDataset, DataError, DetectionDataset
 from mdssd.data.dataset import DataPart
 from mdssd.data.splits import default_split
@@ -48,11 +48,11 @@ def run(arguments: argparse.Namespace) -> int:
         tiny=arguments.tiny,
         workers=arguments.workers,
     )
-    verdict, _, rest = check.text(_folder(arguments.data, dataset)).partition("\n")
+    verdict, *rest = check.text(_folder(arguments.data, dataset)).split("\n")
     known = [recognised(dataset)] if dataset.format else []
-    print(verdict, *known, rest, sep="\n")
+    show(verdict, *known, *rest)
     if arguments.out:
-        print(f"written: {', '.join(map(str, write_check(check, arguments.out)))}")
+        show(f"written: {', '.join(map(str, write_check(check, arguments.out)))}")
     if "allow_faults" in arguments:
         return 1 if check.leaks else 0
     return 1 if check.broken else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mdssd.cli.commands.shared import open_data, recognised
+from mdssd.cli.commands.shared import open_data, recognised, show
 from mdssd.data import DetectionDataset, write_coco, write_voc, write_yolo
 from mdssd.data.faults import check_faults, faults_line
 from mdssd.data.splits import ALL
@@ -23,11 +23,11 @@ def run(arguments: argparse.Namespace) -> int:
     with StopRequest() as stop, stop.at_once():
         _WRITERS[arguments.to](dataset, out, None, link=arguments.link, losses=losses)
     for line in losses:
-        print(line)
+        show(line)
     boxes = sum(len(dataset.annotation(index).labels) for index in range(len(dataset)))
     counts = f"{plural(len(dataset), 'image')}, {plural(boxes, 'box')}"
-    print(f"written: {out}, {counts} of {dataset.name}")
-    print(f"next: mdssd data check {out}")
+    show(f"written: {out}, {counts} of {dataset.name}")
+    show(f"next: mdssd data check {out}")
     return 0
 
 
@@ -47,9 +47,9 @@ def _open(arguments: argparse.Namespace) -> DetectionDataset:
         options, train=True, input_size=300, classes=arguments.classes, faults=faults
     )
     if dataset.format:
-        print(recognised(dataset), flush=True)
+        show(recognised(dataset))
     if not options.get("allow_faults"):
         check_faults(dataset, faults)
     if line := faults_line(dataset, faults):
-        print(line)
+        show(line)
     return dataset

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mdssd.cli.commands.shared import open_whole_data, tiling_of
+from mdssd.cli.commands.shared import open_whole_data, show, tiling_of
 from mdssd.data import Augmentation
 from mdssd.drawing import write_image
 from mdssd.inspection.plots import contact_sheet
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         sheet = tile_sheet(dataset, tiling, count, arguments.seed)
         noun = "image"
     write_image(sheet, out)
-    print(f"written: {out}, {plural(count, noun)} of {dataset.name}")
+    show(f"written: {out}, {plural(count, noun)} of {dataset.name}")
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from mdssd.cli.commands.shared import detector_options, machine
+from mdssd.cli.commands.shared import detector_options, machine, show
 from mdssd.data.images import ImageLimits
 from mdssd.detection.detector import Detector
 from mdssd.detection.files import detect
@@ -39,5 +39,5 @@ def run(arguments: argparse.Namespace) -> int:
             coco_images=arguments.coco_images,
             yolo_scores=arguments.yolo_scores,
         )
-    print(report.table(failures=False))  # each failure was printed when it happened
+    show(*report.table(failures=False).split("\n"))  # each failure was printed when it happened
     return 1 if report.failed else 0

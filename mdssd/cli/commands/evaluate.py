@@ -6,7 +6,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from mdssd.cli.commands.shared import detector_options, machine, open_data
+from mdssd.cli.commands.shared import detector_options, machine, open_data, show
 from mdssd.data import DetectionDataset
 from mdssd.detection.detector import Detector
 from mdssd.evaluation.about import describe_run
@@ -54,9 +54,9 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.submit:
         paths = write_submission(arguments.out, dataset, found.detections, detector.classes)
-        print("written: " + some([str(path) for path in paths]))
+        show("written: " + some([str(path) for path in paths]))
     if not dataset.labelled:
-        print(f"{dataset.name} has images without annotations, so nothing is measured")
+        show(f"{dataset.name} has images without annotations, so nothing is measured")
         return 0
     result = measure(
         found,
@@ -66,11 +66,11 @@ def run(arguments: argparse.Namespace) -> int:
         score_threshold=arguments.score_threshold,
         about=about,
     )
-    print(result.table())
+    show(*result.table().split("\n"))
     if arguments.out:
         out = Path(arguments.out)
         write_result(result, found, dataset, out)
-        print(f"written: {out / 'evaluation.json'} and {out / 'report.html'}")
+        show(f"written: {out / 'evaluation.json'} and {out / 'report.html'}")
     return 0
 
 
@@ -107,7 +107,7 @@ def _orientation_of_run(checkpoint: str) -> dict[str, str]:
     if known not in ORIENTATIONS:
         return {}
     if distributed.is_main():
-        print(f"orientation: {known}, as in training (--orientation chooses another)")
+        show(f"orientation: {known}, as in training (--orientation chooses another)")
     return {"orientation": known}
 
 

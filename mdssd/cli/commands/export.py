@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mdssd.cli.commands.shared import show
 from mdssd.detection.export import export
 from mdssd.system.files import writable_folder
 from mdssd.weights.checkpoint import load_checkpoint
@@ -24,5 +25,5 @@ def run(arguments: argparse.Namespace) -> int:
         mean=meta["mean"],
         score_threshold=arguments.score_threshold,
     )
-    print(f"written: {arguments.out} ({form})")
+    show(f"written: {arguments.out} ({form})")
     return 0

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 
+from mdssd.cli.commands.shared import show
 from mdssd.info import info
 
 
 def run(arguments: argparse.Namespace) -> int:
-    print(info())
+    show(*info().split("\n"))
     return 0

@@ -20,35 +20,35 @@ from mdssd.weights.checkpoint_json import listed
 
 def describe_run(
     model: SingleShotDetector, settings: RunSettings, dataset: DetectionDataset, out_dir: Path
-) -> str:
+) -> list[str]:
     """Return lines about the model, the length of the run, and how to stop it."""
     options, recipe = model.options, Recipe(**settings.recipe)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     norm = "with" if options.batch_norm else "without"
     again = f"mdssd train --resume --out {out_dir}"
     start = "continues" if settings.before is not None else "starts"
-    return (
+    return [
         f"model: {model.name}, width {options.width:g}, {norm} batch normalisation, "
         f"{parameters / 1e6:.1f} million parameters, {len(model.priors):,} priors "
-        f"({scales_name(options.prior_scales)})\n"
-        f"{_windows(recipe, model, dataset)}"
+        f"({scales_name(options.prior_scales)})",
+        *_windows(recipe, model, dataset),
         f"run: {start} in {out_dir}, for {_length(settings.recipe)} in batches of "
         f"{recipe.batch_size} at a learning rate of {recipe.lr:g}; --print-recipe shows all "
-        "settings\n"
-        f"Ctrl-C saves and stops; {again} then continues"
-    )
+        "settings",
+        f"Ctrl-C saves and stops; {again} then continues",
+    ]
 
 
-def _windows(recipe: Recipe, model: SingleShotDetector, dataset: DetectionDataset) -> str:
-    """Return a line about windows, with its end; empty if the run shows whole images."""
+def _windows(recipe: Recipe, model: SingleShotDetector, dataset: DetectionDataset) -> list[str]:
+    """Return a line about windows; none if the run shows whole images."""
     draws = recipe.window_draws(model.input_size)
     if draws is None:
-        return ""
+        return []
     count = count_windows(dataset, draws)
-    return (
+    return [
         f"windows: {draws.width} x {draws.height} pixels of the image, {count:,} in an epoch, "
-        f"{draws.background:.0%} of them drawn anywhere, the others around an object\n"
-    )
+        f"{draws.background:.0%} of them drawn anywhere, the others around an object"
+    ]
 
 
 def check_resumed(
@@ -93,20 +93,20 @@ def check_resumed(
     )
 
 
-def summary(state: TrainState, settings: RunSettings, out_dir: Path) -> str:
+def summary(state: TrainState, settings: RunSettings, out_dir: Path) -> list[str]:
     """Return how far the run has come; of a run that was finished before, how to train longer."""
     best = "" if state.best is None else f", best {state.metric} {state.best:.4f} (best.json)"
-    text = (
+    lines = [
         f"{plural(state.step, 'iteration')}, {plural(state.epoch, 'epoch')}, "
         f"{state.seconds / 60:.1f} minutes, "
         f"loss {state.loss:.4f}{best}: {out_dir}"
-    )
+    ]
     if settings.before is not None and settings.before.get("step") == state.step:
-        text += (
-            f"\nnothing was left to do: the run has its length of {_length(settings.recipe)}; a "
+        lines.append(
+            f"nothing was left to do: the run has its length of {_length(settings.recipe)}; a "
             f"greater one continues it: mdssd train --resume --out {out_dir} {_longer(settings)}"
         )
-    return text
+    return lines
 
 
 def _length(recipe: Mapping[str, Any]) -> str:

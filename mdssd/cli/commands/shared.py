@@ -18,7 +18,13 @@ from mdssd.data.tiles import Tiling, make_tiling
 from mdssd.priors.maps import InputSize, width_height
 from mdssd.system.devices import best_device, describe_device
 from mdssd.system.distributed import is_main, process_group
+from mdssd.system.text import printable
 from mdssd.weights.checkpoint_json import find_checkpoint, read_meta
+
+
+def show(*lines: str) -> None:
+    """Print lines to standard output, with escapes for control characters that names hold."""
+    print(*map(printable, lines), sep="\n", flush=True)
 
 
 @contextmanager
@@ -36,7 +42,7 @@ def machine(given: Mapping[str, Any], *, together: bool = False) -> Iterator[str
         ops.backend(given["backend"]) if given.get("backend") else nullcontext(),
     ):
         if is_main():
-            print(f"device: {describe_device(device)}", flush=True)
+            show(f"device: {describe_device(device)}")
         yield device
 
 
@@ -94,7 +100,7 @@ def open_data(
     if faults is not None:
         return dataset
     if dataset.format and is_main():
-        print(recognised(dataset), flush=True)
+        show(recognised(dataset))
     if options.get("allow_faults"):
         dataset = without_damaged(dataset, found)
     else:
@@ -102,7 +108,7 @@ def open_data(
     if train and learn and (reason := nothing_to_learn(dataset)):
         raise DataError(reason)
     if (line := faults_line(dataset, found)) and is_main():
-        print(line)
+        show(line)
     return dataset
 
 
@@ -146,7 +152,7 @@ def _tile_options(given: Mapping[str, Any]) -> dict[str, Any]:
 def detector_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of a `Detector` other than its checkpoint and device."""
     if arguments.tile is None and is_main() and (line := _trained_on_tiles(arguments.checkpoint)):
-        print(line, flush=True)
+        show(line)
     return {
         **_tile_options(vars(arguments)),
         "batch_size": arguments.batch_size,

@@ -11,7 +11,7 @@ import torch
 
 from mdssd.cli.commands.run_report import check_resumed, describe_run, summary
 from mdssd.cli.commands.run_settings import RunSettings, run_settings
-from mdssd.cli.commands.shared import machine, open_data
+from mdssd.cli.commands.shared import machine, open_data, show
 from mdssd.data import DataError, DetectionDataset
 from mdssd.models import SingleShotDetector, build
 from mdssd.models.build import default_options, input_size
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     resume = given.get("resume", False)
     if given.get("print_recipe"):
         settings = run_settings(given, out_dir, resume=resume)
-        print(format_recipe(settings.model, Recipe(**settings.recipe)), end="")
+        show(*format_recipe(settings.model, Recipe(**settings.recipe)).splitlines())
         return 0
     with machine(given, together=True) as device:
         keep_memory()
@@ -71,15 +71,11 @@ def _run(given: Mapping[str, Any], out_dir: Path, resume: bool, device: str) -> 
     if settings.before is not None:
         moved = check_resumed(settings.before, settings.data, dataset, out_dir)
     if main:
-        print(dataset.report(), *filter(None, [moved]), sep="\n")
+        show(*dataset.report().split("\n"), *filter(None, [moved]))
     model = _make_model(settings, dataset, device)
     start = "" if resume else _initialise(model, given, settings, dataset.classes)
     if main:
-        print(
-            *filter(None, [start, describe_run(model, settings, dataset, out_dir)]),
-            sep="\n",
-            flush=True,
-        )
+        show(*filter(None, [start]), *describe_run(model, settings, dataset, out_dir))
     state = _train(
         model,
         dataset,
@@ -94,7 +90,7 @@ def _run(given: Mapping[str, Any], out_dir: Path, resume: bool, device: str) -> 
         **settings.recipe,
     )
     if main:
-        print(summary(state, settings, out_dir))
+        show(*summary(state, settings, out_dir))
 
 
 def _open_both(settings: RunSettings) -> tuple[DetectionDataset, DetectionDataset | None]:
@@ -135,7 +131,7 @@ def _make_model(
         assert choice is not None
         config["prior_scales"] = choice.scales
         if distributed.is_main():
-            print(f"priors: {choice}")
+            show(f"priors: {choice}")
     torch.manual_seed(settings.recipe.get("seed", 0))
     return build(config)
 
