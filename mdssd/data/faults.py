@@ -10,6 +10,7 @@ from mdssd.data.dataset import DataPart, DetectionDataset
 from mdssd.data.images import read_image
 from mdssd.data.reasons import grouped
 from mdssd.data.sample import DataError
+from mdssd.system.progress import progress_bar
 from mdssd.system.text import plural
 
 # A greater share of unusable boxes is an error: the annotations then belong to other images, or are
@@ -144,7 +145,9 @@ def without_damaged(dataset: DetectionDataset, faults: list[str]) -> DetectionDa
         return ""
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = list(pool.map(fault, range(len(dataset))))
+        lines = pool.map(fault, range(len(dataset)))
+        bar = progress_bar(lines, desc="check images", total=len(dataset), delay=2, leave=False)
+        found = list(bar)
     faults += filter(None, found)
     good = [index for index, line in enumerate(found) if not line]
     return dataset if len(good) == len(dataset) else DataPart(dataset, good)

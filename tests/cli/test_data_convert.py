@@ -106,6 +106,21 @@ def test_a_source_with_a_fault_is_refused_unless_that_is_allowed(cells, tmp_path
     assert len(os.listdir(tmp_path / "out/annotations")) == 2
 
 
+@pytest.mark.parametrize("link", [(), ("--link",)])
+def test_a_damaged_image_is_a_fault_and_is_not_written(cells, tmp_path, capsys, link):
+    path = cells / "JPEGImages/scene_000001.png"
+    path.write_bytes(path.read_bytes()[:-20])
+    words = (cells, "--to", "yolo", "--out", tmp_path / "out", *link)
+    assert convert(*words) == 2
+    error = capsys.readouterr().err
+    assert f"{path}: " in error and "truncated" in error and "--allow-faults" in error
+    assert not (tmp_path / "out").exists()
+    assert convert(*words, "--allow-faults") == 0
+    assert f"1 file left out ({path}: " in capsys.readouterr().out
+    written = sorted(each.stem for each in tmp_path.glob("out/*/*/scene*"))
+    assert written == ["scene_000000", "scene_000000", "scene_000002", "scene_000002"]
+
+
 def test_a_full_disk_is_one_line(cells, tmp_path, capsys, monkeypatch):
     def full(source, target):
         raise OSError(28, "No space left on device", source, None, target)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mdssd.cli.commands.shared import open_data, recognised, show
 from mdssd.data import DetectionDataset, write_coco, write_voc, write_yolo
-from mdssd.data.faults import check_faults, faults_line
+from mdssd.data.faults import check_faults, faults_line, without_damaged
 from mdssd.data.splits import ALL
 from mdssd.system.stop import StopRequest
 from mdssd.system.text import plural
@@ -48,6 +48,7 @@ def _open(arguments: argparse.Namespace) -> DetectionDataset:
     )
     if dataset.format:
         show(recognised(dataset))
+    dataset = without_damaged(dataset, faults)
     if not options.get("allow_faults"):
         check_faults(dataset, faults)
     if line := faults_line(dataset, faults):

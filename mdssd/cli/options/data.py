@@ -30,8 +30,9 @@ CHECK_EXAMPLES = (
     "mdssd data check mydata/ --tile auto --overlap 0.2",
 )
 CONVERT = """Write a data set in another format, in a new folder. Nothing of the source is changed.
-The image files are copied as they are. A line is printed for each thing that was left out of the
-source or repaired, and for each thing that the new format cannot hold. The folder's contents appear
+Every image is decoded, to find damaged ones, and its file is copied as it is. A line is printed for
+each thing that was left out of the source or repaired, and for each thing that the new format
+cannot hold. The folder's contents appear
 when all of them are written."""
 
 CONVERT_EXAMPLES = (
