@@ -17,17 +17,20 @@ PIP_INSTALL := $(BIN)/python -m pip install --no-compile $(PIP_ARGS) --constrain
 STAMP := $(VENV)/mdssd-installed
 TEST_STAMP := $(VENV)/mdssd-test-installed
 SOURCES := pyproject.toml setup.py constraints.txt CMakeLists.txt \
-	$(shell find cmake csrc -type f -not -name '*.py*' -not -name resources.txt)
+	$(shell find cmake csrc -type f -not -name '*.py*' -not -name resources.txt \
+		-not -path 'csrc/ptx/*' -not -name counts.txt)
 SANITIZED := $(CURDIR)/build/simt-sanitized
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-checkpoint test simt-check resources gpu-check bench bench-report \
-	lint format fuzz
+.PHONY: help venv demo demo-checkpoint test simt-check ptx-check ptx-counts resources gpu-check bench \
+	bench-report lint format fuzz
 
 help:
 	@echo "make demo    install what mdssd runs with into $(VENV), and detect objects in sample scenes"
 	@echo "make test    install the test tools too, and run the tests"
 	@echo "make simt-check  install, run the CUDA kernels on the CPU in shuffled order and under sanitizers"
+	@echo "make ptx-check   install, run the compiled kernels on the CPU (needs nvcc)"
+	@echo "make ptx-counts  write what each kernel costs into csrc/cuda/counts.txt (needs nvcc)"
 	@echo "make gpu-check   build and check the kernels on an NVIDIA GPU, with PYTHON as it is"
 	@echo "make bench       install, measure, write benchmarks/results/<machine>.json"
 	@echo "make bench-report  write docs/benchmarks.md from the newest result, or from FILES='...'"
@@ -81,6 +84,13 @@ simt-check: $(TEST_STAMP)
 		LD_PRELOAD="$$($$cxx -print-file-name=libasan.so) $$($$cxx -print-file-name=libubsan.so)" \
 		$(PYTEST) --small -k "simt or cpp and (agrees or post_processing)" \
 			tests/ops/test_ops.py tests/ops/test_simt.py tests/ops/test_post_processing_cpp.py
+
+# PTX_ARGS: arguments of tools/ptx_check.py, such as --nightly.
+ptx-check: $(TEST_STAMP)
+	$(BIN)/python tools/ptx_check.py $(PTX_ARGS)
+
+ptx-counts: $(TEST_STAMP)
+	$(BIN)/python tools/ptx_check.py --counts
 
 resources: $(TEST_STAMP)
 	$(BIN)/python tools/compile_triton.py --report

@@ -1,0 +1,15 @@
+// What runs a kernel by its name.
+#pragma once
+
+#include "machine.h"
+
+namespace ptx {
+
+// The kernels of the files *.ptx beside this module, and those that were added.
+Kernels& kernels();
+
+// Returns what is wrong, or "".
+std::string launch(const std::string& name, const u32* grid, const u32* block, void** arguments,
+                   size_t dynamic);
+
+}  // namespace ptx

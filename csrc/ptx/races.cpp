@@ -1,0 +1,75 @@
+#include "races.h"
+
+namespace ptx {
+
+bool History::before(const Moment& now) const {
+  if (!any_) return true;
+  if (blocks_ || last_.block != now.block) return false;
+  if (last_.barriers != now.barriers) return true;
+  if (warps_ || last_.warp != now.warp) return false;
+  if (last_.syncs != now.syncs) return true;
+  return !lanes_ && last_.lane == now.lane;
+}
+
+void History::add(const Moment& now, bool strong) {
+  if (!any_) {
+    blocks_ = warps_ = lanes_ = plain_ = false;
+  } else if (last_.block != now.block) {
+    blocks_ = true;
+  } else if (last_.barriers != now.barriers) {
+    // Of one block: the earlier ones come before all that follows.
+    warps_ = lanes_ = false;
+    if (!blocks_) plain_ = false;
+  } else if (last_.warp != now.warp) {
+    warps_ = true;
+  } else if (last_.syncs != now.syncs) {
+    lanes_ = false;
+  } else if (last_.lane != now.lane) {
+    lanes_ = true;
+  }
+  any_ = true;
+  plain_ |= !strong;
+  last_ = now;
+}
+
+Shadow& ShadowMemory::at(u64 address) {
+  const u64 number = address / kPage;
+  if (number != last_number_) {
+    std::unique_ptr<Shadow[]>& page = pages_[number];
+    if (!page) page.reset(new Shadow[kPage]);
+    last_number_ = number;
+    last_ = page.get();
+  }
+  return last_[address % kPage];
+}
+
+const char* check(Shadow& shadow, const Moment& now, Access access, bool strong, bool read_only,
+                  bool& doubtful) {
+  const char* wrong = "";
+  const bool writes = access != Access::kRead;
+  strong |= access == Access::kAtomic;
+  if (!shadow.writes.before(now) && !(strong && shadow.writes.only_strong())) {
+    wrong = writes ? "a race: two threads write" : "a race: a read of what another thread writes";
+    doubtful = !writes && shadow.writes.only_strong();
+  }
+  if (writes) {
+    if (!shadow.reads.before(now) && !(strong && shadow.reads.only_strong())) {
+      wrong = "a race: a write of what another thread reads";
+      doubtful = access == Access::kAtomic;
+    }
+    if (shadow.read_only) wrong = "a write of what the launch reads as constant (ld.global.nc)";
+    // All that was ordered before this write is ordered before what is ordered after it.
+    if (!*wrong && !strong) shadow.writes.clear();
+    if (!*wrong) shadow.reads.clear();
+    shadow.writes.add(now, strong);
+    shadow.written = true;
+  } else {
+    if (read_only && shadow.writes.any())
+      wrong = "a read as constant (ld.global.nc) of what the launch writes";
+    shadow.read_only |= read_only;
+    shadow.reads.add(now, strong);
+  }
+  return wrong;
+}
+
+}  // namespace ptx

@@ -1,0 +1,61 @@
+// Which accesses to memory are ordered. Two accesses by different threads are a race if one of them
+// writes, not both are atomic or volatile, and no barrier of the block or __syncwarp of the warp
+// lies between them.
+#pragma once
+
+#include <memory>
+#include <unordered_map>
+
+#include "program.h"
+
+namespace ptx {
+
+enum class Access : u8 { kRead, kWrite, kAtomic };
+
+// A thread at a moment.
+struct Moment {
+  s32 block;
+  u32 barriers, syncs;
+  s16 warp, lane;
+};
+
+// The accesses of one kind to a byte since the last one that all others were ordered before.
+class History {
+ public:
+  // Whether all of them come before an access at this moment.
+  bool before(const Moment& now) const;
+  void add(const Moment& now, bool strong);
+  void clear() { any_ = false; }
+  bool only_strong() const { return !plain_; }
+  bool any() const { return any_; }
+
+ private:
+  Moment last_;
+  // Whether more than one block, warp of the block or lane of the warp has accessed it.
+  bool any_ = false, blocks_ = false, warps_ = false, lanes_ = false, plain_ = false;
+};
+
+// What is known of a byte.
+struct Shadow {
+  History reads, writes;
+  bool written = false, read_only = false;
+};
+
+// The shadows of global memory, made when they are first needed.
+class ShadowMemory {
+ public:
+  Shadow& at(u64 address);
+
+ private:
+  static constexpr u64 kPage = 1024;
+  std::unordered_map<u64, std::unique_ptr<Shadow[]>> pages_;
+  u64 last_number_ = ~u64(0);
+  Shadow* last_ = nullptr;
+};
+
+// Adds an access to what is known of a byte. Returns what is wrong with it, or "". `doubtful` is
+// set if it is only a plain read of what other threads change by atomics.
+const char* check(Shadow& shadow, const Moment& now, Access access, bool strong, bool read_only,
+                  bool& doubtful);
+
+}  // namespace ptx

@@ -1,0 +1,29 @@
+// How programs are run.
+#pragma once
+
+#include "program.h"
+
+namespace ptx {
+
+struct Settings {
+  // 0: lanes meet again as soon as they can, and blocks run one after the other. Another number
+  // determines an interleaving of lanes, warps and blocks.
+  u64 seed = 0;
+  // Not 0: approximate instructions miss by up to `ulps` units in the last place, in a way that
+  // this number determines.
+  int noise = 0, ulps = 1;
+  // Whether races, and reads of shared memory that nobody wrote, end a launch.
+  bool races = false;
+};
+
+// Those of the environment: MDSSD_PTX_NOISE, MDSSD_PTX_ULPS, MDSSD_PTX_RACES.
+Settings& settings();
+
+// Notes of what is no fault but must be known, and how often it happened.
+std::map<std::string, u64>& notes();
+
+// Returns whether an array that the process has allocated holds these bytes. Without memory.cpp in
+// LD_PRELOAD, nothing is known, and the answer is yes.
+bool in_an_array(u64 address, u64 bytes);
+
+}  // namespace ptx
