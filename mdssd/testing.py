@@ -465,6 +465,12 @@ CASES = [
             "ios_inf": Size({"n": 129, "kind": "inf", "metric": "ios", "iou_eps": 0.01}, _SINGLE),
             "ios_in_space": Size({"n": 1100, "metric": "ios"}, _SINGLE, nightly=True),
             "two_chunks": Size({"n": 2049}, (torch.float32, torch.float64), nightly=True),
+            "two_chunks_eps": Size(
+                {"n": 2049, "iou_eps": 0.01}, (torch.float32, torch.float64), nightly=True
+            ),
+            "two_chunks_ios": Size(
+                {"n": 2049, "metric": "ios"}, (torch.float32, torch.float64), nightly=True
+            ),
             "large": Size({"n": 5000}, _SINGLE, benchmark=True),
         },
         exact=(0,),
@@ -532,8 +538,13 @@ CASES = [
             "nan": Size({"n": 65, "kind": "nan", "method": "nmm"}, _SINGLE),
             "nan_wbf": Size({"n": 65, "kind": "nan", "method": "wbf"}, _SINGLE),
             "inf": Size({"n": 65, "kind": "inf", "metric": "ios"}, _SINGLE),
-            "ios": Size({"n": 129, "method": "nmm", "metric": "ios"}, _SINGLE),
-            "ios_wbf": Size({"n": 65, "method": "wbf", "metric": "ios", "models": 2}, _SINGLE),
+            "ios": Size(
+                {"n": 129, "method": "nmm", "metric": "ios"}, (torch.float32, torch.float64)
+            ),
+            "ios_wbf": Size(
+                {"n": 65, "method": "wbf", "metric": "ios", "models": 2},
+                (torch.float32, torch.float64),
+            ),
             "any_class": Size({"n": 129, "method": "nmm", "per_class": False}, _SINGLE),
             # One group, which the C++ code sorts along a curve, of more than a block of a kernel.
             "in_space": Size({"n": 1100, "per_class": False}, _SINGLE, nightly=True),
@@ -580,7 +591,19 @@ CASES = [
             ),
             "untrained_many_classes": Size(
                 {"images": 1, "priors": 2501, "classes": 40, "kind": "untrained"},
-                _SINGLE,
+                _HALVES,
+                nightly=True,
+            ),
+            "untrained_most_classes": Size(
+                {
+                    "images": 1,
+                    "priors": 2065,
+                    "classes": 133,
+                    "kind": "untrained",
+                    "score_threshold": 1e-4,
+                    "top_k": 50,
+                },
+                _HALVES,
                 nightly=True,
             ),
             "peaked": Size({"images": 2, "priors": 4001, "classes": 3, "kind": "peaked"}, _SINGLE),
@@ -648,6 +671,17 @@ CASES = [
                 {"images": 2, "priors": 257, "classes": 5, "kind": "untrained", "metric": "ios"},
                 _HALVES,
             ),
+            "eps_empty_once": Size(
+                {
+                    "images": 2,
+                    "priors": 257,
+                    "classes": 5,
+                    "kind": "empty",
+                    "keep_empty": False,
+                    "iou_eps": 0.01,
+                },
+                _HALVES,
+            ),
             "ios_empty_once": Size(
                 {
                     "images": 2,
@@ -657,7 +691,7 @@ CASES = [
                     "keep_empty": False,
                     "metric": "ios",
                 },
-                _SINGLE,
+                _HALVES,
             ),
             "clip": Size(
                 {
