@@ -36,6 +36,7 @@ from mdssd.system.text import plural, some
 _ENDINGS = (".csv", ".tsv")
 _MAX_ROWS = 20_000_000
 _COUNTED = 4 << 30  # bytes of the largest file whose lines are counted before it is read
+_LARGEST_FRACTION = 1.01  # of an image's side, with what rounding adds
 _LOOK = 50  # files of a folder that are looked at to recognise it
 _CLASS_LISTS = ("classes.csv", "class_list.csv", "class_mapping.csv", "labels.csv")
 
@@ -208,6 +209,7 @@ class _Reader:
         bar = progress_bar(
             rows, desc=f"reading {path}", unit="row", total=total, delay=2, leave=False
         )
+        largest = 0.0
         for row in bar:
             if len(self._rows.lines) >= _MAX_ROWS:
                 raise DataError(f"{path}: has more than {_MAX_ROWS:,} rows; divide it")
@@ -215,6 +217,14 @@ class _Reader:
             self.splits.add(split)
             self._rows.tables.append(number)
             self._add(row, (row.image, split, path))
+            largest = max((largest, *(row.box or ())))
+        # In pixels they would be boxes of less than one, which cannot be used.
+        if not layout.relative and 0 < largest <= _LARGEST_FRACTION:
+            layout.relative = True
+            self.notes.append(
+                f"{path}: no coordinate is above 1; taken as fractions of the image's width and "
+                "height"
+            )
 
     def _add(self, row: CsvRow, image: tuple[str, str, Path]) -> None:
         rows = self._rows

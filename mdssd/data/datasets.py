@@ -10,6 +10,7 @@ from typing import Any
 from mdssd.data.coco import CocoDataset
 from mdssd.data.coco_folder import is_coco_folder, open_coco_folder
 from mdssd.data.csv_boxes import is_csv, open_csv
+from mdssd.data.csv_table import first_line
 from mdssd.data.cvat import is_cvat, open_cvat
 from mdssd.data.dataset import DetectionDataset
 from mdssd.data.file_index import is_hidden
@@ -18,9 +19,11 @@ from mdssd.data.images import ImageLimits
 from mdssd.data.kitti import is_kitti, open_kitti
 from mdssd.data.labelme import is_labelme, open_labelme
 from mdssd.data.listed import ReadOptions
+from mdssd.data.photos import CollectFaults
 from mdssd.data.sample import DataError
 from mdssd.data.splits import ALL
 from mdssd.data.synthetic import SyntheticScenes
+from mdssd.data.values import shown
 from mdssd.data.voc import is_voc, open_voc
 from mdssd.data.yolo import is_yolo, open_yolo
 
@@ -147,6 +150,10 @@ def unrecognised(path: Path) -> DataError:
     """Return the error about a folder that holds none of the formats, with what would be one."""
     held = sorted(p.name + "/" * p.is_dir() for p in path.iterdir() if not is_hidden(p.name))
     found = ", ".join(held[:_HELD]) + (", ..." if len(held) > _HELD else "") or "nothing"
+    tables = sorted(p for p in path.iterdir() if p.suffix.lower() == ".csv")
+    for table in tables[:1]:
+        with CollectFaults([]):
+            found += f"; the first row of {table.name} is {shown(first_line(table).strip())}"
     return DataError(
         f"{path}: no data set was recognised; found {found}; expected one of: "
         + "; ".join(

@@ -165,7 +165,11 @@ class ImageReader:
             self._index = FileIndex(self.root, IMAGE_SUFFIXES)
         found = None if ".." in name.replace("\\", "/").split("/") else self._index.find(name)
         if found is None:
-            raise DataError(f"{row_text(path)}: no image {shown(name)} in {self.root}")
+            raise DataError(
+                f"{row_text(path)}: no image {shown(name)} in {self.root}, and the table has only "
+                "its path; put the images into this folder, or save the data set with "
+                "save_to_disk(), which stores them"
+            )
         return read_bytes(found, limits or ImageLimits())
 
     def _value(self, path: Path, number: int) -> Any:

@@ -15,6 +15,7 @@ from mdssd.data.dataset import SplitLists
 from mdssd.data.images import ImageLimits
 from mdssd.data.photos import CollectFaults, PhotoDataset, class_notes
 from mdssd.data.sample import BoxRow, DataError
+from mdssd.data.splits import ALL
 from mdssd.system.text import plural
 
 _TURNED = {True: "turned upright", False: "stored"}  # what the boxes refer to
@@ -134,7 +135,7 @@ class ListedDataset(PhotoDataset):
         self.notes += notes
         if not self.image_ids:
             first = f"; the first fault: {options.faults[0]}" if options.faults else ""
-            of_split = f" of the split {split}" if split else ""
+            of_split = "" if split in (None, ALL) else f" of the split {split}"
             raise DataError(f"{root}: no image{of_split} can be used{first}")
         self.notes += class_notes(self.classes, self.labelled_classes(), self.left_out, str(root))
 

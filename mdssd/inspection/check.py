@@ -255,9 +255,10 @@ def _suspicious(
         width, height = (x2 - x1) * across / seen[0], (y2 - y1) * down / seen[1]
         if min(width, height) < tiny and not crowd:
             reasons.append(f"is {width:.1f} x {height:.1f} px in the input")
-        if corners in first_class:
-            reasons.append(f"occurs twice, first as {first_class[corners]}")
-        first_class.setdefault(corners, classes[label - 1])
+        if not crowd:  # a region without a class is a crowd of each class
+            if corners in first_class:
+                reasons.append(f"occurs twice, first as {first_class[corners]}")
+            first_class.setdefault(corners, classes[label - 1])
         if reasons:
             where = f"{image.name}: {classes[label - 1]} ({x1:g}, {y1:g}, {x2:g}, {y2:g})"
             lines += [f"{where} {reason}" for reason in reasons]

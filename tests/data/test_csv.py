@@ -75,6 +75,23 @@ def test_encodings(tmp_path, encoding):
     assert boxes(dataset) == {"a": [("größe", BOX[0])]}
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [
+        "path,x1,y1,x2,y2,class\na.png,0.125,0.25,0.5,0.75,car\n",
+        "path,x,y,width,height,class\na.png,0.125,0.25,0.375,0.5,car\n",
+        "a.png,0.125,0.25,0.5,0.75,car\na.png,,,,,\n",
+    ],
+)
+def test_a_table_of_fractions_is_told(tmp_path, rows):
+    dataset = opened(tmp_path, rows)
+    assert np.allclose(dataset.annotation(0).boxes_xyxy, [[10, 15, 40, 45]])
+    told = "no coordinate is above 1; taken as fractions of the image's width and height"
+    assert f"{tmp_path / 'boxes.csv'}: {told}" in dataset.notes
+    pixels = opened(tmp_path, rows + ",".join(["a.png", *"2299", "car"]) + "\n")
+    assert len(pixels.dropped) == 1 and "coordinates from 0 to 1?" in pixels.dropped[0]
+
+
 def test_a_table_of_detections_is_read_back(tmp_path):
     row = {"class": "=car", "label": 1, "score": 0.5, "box_xyxy": [10, 20, 30.5, 40]}
     image = {"file": "a.png", "width": 80, "height": 60, "detections": [row]}
@@ -229,7 +246,8 @@ def test_other_tables_are_not_taken(tmp_path):
     for split in (None, "val"):
         with pytest.raises(DataError, match=r"loss.csv: is no table of boxes.* got 'iteration,los"):
             open_dataset(tmp_path / "loss.csv", split)
-    with pytest.raises(DataError, match="no data set was recognised"):
+    (tmp_path / "classes.csv").unlink()
+    with pytest.raises(DataError, match="recognised; .*row of loss.csv is 'iteration,loss'; exp"):
         open_dataset(tmp_path)
 
 

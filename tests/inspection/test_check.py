@@ -250,6 +250,15 @@ def test_boxes_to_look_at(tmp_path):
     assert len(check(tmp_path / "v", tiny=2).suspicious) == 2
 
 
+def test_a_region_without_a_class_is_no_mistake(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((300, 300, 3), np.uint8))
+    box = "a.png,20,20,80,80"
+    rows = f"{box},cat,0\n{box},dog,1\n{box},cat,1\n{box},dog,0\n"
+    (tmp_path / "a.csv").write_text("path,x1,y1,x2,y2,class,iscrowd\n" + rows)
+    (line,) = check(tmp_path).suspicious
+    assert line.endswith("dog (20, 20, 80, 80) occurs twice, first as cat")
+
+
 def test_images_in_two_splits_by_name_and_by_content(tmp_path, capsys):
     boxes = {name: [("cat", 20, 20, 80, 80)] for name in "abcd"}
     splits = {"train": "ab", "val": "c", "trainval": "abc", "test": "db"}
