@@ -147,7 +147,7 @@ def check_once(ptx: Path) -> bool:
 
 
 def check_seeds(ptx: Path) -> bool:
-    """Run the tests in other orders, with approximate instructions that miss by one ulp."""
+    """Run mutants, and the tests in other orders with approximate instructions that miss an ulp."""
     passed = True
     for seed in map(str, SEEDS):
         order = ["--simt-shuffle", seed]

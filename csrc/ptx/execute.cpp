@@ -44,6 +44,8 @@ void Machine::run_fragment(Warp& warp, size_t which, int limit) {
   while (true) {
     const Instruction& i = kernel_.code[size_t(fragment.at)];
     u32 mask = fragment.mask;
+    if (instructions_++ == settings().limit)
+      fault("an endless loop" + where(warp, fragment.at, __builtin_ctz(fragment.mask)));
     ++kernel_.counts.warp_instructions;
     ++kernel_.counts.by_class[size_t(i.kind)];
     ++kernel_.executed[size_t(fragment.at)];

@@ -125,12 +125,6 @@ std::map<std::string, u64>& notes() {
   return notes;
 }
 
-bool in_an_array(u64 address, u64 bytes) {
-  using Find = int (*)(u64, u64);
-  static const auto find = reinterpret_cast<Find>(dlsym(RTLD_DEFAULT, "mdssd_ptx_in_an_array"));
-  return !find || find(address, bytes);
-}
-
 Kernels& kernels() {
   static Kernels& kernels = *new Kernels(load_kernels());  // the report is written at the end
   return kernels;
@@ -158,10 +152,11 @@ void simt::set_shuffle(uint64_t seed) { ptx::settings().seed = seed; }
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-EXPORT void mdssd_ptx_configure(int races, int noise, int ulps) {
+EXPORT void mdssd_ptx_configure(int races, int noise, int ulps, uint64_t limit) {
   ptx::settings().races = races != 0;
   ptx::settings().noise = noise;
   ptx::settings().ulps = ulps;
+  ptx::settings().limit = limit;
 }
 
 // Adds the kernels of a PTX file. Returns what is wrong, or "".

@@ -105,6 +105,7 @@ class Machine {
   Kernel& kernel_;
   std::array<u32, 3> grid_, dim_;
   int shared_bytes_;
+  u64 instructions_ = 0;
   std::vector<u8> parameters_;
   std::mt19937_64 random_;
   ShadowMemory global_shadow_;

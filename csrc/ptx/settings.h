@@ -14,16 +14,18 @@ struct Settings {
   int noise = 0, ulps = 1;
   // Whether races, and reads of shared memory that nobody wrote, end a launch.
   bool races = false;
+  // The most instructions of a launch. One that takes more is in an endless loop.
+  u64 limit = u64(1) << 32;
 };
 
-// Those of the environment: MDSSD_PTX_NOISE, MDSSD_PTX_ULPS, MDSSD_PTX_RACES.
+// At first those of the environment: MDSSD_PTX_NOISE, MDSSD_PTX_ULPS, MDSSD_PTX_RACES.
 Settings& settings();
 
 // Notes of what is no fault but must be known, and how often it happened.
 std::map<std::string, u64>& notes();
 
-// Returns whether an array that the process has allocated holds these bytes. Without memory.cpp in
-// LD_PRELOAD, nothing is known, and the answer is yes.
+// Returns whether these bytes are in an array of the operator's call. If its arrays are unknown, in
+// one that the process has allocated, which memory.cpp in LD_PRELOAD knows; without it, yes.
 bool in_an_array(u64 address, u64 bytes);
 
 }  // namespace ptx

@@ -37,8 +37,10 @@ class Interpreter:
             getattr(library, f"mdssd_ptx_{name}").restype = ctypes.c_char_p
         self._programs = 0
 
-    def configure(self, races: bool = False, noise: int = 0, ulps: int = 1) -> None:
-        self._library.mdssd_ptx_configure(int(races), noise, ulps)
+    def configure(
+        self, races: bool = False, noise: int = 0, ulps: int = 1, limit: int = 1 << 32
+    ) -> None:
+        self._library.mdssd_ptx_configure(int(races), noise, ulps, ctypes.c_uint64(limit))
 
     def restore(self) -> None:
         """Return to the settings of the environment."""
@@ -54,6 +56,11 @@ class Interpreter:
     def report(self) -> dict[str, Any]:
         return json.loads(self._library.mdssd_ptx_report())
 
+    def load(self, text: str) -> None:
+        """Add the kernels of a PTX file, in place of those of the same names."""
+        wrong = self._library.mdssd_ptx_load(text.encode()).decode()
+        assert not wrong, wrong
+
     def run(self, code: str, x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Run PTX in a block with a thread for each number of x.
 
@@ -65,8 +72,7 @@ class Interpreter:
         text = _PROGRAM.format(
             name=name, bytes=x.element_size(), out_bytes=out.element_size(), code=code
         )
-        wrong = self._library.mdssd_ptx_load(text.encode()).decode()
-        assert not wrong, wrong
+        self.load(text)
         addresses = [ctypes.c_uint64(tensor.data_ptr()) for tensor in (x, out)]
         pointers = (ctypes.c_void_p * 2)(*map(ctypes.addressof, addresses))
         three = ctypes.c_uint32 * 3

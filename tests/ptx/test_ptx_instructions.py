@@ -177,6 +177,14 @@ def test_loops_and_lanes_that_part(ptx, seed):
     assert torch.equal(ptx.run(code, n), n * (n + 1) // 2)
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_an_endless_loop_ends(ptx, seed):
+    ptx.module.set_shuffle(seed)
+    ptx.configure(limit=1000)
+    with pytest.raises(RuntimeError, match=r"an endless loop \(program_\d+, .*: bra"):
+        ptx.run("$loop: bra $loop;", torch.zeros(1))
+
+
 @pytest.mark.parametrize(
     "between, wrong",
     [
