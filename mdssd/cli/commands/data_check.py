@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from mdssd.cli.commands.shared import open_whole_data, recognised, show, tiling_of
+from mdssd.cli.commands.shared import (
+    open_data,
+    open_whole_data,
+    recognised,
+    show,
+    tiling_of,
+)
 from mdssd.data import CocoDataset, DataError, DetectionDataset
 from mdssd.data.dataset import DataPart
+from mdssd.data.faults import left_out, nothing_to_learn
 from mdssd.data.splits import default_split
 from mdssd.data.tiles import Tiling
 from mdssd.inspection.check import check_data
@@ -23,6 +30,7 @@ from mdssd.models.build import input_size, with_input_size
 from mdssd.models.options import PRIOR_OPTIONS
 from mdssd.names import AUTO_PRIORS, PRIOR_SCALES
 from mdssd.priors import PriorLayer, scales_name
+from mdssd.priors.maps import InputSize
 from mdssd.system.files import writable_folder
 from mdssd.training.prior_choice import choose_priors
 
@@ -35,7 +43,10 @@ def run(arguments: argparse.Namespace) -> int:
     tiling = tiling_of(vars(arguments), size)
     faults: list[str] = []
     dataset = open_whole_data(vars(arguments), input_size=size, faults=faults)
-    model, others, fitted = _models_priors(name, arguments, dataset, tiling)
+    trained = _to_train_on(dataset)
+    model, others, fitted = _models_priors(
+        name, arguments, dataset if trained is None else trained, tiling
+    )
     check = check_data(
         dataset,
         model.priors,
@@ -48,13 +59,15 @@ def run(arguments: argparse.Namespace) -> int:
         tiny=arguments.tiny,
         workers=arguments.workers,
     )
+    refusal = _refusal(vars(arguments), dataset, trained, size)
+    check.refused = check.refused or refusal
     verdict, *rest = check.text(_folder(arguments.data, dataset)).split("\n")
     known = [recognised(dataset)] if dataset.format else []
     show(verdict, *known, *rest)
     if arguments.out:
         show(f"written: {', '.join(map(str, write_check(check, arguments.out)))}")
     if "allow_faults" in arguments:
-        return 1 if check.leaks else 0
+        return 1 if check.leaks or refusal else 0
     return 1 if check.broken else 0
 
 
@@ -68,20 +81,45 @@ def _folder(data: str | None, dataset: DetectionDataset) -> Path | None:
     return Path(data) if os.path.isdir(data) else Path(data).parent
 
 
-def _to_train_on(dataset: DetectionDataset) -> DetectionDataset:
+def _to_train_on(dataset: DetectionDataset) -> DetectionDataset | None:
     """The images of all splits that `mdssd train` would take, in its order: the priors fit those.
 
-    All images, if the data set has no splits or holds no image of the one to train on.
+    All images, if the data set has no splits. None: there are splits, but none to train on.
     """
     indices: list[int] = []
     start = 0
-    for lists in dataset.split_lists([]):  # the check reports their faults
+    splits = dataset.split_lists([])  # the check reports their faults
+    for lists in splits:
         place = {image_id: start + index for index, image_id in enumerate(lists.image_ids)}
         with suppress(DataError):
             listed = lists.listed[default_split(lists.folder, lists.listed, train=True)]
             indices += [place[image_id] for image_id in listed if image_id in place]
         start += len(lists.image_ids)
-    return DataPart(dataset, indices) if indices else dataset
+    if splits and not indices:
+        return None
+    return DataPart(dataset, indices) if splits else dataset
+
+
+def _refusal(
+    given: Mapping[str, Any],
+    dataset: DetectionDataset,
+    trained: DetectionDataset | None,
+    size: InputSize,
+) -> str:
+    """Return why `mdssd train` would refuse the data; "" if it would not, or for their faults.
+
+    trained: what `_to_train_on` returned.
+    """
+    if given.get("data") is None or given.get("split") is not None:
+        return nothing_to_learn(dataset)
+    # As if everything that was left out were of this split. Only then is it opened by itself.
+    if trained is not None and not (nothing_to_learn(trained) or left_out(trained)):
+        return ""
+    try:
+        alone = open_data(given, train=True, input_size=size, classes=None, faults=[])
+    except DataError as error:
+        return f"`mdssd train` would refuse the data: {error}"
+    return nothing_to_learn(alone) or ("" if "allow_faults" in given else left_out(alone))
 
 
 def _models_priors(
@@ -99,7 +137,7 @@ def _models_priors(
     fitted: Sequence[PriorLayer] = ()
     auto = config.get("prior_scales", AUTO_PRIORS) == AUTO_PRIORS
     if auto or arguments.fit_priors:
-        choice = choose_priors(_to_train_on(dataset), config, tiling=tiling).scales
+        choice = choose_priors(dataset, config, tiling=tiling).scales
         if arguments.fit_priors and not isinstance(choice, str):
             model = build({**config, "prior_scales": choice})
             fitted = type(model).prior_layers(model.input_size, choice)

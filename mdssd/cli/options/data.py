@@ -20,9 +20,9 @@ from mdssd.names import AUTO_PRIORS, DATA_FORMATS, MODELS, PRIOR_SCALES
 
 CHECK = """Count what a data set holds, compare its boxes with the priors of a model, read every
 image and list each file that cannot be used. The exit status is 1 if training would refuse the
-data: there is such a file, or more than 5% of the boxes cannot be used, or there is no box to learn
-from; and if an image is in two splits that must not share one. With --allow-faults only the last
-counts."""
+data: there is such a file, or more than 5% of the boxes cannot be used, or there is no split to
+train on or no box to learn from; and if an image is in two splits that must not share one. With
+--allow-faults the first two do not count."""
 
 CHECK_EXAMPLES = (
     "mdssd data check mydata/",
