@@ -27,6 +27,8 @@ INTERPOLATIONS = (
     cv2.INTER_CUBIC,
     cv2.INTER_LANCZOS4,
 )
+# The colours of a window with so many times the input's pixels are changed after it is resized.
+_MANY_PIXELS = 4
 _ROTATIONS = {
     1: cv2.ROTATE_90_COUNTERCLOCKWISE,
     2: cv2.ROTATE_180,
@@ -60,6 +62,8 @@ class Augmentation:
     Source: Liu et al., "SSD: Single shot multibox detector", ECCV 2016, section 2.2. Colours are
     distorted in uint8 as in the original code, but in the cropped region only, and with one
     conversion to HSV for both saturation and hue. OpenCV's rounding differs by at most one level.
+    A crop inside the image that has at least four times the input's pixels is resized first and
+    distorted then, which differs where a distortion clips some of the pixels that are averaged.
 
     Example:
         >>> import numpy as np
@@ -153,9 +157,13 @@ class Augmentation:
 
     def apply(self, view: View, image: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """Apply the draws of `draw` to the image, decoded at `view.reduction`."""
-        pixels = cut_window(image, view.window, view.colour_change, self.mean)
         size = self._before_turns(view.turns)
+        resized_first = _has_many_pixels(view.window, image, size)
+        colour_change = [] if resized_first else view.colour_change
+        pixels = cut_window(image, view.window, colour_change, self.mean)
         pixels = cv2.resize(pixels, size, interpolation=view.interpolation)
+        if resized_first:
+            pixels = change_colours(pixels, view.colour_change)
         if view.mirrored:
             pixels = cv2.flip(pixels, 1)
         if view.turns:
@@ -202,6 +210,13 @@ class View:
     turns: int
     boxes_xyxy: np.ndarray
     labels: np.ndarray
+
+
+def _has_many_pixels(window: np.ndarray, image: np.ndarray, size: tuple[int, int]) -> bool:
+    """Return whether a window [4] xyxy of an image is far larger than `size` and inside it."""
+    x1, y1, x2, y2 = (int(v) for v in window)
+    inside = min(x1, y1) >= 0 and x2 <= image.shape[1] and y2 <= image.shape[0]
+    return inside and (x2 - x1) * (y2 - y1) >= _MANY_PIXELS * size[0] * size[1]
 
 
 def draw_colour_change(rng: np.random.Generator) -> list[tuple[str, float]]:

@@ -8,6 +8,7 @@ import torch
 from mdssd.data import MEAN_RGB, Augmentation, Preprocess, Sample, SyntheticScenes
 from mdssd.data.augment import (
     MIN_IOUS,
+    View,
     boxes_in_window,
     change_colours,
     crop_candidates,
@@ -154,6 +155,30 @@ def test_cutting_first_gives_the_colours_of_changing_first():
     whole = change_colours(image, steps)[6:28, 5:25]
     # OpenCV's vectorised and scalar loops round HSV to RGB differently, by one level.
     assert np.abs(cut.astype(int) - whole).max() <= 1
+
+
+def test_a_crop_of_many_pixels_is_resized_before_its_colours_are_changed():
+    """From four times the input's pixels on, inside the image; hardly any pixel is another one."""
+    steps = [("contrast", 1.3), ("saturation", 1.2), ("hue", 7.0)]
+    image = cv2.resize(noise(30, 40) // 2 + 60, (400, 300), interpolation=cv2.INTER_CUBIC)
+    augmentation = Augmentation(100, raw=True)
+
+    def apply(*window):
+        none = np.zeros((0, 4)), np.zeros(0, np.int64)
+        view = View(np.array(window), 1, steps, cv2.INTER_AREA, False, 0, *none)
+        pixels = augmentation.apply(view, image)[0].movedim(0, -1).numpy()
+        return pixels, cut_window(image, view.window, steps, MEAN_RGB)
+
+    def resized(pixels):
+        return cv2.resize(pixels, (100, 100), interpolation=cv2.INTER_AREA)
+
+    pixels, changed = apply(10, 20, 210, 220)
+    np.testing.assert_array_equal(pixels, change_colours(resized(image[20:220, 10:210]), steps))
+    difference = np.abs(pixels.astype(int) - resized(changed))
+    assert 0 < difference.mean() < 1.5  # of 256 levels
+    for window in ((10, 20, 209, 220), (-1, 20, 210, 220), (300, 150, 550, 400)):
+        pixels, changed = apply(*window)
+        np.testing.assert_array_equal(pixels, resized(changed))
 
 
 def test_boxes_by_hand():
