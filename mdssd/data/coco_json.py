@@ -198,7 +198,7 @@ class CocoContent:
         values = [number(v) for v in box] if isinstance(box, list) and len(box) == 4 else []
         known = [value for value in values if value is not None]
         if len(known) != 4:
-            raise ValueError(f"bbox is {shown(box)}, expected four numbers")
+            raise ValueError(f"{_stated(entry, 'bbox')}, expected four numbers")
         left, top, width, height = known
         area = number(entry.get("area"))
         if area is None or not 0 < area < math.inf:
@@ -232,7 +232,7 @@ def _place(position: int, own_id: Key | None) -> str:
 
 def _stated(entry: Any, name: str) -> str:
     value = entry.get(name) if isinstance(entry, dict) else None
-    return f"{name} is {shown(value)}"
+    return f"{name} is {shown(value)}" if value is not None else f"has no {name}"
 
 
 def id_order(number: Key) -> tuple[bool, Key]:

@@ -163,7 +163,9 @@ class _Reader:
         where = f"{file}:{image.line}: image {shown(image.values.get('name'))}"
         if name is None:
             number = shown(image.values.get("id"))
-            raise DataError(f"{where} (id {number}): expected the name of a file")
+            raise DataError(
+                f"{file}:{image.line}: image with id {number}: has no name, expected a file"
+            )
         path = self._find(name, image.values.get("subset", ""), file, where)
         image_id = path.relative_to(self.root).as_posix()
         stem = os.path.splitext(image_id)[0]

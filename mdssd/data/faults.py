@@ -20,12 +20,15 @@ _REASONS = 4  # of a message
 _KINDS = 2  # reasons in a line
 
 
-def faults_line(dataset: DetectionDataset, faults: Sequence[str] = ()) -> str:
+def faults_line(
+    dataset: DetectionDataset, faults: Sequence[str] = (), *, notes: bool = True
+) -> str:
     """Return one line about what was left out, repaired or guessed; empty if nothing was.
 
     Args:
         dataset: the data set.
         faults: a line for each image that opening it left out; see `open_dataset`.
+        notes: whether to add what was repaired or guessed, which a report has as well.
 
     Example:
         >>> from mdssd.data import SyntheticScenes
@@ -44,7 +47,7 @@ def faults_line(dataset: DetectionDataset, faults: Sequence[str] = ()) -> str:
         parts.append(f"{boxes} of {total:,} boxes left out ({_reasons(dataset.dropped)})")
     if sizes:
         parts.append(f"{plural(sizes, 'annotation')} with another size than the image's")
-    if dataset.notes:
+    if notes:
         parts += grouped(dataset.notes)
     return f"{dataset.name}: {'; '.join(parts)}; `mdssd data check` lists them" if parts else ""
 

@@ -246,6 +246,9 @@ def from_pillow(
         >>> from_pillow(Image.new("L", (80, 60))).shape
         (60, 80, 3)
     """
+    if not all(image.size):
+        size = " x ".join(map(str, image.size))
+        raise DataError(f"{name}: the image has {size} pixels, expected at least 1 x 1")
     try:
         stored = _orientation_of(image)
         image.load()

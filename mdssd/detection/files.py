@@ -46,6 +46,7 @@ class DetectReport:
             preprocess, network, detection_output, and draw, which includes writing the pictures.
         pictures: the pictures that were written.
         tables: the files with boxes that were written, or the folder of those of single images.
+        image_lists: the COCO file that lists the images, if one was written.
         image_count, detection_count: the number of images and of detections in them.
         guesses: what reading images had to guess, such as that the first page is meant: in how
             many images, and the first of these.
@@ -60,6 +61,7 @@ class DetectReport:
     detection_count: int = 0
     left_out: list[str] = field(default_factory=list)
     guesses: dict[str, tuple[int, str]] = field(default_factory=dict)
+    image_lists: list[Path] = field(default_factory=list)
 
     def table(self, failures: bool = True) -> str:
         """Return the counts, the time per stage and the files as text.
@@ -82,6 +84,7 @@ class DetectReport:
             count = plural(len(self.pictures), "picture")
             lines.append(f"{count} in {os.path.commonpath([p.parent for p in self.pictures])}")
         lines += [f"boxes in {path}" for path in self.tables]
+        lines += [f"images and classes in {path}" for path in self.image_lists]
         for guess, (times, first) in self.guesses.items():
             lines.append(f"{times} times: {first}: {guess}" if times > 1 else f"{first}: {guess}")
         if failures:
@@ -254,7 +257,7 @@ class _Job:
             stop = stack.enter_context(StopRequest())
             results = detector.stream(images, workers=workers, with_images=self.outputs.draw)
             stack.enter_context(closing(results))
-            tables = self.outputs.open(stack, report.tables)
+            tables = self.outputs.open(stack, report.tables, report.image_lists)
             stack.enter_context(self._each_tile(stop, progress))
             if progress:
                 lines = [*report.left_out, *replaced.splitlines()]

@@ -81,12 +81,15 @@ class Outputs:
         """Return the picture of an image file."""
         return self.folder / (self.stems[file] + ".jpg")
 
-    def open(self, stack: ExitStack, written: list[Path]) -> list[Table | ImageFiles]:
+    def open(
+        self, stack: ExitStack, written: list[Path], beside: list[Path]
+    ) -> list[Table | ImageFiles]:
         """Open everything but the pictures for the time of a stack; those of one file come first.
 
         Args:
             stack: closes them.
             written: receives the paths of the files with boxes, or of their folders.
+            beside: receives the path of the file that lists the images for COCO, if there is one.
         """
         layouts = {
             "detections.json": tables.JSON,
@@ -98,7 +101,7 @@ class Outputs:
         stack.callback(self.files.flush)
         opened: list[Table | ImageFiles] = []
         for name in self._table_files(self.formats):
-            paths = [] if name == _COCO_IMAGES else written  # it has no boxes
+            paths = beside if name == _COCO_IMAGES else written
             table = open_table(self.folder / name, layouts[name], paths)
             opened.append(stack.enter_context(table))
         yolo = partial(yolo_text, scores=self.yolo_scores)

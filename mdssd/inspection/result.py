@@ -212,6 +212,8 @@ class DataCheck:
             return lines + self.in_tiles.images()
         wide, high = width_height(self.input_size)
         across, down = 100 * wide / width, 100 * high / height
+        if list(self.image_sizes) == [(wide, high)]:
+            return [*lines, "  every image has the size of the input", *self.advice]
         lines.append(
             f"  every image is squeezed to {self.input_text}, whatever its "
             f"shape: of a {width} x {height} image, 100 x 100 px become {across:.1f} x {down:.1f}"

@@ -12,6 +12,7 @@ from mdssd.data import DetectionDataset, Sample
 from mdssd.data.tiled_boxes import best_windows, shown_whole
 from mdssd.data.tiles import Tiling
 from mdssd.inspection.plots import grid_of
+from mdssd.system.text import plural
 
 Color = tuple[int, int, int]
 
@@ -87,7 +88,7 @@ def _picture(sample: Sample, tiling: Tiling, longest: int) -> NDArray[np.uint8]:
     whole = shown_whole(boxes, best_windows(boxes, (width, height), in_tiles))
     for box, is_whole in zip(np.rint(boxes * scale), whole.tolist(), strict=True):
         _rectangle(picture, box, _WHOLE if is_whole else _CUT, 1 if is_whole else 2)
-    text = f"{tiling.count(width, height)} tiles, {len(whole)} boxes, "
+    text = f"{plural(tiling.count(width, height), 'tile')}, {plural(len(whole), 'box')}, "
     text += f"{(~whole).sum()} cut in every tile"
     band = np.full((24, size[0], 3), 255, np.uint8)
     text = f"{sample.image_id}: {text}" if size[0] >= _WIDE else text

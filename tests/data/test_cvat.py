@@ -230,7 +230,10 @@ def test_an_image_that_is_listed_twice(tmp_path):
             "gone.png: no such image .*annotations.xml:10: image 'gone.png' names it",
         ),
         (image("../a.png"), "'../a.png' leaves the folder"),
-        ('<image id="7">' + BOX + "</image>", "image None .id '7'.: expected the name of a file"),
+        (
+            '<image id="7">' + BOX + "</image>",
+            "image with id '7': has no name, expected a file",
+        ),
     ],
 )
 def test_an_image_that_cannot_be_used(tmp_path, bad, reason):

@@ -81,6 +81,17 @@ def test_a_line_about_a_group_keeps_the_digits_of_names(tmp_path):
     assert faults_line(open_dataset(coco(tmp_path, [GOOD]))) == ""
 
 
+def test_training_says_once_that_a_class_has_no_box(tmp_path, capsys):
+    path = coco(tmp_path, [GOOD] * 4)
+    content = json.loads(path.read_text())
+    content["categories"].append({"id": 2, "name": "cyclist"})
+    path.write_text(json.dumps(content))
+    options = ["--model", "ssd300", "--width", "0.0625", "--batch-size", "2", "--iterations", "1"]
+    options += ["--workers", "0", "--threads", "1", "--out", str(tmp_path / "run")]
+    assert main(["train", "--data", str(path), *options]) == 0
+    assert capsys.readouterr().out.count("no box has the class cyclist") == 1
+
+
 def test_damaged_images_are_left_out_on_request(tmp_path):
     data = open_dataset(coco(tmp_path, [GOOD] * 4, images=4))
     faults = []

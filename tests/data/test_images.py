@@ -14,7 +14,7 @@ from PIL import Image
 
 from mdssd.data import DataError, decode_image, read_image
 from mdssd.data.image_headers import MORE_PAGES, parse_header
-from mdssd.data.images import ImageLimits, read_header
+from mdssd.data.images import ImageLimits, from_pillow, read_header
 
 
 def picture(height=40, width=60):
@@ -421,3 +421,10 @@ def test_a_lack_of_memory_names_the_image(monkeypatch):
     monkeypatch.setattr("simplejpeg.decode_jpeg", full)
     with pytest.raises(DataError, match=r"^a: cannot be decoded \(there is not enough memory\)"):
         decode_image(noisy_jpeg(), "a")
+
+
+@pytest.mark.parametrize("size", [(0, 0), (0, 9), (9, 0)])
+def test_a_pillow_image_without_pixels_is_named(size):
+    reason = rf"photo: the image has {size[0]} x {size[1]} pixels, expected at least 1 x 1"
+    with pytest.raises(DataError, match=reason):
+        from_pillow(Image.new("RGB", size), "photo")

@@ -109,7 +109,8 @@ def test_yolo_labels_keep_a_thousandth_of_a_pixel():
 def test_coco_results_are_read_by_pycocotools(detector, photos, tmp_path):
     coco = pytest.importorskip("pycocotools.coco", reason="pycocotools is not installed")
     out = tmp_path / "out"
-    run(detector, [photos], out, ["coco"])
+    report = run(detector, [photos], out, ["coco"])
+    assert f"images and classes in {out / 'coco_images.json'}" in report.table().splitlines()
     with contextlib.redirect_stdout(None):
         images = coco.COCO(str(out / "coco_images.json"))
         results = images.loadRes(str(out / "coco_results.json"))

@@ -467,3 +467,10 @@ def test_without_the_option_there_is_no_table(tmp_path, capsys):
     root = voc(tmp_path / "v", {"a": [("cat", 150, 150, 160, 160)]})
     assert "boxes that priors reach" not in run(capsys, "data", "check", root)[1]
     assert check(root).to_dict()["fitted_priors"] is None
+
+
+def test_images_of_the_size_of_the_input_are_not_said_to_be_squeezed():
+    text = check_data(SyntheticScenes(2, image_size=300), PRIORS, 300, progress=False).text()
+    assert "every image has the size of the input" in text and "squeezed" not in text
+    text = check_data(SyntheticScenes(2, image_size=200), PRIORS, 300, progress=False).text()
+    assert "every image is squeezed to 300 x 300" in text

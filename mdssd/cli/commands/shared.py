@@ -107,7 +107,8 @@ def open_data(
         check_faults(dataset, found)
     if train and learn and (reason := nothing_to_learn(dataset)):
         raise DataError(reason)
-    if (line := faults_line(dataset, found)) and is_main():
+    # The report that training prints has the notes.
+    if (line := faults_line(dataset, found, notes=not (train and learn))) and is_main():
         show(line)
     return dataset
 
