@@ -30,6 +30,7 @@ _GIVES_WAY, _LEAST_SCORE = 0.3, 0.25
 # Two cut boxes are parts of one object if their intersection is more than this part of the smaller.
 _JOINED = 0.5
 _AT_A_TIME = 64  # cut boxes that are compared with all whole ones near them
+_LEAST_SIZE = 256.0  # whole boxes up to this many pixels are looked for together
 # So many times the images of a batch, or files that cannot be read, may wait until it is full.
 _WAITING = 4
 
@@ -247,14 +248,9 @@ def _gives_way(
     gives_way = torch.zeros(len(parts), dtype=torch.bool)
     if not (len(whole) and len(parts)):
         return gives_way
-    whole = whole[boxes[whole, 1].sort().indices]
-    tops = boxes[whole, 1].contiguous()
-    reach = (boxes[whole, 3] - tops).max() + 1  # 1 for what rounding may lose
+    places = _Places(whole, boxes)
     for verdict, chunk in zip(gives_way.split(_AT_A_TIME), parts.split(_AT_A_TIME), strict=True):
-        (left, top), (right, bottom) = boxes[chunk, :2].amin(0), boxes[chunk, 2:].amax(0)
-        first, last = torch.searchsorted(tops, torch.stack((top - reach, bottom))).tolist()
-        near = whole[first:last]
-        near = near[(boxes[near, 0] < right) & (boxes[near, 2] > left) & (boxes[near, 3] > top)]
+        near = places.near(*boxes[chunk, :2].amin(0).tolist(), *boxes[chunk, 2:].amax(0).tolist())
         (x1, y1, x2, y2), others = boxes[chunk].T[:, :, None], boxes[near].T
         across = torch.minimum(x2, others[2]) - torch.maximum(x1, others[0])
         down = torch.minimum(y2, others[3]) - torch.maximum(y1, others[1])
@@ -267,3 +263,45 @@ def _gives_way(
         same &= scores[near] >= _LEAST_SCORE * scores[chunk, None]
         verdict.copy_(same.any(1))
     return gives_way
+
+
+class _Places:
+    """Finds the boxes that meet a rectangle without looking at all of them.
+
+    They are sorted by size, by column of the image and by their top. In a group of boxes of one
+    size, those that meet a rectangle begin less than this size to the left of it and above it.
+
+    Args:
+        chosen: the indices of the boxes.
+        boxes: [N, 4] xyxy, none of which begins left of or above 0.
+    """
+
+    def __init__(self, chosen: Tensor, boxes: Tensor) -> None:
+        self._boxes = boxes
+        corners = boxes[chosen].double()
+        self._span = float(corners[:, 3].max()) + 1
+        sides = (corners[:, 2:] - corners[:, :2]).amax(1)
+        sizes = (sides / _LEAST_SIZE).clamp(min=1).log2().ceil().long()
+        self._groups = []
+        for size in sizes.unique().tolist():
+            group = (sizes == size).nonzero()[:, 0]
+            side = _LEAST_SIZE * 2.0**size + 1  # 1 for what rounding may lose
+            keys = (corners[group, 0] / side).floor() * self._span + corners[group, 1]
+            keys, order = keys.sort()
+            self._groups.append((side, keys, chosen[group[order]]))
+
+    def near(self, left: float, top: float, right: float, bottom: float) -> Tensor:
+        """Return the indices of the boxes that meet a rectangle.
+
+        The rectangle lies in the image.
+        """
+        found = []
+        for side, keys, indices in self._groups:
+            first, last = max(0, int((left - side) // side)), int(right // side)
+            columns = torch.arange(first, last + 1, dtype=torch.float64) * self._span
+            begins = torch.searchsorted(keys, columns + max(0, top - side))
+            ends = torch.searchsorted(keys, columns + min(bottom, self._span), right=True)
+            found += [indices[i:j] for i, j in zip(begins.tolist(), ends.tolist(), strict=True)]
+        near = torch.cat(found)
+        x1, y1, x2, y2 = self._boxes[near].T
+        return near[(x1 < right) & (x2 > left) & (y1 < bottom) & (y2 > top)]

@@ -14,7 +14,7 @@ from mdssd import cli, ops
 from mdssd.data.synthetic import SyntheticScenes
 from mdssd.data.tiles import Tiling, Window
 from mdssd.detection.detector import Detector
-from mdssd.detection.tiled import put_together, tiles
+from mdssd.detection.tiled import _Places, put_together, tiles
 
 DEMO = Path(__file__).parents[2] / "demo/mdssd300-shapes.json"
 
@@ -153,6 +153,37 @@ def test_the_parts_of_an_object_that_no_tile_shows_whole_are_joined():
     boxes, found = merged(left, right)
     assert boxes == [[70, 20, 110, 40]]
     assert found["scores"].tolist() == pytest.approx([0.9])
+
+
+def test_the_boxes_near_a_rectangle_are_those_that_meet_it():
+    """Boxes of 1 to 5,000 pixels, of which some lie on the borders of groups and columns."""
+    rng = np.random.default_rng(0)
+    corners = rng.integers(0, 6000, (3000, 2))
+    sides = np.exp(rng.uniform(0, np.log(5000), (3000, 2)))
+    corners[:500], sides[:500] = corners[:500] // 256 * 256, 256
+    boxes = torch.from_numpy(np.hstack([corners, corners + sides])).float()
+    chosen = torch.arange(0, 3000, 2)
+    places = _Places(chosen, boxes)
+    for _ in range(100):
+        left, top = rng.integers(0, 6000, 2).tolist()
+        right, bottom = left + int(rng.integers(1, 700)), top + int(rng.integers(1, 700))
+        x1, y1, x2, y2 = boxes[chosen].T
+        want = chosen[(x1 < right) & (x2 > left) & (y1 < bottom) & (y2 > top)]
+        near = places.near(left, top, right, bottom)
+        assert near.sort().values.tolist() == want.tolist()
+
+
+def test_few_boxes_are_looked_at(monkeypatch):
+    """However many boxes an image has, those of other places are not compared."""
+    edge = torch.arange(0, 100_000, 100.0)
+    boxes = torch.cartesian_prod(edge, torch.arange(0, 10_000, 100.0))
+    boxes = torch.cat((boxes, boxes + 50), 1)
+    boxes = torch.cat((boxes, torch.tensor([[0, 0, 100_000, 10_000.0]])))
+    places, looked_at = _Places(torch.arange(len(boxes)), boxes), []
+    cat = torch.cat
+    monkeypatch.setattr(torch, "cat", lambda found: looked_at.append(cat(found)) or looked_at[-1])
+    near = places.near(5000, 5000, 5300, 5300)
+    assert len(near) == 10 and len(looked_at[0]) < 100
 
 
 def test_whole_boxes_that_two_tiles_show_are_one():
