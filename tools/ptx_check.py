@@ -102,12 +102,14 @@ def build(folder: Path) -> Path:
 
 def run_tests(ptx: Path, arguments: list[str], **settings: str) -> int:
     """Run pytest with the interpreted kernels as the backend "simt"; return its exit status."""
+    python_path = filter(None, [os.environ.get("PYTHONPATH")])
     environment = {
         "MDSSD_PTX_RACES": "1",
         **os.environ,
         "MDSSD_MODULES": str(ptx),
         "LD_PRELOAD": str(ptx / "ptx_memory.so"),
         "OMP_WAIT_POLICY": "passive",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tools"), *python_path]),
         **settings,
     }
     parallel = ["-n", "auto", "--maxprocesses", "4", "--dist", "worksteal"]
@@ -134,7 +136,8 @@ def read_reports(folder: Path) -> tuple[dict[str, int], list[str]]:
 def check_once(ptx: Path) -> bool:
     """Run the tests in one order, looking for races and for kernels that no test launches."""
     with tempfile.TemporaryDirectory() as folder:
-        failed = run_tests(ptx, CUDA_TESTS, MDSSD_PTX_REPORT=folder)
+        report = ["-p", "ptx_report"]
+        failed = run_tests(ptx, [*report, *CUDA_TESTS], MDSSD_PTX_REPORT=folder)
         launches, notes = read_reports(Path(folder))
     never = sorted(title for title, count in launches.items() if count == 0)
     doubtful = [note for note in notes if not any(kernel in note for kernel in OLD_VALUES)]
@@ -143,7 +146,7 @@ def check_once(ptx: Path) -> bool:
     for note in doubtful:
         print(f"ptx-check: {note}")
     print(f"ptx-check: the tests launched {len(launches) - len(never)} of {len(launches)} kernels")
-    return not failed and not never and not doubtful
+    return bool(launches) and not failed and not never and not doubtful
 
 
 def check_seeds(ptx: Path) -> bool:
@@ -153,9 +156,6 @@ def check_seeds(ptx: Path) -> bool:
         order = ["--simt-shuffle", seed]
         # Triton's compiler lets all warps load a number of which one stores the next value.
         triton = {"MDSSD_PTX_RACES": "0", "TRITON_INTERPRET": "0"}
-        triton["PYTHONPATH"] = os.pathsep.join(
-            [str(ROOT / "tools"), *filter(None, [os.environ.get("PYTHONPATH")])]
-        )
         passed &= run_tests(ptx, [*CUDA_TESTS, *order], MDSSD_PTX_NOISE=seed) == 0
         passed &= run_tests(ptx, [*TRITON_TESTS, *order], MDSSD_PTX_NOISE=seed, **triton) == 0
     return passed

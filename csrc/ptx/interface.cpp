@@ -2,7 +2,6 @@
 #include "interface.h"
 
 #include <dlfcn.h>
-#include <unistd.h>
 
 #include <cstdlib>
 #include <filesystem>
@@ -81,12 +80,6 @@ std::string report() {
   return out.str();
 }
 
-// Writes the report of this process into the folder that MDSSD_PTX_REPORT names.
-void write_report() {
-  const auto folder = std::filesystem::path(std::getenv("MDSSD_PTX_REPORT"));
-  std::ofstream(folder / (std::to_string(getpid()) + ".json")) << report();
-}
-
 // "90" of "_simt.1.sm_90.ptx"
 int architecture(const std::filesystem::path& file) {
   const std::string name = file.stem().extension().string();  // ".sm_90"
@@ -95,7 +88,6 @@ int architecture(const std::filesystem::path& file) {
 
 // Reads the files beside this module that its PTX was taken out into, for the newest architecture.
 Kernels load_kernels() {
-  if (std::getenv("MDSSD_PTX_REPORT")) std::atexit(write_report);
   Dl_info module;
   dladdr(reinterpret_cast<const void*>(&load_kernels), &module);
   const auto folder = std::filesystem::absolute(module.dli_fname).parent_path();
@@ -121,12 +113,12 @@ Settings& settings() {
 }
 
 std::map<std::string, u64>& notes() {
-  static auto& notes = *new std::map<std::string, u64>;
+  static std::map<std::string, u64> notes;
   return notes;
 }
 
 Kernels& kernels() {
-  static Kernels& kernels = *new Kernels(load_kernels());  // the report is written at the end
+  static Kernels kernels = load_kernels();
   return kernels;
 }
 
