@@ -20,12 +20,17 @@
 namespace mdssd {
 namespace {
 
-// The results of one group: entry i for the merged box whose first box is i.
+constexpr size_t kFusedSpatialFrom = 1024;  // as kSpatialFrom, for wbf
+
+// The boxes of one group, and its results: entry i for the merged box whose first box is i.
 template <class T>
-struct Merged {
-  std::vector<char> is_first;
-  std::vector<Box<T>> boxes;
-  std::vector<T> scores;
+struct Group {
+  size_t num_boxes;
+  const Box<T>* boxes;
+  const int32_t* indices;  // of the boxes among all
+  char* is_first;
+  Box<T>* merged;
+  T* scores;  // at the start those of the boxes
 };
 
 template <class T, class Metric, bool kTransitive>
@@ -33,42 +38,47 @@ struct Absorb {
   static constexpr bool kAll = kTransitive, kTakes = true;
   T threshold;
   Metric metric;
-  const std::vector<Box<T>>& boxes;
-  const int32_t* indices;  // of the boxes among all
-  Merged<T>& merged;
+  const Group<T>& group;
   std::vector<int32_t> owner, taken;
+  size_t count = 0;  // of those taken
 
   void keep(size_t i) {
     owner[i] = int32_t(i);
-    merged.is_first[i] = 1;
+    group.is_first[i] = 1;
   }
-  void take(size_t j) { taken.push_back(int32_t(j)); }
+  void take(size_t j) { taken[count++] = int32_t(j); }
   // Boxes that one box takes are merged by index with nmm, and by falling score otherwise.
   void done(size_t i) {
-    if (taken.empty()) return;
-    std::sort(taken.begin(), taken.end(), [this](int32_t a, int32_t b) {
-      return kTransitive ? indices[a] < indices[b] : a < b;
-    });
+    if (count == 0) return;
+    const auto before = [this](int32_t a, int32_t b) {
+      return kTransitive ? group.indices[a] < group.indices[b] : a < b;
+    };
+    const auto end = taken.begin() + count;
+    if (!std::is_sorted(taken.begin(), end, before)) std::sort(taken.begin(), end, before);
     const int32_t own = owner[i];
-    Box<T> box = merged.boxes[own];
+    Box<T> box = group.merged[own];
     T size = area(box);
-    for (int32_t j : taken) {
+    for (size_t k = 0; k < count; ++k) {
+      const int32_t j = taken[k];
       owner[j] = own;
-      if (!overlap(box, size, boxes[j], area(boxes[j]), threshold, metric)) continue;
-      box = around(box, boxes[j]);
+      const Box<T> other = group.boxes[j];
+      const bool inside = (box.x1 <= other.x1) & (box.y1 <= other.y1) & (other.x2 <= box.x2) &
+                          (other.y2 <= box.y2);
+      if (inside || !overlap(box, size, other, area(other), threshold, metric)) continue;
+      box = around(box, other);
       size = area(box);
     }
-    merged.boxes[own] = box;
-    taken.clear();
+    group.merged[own] = box;
+    count = 0;
   }
 };
 
 template <class T>
 struct MarkFirst {
   static constexpr bool kAll = false, kTakes = false;
-  Merged<T>& merged;
+  char* is_first;
 
-  void keep(size_t i) { merged.is_first[i] = 1; }
+  void keep(size_t i) { is_first[i] = 1; }
   void take(size_t) {}
   void done(size_t) {}
 };
@@ -97,11 +107,12 @@ MDSSD_INLINE void compare(Box<T> box, T box_area, const BoxBlock<T, 32>& block,
 }
 
 template <class T, class Metric>
-MDSSD_SIMD void fuse(const std::vector<Box<T>>& boxes, T threshold, Metric metric, int64_t models,
-                     Merged<T>& merged) {
-  const size_t num_boxes = boxes.size();
-  const bool in_space = num_boxes >= kSpatialFrom;
-  std::vector<int32_t> places = in_space ? places_on_curve(boxes) : std::vector<int32_t>(num_boxes);
+MDSSD_SIMD void fuse(const Group<T>& group, T threshold, Metric metric, int64_t models) {
+  const size_t num_boxes = group.num_boxes;
+  const Box<T>* boxes = group.boxes;
+  const bool in_space = num_boxes >= kFusedSpatialFrom;
+  std::vector<int32_t> places =
+      in_space ? places_on_curve(boxes, num_boxes) : std::vector<int32_t>(num_boxes);
   std::vector<BoxBlock<T, 32>> blocks((num_boxes + 31) / 32);
   std::vector<int32_t> firsts(32 * blocks.size());  // the first box of the fused box at a place
   Nested<T> bounds(in_space ? blocks.size() : 0);
@@ -120,27 +131,27 @@ MDSSD_SIMD void fuse(const std::vector<Box<T>>& boxes, T threshold, Metric metri
     int32_t own = best.first;
     if (own == std::numeric_limits<int32_t>::max()) {
       own = int32_t(i);
-      merged.is_first[i] = 1;
+      group.is_first[i] = 1;
       if (!in_space) places[i] = int32_t(started);
       firsts[places[i]] = own;
       ++started;
     }
-    sums[own].add(boxes[i], merged.scores[i]);
-    merged.boxes[own] = sums[own].mean(merged.boxes[own]);
-    blocks[places[own] / 32].set(places[own] % 32, merged.boxes[own]);
-    if (in_space) bounds.include(places[own] / 32, merged.boxes[own]);
+    sums[own].add(boxes[i], group.scores[i]);
+    group.merged[own] = sums[own].mean(group.merged[own]);
+    blocks[places[own] / 32].set(places[own] % 32, group.merged[own]);
+    if (in_space) bounds.include(places[own] / 32, group.merged[own]);
   }
   for (size_t i = 0; i < num_boxes; ++i)
-    if (merged.is_first[i]) merged.scores[i] = sums[i].mean_score(models);
+    if (group.is_first[i]) group.scores[i] = sums[i].mean_score(models);
 }
 
-// Sorts by rising key(rank) and leaves equal ones in their order.
+// Sorts by rising key(value) and leaves equal ones in their order.
 template <class Key>
-void sort_stably(std::vector<int32_t>& ranks, const Key& key) {
-  std::vector<Keyed<uint64_t>> items(ranks.size());
-  for (size_t i = 0; i < ranks.size(); ++i) items[i] = {key(ranks[i]), ranks[i]};
+void sort_stably(std::vector<int32_t>& values, const Key& key) {
+  std::vector<Keyed<uint64_t>> items(values.size());
+  for (size_t i = 0; i < values.size(); ++i) items[i] = {key(values[i]), values[i]};
   radix_sort(items);
-  for (size_t i = 0; i < ranks.size(); ++i) ranks[i] = items[i].index;
+  for (size_t i = 0; i < values.size(); ++i) values[i] = items[i].index;
 }
 
 template <class T>
@@ -153,41 +164,29 @@ struct Call {
   MergeBoxesSettings settings;
 };
 
-// Merges the boxes of one group, given by their indices in the order of their scores.
 template <class T>
-Merged<T> merge_group(const Call<T>& call, const std::vector<int32_t>& indices) {
-  const size_t num_boxes = indices.size();
-  const T threshold = T(call.settings.threshold);
-  std::vector<Box<T>> boxes(num_boxes);
-  Merged<T> merged;
-  merged.is_first.resize(num_boxes);
-  merged.scores.resize(num_boxes);
-  for (size_t i = 0; i < num_boxes; ++i) {
-    boxes[i] = load_box(call.boxes, indices[i]);
-    merged.scores[i] = call.scores[indices[i]];
-  }
-  merged.boxes = boxes;
-  with_metric<T>(call.settings.ios, [&](auto metric) {
+void merge_group(const MergeBoxesSettings& settings, const Group<T>& group) {
+  const T threshold = T(settings.threshold);
+  with_metric<T>(settings.ios, [&](auto metric) {
     using Metric = decltype(metric);
-    const auto absorb = [&](auto transitive) {
-      Absorb<T, Metric, decltype(transitive)::value> visitor{
-          threshold, metric, boxes, indices.data(), merged, std::vector<int32_t>(num_boxes), {}};
-      suppress(boxes, threshold, metric, visitor);
+    const auto run = [&](auto visitor) {
+      suppress(group.boxes, group.num_boxes, threshold, metric, visitor);
     };
-    switch (MergeMethod(call.settings.method)) {
-      case MergeMethod::kNms: {
-        MarkFirst<T> visitor{merged};
-        return suppress(boxes, threshold, metric, visitor);
-      }
+    const auto absorb = [&](auto transitive) {
+      const std::vector<int32_t> none(group.num_boxes);
+      run(Absorb<T, Metric, decltype(transitive)::value>{threshold, metric, group, none, none});
+    };
+    switch (MergeMethod(settings.method)) {
+      case MergeMethod::kNms:
+        return run(MarkFirst<T>{group.is_first});
       case MergeMethod::kGreedyNmm:
         return absorb(std::false_type{});
       case MergeMethod::kNmm:
         return absorb(std::true_type{});
       case MergeMethod::kWbf:
-        return fuse(boxes, threshold, metric, call.settings.models, merged);
+        return fuse(group, threshold, metric, settings.models);
     }
   });
-  return merged;
 }
 
 template <class T>
@@ -198,39 +197,40 @@ int64_t merge(const Call<T>& call, T* merged_boxes, T* merged_scores, int64_t* i
   const std::vector<int32_t> order = sorted(call.scores, call.num_boxes);
   const Grouped groups = grouped(order, {call.labels, call.images});
 
-  Merged<T> all;  // entry i for the merged box whose first box has rank i in `order`
-  all.is_first.resize(call.num_boxes);
-  all.boxes.resize(call.num_boxes);
-  all.scores.resize(call.num_boxes);
-  parallel_for(threads, int64_t(groups.starts.size()) - 1, [&](int64_t group) {
-    const int64_t begin = groups.starts[group], end = groups.starts[group + 1];
-    std::vector<int32_t> indices(end - begin);
-    for (int64_t i = begin; i < end; ++i) indices[i - begin] = order[groups.ranks[i]];
-    const Merged<T> own = merge_group(call, indices);
+  // By group and rank, as groups.ranks.
+  std::vector<int32_t> indices(call.num_boxes);
+  std::vector<Box<T>> boxes(call.num_boxes), merged(call.num_boxes);
+  std::vector<T> scores(call.num_boxes);
+  std::vector<char> is_first(call.num_boxes);
+  std::vector<int32_t> at(call.num_boxes, -1);  // where the first box of that rank is, or -1
+  parallel_for(threads, int64_t(groups.starts.size()) - 1, [&](int64_t number) {
+    const int64_t begin = groups.starts[number], end = groups.starts[number + 1];
     for (int64_t i = begin; i < end; ++i) {
-      const int32_t rank = groups.ranks[i];
-      all.is_first[rank] = own.is_first[i - begin];
-      all.boxes[rank] = own.boxes[i - begin];
-      all.scores[rank] = own.scores[i - begin];
+      indices[i] = order[groups.ranks[i]];
+      boxes[i] = merged[i] = load_box(call.boxes, indices[i]);
+      scores[i] = call.scores[indices[i]];
     }
+    merge_group(call.settings, Group<T>{size_t(end - begin), &boxes[begin], &indices[begin],
+                                        &is_first[begin], &merged[begin], &scores[begin]});
+    for (int64_t i = begin; i < end; ++i)
+      if (is_first[i]) at[groups.ranks[i]] = int32_t(i);
   });
 
-  std::vector<int32_t> rows;  // ranks of the first boxes
-  for (int32_t rank = 0; rank < int32_t(call.num_boxes); ++rank)
-    if (all.is_first[rank]) rows.push_back(rank);
+  std::vector<int32_t> rows;  // where the first boxes are, by rank
+  for (int32_t i : at)
+    if (i >= 0) rows.push_back(i);
   if (MergeMethod(call.settings.method) == MergeMethod::kWbf)
-    sort_stably(rows, [&](int32_t rank) { return uint64_t(falling_key(all.scores[rank])); });
+    sort_stably(rows, [&](int32_t i) { return uint64_t(falling_key(scores[i])); });
   if (call.images) {
     const int64_t lowest = *std::min_element(call.images, call.images + call.num_boxes);
-    sort_stably(rows, [&](int32_t rank) {
-      return uint64_t(call.images[order[rank]]) - uint64_t(lowest);
-    });
+    sort_stably(rows,
+                [&](int32_t i) { return uint64_t(call.images[indices[i]]) - uint64_t(lowest); });
   }
   for (size_t row = 0; row < rows.size(); ++row) {
-    const Box<T> b = all.boxes[rows[row]];
+    const Box<T> b = merged[rows[row]];
     store4<T>(merged_boxes + 4 * row, b.x1, b.y1, b.x2, b.y2);
-    merged_scores[row] = all.scores[rows[row]];
-    index[row] = order[rows[row]];
+    merged_scores[row] = scores[rows[row]];
+    index[row] = indices[rows[row]];
   }
   return int64_t(rows.size());
 }

@@ -34,7 +34,7 @@ int64_t nms(const T* boxes, const T* scores, const int64_t* idxs, int64_t num_bo
     for (int64_t i = begin; i < end; ++i)
       own[i - begin] = load_box(boxes, order[groups.ranks[i]]);
     MarkKept mark = {groups.ranks.data() + begin, kept.data()};
-    suppress(own, threshold, metric, mark);
+    suppress(own.data(), own.size(), threshold, metric, mark);
   });
 
   int64_t found = 0;

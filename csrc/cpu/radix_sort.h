@@ -33,13 +33,12 @@ template <int kBits, class Key>
 void radix_sort(std::vector<Keyed<Key>>& items, std::vector<Keyed<Key>>& spare) {
   constexpr int kDigits = (8 * int(sizeof(Key)) + kBits - 1) / kBits;
   constexpr Key kMask = (Key(1) << kBits) - 1;
-  std::vector<std::array<int32_t, size_t(1) << kBits>> counts(kDigits);
-  for (const auto& item : items)
-    for (int d = 0; d < kDigits; ++d) ++counts[d][(item.key >> (d * kBits)) & kMask];
+  Key differing = 0;  // the bits in which keys differ
+  for (const auto& item : items) differing |= item.key ^ items[0].key;
   for (int d = 0; d < kDigits; ++d) {
-    auto& places = counts[d];
-    if (items.empty() || places[(items[0].key >> (d * kBits)) & kMask] == int32_t(items.size()))
-      continue;
+    if (!(differing >> (d * kBits) & kMask)) continue;
+    std::array<int32_t, size_t(1) << kBits> places = {};
+    for (const auto& item : items) ++places[(item.key >> (d * kBits)) & kMask];
     int32_t sum = 0;
     for (int32_t& place : places) {
       const int32_t count = place;

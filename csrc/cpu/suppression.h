@@ -1,7 +1,7 @@
 // Greedy suppression of boxes by falling score, for nms and merge_boxes.
 //
 // The boxes are stored in blocks of 32. Each kept box removes the boxes that it overlaps, one block
-// at a time, with one vector loop and a bit mask per block. For 1024 boxes or more, the boxes are
+// at a time, with one vector loop and a bit mask per block. For 512 boxes or more, the boxes are
 // sorted along a space-filling curve, so that neighbours share a block. Blocks, and groups of 32
 // blocks, whose bounds do not meet the kept box are skipped: boxes that do not overlap have an IoU,
 // or IoS, of 0, which is above no threshold.
@@ -19,7 +19,7 @@
 
 namespace mdssd {
 
-constexpr size_t kSpatialFrom = 1024;  // for fewer boxes, sorting along a curve does not pay off
+constexpr size_t kSpatialFrom = 512;  // for fewer boxes, sorting along a curve does not pay off
 
 // Returns whether the box can have an IoU above 0: its sides are positive and its area is finite.
 template <class T>
@@ -84,7 +84,7 @@ class Nested {
 
 template <class T>
 struct Blocks {
-  explicit Blocks(int64_t count) : boxes((count + 31) / 32), alive(boxes.size(), 0) {}
+  explicit Blocks(size_t count) : boxes((count + 31) / 32), alive(boxes.size(), 0) {}
 
   void set(int64_t place, Box<T> box) {
     boxes[place / 32].set(int(place % 32), box);
@@ -95,29 +95,33 @@ struct Blocks {
   std::vector<uint32_t> alive;  // bits of the boxes that are neither kept nor removed yet
 };
 
-// Returns the position of each box along a space-filling curve (Morton's).
+// Returns the position of each box in a grid, whose cells are ordered along a space-filling curve
+// (Morton's). The boxes of a cell keep their order.
 template <class T>
-std::vector<int32_t> places_on_curve(const std::vector<Box<T>>& boxes) {
+MDSSD_INLINE std::vector<int32_t> places_on_curve(const Box<T>* boxes, size_t num_boxes) {
   Bounds<T> all;
-  for (const Box<T>& b : boxes)
-    if (solid(b)) all.include(0, b);
-  const T scale_x = T(256) / (all.x2[0] - all.x1[0]), scale_y = T(256) / (all.y2[0] - all.y1[0]);
-  const auto cell = [](T x) { return x >= 0 && x < 256 ? uint32_t(x) : 0u; };  // 0 for NaN
+  for (size_t i = 0; i < num_boxes; ++i)
+    if (solid(boxes[i])) all.include(0, boxes[i]);
+  int bits = 4;  // of a cell's row and of its column
+  while (bits < 8 && size_t(8) << (2 * bits) < num_boxes) ++bits;
+  const T side = T(1 << bits);
+  const T scale_x = side / (all.x2[0] - all.x1[0]), scale_y = side / (all.y2[0] - all.y1[0]);
+  const auto limited = [=](T x) { return x >= 0 && x < side ? uint32_t(x) : 0u; };  // 0 for NaN
   const auto spread = [](uint32_t x) {  // inserts a zero before each of 8 bits
     x = (x | x << 4) & 0x0f0fu;
     x = (x | x << 2) & 0x3333u;
     return (x | x << 1) & 0x5555u;
   };
-  std::vector<Keyed<uint32_t>> items(boxes.size());
-  for (size_t i = 0; i < boxes.size(); ++i) {
+  std::vector<int32_t> places(num_boxes), ends((size_t(1) << (2 * bits)) + 1);
+  for (size_t i = 0; i < num_boxes; ++i) {
     const Box<T>& b = boxes[i];
-    const uint32_t x = cell(((b.x1 + b.x2) * T(0.5) - all.x1[0]) * scale_x);
-    const uint32_t y = cell(((b.y1 + b.y2) * T(0.5) - all.y1[0]) * scale_y);
-    items[i] = {spread(x) | spread(y) << 1, int32_t(i)};
+    const uint32_t x = limited(((b.x1 + b.x2) * T(0.5) - all.x1[0]) * scale_x);
+    const uint32_t y = limited(((b.y1 + b.y2) * T(0.5) - all.y1[0]) * scale_y);
+    places[i] = int32_t(spread(x) | spread(y) << 1);
   }
-  radix_sort(items);
-  std::vector<int32_t> places(boxes.size());
-  for (size_t place = 0; place < items.size(); ++place) places[items[place].index] = int32_t(place);
+  for (int32_t cell : places) ++ends[cell + 1];
+  for (size_t cell = 1; cell < ends.size(); ++cell) ends[cell] += ends[cell - 1];
+  for (int32_t& place : places) place = ends[place]++;
   return places;
 }
 
@@ -130,12 +134,12 @@ std::vector<int32_t> places_on_curve(const std::vector<Box<T>>& boxes) {
 // Boxes come by falling score, and a box removes only later ones. The loop ends when all
 // boxes are kept or removed.
 template <class T, class Metric, class Visitor>
-MDSSD_INLINE void suppress_in_order(const std::vector<Box<T>>& boxes, T threshold, Metric metric,
-                                    Visitor& visitor) {
-  Blocks<T> blocks(int64_t(boxes.size()));
-  for (size_t i = 0; i < boxes.size(); ++i) blocks.set(int64_t(i), boxes[i]);
-  size_t left = boxes.size();
-  for (size_t i = 0; i < boxes.size() && left > 0; ++i) {
+MDSSD_INLINE void suppress_in_order(const Box<T>* boxes, size_t num_boxes, T threshold,
+                                    Metric metric, Visitor& visitor) {
+  Blocks<T> blocks(num_boxes);
+  for (size_t i = 0; i < num_boxes; ++i) blocks.set(int64_t(i), boxes[i]);
+  size_t left = num_boxes;
+  for (size_t i = 0; i < num_boxes && left > 0; ++i) {
     const size_t own = i / 32;
     if (blocks.alive[own] >> (i % 32) & 1u) {
       visitor.keep(i);
@@ -160,20 +164,20 @@ MDSSD_INLINE void suppress_in_order(const std::vector<Box<T>>& boxes, T threshol
 }
 
 template <class T, class Metric, class Visitor>
-MDSSD_INLINE void suppress_in_space(const std::vector<Box<T>>& boxes, T threshold, Metric metric,
-                                    Visitor& visitor) {
-  const std::vector<int32_t> places = places_on_curve(boxes);
-  std::vector<int32_t> at_place(Visitor::kTakes ? boxes.size() : 0);
+MDSSD_INLINE void suppress_in_space(const Box<T>* boxes, size_t num_boxes, T threshold,
+                                    Metric metric, Visitor& visitor) {
+  const std::vector<int32_t> places = places_on_curve(boxes, num_boxes);
+  std::vector<int32_t> at_place(Visitor::kTakes ? num_boxes : 0);
   if (Visitor::kTakes)
-    for (size_t i = 0; i < boxes.size(); ++i) at_place[places[i]] = int32_t(i);
-  Blocks<T> blocks(int64_t(boxes.size()));
+    for (size_t i = 0; i < num_boxes; ++i) at_place[places[i]] = int32_t(i);
+  Blocks<T> blocks(num_boxes);
   Nested<T> bounds(blocks.boxes.size());
-  for (size_t i = 0; i < boxes.size(); ++i) {
+  for (size_t i = 0; i < num_boxes; ++i) {
     blocks.set(places[i], boxes[i]);
     bounds.include(places[i] / 32, boxes[i]);
   }
-  size_t left = boxes.size();
-  for (size_t i = 0; i < boxes.size() && left > 0; ++i) {
+  size_t left = num_boxes;
+  for (size_t i = 0; i < num_boxes && left > 0; ++i) {
     const int32_t own = places[i] / 32;
     if (blocks.alive[own] >> (places[i] % 32) & 1u) {
       visitor.keep(i);
@@ -198,12 +202,12 @@ MDSSD_INLINE void suppress_in_space(const std::vector<Box<T>>& boxes, T threshol
 }
 
 template <class T, class Metric, class Visitor>
-MDSSD_SIMD void suppress(const std::vector<Box<T>>& boxes, T threshold, Metric metric,
+MDSSD_SIMD void suppress(const Box<T>* boxes, size_t num_boxes, T threshold, Metric metric,
                          Visitor& visitor) {
-  if (boxes.size() < kSpatialFrom)
-    suppress_in_order(boxes, threshold, metric, visitor);
+  if (num_boxes < kSpatialFrom)
+    suppress_in_order(boxes, num_boxes, threshold, metric, visitor);
   else
-    suppress_in_space(boxes, threshold, metric, visitor);
+    suppress_in_space(boxes, num_boxes, threshold, metric, visitor);
 }
 
 // Returns the indices of the scores in falling order.
@@ -230,13 +234,13 @@ inline Grouped grouped(const std::vector<int32_t>& order,
   const int64_t num_boxes = int64_t(order.size());
   std::vector<Keyed<uint64_t>> items(num_boxes);
   for (int64_t rank = 0; rank < num_boxes; ++rank) items[rank] = {0, int32_t(rank)};
-  Grouped result;
   for (const int64_t* key : keys) {
     if (!key) continue;
     const int64_t lowest = *std::min_element(key, key + num_boxes);
     for (auto& item : items) item.key = uint64_t(key[order[item.index]]) - uint64_t(lowest);
     radix_sort(items);
   }
+  Grouped result;
   result.ranks.resize(num_boxes);
   for (int64_t i = 0; i < num_boxes; ++i) result.ranks[i] = items[i].index;
   for (int64_t i = 0; i < num_boxes; ++i) {
