@@ -26,7 +26,7 @@ ALLOCATOR = {
     "MALLOC_TOP_PAD_": "1000000000",
 }
 PACKAGES = ("torch", "triton", "numpy", "onnxruntime", "openvino", "opencv-python-headless",
-            "lsnms", "torchvision")  # fmt: skip
+            "lsnms", "torchvision", "sahi", "ensemble-boxes", "numba")  # fmt: skip
 
 
 def cpu_name() -> str:

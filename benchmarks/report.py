@@ -54,6 +54,7 @@ To run the benchmarks in your own environment:
 ```
 pip install -c constraints.txt -e '.[bench]'
 pip install --no-deps lsnms numba llvmlite  # optional; its pins exclude today's numpy
+pip install sahi; pip install --no-deps ensemble-boxes numba llvmlite  # optional, for merged boxes
 pytest benchmarks/ --benchmark-only         # all rows; -k nms for some
 ```
 
@@ -66,6 +67,9 @@ NOTES = {
     "detection_output": "onnxruntime's graph has no limit of 400 candidates per class, and is "
     "checked against a reference without one. \"torchvision's way\" uses this project's NMS if "
     "torchvision is not installed.",
+    "merge_boxes": "sahi is its postprocess class, with objects in and out, as its predictions use "
+    "it. `sahi, groups only` is the function below it, which says which boxes belong together and "
+    "merges none, so it does less. Both are compiled by numba.",
     "match_priors": "All return the index of the ground truth and the best IoU of each prior.",
     "encode_targets": 'All return offsets and labels. "torch, usual" and torch.compile also '
     "compute the offsets of the background, as ssd.pytorch does.",
@@ -163,16 +167,20 @@ def keep(path: Path, folder: Path) -> Path:
 def add(path: Path, folder: Path) -> Path:
     """Add a run's rows to the stored file of its machine; they replace rows of the same name.
 
-    Each row records its run. Raises ValueError if there is no stored file.
+    Each row records its run, with the versions that differ from those of the stored file.
+    Raises ValueError if there is no stored file.
     """
     run, data = load(path), json.loads(path.read_text())
     target = folder / f"{machine_name(run.about)}.json"
     if not target.exists():
         raise ValueError(f"{target}: no such file; --keep makes it")
-    for entry in data["benchmarks"]:
-        entry["extra_info"]["run"] = f"commit {run.about['commit'][:12]}, {run.date}"
-    names = {entry["name"] for entry in data["benchmarks"]}
     kept = json.loads(target.read_text())
+    stored = kept["mdssd"]["versions"].items()
+    newer = [f"{name} {v}" for name, v in run.about["versions"].items() if (name, v) not in stored]
+    label = ", ".join([f"commit {run.about['commit'][:12]}", run.date, *newer])
+    for entry in data["benchmarks"]:
+        entry["extra_info"]["run"] = label
+    names = {entry["name"] for entry in data["benchmarks"]}
     others = [entry for entry in kept["benchmarks"] if entry["name"] not in names]
     _write({**kept, "benchmarks": others + data["benchmarks"]}, target)
     return target

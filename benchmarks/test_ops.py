@@ -180,7 +180,7 @@ def _merging_rows() -> list[Any]:
     """Return parameters (count, kind, classes, method, metric, peer, make, device)."""
     rows = []
     for setting in _MERGING:
-        peers = merging.FUSION if setting[3] == "wbf" else merging.SAHI
+        peers = merging.PEERS[setting[3]]
         rows += [(*setting, "mdssd cpp", merging.mdssd, "cpu")]
         rows += [(*setting, name, make, "cpu") for name, make in peers.items()]
         for name in ("cuda", "triton"):

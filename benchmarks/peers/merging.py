@@ -93,5 +93,24 @@ def ensemble_boxes(x: Scored, method: str, metric: str) -> Call:
     return call
 
 
+def torchvision(x: Scored, method: str, metric: str) -> Call:
+    """Use batched_nms and index with what it keeps."""
+    batched_nms = need("torchvision").ops.batched_nms
+    assert x.classes is not None and method == "nms" and metric == "iou"
+    threshold = ops.just_below(THRESHOLD)
+
+    def call() -> tuple[Tensor, ...]:
+        kept = batched_nms(x.boxes, x.scores, x.classes, threshold)
+        return x.boxes[kept], x.scores[kept], x.classes[kept]
+
+    return call
+
+
 SAHI = {"sahi": sahi, "sahi, groups only": sahi_groups}
 FUSION = {"ensemble-boxes": ensemble_boxes}
+PEERS = {  # by method
+    "nms": {"torchvision": torchvision, **SAHI},
+    "greedy_nmm": SAHI,
+    "nmm": SAHI,
+    "wbf": FUSION,
+}
