@@ -19,6 +19,7 @@ TEST_STAMP := $(VENV)/mdssd-test-installed
 SOURCES := pyproject.toml setup.py constraints.txt CMakeLists.txt \
 	$(shell find cmake csrc -type f -not -name '*.py*' -not -name resources.txt \
 		-not -path 'csrc/ptx/*' -not -name counts.txt)
+CHECKED := $(CURDIR)/build/simt-checked
 SANITIZED := $(CURDIR)/build/simt-sanitized
 
 .DEFAULT_GOAL := help
@@ -28,7 +29,7 @@ SANITIZED := $(CURDIR)/build/simt-sanitized
 help:
 	@echo "make demo    install what mdssd runs with into $(VENV), and detect objects in sample scenes"
 	@echo "make test    install the test tools too, and run the tests"
-	@echo "make simt-check  install, run the CUDA kernels on the CPU in shuffled order and under sanitizers"
+	@echo "make simt-check  install, run the CUDA kernels on the CPU, in shuffled order, checked for races, sanitized"
 	@echo "make ptx-check   install, run the compiled kernels on the CPU (needs nvcc)"
 	@echo "make ptx-counts  write what each kernel costs into csrc/cuda/counts.txt (needs nvcc)"
 	@echo "make gpu-check   build and check the kernels on an NVIDIA GPU, with PYTHON as it is"
@@ -68,16 +69,25 @@ demo-checkpoint: $(STAMP)
 test: $(TEST_STAMP)
 	$(PYTEST)
 
-# The second part runs the C++ backend too. LD_PRELOAD loads the sanitizers' libraries before Python
+# Builds the kernels for the CPU a second time: $(call build_simt,flavour,folder).
+build_simt = $(BIN)/cmake -S . -B $(2) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+		-DMDSSD_CUDA=off -DMDSSD_SIMT=$(1) -DPython_EXECUTABLE=$(abspath $(BIN))/python \
+		-Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
+
+# The second part looks for data races and accesses outside of arrays, and the third, under
+# sanitizers, runs the C++ backend too. LD_PRELOAD loads the sanitizers' libraries before Python
 # allocates memory.
 simt-check: $(TEST_STAMP)
 	for seed in 1 2 3; do \
 		$(PYTEST) --small --simt-shuffle $$seed -k "simt and agrees" tests/ops/test_ops.py \
 			|| exit 1; \
 	done
-	$(BIN)/cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
-		-DMDSSD_CUDA=off -DMDSSD_SIMT=sanitized -DPython_EXECUTABLE=$(abspath $(BIN))/python \
-		-Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
+	$(call build_simt,checked,$(CHECKED))
+	$(BIN)/cmake --build $(CHECKED) --target _simt
+	MDSSD_MODULES=$(CHECKED) $(PYTEST) --small --simt-shuffle 4 -k "simt and agrees" \
+		tests/ops/test_ops.py
+	MDSSD_MODULES=$(CHECKED) $(PYTEST) tests/ops/test_simt.py tests/ops/test_*_cuda.py
+	$(call build_simt,sanitized,$(SANITIZED))
 	$(BIN)/cmake --build $(SANITIZED)
 	cxx="$${CXX:-c++}"; \
 	MDSSD_MODULES=$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \

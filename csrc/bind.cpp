@@ -115,6 +115,9 @@ struct FromPython<mdssd::DType> {
 template <class T>
 struct FromPython<T*> {
   T* value = nullptr;
+#ifdef MDSSD_SIMT
+  size_t bytes = 0;  // of a tensor
+#endif
   void read(py::handle from) {
     static PyObject* const data_ptr = PyUnicode_InternFromString("data_ptr");
     if (from.is_none()) return;
@@ -125,6 +128,9 @@ struct FromPython<T*> {
     }
     value = static_cast<T*>(PyLong_AsVoidPtr(address.ptr()));
     if (PyErr_Occurred()) throw py::error_already_set();
+#ifdef MDSSD_SIMT
+    if (py::hasattr(from, "nbytes")) bytes = from.attr("nbytes").cast<size_t>();
+#endif
   }
 };
 
@@ -154,11 +160,33 @@ struct type_caster<FromPython<T>> {
 
 namespace {
 
+#ifdef MDSSD_SIMT
+template <class T>
+void add_array(std::vector<simt::Array>&, const FromPython<T>&) {}
+template <class T>
+void add_array(std::vector<simt::Array>& arrays, const FromPython<T*>& argument) {
+  if (argument.value) arrays.push_back({argument.value, argument.bytes});
+}
+
+// Returns the arrays among the arguments, or none if the size of one is unknown.
+template <class... Parameters>
+std::vector<simt::Array> arrays_of(const FromPython<Parameters>&... arguments) {
+  std::vector<simt::Array> arrays;
+  (add_array(arrays, arguments), ...);
+  for (const simt::Array& array : arrays)
+    if (array.bytes == 0) return {};
+  return arrays;
+}
+#endif
+
 template <class Result, class... Parameters>
 void bind(py::module_& module, const char* name, Result (*function)(Parameters...)) {
   module.def(
       name,
       [function](const FromPython<Parameters>&... arguments) {
+#ifdef MDSSD_SIMT
+        const simt::Call call(arrays_of(arguments...));
+#endif
         return function(arguments.value...);
       },
       py::call_guard<py::gil_scoped_release>());
@@ -252,6 +280,11 @@ void bind_settings_fields(py::module_& module) {
 PYBIND11_MODULE(_simt, module) {
   bind_settings_fields(module);
   module.def("set_shuffle", &simt::set_shuffle);
+#ifdef SIMT_CHECKED
+  module.attr("checked") = true;
+#else
+  module.attr("checked") = false;
+#endif
   bind_faults(module);
   bind_cuda(module);
 }

@@ -177,7 +177,8 @@ __global__ void __launch_bounds__(kThreads)
       Packed top = 0;
       for (int w = 0; w < kWarps; ++w) top = max(top, tops[w][thread]);
       // This read only saves atomics. It may return an old value, which can only be too low.
-      if (top > best_priors[first + thread]) atomicMax(&best_priors[first + thread], top);
+      Packed* const known = &best_priors[first + thread];
+      if (top > *static_cast<volatile Packed*>(known)) atomicMax(known, top);
     }
   }
   if (prior >= num_priors) return;

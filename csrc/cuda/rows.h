@@ -92,7 +92,7 @@ __device__ void for_each_row(const S* logits, int64_t rows, int classes, const V
       __syncthreads();
       const bool in_range = mine < here;
       visit(Row<S, kLanes>{reinterpret_cast<const S*>(staged) + (in_range ? mine : 0) * classes,
-                           classes, first + mine, in_range});
+                           classes, first + (in_range ? mine : 0), in_range});
     } else if (mine < here) {  // the same for the whole warp
       visit(Row<S, kLanes>{start + int64_t(mine) * classes, classes, first + mine, true});
     }

@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kThreads = 64;
 
-// The one correct kernel: every thread reads the number of the next one.
+// A correct kernel: every thread reads the number of the next one.
 __global__ void rotate_kernel(int* out) {
   __shared__ int numbers[kThreads];
   numbers[threadIdx.x] = int(threadIdx.x);
@@ -65,6 +65,75 @@ __global__ void uninitialised_shared_kernel(int* out) {
   out[threadIdx.x] = numbers[threadIdx.x];
 }
 
+// Same as a template, whose shared memory GCC puts elsewhere than that of functions.
+template <class T>
+__global__ void uninitialised_template_kernel(int* out) {
+  __shared__ T numbers[kThreads];
+  if (threadIdx.x != 7) numbers[threadIdx.x] = 0;
+  __syncthreads();
+  out[threadIdx.x] = int(numbers[threadIdx.x]);
+}
+
+// A warp ahead of the others overwrites what they have not read. No result shows it while all warps
+// advance at the same pace.
+__global__ void overtaking_kernel(int* out) {
+  __shared__ int numbers[2];
+  for (int turn = 0; turn < 3; ++turn) {
+    if (threadIdx.x % kWarpSize == 0) numbers[threadIdx.x / kWarpSize] = turn;
+    __syncthreads();
+    out[threadIdx.x] += numbers[1 - threadIdx.x / kWarpSize];
+  }
+}
+
+// The lanes of a warp exchange numbers through shared memory. The vote between orders no memory.
+__global__ void missing_syncwarp_kernel(int* out) {
+  __shared__ int numbers[kThreads];
+  numbers[threadIdx.x] = int(threadIdx.x);
+  __any_sync(kAllLanes, 1);
+  out[threadIdx.x] = numbers[threadIdx.x ^ 1];
+}
+
+// The one that is right. The first half of each warp waits for itself, then all lanes do.
+__global__ void syncwarp_kernel(int* out) {
+  __shared__ int numbers[kThreads];
+  const int lane = int(threadIdx.x) % kWarpSize;
+  numbers[threadIdx.x] = int(threadIdx.x);
+  if (lane < 16) __syncwarp(0xffffu);
+  const int near = lane < 16 ? numbers[threadIdx.x ^ 1] : 0;
+  __syncwarp();
+  out[threadIdx.x] = lane < 16 ? near : numbers[threadIdx.x ^ 16];
+}
+
+// Only half of the lanes wait for one another.
+__global__ void syncwarp_of_half_kernel(int* out) {
+  __shared__ int numbers[kThreads];
+  const int lane = int(threadIdx.x) % kWarpSize;
+  numbers[threadIdx.x] = int(threadIdx.x);
+  if (lane < 16) __syncwarp(0xffffu);
+  out[threadIdx.x] = numbers[threadIdx.x ^ 16];
+}
+
+// Two blocks count threads, with an atomic, and without.
+__global__ void atomic_kernel(int* out) { atomicAdd(out, 1); }
+__global__ void missing_atomic_kernel(int* out) { *out += 1; }
+
+// A plain read of what other blocks change by atomics; volatile makes it one that may be old.
+__global__ void read_beside_atomic_kernel(int* out) {
+  if (*out < 1000) atomicAdd(out, 1);
+}
+__global__ void volatile_beside_atomic_kernel(int* out) {
+  if (*static_cast<volatile int*>(out) < 1000) atomicAdd(out, 1);
+}
+
+// Neighbouring bytes are no race.
+__global__ void bytes_kernel(int* out) {
+  reinterpret_cast<char*>(out)[threadIdx.x + kThreads * blockIdx.x] = char(threadIdx.x);
+}
+
+// All threads of the first block write beyond the 64 numbers.
+__global__ void write_outside_kernel(int* out) { out[threadIdx.x + kThreads] = 1; }
+__global__ void read_outside_kernel(int* out) { out[threadIdx.x] = out[int(threadIdx.x) - 1]; }
+
 // For AddressSanitizer: writes one element past the end of the array. The volatile pointer keeps
 // the compiler from seeing it.
 __global__ void shared_overflow_kernel(int* out) {
@@ -86,11 +155,19 @@ __global__ void misaligned_kernel(int* out) {
 
 void bind_faults(py::module_& module) {
   py::dict faults;
-#define MDSSD_FAULT(name)                                                                     \
-  faults[#name] = py::cpp_function([](uintptr_t out) {                                        \
-    mdssd::launch(#name, mdssd::name##_kernel, 1, mdssd::kThreads, nullptr,                   \
-                  reinterpret_cast<int*>(out));                                               \
-  })
+  // `bytes` is the size of `out`, or 0 to allow any address.
+  const auto add = [&](const char* name, void (*kernel)(int*), unsigned blocks = 1) {
+    faults[name] = py::cpp_function(
+        [=](uintptr_t out, size_t bytes) {
+          auto* const numbers = reinterpret_cast<int*>(out);
+          std::vector<simt::Array> arrays;
+          if (bytes != 0) arrays.push_back({numbers, bytes});
+          const simt::Call call(arrays);
+          mdssd::launch(name, kernel, blocks, mdssd::kThreads, nullptr, numbers);
+        },
+        py::arg("out"), py::arg("bytes") = 0);
+  };
+#define MDSSD_FAULT(name, ...) add(#name, mdssd::name##_kernel, ##__VA_ARGS__)
   MDSSD_FAULT(rotate);
   MDSSD_FAULT(missing_barrier);
   MDSSD_FAULT(partial_barrier);
@@ -100,6 +177,18 @@ void bind_faults(py::module_& module) {
   MDSSD_FAULT(masks_differ);
   MDSSD_FAULT(shuffle_outside_mask);
   MDSSD_FAULT(uninitialised_shared);
+  add("uninitialised_template", mdssd::uninitialised_template_kernel<int64_t>);
+  MDSSD_FAULT(overtaking);
+  MDSSD_FAULT(missing_syncwarp);
+  MDSSD_FAULT(syncwarp);
+  MDSSD_FAULT(syncwarp_of_half);
+  MDSSD_FAULT(atomic, 2);
+  MDSSD_FAULT(missing_atomic, 2);
+  MDSSD_FAULT(read_beside_atomic, 2);
+  MDSSD_FAULT(volatile_beside_atomic, 2);
+  MDSSD_FAULT(bytes, 2);
+  MDSSD_FAULT(write_outside);
+  MDSSD_FAULT(read_outside);
   MDSSD_FAULT(shared_overflow);
   MDSSD_FAULT(misaligned);
 #undef MDSSD_FAULT

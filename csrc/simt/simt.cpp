@@ -4,12 +4,17 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <memory>
 #include <mutex>
 #include <numeric>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#ifdef SIMT_CHECKED
+#include "places.h"
+#include "races.h"
+#endif
 #ifndef __x86_64__
 #include <ucontext.h>
 #endif
@@ -20,10 +25,10 @@
 
 dim3 threadIdx, blockIdx, blockDim, gridDim;
 
-// The linker defines these as the bounds of the section with all __shared__ variables.
+// shared.ld defines these as the bounds of the section with all __shared__ variables.
 extern "C" {
-extern char __start_simt_shared[] __attribute__((weak, visibility("hidden")));
-extern char __stop_simt_shared[] __attribute__((weak, visibility("hidden")));
+extern char simt_shared_begin[] __attribute__((visibility("hidden")));
+extern char simt_shared_end[] __attribute__((visibility("hidden")));
 }
 
 namespace simt {
@@ -89,6 +94,7 @@ constexpr size_t kStack = 256 << 10;  // AddressSanitizer makes stack frames lar
 #else
 constexpr size_t kStack = 64 << 10;
 #endif
+constexpr size_t kHostFrames = 64 << 10;  // where the frames of a launch's callers lie
 constexpr unsigned kMostThreads = 1024;
 constexpr int kLanes = 32;
 
@@ -111,27 +117,41 @@ struct Fiber {
   uint64_t result = 0;
 };
 
+thread_local std::vector<Array> arrays_of_call;
+
 class Machine {
  public:
-  void launch(const char* name, dim3 grid, dim3 block, const std::function<void()>& body) {
+  void launch(const char* name, dim3 grid, dim3 block, void (*call)(const void*),
+              const void* body) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const uint64_t threads = uint64_t(block.x) * block.y * block.z;
     if (threads == 0 || threads > kMostThreads || uint64_t(grid.x) * grid.y * grid.z == 0 ||
         grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535 || block.z > 64)
       throw std::runtime_error(std::string("simt: ") + name + ": a GPU cannot launch this grid");
     name_ = name;
-    body_ = &body;
+    call_ = call;
+    body_ = body;
     gridDim = grid;
     blockDim = block;
     make_fibers(unsigned(threads));
+#ifdef SIMT_CHECKED
+    races_.begin_launch();
+    host_frame_ = static_cast<char*>(__builtin_frame_address(0));
+#endif
     std::vector<uint64_t> blocks(uint64_t(grid.x) * grid.y * grid.z);
     std::iota(blocks.begin(), blocks.end(), 0);
     shuffle(blocks);
     for (const uint64_t b : blocks) {
       blockIdx = {unsigned(b % grid.x), unsigned(b / grid.x % grid.y),
                   unsigned(b / grid.x / grid.y)};
+#ifdef SIMT_CHECKED
+      races_.begin_block(uint32_t(b), count_);
+#endif
       run_block();
     }
+#ifdef SIMT_CHECKED
+    if (!races_.found().empty()) throw std::runtime_error(describe_races());
+#endif
   }
 
   void barrier(const char* file, int line) {
@@ -143,6 +163,9 @@ class Machine {
       check_one_barrier();
       for (unsigned i = 0; i < count_; ++i) fibers_[i].state = State::kReady;
       at_barrier_ = 0;
+#ifdef SIMT_CHECKED
+      races_.barrier();
+#endif
     } else {
       yield();
     }
@@ -179,8 +202,28 @@ class Machine {
       if (mask >> i & 1u) warp[i].result = one_answer ? common : answer(warp, i, mask);
     for (int i = 0; i < kLanes; ++i)
       if (mask >> i & 1u) warp[i].state = State::kReady;
+#ifdef SIMT_CHECKED
+    if (kind == Exchange::kSync) races_.sync_warp(warp->id, mask);
+#endif
     return self.result;
   }
+
+#ifdef SIMT_CHECKED
+  // The hook before each access of a kernel. `code` is its return address.
+  void access(const void* address, unsigned bytes, bool write, bool atomic, uintptr_t code) {
+    if (!in_kernel_) return;
+    const auto* const at = static_cast<const char*>(address);
+    const Fiber& self = *running_;
+    if (at >= self.stack && at < self.stack + kStack) return;
+    const bool shared = at >= simt_shared_begin && at + bytes <= simt_shared_end;
+    if (!shared && !may_access(at, bytes)) {
+      fault_ = describe_wild(write, code);
+      yield();  // raise() abandons the fiber
+    }
+    if (random_ && next_random() >> 60 == 0) yield();
+    races_.access(address, bytes, write, atomic, shared, self.id, code);
+  }
+#endif
 
   int lane() const { return int(running_->id) & (kLanes - 1); }
   void set_shuffle(uint64_t seed) {
@@ -206,7 +249,7 @@ class Machine {
     __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack_, &scheduler_size_);
 #endif
     try {
-      (*body_)();
+      call_(body_);
     } catch (const std::exception& error) {
       if (fault_.empty()) fault_ = error.what();
     }
@@ -217,8 +260,9 @@ class Machine {
 
   void run_block() {
     fill_shared();
-    order_.resize(count_);
-    std::iota(order_.begin(), order_.end(), 0u);
+    warps_.resize((count_ + kLanes - 1) / kLanes);
+    std::iota(warps_.begin(), warps_.end(), 0u);
+    std::iota(lanes_.begin(), lanes_.end(), 0u);
     done_ = at_barrier_ = 0;
     for (unsigned i = 0; i < count_; ++i) {
       Fiber& fiber = fibers_[i];
@@ -229,20 +273,36 @@ class Machine {
       prepare(fiber.context, fiber.stack, kStack, entry);
     }
     while (done_ < count_) {
-      shuffle(order_);
+      shuffle(warps_);
       bool progress = false;
-      for (const unsigned i : order_) {
-        if (fibers_[i].state != State::kReady) continue;
-        progress = true;
-        resume(fibers_[i]);
-        if (!fault_.empty()) raise();
-      }
+      for (const unsigned warp : warps_) progress |= run_warp(warp);
       if (!progress) deadlock();
     }
   }
 
+  // Runs the lanes of a warp that are ready until none is. Under a seed, each has only one turn half
+  // of the times, so that warps run side by side too. Returns whether a lane was ready.
+  bool run_warp(unsigned warp) {
+    const bool one_turn = random_ && next_random() >> 63;
+    bool progress = false, again = true;
+    while (again) {
+      again = false;
+      shuffle(lanes_);
+      for (const unsigned lane : lanes_) {
+        const unsigned i = warp * kLanes + lane;
+        if (i >= count_ || fibers_[i].state != State::kReady) continue;
+        progress = again = true;
+        resume(fibers_[i]);
+        if (!fault_.empty()) raise();
+      }
+      again &= !one_turn;
+    }
+    return progress;
+  }
+
   void resume(Fiber& fiber) {
     running_ = &fiber;
+    in_kernel_ = true;
     threadIdx = fiber.index;
 #ifdef __SANITIZE_ADDRESS__
     void* fake_stack = nullptr;
@@ -252,6 +312,7 @@ class Machine {
 #else
     switch_context(scheduler_, fiber.context);
 #endif
+    in_kernel_ = false;
   }
 
   void yield() {
@@ -311,14 +372,54 @@ class Machine {
     throw std::runtime_error(describe(fiber, what));
   }
 
+  static std::string triple(const dim3& d) {
+    return std::to_string(d.x) + "," + std::to_string(d.y) + "," + std::to_string(d.z);
+  }
+
   std::string describe(const Fiber& fiber, const char* what) const {
-    const auto triple = [](const dim3& d) {
-      return std::to_string(d.x) + "," + std::to_string(d.y) + "," + std::to_string(d.z);
-    };
     return std::string("simt: ") + name_ + ": " + what + " (" + fiber.file + ":" +
            std::to_string(fiber.line) + ", block " + triple(blockIdx) + ", thread " +
            triple(fiber.index) + ")";
   }
+
+#ifdef SIMT_CHECKED
+  // Beside the arrays of the call there are the module's own variables, such as threadIdx, and the
+  // arguments of the launch, which lie on the stack of the host.
+  bool may_access(const char* at, unsigned bytes) const {
+    if (arrays_of_call.empty()) return true;
+    for (const Array& array : arrays_of_call) {
+      const auto* const begin = static_cast<const char*>(array.begin);
+      if (at >= begin && at + bytes <= begin + array.bytes) return true;
+    }
+    return is_in_module(at) || (at >= host_frame_ && at < host_frame_ + kHostFrames);
+  }
+
+  std::string describe_wild(bool write, uintptr_t code) const {
+    return std::string("simt: ") + name_ + ": " + (write ? "a write" : "a read") +
+           " outside of the arrays of the call (" + describe_code(code) + ", block " +
+           triple(blockIdx) + ", thread " + triple(running_->index) + ")";
+  }
+
+  std::string describe_races() const {
+    constexpr size_t kMost = 8;
+    std::string text = std::string("simt: ") + name_ + ": data race";
+    const auto one = [&](const Access& access, bool write, bool atomic) {
+      return std::string(atomic ? "an atomic " : "a ") + (write ? "write at " : "read at ") +
+             describe_code(access.code) + " by block " + std::to_string(access.block - 1) +
+             ", thread " + std::to_string(access.thread);
+    };
+    const std::vector<Race>& found = races_.found();
+    for (size_t i = 0; i < std::min(found.size(), kMost); ++i) {
+      const Race& race = found[i];
+      text += std::string("\n  ") + (race.shared ? "shared" : "global") + " memory: " +
+              one(race.now, race.writes, race.is_atomic) + ", unordered after " +
+              one(race.before, race.wrote, race.was_atomic);
+    }
+    if (found.size() > kMost)
+      text += "\n  and " + std::to_string(found.size() - kMost) + " more";
+    return text;
+  }
+#endif
 
   // Throws the fault to the caller of launch. The other fibers are abandoned, which is safe because
   // device code has no destructors to run.
@@ -347,10 +448,9 @@ class Machine {
   // seed it is random. memset is not possible: AddressSanitizer puts poisoned gaps between
   // variables.
   __attribute__((no_sanitize("address"))) void fill_shared() {
-    if (!__start_simt_shared) return;
     const uint64_t pattern = random_ ? next_random() : ~uint64_t(0);
-    for (volatile char* p = __start_simt_shared; p < __stop_simt_shared; ++p)
-      *p = char(pattern >> (8 * (reinterpret_cast<uintptr_t>(p) & 7u)));
+    auto* const end = reinterpret_cast<uint64_t*>(simt_shared_end);
+    for (auto* p = reinterpret_cast<uint64_t*>(simt_shared_begin); p < end; ++p) *p = pattern;
   }
 
   uint64_t next_random() {  // xorshift64
@@ -368,9 +468,10 @@ class Machine {
 
   std::mutex mutex_;
   const char* name_ = "";
-  const std::function<void()>* body_ = nullptr;
+  void (*call_)(const void*) = nullptr;
+  const void* body_ = nullptr;
   std::vector<Fiber> fibers_;
-  std::vector<unsigned> order_;
+  std::vector<unsigned> warps_, lanes_ = std::vector<unsigned>(kLanes);
   unsigned count_ = 0, done_ = 0, at_barrier_ = 0;
   Fiber* running_ = nullptr;
   Context scheduler_;
@@ -378,12 +479,17 @@ class Machine {
   size_t scheduler_size_ = 0;
   std::string fault_;
   uint64_t random_ = 0;
+  bool in_kernel_ = false;
+#ifdef SIMT_CHECKED
+  Races races_;
+  char* host_frame_ = nullptr;
+#endif
 };
 
 }  // namespace
 
-void launch(const char* name, dim3 grid, dim3 block, const std::function<void()>& body) {
-  Machine::machine().launch(name, grid, block, body);
+void launch(const char* name, dim3 grid, dim3 block, void (*call)(const void*), const void* body) {
+  Machine::machine().launch(name, grid, block, call, body);
 }
 void barrier(const char* file, int line) { Machine::machine().barrier(file, line); }
 uint64_t exchange(Exchange kind, unsigned mask, uint64_t value, int source, const char* file,
@@ -391,6 +497,58 @@ uint64_t exchange(Exchange kind, unsigned mask, uint64_t value, int source, cons
   return Machine::machine().exchange(kind, mask, value, source, file, line);
 }
 int lane() { return Machine::machine().lane(); }
+Call::Call(std::vector<Array> arrays) { arrays_of_call = std::move(arrays); }
+Call::~Call() { arrays_of_call.clear(); }
+#ifdef SIMT_CHECKED
+void before_atomic(const void* address, size_t bytes) {
+  Machine::machine().access(address, unsigned(bytes), true, true,
+                            reinterpret_cast<uintptr_t>(__builtin_return_address(0)));
+}
+#endif
 void set_shuffle(uint64_t seed) { Machine::machine().set_shuffle(seed); }
 
 }  // namespace simt
+
+#ifdef SIMT_CHECKED
+// What g++ calls with -fsanitize=thread. The functions of the real runtime with these names do the
+// same for threads of the host.
+#define SIMT_HOOK(name, bytes, write, atomic)                                               \
+  extern "C" __attribute__((visibility("hidden"))) void name(void* address) {               \
+    simt::Machine::machine().access(address, bytes, write, atomic,                          \
+                                    reinterpret_cast<uintptr_t>(__builtin_return_address(0))); \
+  }
+#define SIMT_HOOKS(bytes)                                            \
+  SIMT_HOOK(__tsan_read##bytes, bytes, false, false)                 \
+  SIMT_HOOK(__tsan_write##bytes, bytes, true, false)                 \
+  SIMT_HOOK(__tsan_unaligned_read##bytes, bytes, false, false)       \
+  SIMT_HOOK(__tsan_unaligned_write##bytes, bytes, true, false)       \
+  SIMT_HOOK(__tsan_volatile_read##bytes, bytes, false, true)         \
+  SIMT_HOOK(__tsan_volatile_write##bytes, bytes, true, true)         \
+  SIMT_HOOK(__tsan_unaligned_volatile_read##bytes, bytes, false, true) \
+  SIMT_HOOK(__tsan_unaligned_volatile_write##bytes, bytes, true, true)
+SIMT_HOOKS(1)
+SIMT_HOOKS(2)
+SIMT_HOOKS(4)
+SIMT_HOOKS(8)
+SIMT_HOOKS(16)
+#undef SIMT_HOOKS
+#undef SIMT_HOOK
+
+extern "C" {
+#define SIMT_HIDDEN __attribute__((visibility("hidden")))
+SIMT_HIDDEN void __tsan_read_range(void* address, size_t bytes) {
+  simt::Machine::machine().access(address, unsigned(bytes), false, false,
+                                  reinterpret_cast<uintptr_t>(__builtin_return_address(0)));
+}
+SIMT_HIDDEN void __tsan_write_range(void* address, size_t bytes) {
+  simt::Machine::machine().access(address, unsigned(bytes), true, false,
+                                  reinterpret_cast<uintptr_t>(__builtin_return_address(0)));
+}
+SIMT_HIDDEN void __tsan_init() {}
+SIMT_HIDDEN void __tsan_func_entry(void*) {}
+SIMT_HIDDEN void __tsan_func_exit() {}
+SIMT_HIDDEN void __tsan_vptr_update(void*, void*) {}
+SIMT_HIDDEN void __tsan_vptr_read(void*) {}
+#undef SIMT_HIDDEN
+}
+#endif

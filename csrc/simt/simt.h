@@ -2,9 +2,10 @@
 // CPU.
 //
 // Every CUDA thread is a fiber. A fiber runs until it reaches a barrier or a warp intrinsic that
-// other threads have not reached yet; then another fiber runs. Only one fiber runs at a time, so
-// atomics are plain code, and a kernel that lacks a barrier computes a wrong result. A seed
-// shuffles the order of fibers and blocks, which changes any result that depends on that order.
+// other threads have not reached yet; then another lane of its warp runs, and another warp when all
+// lanes wait. Only one fiber runs at a time, so atomics are plain code. A seed shuffles the order of
+// blocks, warps and lanes, and how far a warp runs before another does, which changes any result
+// that depends on them.
 //
 // A launch throws std::runtime_error with the block, thread and line if
 //   - a thread ends or waits elsewhere while others wait at a __syncthreads,
@@ -13,12 +14,18 @@
 //   - a shuffle reads from a lane outside its mask.
 // Shared memory is filled with a pattern before each block, so that reading uninitialised values
 // shows in the results.
+//
+// With SIMT_CHECKED, g++ calls a hook before every access to memory (-fsanitize=thread, linked
+// without its runtime; simt.cpp has the hooks). A launch then also throws if
+//   - an access lies outside the arrays that the operator was given,
+//   - two accesses are a data race (races.h): it names both lines and runs to its end before that.
+// Under a seed, lanes are switched at accesses too, not only where they wait.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <functional>
+#include <vector>
 
 #define __global__ static
 #define __device__
@@ -27,9 +34,9 @@
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __restrict__ __restrict
-// All shared memory of the module lies in one section, which simt.cpp fills before each block. This
-// needs variables with internal linkage, so kernels must be in unnamed namespaces.
-#define __shared__ static __attribute__((section("simt_shared")))
+// All shared memory of the module lies in one section (shared.ld), which simt.cpp fills before each
+// block. For this, kernels must be in mdssd's unnamed namespace.
+#define __shared__ static
 
 struct dim3 {
   unsigned x, y, z;
@@ -48,8 +55,14 @@ namespace simt {
 
 enum class Exchange { kSync, kShuffle, kBallot, kMatch, kMax };
 
-// Runs `body` once for each thread of the grid.
-void launch(const char* name, dim3 grid, dim3 block, const std::function<void()>& body);
+// Runs call(body) once for each thread of the grid.
+void launch(const char* name, dim3 grid, dim3 block, void (*call)(const void*), const void* body);
+
+template <class Body>
+void launch(const char* name, dim3 grid, dim3 block, const Body& body) {
+  launch(
+      name, grid, block, [](const void* it) { (*static_cast<const Body*>(it))(); }, &body);
+}
 
 void barrier(const char* file, int line);
 // The primitive behind all warp intrinsics. kSync returns nothing of use, kShuffle the value of
@@ -62,6 +75,34 @@ int lane();
 // With seed 0, threads and blocks run in the order of their indices; any other seed determines a
 // shuffled order.
 void set_shuffle(uint64_t seed);
+
+// The memory that a call of an operator may access, for the checked build. It holds for the launches
+// of this host thread while the object exists; without one, any address is good.
+struct Array {
+  const void* begin;
+  size_t bytes;
+};
+class Call {
+ public:
+  explicit Call(std::vector<Array> arrays);
+  ~Call();
+  Call(const Call&) = delete;
+  void operator=(const Call&) = delete;
+};
+
+#ifdef SIMT_CHECKED
+void before_atomic(const void* address, size_t bytes);
+#else
+inline void before_atomic(const void*, size_t) {}
+#endif
+
+// The access of an atomic, which has no hook of its own.
+template <class T, class Change>
+__attribute__((noinline, no_sanitize("thread"))) T replace(T* address, Change change) {
+  const T old = *address;
+  *address = change(old);
+  return old;
+}
 
 template <class T>
 uint64_t to_word(T value) {
@@ -142,22 +183,19 @@ struct Same {  // converts the value of an atomic to the type at its address
   using type = T;
 };
 template <class T>
-T atomicAdd(T* address, typename Same<T>::type value) {
-  const T old = *address;
-  *address = T(old + value);
-  return old;
+__forceinline__ T atomicAdd(T* address, typename Same<T>::type value) {
+  simt::before_atomic(address, sizeof(T));
+  return simt::replace(address, [=](T old) { return T(old + value); });
 }
 template <class T>
-T atomicMax(T* address, typename Same<T>::type value) {
-  const T old = *address;
-  if (value > old) *address = value;
-  return old;
+__forceinline__ T atomicMax(T* address, typename Same<T>::type value) {
+  simt::before_atomic(address, sizeof(T));
+  return simt::replace(address, [=](T old) { return old < value ? value : old; });
 }
 template <class T>
-T atomicOr(T* address, typename Same<T>::type value) {
-  const T old = *address;
-  *address = old | value;
-  return old;
+__forceinline__ T atomicOr(T* address, typename Same<T>::type value) {
+  simt::before_atomic(address, sizeof(T));
+  return simt::replace(address, [=](T old) { return T(old | value); });
 }
 inline void __threadfence() {}
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mdssd.ops import _modules
+from mdssd.ops._tensors import dtype_code
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = (ROOT / "csrc" / "simt" / "faults.cu").read_text().splitlines()
@@ -19,6 +20,9 @@ UNSET = -1  # unwritten shared memory as an int, in the order without a seed
 pytestmark = pytest.mark.skipif(
     _modules.simt is None, reason="no mdssd._simt: it comes with pip install -e ."
 )
+CHECKED = getattr(_modules.simt, "checked", False)
+checked = pytest.mark.skipif(not CHECKED, reason="needs the checked module: make simt-check")
+unchecked = pytest.mark.skipif(CHECKED, reason="the checked module reports the race instead")
 sanitized = pytest.mark.skipif(
     "libasan" not in os.environ.get("LD_PRELOAD", ""),
     reason="needs the sanitized module: make simt-check",
@@ -28,19 +32,37 @@ sanitized = pytest.mark.skipif(
 def launch(name: str, seed: int = 0) -> list[int]:
     out = torch.zeros(64, dtype=torch.int32)
     _modules.simt.set_shuffle(seed)
-    _modules.simt.faults[name](out.data_ptr())
+    _modules.simt.faults[name](out.data_ptr(), out.nbytes)
     return out.tolist()
 
 
+def kernel_of(line: int) -> str:
+    """The name of the kernel that has this line of faults.cu."""
+    kernel = next(text for text in reversed(SOURCE[:line]) if "__global__" in text)
+    return re.search(r"(\w+)_kernel\(", kernel)[1]
+
+
 @pytest.mark.parametrize("seed", range(6))
-def test_a_right_kernel_is_right_in_any_order(seed):
-    assert launch("rotate", seed) == RIGHT
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("rotate", RIGHT),
+        ("syncwarp", [i ^ 1 if i % 32 < 16 else i ^ 16 for i in range(64)]),
+        ("atomic", [128] + [0] * 63),
+        ("volatile_beside_atomic", [128] + [0] * 63),
+        ("bytes", [int.from_bytes(bytes(range(i, i + 4)), "little") for i in range(0, 64, 4)] * 2),
+    ],
+)
+def test_a_right_kernel_is_right_in_any_order(name, expected, seed):
+    assert launch(name, seed) == expected + [0] * (64 - len(expected))
 
 
+@unchecked
 def test_a_missing_barrier_gives_a_wrong_result():
     assert launch("missing_barrier") != RIGHT
 
 
+@unchecked
 def test_a_missing_barrier_gives_a_result_that_depends_on_the_order():
     results = {tuple(launch("missing_barrier", seed)) for seed in range(1, 6)}
     assert len(results) == 5 and tuple(RIGHT) not in results
@@ -65,16 +87,69 @@ def test_a_fault_is_named_with_its_line(name, message, seed):
     assert place, error.value
     line = int(place[1])
     assert "_sync(" in SOURCE[line - 1] or "__syncthreads()" in SOURCE[line - 1]
-    kernel = next(text for text in reversed(SOURCE[:line]) if "__global__" in text)
-    assert f" {name}_kernel(" in kernel
+    assert kernel_of(line) == name
     # The next launch is not affected.
     assert launch("rotate", seed) == RIGHT
 
 
-def test_shared_memory_that_was_never_written_shows():
-    out = launch("uninitialised_shared")
+@pytest.mark.parametrize("name", ["uninitialised_shared", "uninitialised_template"])
+def test_shared_memory_that_was_never_written_shows(name):
+    out = launch(name)
     assert out[7] == UNSET and out[:7] + out[8:] == [0] * 63
-    assert len({launch("uninitialised_shared", seed)[7] for seed in range(1, 6)}) == 5
+    assert len({launch(name, seed)[7] for seed in range(1, 6)}) == 5
+
+
+@unchecked
+def test_a_warp_that_overtakes_another_gives_a_wrong_result():
+    """It does so where one warp runs as far as it can; in step, each reads what it should."""
+    in_step = [0 + 1 + 2] * 64
+    assert any(launch("overtaking", seed) != in_step for seed in range(3))
+
+
+# The kernel, and the lines of the two accesses as they stand in its code.
+RACES = {
+    "missing_barrier": ("numbers[threadIdx.x] = int", "out[threadIdx.x] = numbers"),
+    "overtaking": ("= turn;", "out[threadIdx.x] += "),
+    "missing_syncwarp": ("numbers[threadIdx.x] = int", "out[threadIdx.x] = numbers"),
+    "syncwarp_of_half": ("numbers[threadIdx.x] = int", "out[threadIdx.x] = numbers"),
+    "missing_atomic": ("*out += 1", "*out += 1"),
+    "read_beside_atomic": ("*out < 1000", "*out < 1000"),
+}
+
+
+@checked
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+@pytest.mark.parametrize("name", RACES)
+def test_a_race_is_found_in_any_order_with_both_lines(name, seed):
+    with pytest.raises(RuntimeError, match=f"^simt: {name}: data race\n") as error:
+        launch(name, seed)
+    lines = str(error.value).splitlines()[1:]
+    assert lines
+    for line in lines:
+        places = re.findall(rf"faults\.cu:(\d+) in {name}_kernel by block \d, thread \d+", line)
+        assert len(places) == 2 and all(kernel_of(int(place)) == name for place in places)
+        for place in places:
+            assert any(code in SOURCE[int(place) - 1] for code in RACES[name]), line
+        assert ("shared memory" in line) == ("atomic" not in name)
+    assert launch("rotate", seed) == RIGHT
+
+
+@checked
+@pytest.mark.parametrize("name, what", [("write_outside", "a write"), ("read_outside", "a read")])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_an_access_outside_of_the_arrays_does_not_happen(name, what, seed):
+    message = rf"^simt: {name}: {what} outside of the arrays of the call \(faults\.cu:(\d+) in"
+    with pytest.raises(RuntimeError, match=message) as error:
+        launch(name, seed)
+    assert kernel_of(int(re.match(message, str(error.value))[1])) == name
+
+
+@checked
+def test_the_bounds_are_those_of_the_tensors_that_an_operator_gets():
+    boxes, other = torch.rand(2, 3, 4)
+    result = torch.empty(3, 2)
+    with pytest.raises(RuntimeError, match=r"^simt: box_iou: a write outside .* box_iou_kernel"):
+        _modules.simt.box_iou_cuda(boxes, 3, other, 3, result, dtype_code(boxes), 0)
 
 
 @sanitized
