@@ -57,7 +57,7 @@ def read_darknet(file: Path, root: Path) -> YoloDescription:
     parent = file.parent
     result = YoloDescription(f"YOLO labels (darknet, {file.name})", file, parent, notes=notes)
     result.bases = [parent]
-    for line in read_text(file, _MAX_FILE).splitlines():
+    for number, line in enumerate(read_text(file, _MAX_FILE).splitlines(), 1):
         name, _, value = (part.strip() for part in line.partition("="))
         if not value or name.startswith("#"):
             continue
@@ -65,13 +65,13 @@ def read_darknet(file: Path, root: Path) -> YoloDescription:
             # Darknet's paths begin from the folder it is started in, which nobody knows.
             found = places.find(value, [parent], name, by_end=True)
             if found is None:
-                raise DataError(f"{file}: names: no such file, {shown(value)}")
+                raise DataError(f"{file}:{number}: names: no such file, {shown(value)}")
             result.names_file = found
             result.names = read_names(found, notes)
         elif name in _SPLIT_KEYS:
             found = places.find(value, [parent], name, by_end=True)
             if found is None:
-                line = f"{file}: {name}: no such list, {shown(value)}"
+                line = f"{file}:{number}: {name}: no such list, {shown(value)}"
                 result.missing[_SPLIT_KEYS[name]] = line
             else:
                 result.splits[_SPLIT_KEYS[name]] = [found]
@@ -137,10 +137,17 @@ def read_names(file: Path, notes: list[str]) -> dict[int, str]:
 
 def _notes_json(content: str, file: Path) -> dict[int, str]:
     try:
-        categories: Any = json.loads(content)["categories"]
-        names = {key(each["id"]): text(each["name"]) for each in categories}
+        categories: Any = list(json.loads(content)["categories"])
     except (ValueError, KeyError, TypeError, RecursionError):
         raise DataError(f"{file}: expected categories, each with an id and a name") from None
-    if None in names.values() or not all(isinstance(k, int) and 0 <= k < 10**6 for k in names):
-        raise DataError(f"{file}: expected categories, each with an id from 0 and a name")
-    return names  # type: ignore[return-value]
+    names = {}
+    for position, each in enumerate(categories):
+        entry = each if isinstance(each, dict) else {}
+        label, name = key(entry.get("id")), text(entry.get("name"))
+        if name is None or not isinstance(label, int) or not 0 <= label < 10**6:
+            raise DataError(
+                f"{file}: categories[{position}]: expected an id from 0 and a name, found "
+                f"{shown(each)}"
+            )
+        names[label] = name
+    return names

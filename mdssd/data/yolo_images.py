@@ -64,18 +64,21 @@ class YoloImages:
     def note_unused(self) -> None:
         """Note the label files without an image, and the images that no split holds."""
         images = dict.fromkeys(name for names in self.splits.values() for name in names)
-        used = {self.label(image) for image in images}
+        rest = [name for name in self._sorted if name not in images]
+        used = set(map(self.label, images))
+        labels = set(map(self.label, rest)) - used - {None}
         parents = {posixpath.dirname(name) for name in images}
         stems = [each for parent in parents for each in _label_stems(posixpath.join(parent, "a"))]
         folders = {posixpath.dirname(stem) for stem in stems}
-        for name in sorted({*self._labels.all_names} - used - self._lists):
+        for name in sorted({*self._labels.all_names} - used - labels - self._lists):
             folder, _, file = name.rpartition("/")
             if folder in folders and not is_other_text(file.lower()):
                 self.notes.append(f"{self.folder / name}: a label file without an image; not used")
-        rest = [name for name in self._sorted if name not in images]
         if rest:
+            unused = f"; not used, with {plural(len(labels), 'label file')}" if labels else ""
             self.notes.append(
                 f"{self.folder}: {plural(len(rest), 'image')} in no split, such as {rest[0]}"
+                + unused
             )
 
     def _find_label(self, image: str) -> str:

@@ -29,6 +29,12 @@ _IMAGES = re.compile(r"(^|/)images(/|$)|\.txt$")
 _NOTHING = ("", "~", "null", "none")
 
 
+class _Text(str):
+    """A text of a YAML file that knows the number of its line."""
+
+    line = 0
+
+
 class _Loader(yaml.BaseLoader):
     """Loads YAML of text, lists and mappings, in which nothing is repeated by an alias.
 
@@ -44,6 +50,11 @@ class _Loader(yaml.BaseLoader):
                 problem_mark=event.start_mark,
             )
         return super().compose_node(parent, index)
+
+    def construct_scalar(self, node: Any) -> Any:
+        value = _Text(super().construct_scalar(node))
+        value.line = node.start_mark.line + 1
+        return value
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         mapping = super().construct_mapping(node, deep)
@@ -96,7 +107,8 @@ def read_yaml(file: Path, root: Path) -> YoloDescription:
         found = [places.find(entry, [base, file.parent], key) for entry in entries]
         for entry, place in zip(entries, found, strict=True):
             if place is None:
-                result.missing[split] = f"{file}: {key}: no such folder or list, {shown(entry)}"
+                where = _where(file, entry)
+                result.missing[split] = f"{where}: {key}: no such folder or list, {shown(entry)}"
         kept = [place for place in found if place is not None]
         if kept:
             result.splits.setdefault(split, []).extend(kept)
@@ -141,6 +153,18 @@ def _load(file: Path) -> dict[str, Any]:
     return content
 
 
+def _where(file: Path, *values: Any) -> str:
+    """Return "file:line" of the first text in these values; the file if they hold no text."""
+    for value in values:
+        if isinstance(value, _Text):
+            return f"{file}:{value.line}"
+        if isinstance(value, list | dict):
+            inner = value if isinstance(value, list) else [*value, *value.values()]
+            if (found := _where(file, *inner)) != str(file):
+                return found
+    return str(file)
+
+
 def _base(content: dict[str, Any], places: Places, notes: list[str]) -> Path:
     """Return the folder that the paths of the splits begin from."""
     value = content.get("path")
@@ -170,8 +194,8 @@ def _entries(content: dict[str, Any], key: str, file: Path) -> list[str]:
             continue
         if not isinstance(each, str):
             raise DataError(
-                f"{file}: {key}: expected a folder, a list of folders or a text file, "
-                f"found {shown(each)}"
+                f"{_where(file, each)}: {key}: expected a folder, a list of folders or a text "
+                f"file, found {shown(each)}"
             )
         entries.append(each)
     return entries
@@ -188,14 +212,18 @@ def _names(content: dict[str, Any], file: Path, notes: list[str]) -> dict[int, s
     elif isinstance(given, dict):
         pairs = list(given.items())
     else:
-        raise DataError(f"{file}: names: expected a list or a mapping, found {shown(given)}")
+        raise DataError(
+            f"{_where(file, given)}: names: expected a list or a mapping, found {shown(given)}"
+        )
     names: dict[int, str] = {}
     for key, value in pairs:
         if isinstance(key, str) and not re.fullmatch(r"\d{1,6}", key.strip()):
-            raise DataError(f"{file}: names: {shown(key)} is not the number of a class")
+            where = _where(file, key)
+            raise DataError(f"{where}: names: {shown(key)} is not the number of a class")
         name = text(value)
         if name is None:
-            raise DataError(f"{file}: names: class {key}: {shown(value)} is not a name")
+            where = _where(file, value, key)
+            raise DataError(f"{where}: names: class {key}: {shown(value)} is not a name")
         names[int(key)] = name
     if not names:
         return None
@@ -212,5 +240,7 @@ def _keypoints(content: dict[str, Any], file: Path) -> int:
     if len(sides) != 2 or not all(
         isinstance(side, str) and re.fullmatch(r"\d{1,4}", side.strip()) for side in sides
     ):
-        raise DataError(f"{file}: kpt_shape: expected two numbers, found {shown(shape)}")
+        raise DataError(
+            f"{_where(file, shape)}: kpt_shape: expected two numbers, found {shown(shape)}"
+        )
     return int(sides[0]) * int(sides[1])

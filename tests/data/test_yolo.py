@@ -137,6 +137,28 @@ def test_darknet(tmp_path, beside):
         assert open_dataset(path, train=False).image_ids == [f"{folder}/b"]
 
 
+@pytest.mark.parametrize(
+    "line, reason",
+    [
+        ("names = gone.names", r"obj\.data:3: names: no such file, 'gone\.names'"),
+        ("train = gone.txt", r"obj\.data:3: train: no such list, 'gone\.txt'"),
+    ],
+)
+def test_the_line_of_darknet_that_names_nothing(tmp_path, line, reason):
+    pair(tmp_path, "train", "a")
+    write(tmp_path / "obj.data", f"classes = 1\nbackup = b\n{line}\n")
+    with pytest.raises(DataError, match=reason):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("entry", ['{"id": 1}', '{"id": "x", "name": "a"}', "3", '{"id": -1}'])
+def test_the_entry_of_notes_json_that_is_no_class(tmp_path, entry):
+    pair(tmp_path, "train", "a")
+    write(tmp_path / "notes.json", f'{{"categories": [{{"id": 0, "name": "car"}}, {entry}]}}')
+    with pytest.raises(DataError, match=r"notes\.json: categories\[1\]: expected an id from 0"):
+        open_dataset(tmp_path)
+
+
 def test_an_image_without_labels_is_background(tmp_path):
     two_splits(tmp_path)
     pair(tmp_path, "train", "empty", "\n")
@@ -181,7 +203,7 @@ def test_an_export_of_roboflow(tmp_path):
     assert list(dataset.notes) == [
         f"{tmp_path / 'data.yaml'}: train: '../train/images' is taken as {tmp_path}/train/images",
         f"{tmp_path / 'data.yaml'}: val: '../valid/images' is taken as {tmp_path}/valid/images",
-        f"{tmp_path / 'data.yaml'}: test: no such folder or list, '../test/images'; left out",
+        f"{tmp_path / 'data.yaml'}:3: test: no such folder or list, '../test/images'; left out",
     ]
 
 
@@ -225,9 +247,20 @@ def test_images_of_no_split_are_counted(tmp_path):
     two_splits(tmp_path)
     pair(tmp_path, "more", "d")
     assert (
-        f"{tmp_path}: 1 image in no split, such as images/more/d.png"
+        f"{tmp_path}: 1 image in no split, such as images/more/d.png; not used, with 1 label file"
         in open_dataset(tmp_path).notes
     )
+
+
+def test_labels_of_images_in_no_list_have_their_images(tmp_path):
+    two_splits(tmp_path, "train: train.txt\nval: images/val\nnames: [car, bus]\n")
+    write(tmp_path / "train.txt", "images/train/a.png\n")
+    pair(tmp_path, "train", "bare", None)
+    assert list(open_dataset(tmp_path).notes) == [
+        f"{tmp_path}: 2 images in no split, such as images/train/b.png; "
+        "not used, with 1 label file",
+        f"{tmp_path}: no box has the class bus",
+    ]
 
 
 def test_two_images_of_one_stem_are_named(tmp_path):

@@ -162,8 +162,8 @@ def test_a_line_of_a_list_that_cannot_be_used(tmp_path, line, reason):
 def test_a_split_that_is_not_there(tmp_path):
     yaml = "train: images/train\nval: images/val\ntest: ../test/images\nnames: [car, bus]\n"
     _, notes = opened(tmp_path, yaml)
-    assert notes == ["data.yaml: test: no such folder or list, '../test/images'; left out"]
-    with pytest.raises(DataError, match=r"data\.yaml: test: no such folder or list"):
+    assert notes == ["data.yaml:3: test: no such folder or list, '../test/images'; left out"]
+    with pytest.raises(DataError, match=r"data\.yaml:3: test: no such folder or list"):
         open_dataset(tmp_path, "test")
 
 
@@ -205,12 +205,24 @@ def test_a_split_outside_the_folder_is_refused(tmp_path):
         ("names: [car\ntrain: x\n", r"data\.yaml:2: expected ',' or ']'"),
         ("names: [car]\ntrain: &a x\nval: *a\n", r"data\.yaml:3: has the alias \*a, expected the"),
         ("names: {0: a, 0: b}\ntrain: images\n", r"data\.yaml:1: has a key that occurs twice"),
-        ("names: {car: 0}\ntrain: images\n", "names: 'car' is not the number of a class"),
-        ("names: [[car]]\ntrain: images\n", r"names: class 0: \['car'\] is not a name"),
-        ("names: car\ntrain: images\n", "names: expected a list or a mapping, found 'car'"),
-        ("names: [car]\ntrain: {a: b}\n", "train: expected a folder, a list of folders or a text"),
+        ("names: {car: 0}\ntrain: images\n", r"data\.yaml:1: names: 'car' is not the number"),
+        ("train: images\nnames:\n  0: car\n  -1: bus\n", r"data\.yaml:4: names: '-1' is not the"),
+        ("train: images\nnames:\n- car\n- ''\n", r"data\.yaml:4: names: class 1: '' is not a name"),
+        ("train: images\nnames:\n- car\n- []\n", r"data\.yaml: names: class 1: \[\] is not a name"),
+        (
+            "names: [[car]]\ntrain: images\n",
+            r"data\.yaml:1: names: class 0: \['car'\] is not a name",
+        ),
+        (
+            "names: car\ntrain: images\n",
+            r"data\.yaml:1: names: expected a list or a mapping, found 'car'",
+        ),
+        ("names: [car]\ntrain: {a: b}\n", r"data\.yaml:2: train: expected a folder, a list of"),
         ("names: [car]\ntrain: x\npath: [a]\n", r"path: expected a folder, found \['a'\]"),
-        ("names: [car]\ntrain: x\nkpt_shape: 17\n", "kpt_shape: expected two numbers, found '17'"),
+        (
+            "names: [car]\ntrain: x\nkpt_shape: 17\n",
+            r"data\.yaml:3: kpt_shape: expected two numbers, found '17'",
+        ),
     ],
 )
 def test_a_yaml_that_cannot_be_used(tmp_path, yaml, reason):
