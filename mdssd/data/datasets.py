@@ -13,7 +13,7 @@ from mdssd.data.csv_boxes import is_csv, open_csv
 from mdssd.data.csv_table import first_line
 from mdssd.data.cvat import is_cvat, open_cvat
 from mdssd.data.dataset import DetectionDataset
-from mdssd.data.file_index import is_hidden
+from mdssd.data.file_index import FileIndex, is_hidden
 from mdssd.data.hugging_face import is_hugging_face, open_hugging_face
 from mdssd.data.images import ImageLimits
 from mdssd.data.kitti import is_kitti, open_kitti
@@ -136,6 +136,7 @@ def _open_folder(
         return open_csv(path, split, train, options)
     if is_hugging_face(path):
         return open_hugging_face(path, split, train, options)
+    FileIndex(path, ())  # names a folder that cannot be read, which may hold the annotations
     raise unrecognised(path)
 
 

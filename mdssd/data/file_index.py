@@ -57,6 +57,7 @@ class FileIndex:
         folder: the folder.
         all_names: the path of each file in the folder.
         names: for each path without the ending, the file with the preferred ending.
+        others: for each path without the ending, the files with other endings, if there are any.
 
     Example:
         >>> import tempfile
@@ -73,6 +74,7 @@ class FileIndex:
         self.folder = folder
         self._prefixes = {folder.name, folder.resolve().name, *prefixes}
         self.names: dict[str, str] = {}
+        self.others: dict[str, list[str]] = {}
         self.all_names: list[str] = []
         self._files: dict[str, str] = {}
         self._loose: dict[str, str] = {}
@@ -88,6 +90,8 @@ class FileIndex:
             _add(self._files, self._loose, name, name)
             if stem not in self.names:
                 self.names[stem] = name
+            else:
+                self.others.setdefault(stem, []).append(name)
         self._stems: dict[str, str] = {}
         self._loose_stems: dict[str, str] = {}
         for stem, name in self.names.items():
@@ -100,6 +104,24 @@ class FileIndex:
     def find_stem(self, name: str) -> Path | None:
         """Return the file with this name, which has no ending; None if there is none."""
         return self._find(name, self._stems, self._loose_stems)
+
+    def only(self, file: Path, where: str) -> Path:
+        """Return a file that was found by its name without the ending.
+
+        Args:
+            file: the file.
+            where: the annotation that does not say which file it is about, for messages.
+
+        Raises:
+            DataError: there are others of this name, with other endings.
+        """
+        stem = file.relative_to(self.folder).with_suffix("").as_posix()
+        if others := self.others.get(stem):
+            raise DataError(
+                f"{where}: {file} and {self.folder / others[0]} have the same name without the "
+                "ending, and the annotation names neither; expected one image of each name"
+            )
+        return file
 
     def _find(self, name: str, files: dict[str, str], loose: dict[str, str]) -> Path | None:
         for form in self._forms(name.replace("\\", "/")):

@@ -198,17 +198,17 @@ class _Reader:
         own = self._images.find_stem(stem)
         if named is not None and own is not None and named != own:
             other = os.path.splitext(named.relative_to(self.root).as_posix())[0]
-            if self.json.find_stem(other) is None:
+            if self.json.find_stem(other) in (None, path):
                 return named
             tally.add(str(path), f"names {told!r}, which has an annotation; {own.name} is used")
-            return own
+            return self._images.only(own, str(path))
         if named is not None:
             return named
         if own is not None:
             # Another ending is usual: the image was converted after it was labelled.
             if told and PurePosixPath(told).stem.casefold() != own.stem.casefold():
                 tally.add(str(path), f"names {told!r}, which is not there; {own.name} is used")
-            return own
+            return self._images.only(own, str(path))
         same = self._by_name.get(os.path.basename(told), [])
         if len(same) == 1:
             tally.add(str(path), f"the image {told!r} was found as {same[0]!r}")
@@ -228,7 +228,10 @@ class _Reader:
 
 
 def _json_files(path: Path) -> Iterator[Path]:
-    """Yield the JSON files of a folder and of the folders in it, to some depth."""
+    """Yield the JSON files of a folder and of the folders in it, to some depth.
+
+    Folders that cannot be read are passed over here; opening the data set names them.
+    """
     for place, folders, files in os.walk(path):
         depth = len(Path(place).relative_to(path).parts)
         folders[:] = sorted(f for f in folders if not is_hidden(f)) if depth < _DEPTH else []

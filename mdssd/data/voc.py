@@ -99,12 +99,12 @@ class VOCDataset(PhotoDataset):
         if classes is not None and len(set(classes)) < len(classes):
             raise ValueError(f"VOCDataset: classes names one twice: {', '.join(classes)}")
         files = layout.files()
-        image_ids = self._read_split(files, faults)
+        lines = self._read_split(files, faults)
         read = self._read_all(files.xml, faults) if classes is None else {}
         self.classes = self._found_classes(read, faults) if classes is None else list(classes)
-        for number in progress(image_ids, f"reading {self.name}"):
+        for number in progress(list(lines), f"reading {self.name}"):
             with CollectFaults(faults):
-                self._add(number, files, read, unlabelled)
+                self._add(number, lines[number], files, read, unlabelled)
         if self.labelled and not part:
             found = self.labelled_classes()
             self.notes += class_notes(self.classes, found, self.left_out, str(self.root))
@@ -122,21 +122,25 @@ class VOCDataset(PhotoDataset):
             if not path.exists():
                 continue
             with CollectFaults(faults):
-                listed[name] = _read_list(path, files, None)
-                faults += [
-                    f"{path}: lists {listed_name}, which has no annotation"
-                    for listed_name in listed[name]
-                    if self.split != name and files.xml.find_stem(listed_name) is None
+                # The faults of the split that was opened are known.
+                new = faults if self.split != name else []
+                lines = _read_list(path, files, new)
+                listed[name] = list(lines)
+                new += [
+                    f"{path}:{line}: lists {listed_name}, which has no annotation"
+                    for listed_name, line in lines.items()
+                    if files.xml.find_stem(listed_name) is None
                 ]
         return [SplitLists(layout.lists, listed, self.image_ids)]
 
-    def _read_split(self, files: VocFiles, faults: list[str] | None) -> list[str]:
+    def _read_split(self, files: VocFiles, faults: list[str] | None) -> dict[str, int]:
+        """Return the ids of the images, each with its line of the list, 0 without a list."""
         layout = self._layout
         if self.split == "all" or not layout.list_names():
             if not files.xml.names:
                 raise DataError(f"{files.xml.folder}: holds no annotation (*.xml)")
             self._note_unannotated(files)
-            return sorted(files.xml.names)
+            return dict.fromkeys(sorted(files.xml.names), 0)
         path = layout.list_path(self.split)
         if not path.exists():
             splits = ", ".join(layout.list_names()) or "none"
@@ -181,6 +185,7 @@ class VOCDataset(PhotoDataset):
     def _add(
         self,
         number: str,
+        line: int,
         files: VocFiles,
         read: dict[Path, VocAnnotation | None],
         unlabelled: bool,
@@ -197,15 +202,16 @@ class VOCDataset(PhotoDataset):
         else:
             raise DataError(
                 f"{files.xml.folder / number}.xml: no such annotation "
-                f"({self._layout.list_path(self.split)} lists it)"
+                f"({self._layout.list_path(self.split)}:{line} lists it)"
             )
         where = str(path or files.xml.folder / f"{number}.xml")
         image_path = _find_image(number, annotation.file_name, where, files)
         rows = []
         label_of = {name: label for label, name in enumerate(self.classes, 1)}
-        for name, box_xyxy, difficult in annotation.objects:
+        for name, box_xyxy, difficult, place in annotation.objects:
             if name in label_of:
-                rows.append(BoxRow(box_xyxy, label_of[name], difficult))
+                box = BoxRow(box_xyxy, label_of[name], difficult, where=f"{where}: {place}")
+                rows.append(box)
             else:
                 self.left_out[name] += 1
         self.add_image(number, image_path, rows, annotation.size, where)
@@ -213,13 +219,13 @@ class VOCDataset(PhotoDataset):
         self.notes += annotation.notes
 
 
-def _read_list(path: Path, files: VocFiles, faults: list[str] | None) -> list[str]:
-    """Return the ids of the images that a split list names, without repetitions."""
-    ids: dict[str, None] = {}
-    for line in read_lines(path):
+def _read_list(path: Path, files: VocFiles, faults: list[str] | None) -> dict[str, int]:
+    """Return the ids of the images that a split list names, each with its first line."""
+    ids: dict[str, int] = {}
+    for number, line in read_lines(path):
         with CollectFaults(faults):
-            ids[listed_id(line, path, files)] = None
-    return list(ids)
+            ids.setdefault(listed_id(line, f"{path}:{number}", files), number)
+    return ids
 
 
 def _find_image(number: str, told: str, where: str, files: VocFiles) -> Path:
@@ -233,7 +239,9 @@ def _find_image(number: str, told: str, where: str, files: VocFiles) -> Path:
     parent = Path(number).parent.as_posix()
     if (path := images.find_stem(number)) is not None:
         named = images.find(f"{parent}/{told}") if told and ".." not in told else None
-        return path if named is None or named.stem != path.stem else named
+        if named is not None and named.stem == path.stem:
+            return named
+        return images.only(path, where)
     for name in (f"{parent}/{told}", told) if told and ".." not in told else ():
         path = images.find(name)
         # An image that has an annotation of its own is named by a copy of that one.

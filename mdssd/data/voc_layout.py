@@ -108,38 +108,42 @@ def not_voc(path: Path) -> DataError:
     )
 
 
-def read_lines(path: Path) -> list[str]:
-    """Return the lines of a split list that are not blank. Raises DataError if it has none."""
-    lines = read_text(path, _MAX_LIST).splitlines()
-    lines = [line.strip() for line in lines if line.strip()]
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """Return the lines of a split list that are not blank, with their numbers.
+
+    Raises:
+        DataError: it has none, or cannot be read.
+    """
+    numbered = enumerate(read_text(path, _MAX_LIST).splitlines(), 1)
+    lines = [(number, line.strip()) for number, line in numbered if line.strip()]
     if not lines:
         raise DataError(f"{path}: the split lists no image")
     return lines
 
 
-def listed_id(line: str, path: Path, files: VocFiles) -> str:
+def listed_id(line: str, where: str, files: VocFiles) -> str:
     """Return the id of the image that a line of a split list names.
 
     The name is the whole line, or its first word, with or without folders and an ending.
 
     Args:
         line: the line.
-        path: the list, for messages.
+        where: the list and the number of the line, for messages.
         files: the annotations and images.
 
     Raises:
         DataError: the name leads out of the folder.
     """
     for index in files:
-        for name in _names(line, path, index.folder):
+        for name in _names(line, where, index.folder):
             if (found := index.find_stem(name)) is not None:
                 return image_id(found, index)
     return line.split()[0]
 
 
-def _names(line: str, path: Path, folder: Path) -> Iterator[str]:
+def _names(line: str, where: str, folder: Path) -> Iterator[str]:
     for name in dict.fromkeys((line, line.split()[0])):
-        name = inner_name(name, folder, str(path))
+        name = inner_name(name, folder, where)
         yield name
         stem, suffix = os.path.splitext(name)
         if suffix.lower() in (".xml", *IMAGE_SUFFIXES):

@@ -29,6 +29,7 @@ class VocObject(NamedTuple):
     name: str
     box_xyxy: tuple[float, float, float, float]
     difficult: bool
+    place: str  # "object[2]", counted from 0
 
 
 class VocAnnotation(NamedTuple):
@@ -63,7 +64,8 @@ def read_annotation(path: Path) -> VocAnnotation:
         raise DataError(
             f"{path}: has {len(elements):,} objects, expected at most {MAX_BOXES:,} in an image"
         )
-    for element in elements:
+    for position, element in enumerate(elements):
+        place = f"object[{position}]"
         name = text(element.findtext("name"))
         names |= {name} if name else set()
         try:
@@ -71,13 +73,15 @@ def read_annotation(path: Path) -> VocAnnotation:
             if name is None:
                 raise ValueError(_name_fault(element.findtext("name")))
         except ValueError as error:
-            annotation.unusable.append(f"{path}: {error}")
+            annotation.unusable.append(f"{path}: {place}: {error}")
             continue
         difficult = flag(element.findtext("difficult"))
         if difficult is None:
             value = shown(element.findtext("difficult"))
-            annotation.notes.append(f"{path}: difficult is {value}, expected 0 or 1; taken as 0")
-        annotation.objects.append(VocObject(name, box_xyxy, bool(difficult)))
+            annotation.notes.append(
+                f"{path}: {place}: difficult is {value}, expected 0 or 1; taken as 0"
+            )
+        annotation.objects.append(VocObject(name, box_xyxy, bool(difficult), place))
     return annotation._replace(names=frozenset(names))
 
 
@@ -126,7 +130,7 @@ def _box(element: Element) -> tuple[float, float, float, float]:
     for side in _SIDES:
         stated = element.findtext(f"bndbox/{side}")
         if stated is None:
-            raise ValueError(f"object has no bndbox/{side}")
+            raise ValueError(f"has no bndbox/{side}")
         value = number(stated)
         if value is None:
             comma = ", with a point for the fraction" if "," in stated else ""
@@ -138,5 +142,5 @@ def _box(element: Element) -> tuple[float, float, float, float]:
 
 def _name_fault(name: str | None) -> str:
     if not (name or "").strip():
-        return "an object has no name"
-    return f"an object's name is {shown(name)}, expected 1 to {MAX_NAME} characters"
+        return "has no name"
+    return f"name is {shown(name)}, expected 1 to {MAX_NAME} characters"

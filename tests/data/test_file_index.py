@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from mdssd.data import DataError
+from mdssd.data import DataError, open_dataset
 from mdssd.data.file_index import FileIndex
 
 
@@ -27,6 +27,9 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=message):
         FileIndex(tmp_path, (".txt",))
     assert FileIndex(tmp_path / "train", (".txt",)).all_names == ["a.txt"]
+    # What lies in it may be what the data set is recognised by, as LabelMe's files.
+    with pytest.raises(DataError, match=message):
+        open_dataset(tmp_path)
 
 
 def test_a_folder_that_is_missing_is_empty(tmp_path):

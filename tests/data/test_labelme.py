@@ -271,6 +271,15 @@ def test_encodings_and_windows_line_ends(tmp_path, encoding):
     assert open_dataset(tmp_path)[0].boxes_xyxy.tolist() == [[10, 20, 30.5, 40]]
 
 
+def test_two_images_of_one_name_of_which_none_is_named(tmp_path):
+    write(tmp_path / "a.json", content("a.tif", [shape()]))
+    photos(tmp_path, "a.png", "a.jpg")
+    with pytest.raises(DataError, match=r"a\.json: .*a\.jpg and .*a\.png have the same name"):
+        open_dataset(tmp_path)
+    write(tmp_path / "a.json", content("a.png", [shape()]))
+    assert open_dataset(tmp_path).image_path(0).name == "a.png"
+
+
 def test_what_is_recognised(tmp_path):
     assert not is_labelme(tmp_path) and not is_labelme(tmp_path / "missing")
     write(tmp_path / "a.json", {"images": [], "annotations": []})

@@ -63,11 +63,27 @@ def test_split_lists_name_files_in_many_ways(folder, lines):
 def test_a_split_list_is_named(folder):
     path = folder / "ImageSets/Main/val.txt"
     path.write_text("a\nnobody\n")
-    with pytest.raises(DataError, match=r"nobody\.xml: no such .*Main/val\.txt lists it"):
+    with pytest.raises(DataError, match=r"nobody\.xml: no such .*Main/val\.txt:2 lists it"):
         VOCDataset(folder, "val")
     path.write_bytes(b"caf\xe9\n")
     with pytest.raises(DataError, match=r"val\.txt: cannot be read .*UTF-8"):
         VOCDataset(folder, "val")
+
+
+def test_every_line_of_a_split_list_is_looked_at(folder):
+    path = folder / "ImageSets/Main/val.txt"
+    path.write_text("a\n\n../x\nnobody\n../y\nnobody\n")
+    faults: list[str] = []
+    lists = VOCDataset(folder, "all", faults=faults).split_lists(faults)
+    assert lists[0].listed["val"] == ["a", "nobody"]
+    for k, part in enumerate(("3: '../x' leaves", "5: '../y' leaves", "4: lists nobody, which")):
+        assert faults[k].startswith(f"{path}:{part}")
+    assert len(faults) == 3
+    opened: list[str] = []
+    data = VOCDataset(folder, "val", faults=opened)
+    assert data.image_ids == ["a"] and len(opened) == 3
+    data.split_lists(opened)
+    assert len(opened) == 3  # no fault twice
 
 
 def test_folders_in_the_folders(tmp_path):
@@ -163,3 +179,14 @@ def test_the_only_split_may_have_any_name(tmp_path):
     for train in (True, False):
         dataset = open_dataset(tmp_path / "voc", train=train)
         assert (dataset.split, dataset.image_ids) == ("default", ["a"])
+
+
+def test_two_images_of_one_name_of_which_none_is_named(folder):
+    cv2.imwrite(str(folder / "JPEGImages" / "a.jpg"), np.zeros((60, 80, 3), np.uint8))
+    faults: list[str] = []
+    assert VOCDataset(folder, "all", faults=faults).image_ids == ["b", "c"]
+    images = folder / "JPEGImages"
+    assert faults == [
+        f"{folder / 'Annotations/a.xml'}: {images / 'a.jpg'} and {images / 'a.png'} have the same "
+        "name without the ending, and the annotation names neither; expected one image of each name"
+    ]
