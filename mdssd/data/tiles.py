@@ -11,6 +11,7 @@ from mdssd.priors.maps import InputSize, width_height
 # Of two neighbouring tiles; 0.9 already means a hundred times as many tiles as no overlap.
 MOST_OVERLAP = 0.9
 _MOST_SCALE = 16
+_MOST_PIXELS = 100_000_000  # of a tile, whose part beyond the image is filled
 
 
 class Window(NamedTuple):
@@ -41,7 +42,7 @@ class Tiling:
         with_whole: whether the whole image is shown as well, for objects larger than a tile.
 
     Raises:
-        ValueError: a size is below 1, or the overlap is out of range.
+        ValueError: a size is below 1 or above 100 million pixels, or the overlap is out of range.
 
     Example:
         >>> from mdssd.data.tiles import Tiling
@@ -135,6 +136,10 @@ def make_tiling(
 def _check_sides(width: int, height: int) -> None:
     if min(width, height) < 1:
         raise ValueError(f"tile: expected sides of 1 pixel or more, got {width} x {height}")
+    if width * height > _MOST_PIXELS:
+        raise ValueError(
+            f"tile: expected at most {_MOST_PIXELS:,} pixels, got {width:,} x {height:,}"
+        )
 
 
 def _starts(length: int, tile: int, overlap: float) -> list[int]:

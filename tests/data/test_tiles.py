@@ -77,6 +77,7 @@ def test_options():
     "options, message",
     [
         ({"tile": 0}, "tile: expected sides of 1 pixel or more, got 0 x 0"),
+        ({"tile": 100_000}, "tile: expected at most 100,000,000 pixels, got 100,000 x 100,000"),
         ({"tile": "large"}, "tile: expected a number of pixels or 'auto', got 'large'"),
         ({"tile": 300, "overlap": 0.95}, "overlap: expected 0 to 0.9, got 0.95"),
         ({"tile": 300, "overlap": float("nan")}, "overlap: expected 0 to 0.9, got nan"),

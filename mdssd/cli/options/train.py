@@ -198,7 +198,8 @@ def _add_window_options(windows: argparse._ArgumentGroup) -> None:
         "--min-visible",
         type=values.share,
         metavar="S",
-        help="leave out boxes of which a window shows less than this share (default 0.5)",
+        help="leave out boxes of which a window shows less than this share; the rest of such an "
+        "object counts as background (default 0.5)",
     )
 
 
