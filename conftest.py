@@ -126,6 +126,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--nightly", action="store_true", help="also run the tests and sizes that take minutes"
     )
     parser.addoption(
+        "--unfilled",
+        action="store_true",
+        help="leave new tensors of tests/ops/test_ops.py unwritten, for compute-sanitizer",
+    )
+    parser.addoption(
         "--simt-shuffle",
         type=int,
         default=0,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -24,6 +24,15 @@ _CANDIDATES = 1500  # scores above 0.01 in an image, as in a trained network
 _BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
 # Allowed difference from the reference in float32, relative to the largest value.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+
+
+@pytest.fixture(autouse=True)
+def full_float32() -> Iterator[None]:
+    """Let float32 mean float32. By default PyTorch convolves in TF32 on a GPU."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
 
 
 def _images(name: str, batch: int) -> Tensor:

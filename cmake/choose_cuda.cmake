@@ -26,7 +26,9 @@ endfunction()
 # Compiles and links one kernel with the options of the build. The reason is empty on success.
 function(try_nvcc nvcc reason_out)
   set(folder "${CMAKE_BINARY_DIR}/try_nvcc")
-  file(WRITE "${folder}/try.cu" "__global__ void k() {}\nint main() { k<<<1, 1>>>(); }\n")
+  file(WRITE "${folder}/try.cu" "#include <cuda_bf16.h>\n"
+    "__global__ void k(float x, __nv_bfloat16* y) { *y = __float2bfloat16_rn(x); }\n"
+    "int main() { k<<<1, 1>>>(1, nullptr); }\n")
   set(host "")
   if(DEFINED ENV{CUDAHOSTCXX})
     set(host -ccbin "$ENV{CUDAHOSTCXX}")
@@ -62,7 +64,8 @@ endfunction()
 # Lists the architectures to build. A list in MDSSD_CUDA_ARCHS is used as it is. "development" means
 # this machine's GPUs, or 80 and 90 if it has none. "all" means every architecture below that this
 # nvcc supports. Except for a list and for this machine's GPUs, PTX for the newest one is added,
-# which the driver compiles for later GPUs.
+# which the driver compiles for later GPUs. PTX for 100 is added with 120, since no GPU between the
+# two, such as 110, can use code for 120.
 function(choose_archs nvcc archs_out)
   execute_process(COMMAND "${nvcc}" --list-gpu-code OUTPUT_VARIABLE listed ERROR_QUIET)
   string(REGEX MATCHALL "sm_[0-9]+" known "${listed}")
@@ -95,6 +98,9 @@ function(choose_archs nvcc archs_out)
         set(newest ${arch})
       endif()
     endforeach()
+    if(newest GREATER 100 AND 100 IN_LIST known)
+      list(APPEND archs 100-virtual)
+    endif()
     list(APPEND archs ${newest}-virtual)
   endif()
   set(${archs_out} "${archs}" PARENT_SCOPE)

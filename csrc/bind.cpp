@@ -228,7 +228,7 @@ void bind_cpu(py::module_& module) {
 
 #if defined(MDSSD_SIMT) || defined(MDSSD_WITH_CUDA)
 void bind_cuda(py::module_& module) {
-  module.def("launch_count", [] { return mdssd::launch_count(); });
+  module.def("launch_count", [] { return mdssd::launch_count().load(); });
   MDSSD_BIND(box_iou_cuda);
   MDSSD_BIND(box_iou_backward_cuda);
   MDSSD_BIND(encode_boxes_cuda);

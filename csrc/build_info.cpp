@@ -38,6 +38,9 @@ void bind_build_info(py::module_& module) {
 #ifdef MDSSD_WITH_CUDA
   module.def("cuda_device_count", &cuda_device_count,
              py::call_guard<py::gil_scoped_release>());
+  module.def("cuda_use_device", &cuda_use_device, py::arg("device"));
+  module.def("cuda_build_fault", &cuda_build_fault, py::arg("device"),
+             py::call_guard<py::gil_scoped_release>());
   module.def("cuda_device_fault", &cuda_device_fault, py::arg("device"),
              py::call_guard<py::gil_scoped_release>());
 #else

@@ -66,7 +66,8 @@ MDSSD_INLINE S narrow(Wide<S> x) {
 template <>
 MDSSD_INLINE BFloat16 narrow<BFloat16>(float x) {
 #ifdef __CUDA_ARCH__
-  return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
+  // Up to CUDA 12.1, __bfloat16_as_ushort exists from sm_80 on only.
+  return {static_cast<__nv_bfloat16_raw>(__float2bfloat16_rn(x)).x};
 #else
   const uint32_t bits = bit_cast<uint32_t>(x);
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest even

@@ -67,13 +67,16 @@ def sanitizer(tool: str, backend: str) -> Step:
     # The option's name depends on the version.
     option = "--kernel-name" if "--kernel-name" in said else "--kernel-regex"
     own = [option, "kns=mdssd" if backend == "cuda" else "kns=_kernel"]
+    more = []
     if tool == "initcheck":
         own = []  # it must also see PyTorch's kernels initialise the inputs
+        more = ["--unfilled"]  # and nobody else write to new memory
     return Step(
         f"{tool}-{backend}",
         [
             *(program, "--tool", tool, "--error-exitcode", "9", *own),
-            *pytest("--small", "-k", f"agrees and {backend}-cuda-float32", "tests/ops/test_ops.py"),
+            *pytest("--small", *more, "-k", f"agrees and {backend}-cuda-float32"),
+            "tests/ops/test_ops.py",
         ],
         # Gives each tensor its own allocation, so that memcheck knows where it ends.
         {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},

@@ -8,6 +8,7 @@
 #include "../simt/simt.h"
 #endif
 
+#include <atomic>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -15,14 +16,18 @@
 #include "../box_math.h"
 #include "../storage.h"
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace mdssd {
 
 constexpr int kWarpSize = 32;  // CUDA's warpSize is not a constant expression
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-// The number of kernels and memory operations that this process has launched.
-inline int64_t& launch_count() {
-  static int64_t count = 0;
+// The number of kernels and memory operations that this process has launched, from all threads.
+inline std::atomic<int64_t>& launch_count() {
+  static std::atomic<int64_t> count{0};
   return count;
 }
 
@@ -69,6 +74,10 @@ inline unsigned grid_size(int64_t n, int64_t per_block, int64_t most = 0x7ffffff
 
 // Allocates arrays from a workspace, each at a multiple of 256 bytes. Without memory, it only
 // measures the size that a workspace needs.
+//
+// At least kGuard unused bytes follow each array, so that a read beyond its end finds memory that
+// was never written, which compute-sanitizer's initcheck reports, instead of the next array. On the
+// CPU, AddressSanitizer reports reads and writes there.
 class Workspace {
  public:
   explicit Workspace(void* memory) : memory_(static_cast<char*>(memory)) {}
@@ -76,12 +85,21 @@ class Workspace {
   template <class T>
   T* take(int64_t count) {
     T* array = memory_ ? reinterpret_cast<T*>(memory_ + bytes_) : nullptr;
-    bytes_ += (count * int64_t(sizeof(T)) + 255) / 256 * 256;
+    const int64_t used = count * int64_t(sizeof(T)), taken = (used + kGuard + 255) / 256 * 256;
+#ifdef __SANITIZE_ADDRESS__
+    if (memory_) {
+      ASAN_UNPOISON_MEMORY_REGION(memory_ + bytes_, size_t(used));
+      ASAN_POISON_MEMORY_REGION(memory_ + bytes_ + used, size_t(taken - used));
+    }
+#endif
+    bytes_ += taken;
     return array;
   }
   int64_t bytes() const { return bytes_; }
 
  private:
+  static constexpr int64_t kGuard = 128;
+
   char* memory_;
   int64_t bytes_ = 0;
 };

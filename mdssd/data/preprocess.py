@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import cv2
 import numpy as np
 import torch
@@ -35,8 +37,14 @@ def subtract_mean(images: Tensor, mean: tuple[float, float, float] = MEAN_RGB) -
         >>> subtract_mean(torch.full((3, 1, 1), 130, dtype=torch.uint8)).flatten()
         tensor([ 7., 13., 26.])
     """
-    shift = torch.tensor(mean, dtype=torch.float32, device=images.device)
-    return images.float().sub_(shift[:, None, None])
+    return images.float().sub_(_on_device(mean, images.device)[:, None, None])
+
+
+@lru_cache(maxsize=32)
+def _on_device(mean: tuple[float, float, float], device: torch.device) -> Tensor:
+    """Return the mean on a device. Copying it there again would wait for all work of a GPU."""
+    with torch.inference_mode(False):
+        return torch.tensor(mean, dtype=torch.float32, device=device)
 
 
 class Preprocess:

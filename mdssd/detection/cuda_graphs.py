@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mdssd import ops
-from mdssd.detection.runtime import DetectionLimits, Pipeline, Pixels, Runtime, StageTimes
+from mdssd.detection.runtime import (
+    DetectionLimits,
+    Pipeline,
+    Pixels,
+    Runtime,
+    StageTimes,
+    from_pixels,
+)
 from mdssd.priors.maps import InputSize, width_height
 
 _WARM_UP = 3  # calls before a capture, in which cuDNN chooses its algorithms
@@ -81,7 +88,7 @@ class Graphs:
             if image.shape[:2] == self._size:
                 slot.host_in[i].numpy()[...] = image
             else:
-                frames[i] = torch.from_numpy(image).pin_memory()
+                frames[i] = from_pixels(image).pin_memory()
         with torch.cuda.stream(self._upload):
             slot.device_in[:count].copy_(slot.host_in[:count], non_blocking=True)
             for i, frame in frames.items():

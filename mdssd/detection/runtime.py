@@ -109,7 +109,7 @@ class Pipeline:
     def upload(self, pixels: Sequence[Pixels]) -> Tensor:
         """Copy images to the device and resize them there, to uint8 [B, H, W, 3]."""
         size = width_height(self.input_size)[::-1]
-        images = (torch.from_numpy(image).to(self.device) for image in pixels)
+        images = (from_pixels(image).to(self.device) for image in pixels)
         return torch.stack([ops.resize(image, size) for image in images])
 
     def normalize(self, pixels: Tensor) -> Tensor:
@@ -119,6 +119,11 @@ class Pipeline:
     def detections(self, loc: Tensor, logits: Tensor, limits: DetectionLimits) -> ops.Detections:
         """Turn the network's output into detections, on the device."""
         return ops.detection_output(loc, logits, self.priors, **asdict(limits))
+
+
+def from_pixels(image: Pixels) -> Tensor:
+    """Return an image as a tensor. One that is mirrored, a view, or read-only is copied."""
+    return torch.from_numpy(np.require(image, requirements=["C", "W"]))
 
 
 class Runtime(ABC):

@@ -7,7 +7,8 @@ torch op takes plain values only, so the settings are flattened for the dispatch
 behind it. Both happen in `define` and nowhere else.
 
 The dispatcher selects by the device alone. The backend is chosen behind it, by `_choose`: the one
-that is forced, else the first of `_PREFERENCE` that the op has and that can run here.
+that is forced, else the first of `_PREFERENCE` that the op has and that can run here. Whether the
+CUDA kernels can run on a device is asked once, by `_build_fault`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import importlib
 import importlib.util
 import operator
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, get_type_hints
@@ -118,7 +120,7 @@ def define(
     def run(*args: Any) -> Any:
         if always or checks.active:
             _check(args, always, values)
-        return table[_choose(name, args[0].device.type)](*args)
+        return table[_choose(name, args[0].device)](*args)
 
     def run_flat(*args: Any) -> Any:
         return run(*rebuilt(args))
@@ -253,6 +255,7 @@ def _with_stream(name: str, function: Callable[..., Any], kernels: Any) -> Calla
         if device.type != "cuda":
             return function(kernels, 0, *args)
         with torch.cuda.device(device):
+            kernels.cuda_use_device(device.index)
             return function(kernels, torch.cuda.current_stream().cuda_stream, *args)
 
     _rename(call, name)
@@ -287,22 +290,43 @@ def _triton_form(name: str, file: str, reference: Callable[..., Any]) -> Callabl
     return call
 
 
-def _runnable(name: str, device_type: str) -> list[str]:
+@functools.cache
+def _build_fault(index: int) -> str:
+    """Return why this build's CUDA kernels cannot run on a device, after one warning, or ""."""
+    fault = str(native.cuda_build_fault(index))
+    if fault:
+        instead = "Triton" if importlib.util.find_spec("triton") else "plain PyTorch"
+        warnings.warn(
+            f"mdssd: the CUDA kernels of this build do not run on cuda:{index}, so the operators "
+            f"use {instead} there: {fault}; install mdssd again on this machine",
+            stacklevel=2,
+        )
+    return fault
+
+
+def _runs(backend: str, device: torch.device) -> bool:
+    return backend != "cuda" or not _build_fault(device.index or 0)
+
+
+def _runnable(name: str, device: torch.device) -> list[str]:
     """Return the op's backends for tensors on this device, the default first."""
-    return [b for b in _PREFERENCE.get(device_type, ("reference",)) if b in _implementations[name]]
+    preferred = _PREFERENCE.get(device.type, ("reference",))
+    return [b for b in preferred if b in _implementations[name] and _runs(b, device)]
 
 
-def _choose(name: str, device_type: str) -> str:
+def _choose(name: str, device: torch.device) -> str:
     if _forced is None:
         table = _implementations[name]
-        for preferred in _PREFERENCE.get(device_type, ()):
-            if preferred in table:
+        for preferred in _PREFERENCE.get(device.type, ()):
+            if preferred in table and _runs(preferred, device):
                 return preferred
         return "reference"
-    runnable = _runnable(name, device_type)
+    runnable = _runnable(name, device)
     if _forced not in runnable:
+        ours = _forced == device.type == "cuda" and "cuda" in _implementations[name]
+        why = f" ({_build_fault(device.index or 0)})" if ours else ""
         raise RuntimeError(
-            f"{name}: backend {_forced!r} cannot run on a {device_type} tensor here; "
+            f"{name}: backend {_forced!r} cannot run on a {device.type} tensor here{why}; "
             f"available: {', '.join(runnable)}"
         )
     return _forced
@@ -320,7 +344,8 @@ def backends() -> dict[str, list[str]]:
         >>> "reference" in ops.backends()["nms"]
         True
     """
-    devices = ["cpu"] + [d for d in ("cuda", "xpu") if getattr(torch, d).is_available()]
+    types = ["cpu"] + [d for d in ("cuda", "xpu") if getattr(torch, d).is_available()]
+    devices = [torch.device(each) for each in types]
     return {
         name: list(dict.fromkeys(b for d in reversed(devices) for b in _runnable(name, d)))
         for name in sorted(_implementations)
@@ -364,8 +389,10 @@ def backend(name: str) -> Iterator[None]:
     global _forced
     if name not in ALL_BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(ALL_BACKENDS)}; got {name!r}")
-    available = sorted({b for row in backends().values() for b in row})
-    if name not in available:
+    # To ask whether a GPU can be used would occupy memory on it, so the others do without.
+    on_cpu = name in _PREFERENCE["cpu"] and any(name in row for row in _implementations.values())
+    available = [] if on_cpu else sorted({b for row in backends().values() for b in row})
+    if not on_cpu and name not in available:
         why = f" (mdssd._C did not load: {native_error})" if name == "cpp" else ""
         raise RuntimeError(
             f"backend: {name!r} is not available here{why}; available: {', '.join(available)}"

@@ -110,11 +110,7 @@ class TrainingStep:
         """Compute the gradients of a batch, summed over the processes, and return its losses."""
         self._optimizer.zero_grad(set_to_none=True)
         device = self.device
-        targets = ops.encode_targets(
-            [boxes.to(device, non_blocking=True) for boxes in boxes_xyxy],
-            [each.to(device, non_blocking=True) for each in labels],
-            self.model.priors,
-        )
+        targets = ops.encode_targets(*_upload(boxes_xyxy, labels, device), self.model.priors)
         parts = max(1, min(self._settings.accumulate, len(images)))
         split = [
             tensor.tensor_split(parts)
@@ -246,6 +242,33 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors whose names start with a prefix, under their names without it."""
     return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+
+
+def _upload(
+    boxes_xyxy: list[Tensor], labels: list[Tensor], device: torch.device
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Copy the boxes and labels of a batch to the device: for a GPU, by one copy for all."""
+    if device.type != "cuda" or not boxes_xyxy:
+        return [each.to(device) for each in boxes_xyxy], [each.to(device) for each in labels]
+    packed = _packed(boxes_xyxy, labels)
+    if packed.device.type == "cpu":
+        packed = packed.pin_memory().to(device, non_blocking=True)
+    return _unpacked(packed, [len(each) for each in labels], boxes_xyxy[0].dtype)
+
+
+def _packed(boxes_xyxy: list[Tensor], labels: list[Tensor]) -> Tensor:
+    """Return the bytes of all labels, then those of all boxes."""
+    parts = torch.cat(labels), torch.cat(boxes_xyxy).flatten()
+    return torch.cat([part.view(torch.uint8) for part in parts])
+
+
+def _unpacked(
+    packed: Tensor, counts: list[int], dtype: torch.dtype
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the boxes and labels of each image, as views of what `_packed` returned."""
+    end = 8 * sum(counts)
+    boxes_xyxy = packed[end:].view(dtype).view(-1, 4)
+    return list(boxes_xyxy.split(counts)), list(packed[:end].view(torch.int64).split(counts))
 
 
 def _read_later(values: Tensor) -> Callable[[], list[float]]:

@@ -10,6 +10,7 @@ from mdssd import cli, mdssd300, ssd300
 from mdssd.detection import openvino
 from mdssd.detection.cuda_graphs import Graphs, fitting_size
 from mdssd.detection.detector import Detector
+from mdssd.detection.runtime import from_pixels
 from mdssd.names import RUNTIMES
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
@@ -118,6 +119,24 @@ def test_an_absent_openvino_is_named(monkeypatch):
         Detector(model(), runtime="openvino")
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_image_that_is_mirrored_or_read_only_becomes_a_tensor():
+    """As a GPU needs it: `image[..., ::-1]` turns BGR into RGB by a negative stride."""
+    (image,) = images(1)
+    turned, shown = image[..., ::-1], np.frombuffer(image.tobytes(), np.uint8).reshape(image.shape)
+    for each in (turned, shown, image[::2, 1:], image):
+        np.testing.assert_array_equal(from_pixels(each).numpy(), each)
+    assert from_pixels(image).data_ptr() == image.ctypes.data  # nothing to copy
+
+
+@needs_gpu
+@pytest.mark.parametrize("runtime", ["eager", "graph"])
+def test_a_mirrored_image_is_detected_on(runtime):
+    detector = Detector(model(), device="cuda", runtime=runtime, **OPTIONS)
+    for image in (images(1)[0][..., ::-1], images(1)[0][:200, ::-1]):
+        assert_same_detections(detector(image), detector(image.copy()))
+
+
 def test_the_smallest_size_that_fits():
     assert [fitting_size(n, 8) for n in (1, 2, 3, 4, 5, 8, 9)] == [1, 2, 4, 4, 8, 8, 9]
     assert [fitting_size(n, 6) for n in (1, 3, 5, 6, 7)] == [1, 4, 6, 6, 7]
@@ -126,7 +145,9 @@ def test_the_smallest_size_that_fits():
 
 @needs_gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_graphs_return_the_detections_of_eager(dtype):
+def test_graphs_return_the_detections_of_eager(dtype, monkeypatch):
+    # In TF32 the algorithms differ by more than the tolerance.
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     options = {**OPTIONS, "device": "cuda", "dtype": dtype, "batch_size": 4}
     eager, graph = Detector(model(), **options), Detector(model(), runtime="graph", **options)
     # cuDNN may choose other algorithms for a capture, which round differently in half precision.

@@ -17,11 +17,22 @@ _FEW = ("empty", "no_image", "one", "small", "odd", "ragged")
 
 
 @pytest.fixture(autouse=True)
-def memory_filled() -> Iterator[None]:
-    """Fill new tensors with NaN and the largest integers, so that unwritten results show."""
+def memory_filled(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fill new tensors with NaN and the largest integers, so that unwritten results show.
+
+    With --unfilled they are left as they are, for compute-sanitizer's initcheck, which reports
+    reads of memory that nobody wrote.
+    """
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = not request.config.getoption("unfilled")
     yield
+    torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(False)
+
+
+def test_new_memory_is_filled_unless_asked_not_to(request: pytest.FixtureRequest) -> None:
+    fresh = torch.empty(1000, device="cuda" if torch.cuda.is_available() else "cpu")
+    assert bool(fresh.isnan().all()) != request.config.getoption("unfilled")
 
 
 def run(case: Case, backend: str, args: Any, kwargs: Any) -> tuple[Tensor, ...]:

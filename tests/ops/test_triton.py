@@ -11,6 +11,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
@@ -79,6 +80,42 @@ def test_the_report_goes_stale_with_the_code_not_with_comments(tmp_path: Path) -
     assert fingerprint('A = 1  # why\n\n\ndef f():\n    # how\n    return "a"\n') == first
     assert fingerprint('A = 1\n\n\ndef f():\n    return "b"\n') != first
     assert fingerprint('A = 2\n\n\ndef f():\n    return "a"\n') != first
+
+
+def test_more_boxes_than_a_gpu_has_blocks_along_its_second_axis(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A GPU starts up to 2^31 - 1 programs along the first axis, and 65,535 along the others."""
+    from mdssd.ops.triton import boxes
+
+    grids = []
+
+    class Kernel:
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            grids.append(grid)
+            return lambda *args, **kwargs: None
+
+    monkeypatch.setattr(boxes, "box_iou_kernel", Kernel())
+    few, many = torch.empty(3, 4, device="meta"), torch.empty(9_000_000, 4, device="meta")
+    assert boxes.box_iou(few, many).shape == (3, 9_000_000)
+    assert boxes.box_iou(many, few).shape == (9_000_000, 3)
+    assert [len(grid) for grid in grids] == [1, 1] and max(g[0] for g in grids) < 2**31
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests the interpreter")
+def test_a_pixel_of_zeros_stays_zero_with_an_eps_that_a_gpu_takes_for_zero() -> None:
+    """A GPU's reciprocal root takes a subnormal number for 0, as a CPU can be told to."""
+    x, scale = torch.zeros(1, 4, 2, 2), torch.ones(4)
+    x[0, :, 0, 0] = 3
+    with ops.backend("reference"):
+        want = ops.l2norm(x, scale, 1e-38)
+    assert torch.set_flush_denormal(True), "this processor cannot"
+    try:
+        with ops.backend("triton"):
+            got = ops.l2norm(x, scale, 1e-38)
+    finally:
+        torch.set_flush_denormal(False)
+    torch.testing.assert_close(got, want)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tests the interpreter")

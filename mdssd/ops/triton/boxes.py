@@ -36,8 +36,9 @@ ROWS = 512  # boxes that a program encodes or decodes
 @triton.jit
 def box_iou_kernel(a, b, out, n, m, N_BLOCK: tl.constexpr, M_BLOCK: tl.constexpr):
     """Compute out[i, j] = iou(a[i], b[j]) for a tile of N_BLOCK x M_BLOCK pairs."""
-    i = tl.program_id(0).to(tl.int64) * N_BLOCK + tl.arange(0, N_BLOCK)
-    j = tl.program_id(1).to(tl.int64) * M_BLOCK + tl.arange(0, M_BLOCK)
+    tile, across = tl.program_id(0).to(tl.int64), tl.cdiv(m, M_BLOCK)
+    i = tile // across * N_BLOCK + tl.arange(0, N_BLOCK)
+    j = tile % across * M_BLOCK + tl.arange(0, M_BLOCK)
     ax1, ay1, ax2, ay2 = load_four(a, i, i < n)
     bx1, by1, bx2, by2 = load_four(b, j, j < m)
     area_a, area_b = area(ax1, ay1, ax2, ay2), area(bx1, by1, bx2, by2)
@@ -170,7 +171,8 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
     if out.numel():
         m_block = power_of_2(m, 128)
         n_block = 2048 // m_block
-        grid = (blocks(n, n_block), blocks(m, m_block))
+        # One axis, since a GPU limits the second one to 65,535 programs.
+        grid = (blocks(n, n_block) * blocks(m, m_block),)
         box_iou_kernel[grid](a, b, out, n, m, N_BLOCK=n_block, M_BLOCK=m_block, **OPTIONS)
     return out
 

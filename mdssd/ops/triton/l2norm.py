@@ -30,6 +30,8 @@ MOST_CHANNELS = 1024  # most channels of a tile
 SLICES = 512  # most programs of backward; each contributes one term to a scale's gradient
 SLICE_TILES = 2  # least number of tiles per program, which halves the number of terms
 TERMS = 64  # terms that are added at a time
+# The reciprocal root takes a smaller number for 0, and a pixel of zeros would become NaN.
+SMALLEST_NORMAL = 2.0**-126
 
 
 @triton.jit
@@ -256,6 +258,7 @@ def _forward(maps: list[Tensor], scales: list[Tensor], eps: float) -> tuple[Tens
     layout = map_format(maps[0])
     maps = [x.contiguous(memory_format=layout) for x in maps]
     scales = [scale.contiguous() for scale in scales]
+    eps = max(eps, SMALLEST_NORMAL)
     a = maps[0]
     out = torch.empty_like(a)
     norms = [a.new_empty(a.shape[0], *a.shape[2:], dtype=torch.float32) for _ in maps]
