@@ -15,12 +15,14 @@ import importlib.util
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from torch import Tensor
 
 
 def load_native(path: Path) -> None:
@@ -107,6 +109,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Expand the tests that take `case`; the marker `cases` narrows them."""
     names = set(metafunc.fixturenames) & {"case", "size", "dtype", "backend", "device"}
     if "case" not in names:
+        if _is_backend_of_conftest(metafunc):
+            metafunc.parametrize("backend", ops.backends()["nms_padded"], indirect=True)
         return
     marker = metafunc.definition.get_closest_marker("cases")
     filters = marker.kwargs if marker else {}
@@ -116,6 +120,43 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(
         order, [[row[n] for n in order] for row in rows], ids=[_row_id(row) for row in rows]
     )
+
+
+def _is_backend_of_conftest(metafunc: pytest.Metafunc) -> bool:
+    """Whether a test uses the fixture `backend` of this file, with nothing given for it."""
+    fixtures = metafunc._arg2fixturedefs.get("backend", ())
+    marks = metafunc.definition.iter_markers("parametrize")
+    given = any("backend" in mark.args[0] for mark in marks)
+    return bool(fixtures) and fixtures[-1].func is _backend and not given
+
+
+def _backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Run a test on each backend, with the tensors where that backend runs.
+
+    On a machine with a GPU the backends "cuda" and "triton" run there. New tensors are then made
+    there, and the tensors that the test's file has at its top are moved there.
+    """
+    name = request.param
+    there = name in ("cuda", "triton") and torch.cuda.is_available()
+    with ops.backend(name):
+        if not there:
+            yield name
+            return
+        for variable, value in list(vars(request.module).items()):
+            if isinstance(value, Tensor | list | tuple):
+                monkeypatch.setattr(request.module, variable, _moved(value))
+        with torch.device("cuda"):
+            yield name
+
+
+backend = pytest.fixture(_backend)
+
+
+def _moved(value: Any) -> Any:
+    """Return tensors, and the tensors in plain lists and tuples, on the GPU."""
+    if type(value) in (list, tuple):
+        return type(value)(_moved(item) for item in value)
+    return value.to("cuda") if isinstance(value, Tensor) else value
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

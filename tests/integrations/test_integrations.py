@@ -33,7 +33,6 @@ from codebases.torchvision_ssd import SSD as TorchvisionSSD
 from codebases.torchvision_ssd import torchvision as fake_torchvision
 from torch import Tensor
 
-from mdssd import ops
 from mdssd.integrations import lufficc, nvidia, qfgaohao, ssd_pytorch
 from mdssd.integrations import torchvision as fast_torchvision
 
@@ -54,12 +53,6 @@ def _grid(side: int) -> Tensor:
 
 
 PRIORS = torch.cat([_grid(8), _grid(4)])  # [80, 4]
-
-
-@pytest.fixture(params=ops.backends()["detection_output"])
-def backend(request: pytest.FixtureRequest) -> Any:
-    with ops.backend(request.param):
-        yield request.param
 
 
 def truth() -> list[tuple[Tensor, Tensor]]:

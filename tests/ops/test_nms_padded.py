@@ -20,12 +20,6 @@ BOXES = torch.tensor(
 SCORES = torch.tensor([0.5, 0.9, 0.8, 0.1])
 
 
-@pytest.fixture(params=ops.backends()["nms_padded"])
-def backend(request: pytest.FixtureRequest) -> Any:
-    with ops.backend(request.param):
-        yield request.param
-
-
 @pytest.fixture
 def simt() -> Any:
     if _modules.simt is None:

@@ -24,17 +24,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mdssd import ops
 from mdssd.ops import _dispatch, _modules
 
-BACKENDS = ops.backends()["box_iou"]
-
 PRIORS = torch.tensor(
     [[0.25, 0.25, 0.5, 0.5], [0.75, 0.25, 0.5, 0.5], [0.25, 0.75, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]]
 )
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> Any:
-    with ops.backend(request.param):
-        yield request.param
 
 
 def assert_values(got: Tensor, want: Any, tolerance: float = 1e-6) -> None:

@@ -11,17 +11,9 @@ from torch import Tensor
 
 from mdssd import ops
 
-BACKENDS = ops.backends()["detection_output"]
-
 # The second box has half the area of the first, so their IoU is exactly 0.5.
 HALVES = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.5]])
 HALVES_CXCYWH = torch.tensor([[0.5, 0.5, 1.0, 1.0], [0.5, 0.25, 1.0, 0.5]])
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> Any:
-    with ops.backend(request.param):
-        yield request.param
 
 
 def scores_of(*foreground: float) -> Tensor:

@@ -170,9 +170,10 @@ def test_vmap_gives_the_bits_of_a_loop(case: Case, backend: str, device: str) ->
 
 
 @pytest.mark.parametrize("op", ["l2norm", "l2norm_add_relu"])
-@pytest.mark.parametrize("backend", [b for b in ops.backends()["l2norm"] if b != "reference"])
 def test_vmap_of_channels_last_maps(op: str, backend: str) -> None:
     """Without the reference: the order of PyTorch's own sum also depends on the batch size."""
+    if backend == "reference":
+        pytest.skip("its sum depends on the batch size")
     maps = torch.randn(2, 3, 5, 7, 33).permute(0, 1, 4, 2, 3)
     scale = torch.rand(33)
     count = 2 if op == "l2norm_add_relu" else 1
@@ -180,10 +181,9 @@ def test_vmap_of_channels_last_maps(op: str, backend: str) -> None:
     def call(x: Tensor) -> Tensor:
         return getattr(ops, op)(*[x] * count, *[scale] * count)
 
-    with ops.backend(backend):
-        for dim in (0, 1):
-            got = torch.func.vmap(call, in_dims=dim)(maps)
-            assert_equal(got, [call(row) for row in maps.unbind(dim)])
+    for dim in (0, 1):
+        got = torch.func.vmap(call, in_dims=dim)(maps)
+        assert_equal(got, [call(row) for row in maps.unbind(dim)])
 
 
 def test_vmap_over_boxes_of_images() -> None:

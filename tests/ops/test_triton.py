@@ -127,8 +127,9 @@ def test_a_compiled_model_gives_the_results_of_eager() -> None:
     import mdssd
 
     torch._dynamo.reset()
-    model = mdssd.mdssd300(num_classes=3, width=0.125).eval()
-    images = torch.randn(1, 3, 300, 300)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = mdssd.mdssd300(num_classes=3, width=0.125).eval().to(device)
+    images = torch.randn(1, 3, 300, 300, device=device)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with ops.backend("triton"), torch.no_grad():
         torch.testing.assert_close(compiled(images), model(images), rtol=0, atol=0)
@@ -137,9 +138,12 @@ def test_a_compiled_model_gives_the_results_of_eager() -> None:
 def test_train_eval_and_detect_run_on_it(tmp_path: Path) -> None:
     """A training step has the loss of the reference, and detections have its scores."""
 
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
     def run(command: str, backend: str, *arguments: object) -> Path:
         out = tmp_path / f"{command}-{backend}"
         words = [command, *arguments, "--backend", backend, "--threads", 1, "--out", out]
+        words += ["--device", device]
         assert main([str(word) for word in words]) == 0
         return out
 
