@@ -7,8 +7,7 @@ torch op takes plain values only, so the settings are flattened for the dispatch
 behind it. Both happen in `define` and nowhere else.
 
 The dispatcher selects by the device alone. The backend is chosen behind it, by `_choose`: the one
-that is forced, else the first of `_PREFERENCE` that the op has and that can run here. Whether the
-CUDA kernels can run on a device is asked once, by `_build_fault`.
+that is forced, else the first of `_PREFERENCE` that the op has and that can run here.
 """
 
 from __future__ import annotations
@@ -293,14 +292,11 @@ def _triton_form(name: str, file: str, reference: Callable[..., Any]) -> Callabl
 @functools.cache
 def _build_fault(index: int) -> str:
     """Return why this build's CUDA kernels cannot run on a device, after one warning, or ""."""
-    fault = str(native.cuda_build_fault(index))
-    if fault:
+    if fault := str(native.cuda_build_fault(index)):
         instead = "Triton" if importlib.util.find_spec("triton") else "plain PyTorch"
-        warnings.warn(
-            f"mdssd: the CUDA kernels of this build do not run on cuda:{index}, so the operators "
-            f"use {instead} there: {fault}; install mdssd again on this machine",
-            stacklevel=2,
-        )
+        message = f"the CUDA kernels of this build do not run on cuda:{index}, so the operators use"
+        message += f" {instead} there: {fault}; install mdssd again on this machine"
+        warnings.warn(f"mdssd: {message}", stacklevel=2)
     return fault
 
 
@@ -323,7 +319,7 @@ def _choose(name: str, device: torch.device) -> str:
         return "reference"
     runnable = _runnable(name, device)
     if _forced not in runnable:
-        ours = _forced == device.type == "cuda" and "cuda" in _implementations[name]
+        ours = _forced == device.type and "cuda" in _implementations[name]
         why = f" ({_build_fault(device.index or 0)})" if ours else ""
         raise RuntimeError(
             f"{name}: backend {_forced!r} cannot run on a {device.type} tensor here{why}; "
@@ -345,7 +341,7 @@ def backends() -> dict[str, list[str]]:
         True
     """
     types = ["cpu"] + [d for d in ("cuda", "xpu") if getattr(torch, d).is_available()]
-    devices = [torch.device(each) for each in types]
+    devices = list(map(torch.device, types))
     return {
         name: list(dict.fromkeys(b for d in reversed(devices) for b in _runnable(name, d)))
         for name in sorted(_implementations)
@@ -389,7 +385,7 @@ def backend(name: str) -> Iterator[None]:
     global _forced
     if name not in ALL_BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(ALL_BACKENDS)}; got {name!r}")
-    # To ask whether a GPU can be used would occupy memory on it, so the others do without.
+    # Asking whether a GPU can be used would occupy memory on it.
     on_cpu = name in _PREFERENCE["cpu"] and any(name in row for row in _implementations.values())
     available = [] if on_cpu else sorted({b for row in backends().values() for b in row})
     if not on_cpu and name not in available:
