@@ -46,6 +46,8 @@ class ImageLimits:
             have ten times as many bytes.
         accept_damage: whether to accept a JPEG of which a part is missing or damaged, as far as
             it can be decoded.
+        by_windows: whether a data set accepts a TIFF file above `max_pixels`, which a detector
+            with tiles reads by windows. As a whole it is still refused.
 
     Raises:
         ValueError: max_pixels is below 1.
@@ -58,6 +60,7 @@ class ImageLimits:
 
     max_pixels: int = 100_000_000
     accept_damage: bool = False
+    by_windows: bool = False
 
     def __post_init__(self) -> None:
         if self.max_pixels < 1:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdssd.data import DetectionDataset
+from mdssd.data.images import read_header
+from mdssd.data.rasters import Raster
 from mdssd.drawing import draw_detections, encode_image
 from mdssd.evaluation.result import EvalData, EvalResult
 from mdssd.metrics.boxes import check_images
@@ -116,13 +119,15 @@ def show(
 
     The picture shows the detections whose score is at least `score_threshold`, and the subject.
     """
-    image = dataset[subject.image].image
-    height, width = image.shape[:2]
     x1, y1, x2, y2 = subject.box_xyxy
     side = max(_LEAST, _SURROUNDINGS * max(x2 - x1, y2 - y1))
-    left, right = _span((x1 + x2) / 2, side, width)
-    top, bottom = _span((y1 + y2) / 2, side, height)
-    crop = _lit(image, subject.box_xyxy)[top:bottom, left:right]
+    with _opened(dataset, subject.image) as image:
+        height, width = image.shape[:2]
+        left, right = _span((x1 + x2) / 2, side, width)
+        top, bottom = _span((y1 + y2) / 2, side, height)
+        crop = image[top:bottom, left:right]
+    window = np.array([left, top, left, top])
+    crop = _lit(crop, subject.box_xyxy - window)
     scale = _SIDE / max(crop.shape[:2])
     size = (max(1, round(crop.shape[1] * scale)), max(1, round(crop.shape[0] * scale)))
     way = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
@@ -132,7 +137,6 @@ def show(
     shown = np.asarray(detections["scores"]) >= score_threshold
     if subject.detection is not None:
         shown[subject.detection] = True
-    window = np.array([left, top, left, top])
     boxes, kept = _inside((_array(detections["boxes"]) - window) * scale, shown, size)
     truth = _array(data.truth[subject.image]["boxes"])
     gt, _ = _inside((truth - window) * scale, np.ones(len(truth), np.bool_), size)
@@ -147,6 +151,19 @@ def show(
         legend=False,
     )
     return encode_image(drawn, ".jpg", quality=85, fine=False)
+
+
+@contextmanager
+def _opened(dataset: DetectionDataset, index: int) -> Iterator[NDArray[np.uint8] | Raster]:
+    """Open an image of the data set: as a whole, or by windows if it is too large for that."""
+    path, limits = dataset.image_path(index), dataset.limits
+    if path is not None and limits.by_windows:
+        header = read_header(path)
+        if header.width * header.height > limits.max_pixels:
+            with Raster(path, upright=dataset.upright(index)) as raster:
+                yield raster
+            return
+    yield dataset[index].image
 
 
 def _match(data: EvalData, num_classes: int) -> Matches:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,10 +15,11 @@ import pytest
 from data.tiff_writer import UTM, write_tiff
 from detection.test_tiled_detection import dotted, marks_detector
 
-from mdssd.data import DataError, rasters
+from mdssd.data import DataError, open_dataset, rasters
 from mdssd.data.images import ImageLimits
 from mdssd.detection.files import detect
 from mdssd.detection.reading import ImageFile
+from mdssd.evaluation.evaluate import evaluate
 
 needs_rasterio = pytest.mark.skipif(
     importlib.util.find_spec("rasterio") is None, reason="rasterio is not installed"
@@ -266,3 +268,25 @@ def test_ctrl_c_in_the_middle_of_a_raster_leaves_whole_tables(tmp_path):
     assert len(Path(f"{tmp_path}/found/detections.csv").read_text().splitlines()) == 2
     left = {path.name for path in Path(f"{tmp_path}/found").rglob("*") if path.is_file()}
     assert left == {"a.jpg", "detections.json", "detections.csv", "a.geojson"}
+
+
+@needs_rasterio
+def test_evaluation_reads_rasters_by_windows(raster, tmp_path):
+    """One object more than there are dots is missed, and shown in the report."""
+    boxes = [f"raster.tif,{x - 4},{y - 4},{x + 4},{y + 4},class 1" for x, y in [*DOTS, (120, 60)]]
+    (tmp_path / "boxes.csv").write_text("\n".join(["path,x1,y1,x2,y2,class", *boxes]))
+    with pytest.raises(DataError, match=r"raster.tif: has 160 x 120 pixels"):
+        open_dataset(tmp_path, limits=ImageLimits(max_pixels=1000))
+    limits = ImageLimits(max_pixels=1000, by_windows=True)
+    data = open_dataset(tmp_path, limits=limits)
+    with pytest.raises(DataError, match=r"raster.tif: has 160 x 120 pixels"):
+        data[0]
+    result = evaluate(marks_detector(), data, out_dir=tmp_path / "windows", progress=False)
+    assert result.voc12.mean_ap == pytest.approx(5 / 6)
+    assert "missed: class 1" in (tmp_path / "windows/report.html").read_text()
+
+    whole = open_dataset(tmp_path)
+    evaluate(marks_detector(), whole, out_dir=tmp_path / "whole", progress=False)
+    pages = [(tmp_path / name / "report.html").read_text() for name in ("windows", "whole")]
+    pictures = [re.findall(r"data:image/jpeg;base64,[^\"]+", page) for page in pages]
+    assert pictures[0] == pictures[1] != []

@@ -85,6 +85,7 @@ def _open(arguments: argparse.Namespace, detector: Detector) -> DetectionDataset
         # A test set without annotations does not say which classes it has.
         classes=detector.classes if arguments.submit else None,
         unlabelled=bool(arguments.submit),
+        by_windows=detector.tiling is not None,
     )
     if arguments.data is None:
         _check_scenes(dataset, detector)

@@ -68,6 +68,7 @@ def open_data(
     classes: Sequence[str] | None,
     unlabelled: bool = False,
     learn: bool = True,
+    by_windows: bool = False,
     faults: list[str] | None = None,
 ) -> DetectionDataset:
     """Open the data set that the options data, split, image_dir and scenes describe.
@@ -77,12 +78,15 @@ def open_data(
     set; the files are then left out.
 
     learn: with `train`, refuse data without a box to learn from.
+    by_windows: accept TIFF files above the limit, which are read by windows.
     faults: receives a line about each file that cannot be used; nothing is then refused or printed.
     """
     path = options.get("data")
     if path is not None and options.get("scenes"):
         raise ValueError(f"--scenes: expected no data beside it, got {path}")
-    limits = ImageLimits(options["max_pixels"]) if options.get("max_pixels") else None
+    limits = ImageLimits(
+        options.get("max_pixels") or ImageLimits.max_pixels, by_windows=by_windows
+    )
     found: list[str] = [] if faults is None else faults
     dataset = open_dataset(
         path,
