@@ -84,9 +84,7 @@ def open_data(
     path = options.get("data")
     if path is not None and options.get("scenes"):
         raise ValueError(f"--scenes: expected no data beside it, got {path}")
-    limits = ImageLimits(
-        options.get("max_pixels") or ImageLimits.max_pixels, by_windows=by_windows
-    )
+    limits = ImageLimits(options.get("max_pixels") or ImageLimits.max_pixels, by_windows=by_windows)
     found: list[str] = [] if faults is None else faults
     dataset = open_dataset(
         path,
