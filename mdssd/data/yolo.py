@@ -45,6 +45,7 @@ def open_yolo(path: Path, split: str | None, train: bool, options: ReadOptions) 
     description = _describe(path)
     if description.names is None:
         add_names(description)
+    split = description.same.get(split or "", split)
     wanted = _wanted(description, split, train, options.faults)
     images = YoloImages(description, options.faults)
     images.note_unused()

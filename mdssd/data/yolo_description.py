@@ -20,6 +20,7 @@ class YoloDescription:
         file: the description; the folder if there is none. For messages.
         folder: the folder of the data set, which holds all images and labels.
         splits: the folders and list files of each split. The only split is "" if there are none.
+        same: the split that stands for another one which names the same images.
         missing: a line for each split of the description whose images are not there.
         names: the name of each class number; None if the numbers have no names.
         names_file: the file with the names, for messages.
@@ -32,6 +33,7 @@ class YoloDescription:
     file: Path
     folder: Path
     splits: dict[str, list[Path]] = field(default_factory=dict)
+    same: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     names: dict[int, str] | None = None
     names_file: Path | None = None

@@ -123,6 +123,7 @@ def read_yaml(file: Path, root: Path) -> YoloDescription:
     if "test" in result.splits and result.splits.get("val") == result.splits["test"]:
         # Ultralytics requires a val, so `write_yolo` and others name the images of test twice.
         del result.splits["val"]
+        result.same["val"] = "test"
         notes.append(f"{file}: val and test name the same images; taken as test")
     result.folder = common_folder([base, *(p for kept in result.splits.values() for p in kept)])
     return result

@@ -9,9 +9,15 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from mdssd.evaluation import charts
+from mdssd.system.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+def escaped(text: str) -> str:
+    """Return text for an HTML page, without the control characters that a name may hold."""
+    return escape(printable(text))
 
 
 def table(
@@ -20,10 +26,10 @@ def table(
     """Return an HTML table of escaped text. The first column holds the row headings."""
 
     def line(cells: Sequence[str]) -> str:
-        rest = "".join(f"<td>{escape(cell)}</td>" for cell in cells[1:])
-        return f"<tr><th>{escape(cells[0])}</th>{rest}</tr>"
+        rest = "".join(f"<td>{escaped(cell)}</td>" for cell in cells[1:])
+        return f"<tr><th>{escaped(cells[0])}</th>{rest}</tr>"
 
-    head = "".join(f"<th>{escape(name)}</th>" for name in heads) if any(heads) else ""
+    head = "".join(f"<th>{escaped(name)}</th>" for name in heads) if any(heads) else ""
     foot = f"<tfoot>{line(total)}</tfoot>" if total else ""
     body = "".join(line(row) for row in rows)
     return (
@@ -34,7 +40,7 @@ def table(
 
 def facts(rows: Iterable[Sequence[str]]) -> str:
     """Return a table of escaped names and values, whose long values wrap."""
-    body = "".join(f"<tr><th>{escape(a)}</th><td>{escape(b)}</td></tr>" for a, b in rows)
+    body = "".join(f"<tr><th>{escaped(a)}</th><td>{escaped(b)}</td></tr>" for a, b in rows)
     return f'<table class="facts"><tbody>{body}</tbody></table>'
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from html import escape
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +13,7 @@ from mdssd.data import DetectionDataset
 from mdssd.evaluation import charts
 from mdssd.evaluation.about import about_rows
 from mdssd.evaluation.examples import Subject, false_ones, misses, show
-from mdssd.evaluation.page import CSS, chart, data_uri, digits, facts, table
+from mdssd.evaluation.page import CSS, chart, data_uri, digits, escaped, facts, table
 from mdssd.evaluation.result import EvalData, EvalResult
 from mdssd.metrics.errors import KINDS
 from mdssd.metrics.sizes import SIZES
@@ -102,7 +101,7 @@ def write_report(
         ),
         _speed(result),
     ]
-    title = f"Evaluation on {escape(result.dataset)}"
+    title = f"Evaluation on {escaped(result.dataset)}"
     with atomic_write(path) as file:
         file.write(
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -131,7 +130,7 @@ def _summary(result: EvalResult) -> str:
         f'<div class="tile"><b>{digits(value)}</b><span>{name}</span></div>'
         for name, value in tiles
     )
-    lines = "<br>".join(escape(line) for line in result.summary())
+    lines = "<br>".join(escaped(line) for line in result.summary())
     return f'<p>{lines}</p>\n<div class="tiles">{body}</div>'
 
 
@@ -255,7 +254,7 @@ def _errors(result: EvalResult) -> str:
         )
         cells = "".join(f"<td>{n:,}</td>" for n in row)
         rows.append(
-            f'<tr><th>{escape(name)}</th><td class="wide"><div class="bar">{bars}</div></td>'
+            f'<tr><th>{escaped(name)}</th><td class="wide"><div class="bar">{bars}</div></td>'
             f"{cells}</tr>"
         )
     heads = "".join(f"<th>{name}</th>" for name in ("class", "", *names))
@@ -276,14 +275,14 @@ def _errors(result: EvalResult) -> str:
 def _confusion(result: EvalResult) -> str:
     matrix, names, note = _largest_classes(result)
     most = np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    heads = "".join(f"<th>{escape(name)}</th>" for name in ("no detection", *names))
+    heads = "".join(f"<th>{escaped(name)}</th>" for name in ("no detection", *names))
     rows = []
     for k, name in enumerate(("no object", *names)):
         cells = "".join(
             f'<td style="--share:{n / int(most[k, 0]):.3f}" class="cell">{n or ""}</td>'
             for n in matrix[k].tolist()
         )
-        rows.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
+        rows.append(f"<tr><th>{escaped(name)}</th>{cells}</tr>")
     text = (
         f"<p>Detections with a score of at least {result.score_threshold:g} are matched at IoU "
         "0.5. A row is the class of an object, and a column is the class of its detection. The "
@@ -336,9 +335,9 @@ def _gallery(
     for subject in subjects:
         jpeg = show(subject, data, dataset, result.classes, result.score_threshold)
         cards.append(
-            f'<figure><img src="{data_uri("image/jpeg", jpeg)}" alt="{escape(subject.caption)}">'
-            f"<figcaption><b>{escape(subject.caption)}</b><br>{escape(subject.details)}<br>"
-            f"<small>{escape(dataset.image_ids[subject.image])}</small></figcaption></figure>"
+            f'<figure><img src="{data_uri("image/jpeg", jpeg)}" alt="{escaped(subject.caption)}">'
+            f"<figcaption><b>{escaped(subject.caption)}</b><br>{escaped(subject.details)}<br>"
+            f"<small>{escaped(dataset.image_ids[subject.image])}</small></figcaption></figure>"
         )
     return f'<h2>{title}</h2><p>{text}</p><div class="gallery">{"".join(cards)}</div>'
 

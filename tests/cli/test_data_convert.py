@@ -38,13 +38,27 @@ def test_it_prints_what_was_read_left_out_and_lost(cells, tmp_path, capsys):
     assert convert(cells, "--to", "coco", "--out", tmp_path / "out") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "data: VOC XML, split all"
-    flat = f"{cells}/Annotations/scene_000000.xml: box (5, 5, 5, 9) has no area"
+    flat = f"{cells}/Annotations/scene_000000.xml: object[2]: box (5, 5, 5, 9) has no area"
     assert lines[1].startswith(f"cells all: 1 of {boxes + 1} boxes left out ({flat})")
     assert lines[2].startswith('1 box marked difficult: kept as "difficult": 1, which COCO')
     assert lines[3] == f"written: {tmp_path / 'out'}, 3 images, {boxes} boxes of cells all"
     assert lines[4] == f"next: mdssd data check {tmp_path / 'out'}"
     content = json.loads((tmp_path / "out/annotations/instances_val.json").read_text())
     assert [image["file_name"] for image in content["images"]] == ["scene_000002.png"]
+
+
+def test_crowds_that_yolo_cannot_hold_are_not_counted(cells, tmp_path, capsys):
+    assert convert(cells, "--to", "coco", "--out", tmp_path / "coco") == 0
+    boxes = sum(len(sample.labels) for sample in open_dataset(cells, "all"))
+    path = tmp_path / "coco/annotations/instances_val.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["iscrowd"] = 1
+    path.write_text(json.dumps(content))
+    capsys.readouterr()
+    assert convert(tmp_path / "coco", "--to", "yolo", "--out", tmp_path / "out") == 0
+    assert f"3 images, {boxes - 1} boxes of coco all" in capsys.readouterr().out
+    written = (tmp_path / "out/labels").rglob("*.txt")
+    assert sum(len(path.read_text().splitlines()) for path in written) == boxes - 1
 
 
 def test_a_choice_of_split_and_classes(cells, tmp_path, capsys):

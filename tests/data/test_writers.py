@@ -459,6 +459,7 @@ def test_test_images_serve_ultralytics_as_val(tmp_path):
     read = open_dataset(out, "all")
     assert list(read.split_lists([])[0].listed) == ["train", "test"]
     assert any("val and test name the same images; taken as test" in line for line in read.notes)
+    assert open_dataset(out, "val").image_ids == open_dataset(out, "test").image_ids
     assert "path" not in content  # Ultralytics takes "." for a folder of its own
     assert losses == [
         "1 image of the split trainval: written as train; a",

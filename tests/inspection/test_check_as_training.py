@@ -9,9 +9,9 @@ from mdssd.cli import main
 BOX = "0 0.5 0.5 0.5 0.5\n"
 
 
-def yolo(root, train=BOX, train_folder="images/train", train_images=4, val_images=4):
+def yolo(root, train=BOX, train_folder="images/train", train_images=4, val_images=4, val=BOX):
     """Write YOLO labels. train: the rows of each label file of train; None: no such files."""
-    for split, rows, count in (("train", train, train_images), ("val", BOX, val_images)):
+    for split, rows, count in (("train", train, train_images), ("val", val, val_images)):
         for folder in ("images", "labels"):
             (root / folder / split).mkdir(parents=True)
         for k in range(count):
@@ -60,6 +60,16 @@ def test_data_that_training_refuses(tmp_path, capsys, made, reason):
     allowed = verdict(capsys, root, "--allow-faults")[0]
     assert allowed == (0 if "50%" in reason else 1)
     assert verdict(capsys, root, "--split", "val") == (0, "verdict: can be used")
+
+
+def test_data_that_evaluation_refuses(tmp_path, capsys):
+    """Less than 5% of the boxes of both splits."""
+    root = yolo(tmp_path / "v", train_images=70, val=BOX + "0 3 3 3 3\n", val_images=3)
+    assert refusal(capsys, root, "--batch-size", "2") == ""
+    status, line = verdict(capsys, root)
+    assert status == 1
+    assert "`mdssd eval` would refuse the split val: v val: 3 of 6 boxes (50%)" in line
+    assert verdict(capsys, root, "--allow-faults")[0] == 0
 
 
 def test_a_single_list_of_an_unusual_name_is_trained_on(tmp_path, capsys):

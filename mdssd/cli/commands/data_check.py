@@ -106,20 +106,30 @@ def _refusal(
     trained: DetectionDataset | None,
     size: InputSize,
 ) -> str:
-    """Return why `mdssd train` would refuse the data; "" if it would not, or for their faults.
+    """Return why `mdssd train` or `eval` would refuse the data; "" if neither would.
 
     trained: what `_to_train_on` returned.
     """
     if given.get("data") is None or given.get("split") is not None:
         return nothing_to_learn(dataset)
     # As if everything that was left out were of this split. Only then is it opened by itself.
-    if trained is not None and not (nothing_to_learn(trained) or left_out(trained)):
+    if trained is None or nothing_to_learn(trained) or left_out(trained):
+        try:
+            alone = open_data(given, train=True, input_size=size, classes=None, faults=[])
+        except DataError as error:
+            return f"`mdssd train` would refuse the data: {error}"
+        reason = nothing_to_learn(alone) or ("" if "allow_faults" in given else left_out(alone))
+        if reason:
+            return reason
+    if "allow_faults" in given or len(dataset.dropped) <= 1:
         return ""
-    try:
-        alone = open_data(given, train=True, input_size=size, classes=None, faults=[])
-    except DataError as error:
-        return f"`mdssd train` would refuse the data: {error}"
-    return nothing_to_learn(alone) or ("" if "allow_faults" in given else left_out(alone))
+    for split in dict.fromkeys(name for lists in dataset.split_lists([]) for name in lists.listed):
+        with suppress(DataError):  # the check reports it
+            options = {**given, "split": split}
+            alone = open_data(options, train=False, input_size=size, classes=None, faults=[])
+            if reason := left_out(alone):
+                return f"`mdssd eval` would refuse the split {split}: {reason}"
+    return ""
 
 
 def _models_priors(

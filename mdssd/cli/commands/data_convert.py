@@ -24,7 +24,9 @@ def run(arguments: argparse.Namespace) -> int:
         _WRITERS[arguments.to](dataset, out, None, link=arguments.link, losses=losses)
     for line in losses:
         show(line)
-    boxes = sum(len(dataset.annotation(index).labels) for index in range(len(dataset)))
+    samples = map(dataset.annotation, range(len(dataset)))
+    crowds = arguments.to != "yolo"  # which has no place for them
+    boxes = sum(int((crowds | ~sample.crowd).sum()) for sample in samples)
     counts = f"{plural(len(dataset), 'image')}, {plural(boxes, 'box')}"
     show(f"written: {out}, {counts} of {dataset.name}")
     show(f"next: mdssd data check {out}")
