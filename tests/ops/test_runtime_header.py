@@ -14,6 +14,7 @@ CSRC = Path(__file__).resolve().parents[2] / "csrc"
 # The first thread sanitizer that reports an unordered access ends the program with this status.
 PROGRAM = """
 #include <cstdio>
+#include <functional>
 #include <thread>
 #include "cuda/runtime.h"
 

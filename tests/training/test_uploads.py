@@ -40,7 +40,7 @@ def test_the_mean_is_copied_to_a_device_once(monkeypatch):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
 def test_a_training_step_waits_for_nothing():
-    settings = Recipe(lr=1e-3)
+    settings = Recipe(lr=1e-3, epochs=1)
     step = TrainingStep.create(mdssd300(4, width=0.0625), settings, torch.device("cuda"), {})
     boxes = [torch.tensor([[0.1, 0.1, 0.5, 0.6]]), torch.zeros(0, 4)]
     labels = [torch.tensor([2]), torch.zeros(0, dtype=torch.int64)]
