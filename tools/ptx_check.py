@@ -42,8 +42,8 @@ OPS = [
 TESTS = ["tests/ptx", *(f"tests/ops/{name}" for name in OPS)]
 CUDA_TESTS = [*TESTS, "-k", "not triton and not cpp", "--small"]
 TRITON_TESTS = ["-p", "ptx_triton", "tests/ops/test_ops.py", "-k", "triton and agrees", "--small"]
-# Kernels that read what atomics change, and are right whether the value is an old one or not.
-OLD_VALUES = ("match_kernel<",)
+# Kernels that read what atomics change: only the one of csrc/simt/faults.cu.
+OLD_VALUES = ("read_beside_atomic_kernel",)
 SEEDS = (1, 2, 3, 4)
 
 

@@ -72,8 +72,9 @@ u64 combined(const Instruction& i, u64 old, u64 value, u64 other) {
 
 void Machine::track(Warp& warp, const Instruction& i, int at, int lane, Shadow& shadow,
                     Access access) {
-  const Moment now = {s32(warp.block->number), warp.block->barriers, warp.syncs[size_t(lane)],
-                      s16(warp.index), s16(lane)};
+  const Moment now = {
+      s32(warp.block->number),       warp.block->barriers, warp.syncs, s16(warp.index), s16(lane),
+      warp.seen[size_t(lane)].data()};
   bool doubtful = false;
   const char* wrong = check(shadow, now, access, i.strong, i.read_only, doubtful);
   if (!*wrong) return;

@@ -33,8 +33,9 @@ struct Warp {
   std::vector<Fragment> fragments;
   std::array<Wait, kLanes> wait{};
   std::array<int, kLanes> waits_at{};
-  std::array<u32, kLanes> waits_for{};  // the mask
-  std::array<u32, kLanes> syncs{};      // how many bar.warp.sync have been passed
+  std::array<u32, kLanes> waits_for{};                 // the mask
+  u32 syncs = 0;                                       // how many bar.warp.sync have been passed
+  std::array<std::array<u32, kLanes>, kLanes> seen{};  // by lane: Moment::seen
 
   u64* reg(int number) { return registers.data() + size_t(number) * kLanes; }
   const u64* source(const Operand& operand) {

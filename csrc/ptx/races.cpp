@@ -7,28 +7,31 @@ bool History::before(const Moment& now) const {
   if (blocks_ || last_.block != now.block) return false;
   if (last_.barriers != now.barriers) return true;
   if (warps_ || last_.warp != now.warp) return false;
-  if (last_.syncs != now.syncs) return true;
-  return !lanes_ && last_.lane == now.lane;
+  for (u32 others = lanes_ & ~(1u << now.lane); others; others &= others - 1)
+    if (now.seen[__builtin_ctz(others)] <= syncs_) return false;
+  return true;
 }
 
 void History::add(const Moment& now, bool strong) {
   if (!any_) {
-    blocks_ = warps_ = lanes_ = plain_ = false;
+    blocks_ = warps_ = plain_ = false;
+    lanes_ = 0;
   } else if (last_.block != now.block) {
     blocks_ = true;
   } else if (last_.barriers != now.barriers) {
     // Of one block: the earlier ones come before all that follows.
-    warps_ = lanes_ = false;
+    warps_ = false;
+    lanes_ = 0;
     if (!blocks_) plain_ = false;
   } else if (last_.warp != now.warp) {
     warps_ = true;
-  } else if (last_.syncs != now.syncs) {
-    lanes_ = false;
-  } else if (last_.lane != now.lane) {
-    lanes_ = true;
+  } else if (before(now)) {
+    lanes_ = 0;
   }
   any_ = true;
   plain_ |= !strong;
+  lanes_ |= 1u << now.lane;
+  syncs_ = now.syncs;
   last_ = now;
 }
 

@@ -15,8 +15,9 @@ enum class Access : u8 { kRead, kWrite, kAtomic };
 // A thread at a moment.
 struct Moment {
   s32 block;
-  u32 barriers, syncs;
+  u32 barriers, syncs;  // that the block and the warp have passed
   s16 warp, lane;
+  const u32* seen;  // of each lane, the number of the last __syncwarp that reached this thread
 };
 
 // The accesses of one kind to a byte since the last one that all others were ordered before.
@@ -31,8 +32,9 @@ class History {
 
  private:
   Moment last_;
-  // Whether more than one block, warp of the block or lane of the warp has accessed it.
-  bool any_ = false, blocks_ = false, warps_ = false, lanes_ = false, plain_ = false;
+  u32 lanes_ = 0, syncs_ = 0;  // of the last warp: the lanes, and the latest of their accesses
+  // Whether more than one block, or warp of the block, has accessed it.
+  bool any_ = false, blocks_ = false, warps_ = false, plain_ = false;
 };
 
 // What is known of a byte.

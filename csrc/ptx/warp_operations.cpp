@@ -6,6 +6,18 @@
 namespace ptx {
 namespace {
 
+// What any of these lanes has done, or has seen before, all of them have seen from here on.
+void pass_sync(Warp& warp, u32 mask) {
+  std::array<u32, kLanes> seen{};
+  ++warp.syncs;
+  for_lanes(mask, [&](int l) {
+    const auto& of_lane = warp.seen[size_t(l)];
+    for (size_t k = 0; k < kLanes; ++k) seen[k] = std::max(seen[k], of_lane[k]);
+  });
+  for_lanes(mask, [&](int l) { seen[size_t(l)] = warp.syncs; });
+  for_lanes(mask, [&](int l) { warp.seen[size_t(l)] = seen; });
+}
+
 u32 votes(const Operand& operand, const u64* a, u32 mask) {
   u32 yes = 0;
   for_lanes(mask, [&](int l) { yes |= u32(((a[l] & 1) != 0) != operand.negate) << l; });
@@ -88,10 +100,7 @@ void Machine::matrix(Warp& warp, const Instruction& i, int at, u32 mask) {
 }
 
 void Machine::exchange(Warp& warp, const Instruction& i, int at, u32 mask) {
-  if (i.op == Op::kSyncWarp) {
-    for_lanes(mask, [&](int l) { ++warp.syncs[size_t(l)]; });
-    return;
-  }
+  if (i.op == Op::kSyncWarp) return pass_sync(warp, mask);
   if (i.op == Op::kShuffle) return shuffle(warp, i, at, mask);
   if (i.op == Op::kStoreMatrix || i.op == Op::kLoadMatrix) return matrix(warp, i, at, mask);
   const u64* a = warp.source(i.operands[1]);

@@ -21,6 +21,11 @@ def launch(ptx, name: str, seed: int = 0, out: torch.Tensor | None = None) -> li
 def test_a_right_kernel_is_right_in_any_order(ptx, races, seed):
     ptx.configure(races=races)
     assert launch(ptx, "rotate", seed) == RIGHT
+    near = [i ^ 1 if i % 32 < 16 else i ^ 16 for i in range(64)]
+    assert launch(ptx, "syncwarp", seed) == near
+    assert launch(ptx, "atomic", seed) == [128, *[0] * 63]
+    assert launch(ptx, "volatile_beside_atomic", seed) == [128, *[0] * 63]
+    launch(ptx, "bytes", seed)
 
 
 def test_a_missing_barrier_gives_a_result_that_depends_on_the_order(ptx):
@@ -42,6 +47,10 @@ def test_shared_memory_that_was_never_written_shows(ptx):
     "name, message",
     [
         ("missing_barrier", "a race: a (read|write) of what another thread (writes|reads)"),
+        ("missing_syncwarp", "a race: a (read|write) of what another thread (writes|reads)"),
+        ("syncwarp_of_half", "a race: a (read|write) of what another thread (writes|reads)"),
+        ("overtaking", "a race: a (read|write) of what another thread (writes|reads)"),
+        ("missing_atomic", "a race: .* another thread|a race: two threads write"),
         ("uninitialised_shared", "a read of shared memory that nobody wrote"),
         ("partial_barrier", "not all threads of the block reach the barrier"),
         ("two_barriers", "threads wait at different barriers"),
@@ -68,6 +77,20 @@ def test_an_access_beyond_shared_memory_is_found(ptx):
 def test_an_access_beyond_an_array_is_found(ptx):
     with pytest.raises(RuntimeError, match=r"an address outside all arrays \(rotate_kernel"):
         launch(ptx, "rotate", out=torch.zeros(63, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("name", ["write_outside", "read_outside"])
+def test_an_access_outside_the_array_of_a_call_is_found(ptx, name):
+    inside = torch.zeros(192, dtype=torch.int32)[64:128]  # in memory that the process has
+    with pytest.raises(RuntimeError, match="an address outside all arrays"):
+        ptx.module.faults[name](inside.data_ptr(), 256)
+    assert not inside.any()
+
+
+def test_a_plain_read_of_what_atomics_change_is_noted(ptx):
+    ptx.configure(races=True)
+    launch(ptx, "read_beside_atomic")
+    assert [note for note in ptx.report()["notes"] if "(read_beside_atomic_kernel: " in note]
 
 
 def test_the_kernel_that_asks_a_device_for_an_answer_runs(ptx):
