@@ -544,6 +544,16 @@ SIMT_HIDDEN void __tsan_write_range(void* address, size_t bytes) {
   simt::Machine::machine().access(address, unsigned(bytes), true, false,
                                   reinterpret_cast<uintptr_t>(__builtin_return_address(0)));
 }
+// The host's own atomics, such as the count of launches: no thread of a kernel takes part.
+SIMT_HIDDEN char __tsan_atomic8_load(const volatile char* address, int) {
+  return __atomic_load_n(address, __ATOMIC_SEQ_CST);
+}
+SIMT_HIDDEN int32_t __tsan_atomic32_fetch_add(volatile int32_t* address, int32_t value, int) {
+  return __atomic_fetch_add(address, value, __ATOMIC_SEQ_CST);
+}
+SIMT_HIDDEN int64_t __tsan_atomic64_fetch_add(volatile int64_t* address, int64_t value, int) {
+  return __atomic_fetch_add(address, value, __ATOMIC_SEQ_CST);
+}
 SIMT_HIDDEN void __tsan_init() {}
 SIMT_HIDDEN void __tsan_func_entry(void*) {}
 SIMT_HIDDEN void __tsan_func_exit() {}
