@@ -9,7 +9,7 @@ the CPU, until a launch throws or a result differs from the reference.
     python tools/mutants.py --flavour on        without the race checker
     python tools/mutants.py --revision v1.2     the kernels and csrc/simt of a commit
 
-Results are kept in build/mutants/, and a run goes on where the last one stopped if the sources are
+Results are kept in build/mutants/. A run continues where the last one stopped if the sources are
 the same. The exit status is 1 if a mutant survives the checked build that EXPLAINED does not list.
 """
 

@@ -94,7 +94,7 @@ def ensemble_boxes(x: Scored, method: str, metric: str) -> Call:
 
 
 def torchvision(x: Scored, method: str, metric: str) -> Call:
-    """Use batched_nms and index with what it keeps."""
+    """Use batched_nms, and index the boxes with the indices that it returns."""
     batched_nms = need("torchvision").ops.batched_nms
     assert x.classes is not None and method == "nms" and metric == "iou"
     threshold = ops.just_below(THRESHOLD)

@@ -78,7 +78,7 @@ void Machine::branch(Warp& warp, const Instruction& i, Fragment& fragment, u32 m
 }
 
 // Runs one instruction for the lanes of `mask`, those whose guard is true. Returns whether the
-// fragment goes on.
+// fragment has a next instruction to run.
 bool Machine::execute(Warp& warp, const Instruction& i, Fragment& fragment, u32 mask) {
   const u32 rest = fragment.mask & ~mask;
   bool goes_on = true;

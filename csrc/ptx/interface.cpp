@@ -151,7 +151,7 @@ EXPORT void mdssd_ptx_configure(int races, int noise, int ulps, uint64_t limit) 
   ptx::settings().limit = limit;
 }
 
-// Adds the kernels of a PTX file. Returns what is wrong, or "".
+// Adds the kernels of a PTX file. Returns an error message, which is empty if it succeeded.
 EXPORT const char* mdssd_ptx_load(const char* text) {
   try {
     ptx::parse(text, ptx::kernels());

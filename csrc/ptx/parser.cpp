@@ -138,7 +138,7 @@ void Parser::parameters(Kernel& kernel) {
   if (code_[at_] != '(') return;
   ++at_;
   for (std::string text : split(until(')'), ',')) {
-    // In ".param .u64 .ptr .global .align 16 name" the alignment is of what is pointed at.
+    // In ".param .u64 .ptr .global .align 16 name" the alignment is that of the memory, not of the pointer.
     if (text.find(".ptr") != std::string::npos)
       text = ".param .u64 " + text.substr(text.find_last_of(" \t") + 1);
     const Variable parameter = parse_variable(text);

@@ -55,8 +55,9 @@ class ShadowMemory {
   Shadow* last_ = nullptr;
 };
 
-// Adds an access to what is known of a byte. Returns what is wrong with it, or "". `doubtful` is
-// set if it is only a plain read of what other threads change by atomics.
+// Records an access to a byte. Returns an error message, which is empty if the access is ordered
+// with the earlier ones. `doubtful` is set if it is only a plain read of a byte that other threads
+// change by atomics.
 const char* check(Shadow& shadow, const Moment& now, Access access, bool strong, bool read_only,
                   bool& doubtful);
 

@@ -3,7 +3,7 @@
 A mutant is a kernel in which one `bar.sync` or `bar.warp.sync` is missing, or one atomic is a load,
 an operation and a store. The inputs of CASES that launch the kernel run on it, the cheapest first,
 until a launch ends with a fault or a result differs from the reference. MDSSD_PTX_MUTANTS names a
-file that receives a line for each mutant. It takes half an hour:
+file that receives a line for each mutant. Each mutant is compiled and run:
 
     python tools/ptx_check.py -- tests/ptx/test_ptx_mutants.py --nightly -n0
 
