@@ -135,8 +135,8 @@ void detection_output_cpu(const void* loc, const void* logits, const void* prior
 // loc [images, num_priors, 4] S, logits [images, num_priors, classes] S, loc_targets like loc but
 // W, labels [images, num_priors] -> losses [2, groups] W (localisation, confidence), selected
 // [images, num_priors], normaliser [groups], which is max(1, positives). A group is an image with
-// per_image, else the batch. Returns false if a label is outside [0, classes); the results are then
-// meaningless.
+// per_image, else the batch. Returns false if a label is outside [-1, classes); the results are
+// then meaningless.
 bool multibox_loss_cpu(const void* loc, const void* logits, const void* loc_targets,
                        const int64_t* labels, int64_t images, int64_t num_priors, int64_t classes,
                        const MultiboxLossSettings& settings, void* losses, bool* selected,
@@ -248,7 +248,7 @@ int64_t detection_output_workspace(int64_t images, int64_t num_priors, int64_t c
                                    const DetectionOutputSettings& settings);
 
 // loc_loss, conf_loss [groups] W. Throws std::length_error for more than 2^31 - 1 priors or
-// classes. A label outside [0, classes) makes the confidence loss NaN.
+// classes. A label outside [-1, classes) makes the confidence loss NaN.
 void multibox_loss_cuda(const void* loc, const void* logits, const void* loc_targets,
                         const int64_t* labels, int64_t images, int64_t num_priors, int64_t classes,
                         const MultiboxLossSettings& settings, void* loc_loss, void* conf_loss,

@@ -312,6 +312,7 @@ def _multibox_loss(
     classes: int,
     positives: float = 0.05,
     kind: str = "random",
+    ignored: float = 0.0,
     **options: Any,
 ) -> Any:
     loc = 2 * torch.randn(images, priors, 4, generator=generator, dtype=torch.float64)
@@ -320,6 +321,8 @@ def _multibox_loss(
     labels = torch.randint(1, classes, (images, priors), generator=generator)
     labels[torch.rand(images, priors, generator=generator) >= positives] = 0
     labels[1::2] = 0  # every second image without an object
+    if ignored:
+        labels[torch.rand(images, priors, generator=generator) < ignored] = -1
     if kind == "ties":
         logits = torch.zeros_like(logits)
     elif kind == "nan":
@@ -793,6 +796,14 @@ CASES = [
                 {"images": 2, "priors": 12, "classes": 3, "positives": 0.2}, gradcheck=True
             ),
             "odd": Size({"images": 4, "priors": 1025, "classes": 21}),
+            "ignored": Size(
+                {"images": 3, "priors": 257, "classes": 5, "positives": 0.2, "ignored": 0.6}
+            ),
+            "all_ignored": Size({"images": 1, "priors": 257, "classes": 5, "ignored": 1.0}),
+            "ignored_each": Size(
+                {"images": 3, "priors": 65, "classes": 5, "ignored": 0.6, "reduction": "image"},
+                _SINGLE,
+            ),
             "ties": Size({"images": 2, "priors": 1025, "classes": 5, "kind": "ties"}),
             "nan": Size({"images": 2, "priors": 257, "classes": 5, "kind": "nan"}),
             "inf": Size({"images": 2, "priors": 257, "classes": 5, "kind": "inf"}),

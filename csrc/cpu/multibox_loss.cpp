@@ -55,10 +55,11 @@ MDSSD_INLINE void row_sums(const T* rows, int64_t classes, T* sums) {
   }
 }
 
-// Computes losses[i] = -log softmax(row i)[labels[i]] for n rows. One loop computes the
-// exponentials of kSide rows, for any number of classes and without subtracting the rows' maxima.
-// Rows whose sum is too small, too large or NaN are computed again with their maximum. Equal rows
-// have equal losses, wherever they are. `powers` has room for kSide rows.
+// Computes losses[i] = -log softmax(row i)[labels[i]] for n rows; where the label is -1, it is of
+// no use. One loop computes the exponentials of kSide rows, for any number of classes and without
+// subtracting the rows' maxima. Rows whose sum is too small, too large or NaN are computed again
+// with their maximum. Equal rows have equal losses, wherever they are. `powers` has room for kSide
+// rows.
 template <class S>
 MDSSD_SIMD void cross_entropies(const S* logits, const int64_t* labels, int64_t n, int64_t classes,
                                 Wide<S>* __restrict powers, Wide<S>* losses) {
@@ -82,8 +83,8 @@ MDSSD_SIMD void cross_entropies(const S* logits, const int64_t* labels, int64_t 
     for (int64_t lane = 0; lane < lanes; ++lane) {
       const S* x = rows + lane * classes;
       const bool trusted = sum[lane] > T(1e-30) && sum[lane] < T(1e30);
-      losses[first + lane] =
-          (trusted ? logs[lane] : log_sum_exp(x, classes)) - widen(x[labels[first + lane]]);
+      const int64_t own = std::max<int64_t>(labels[first + lane], 0);
+      losses[first + lane] = (trusted ? logs[lane] : log_sum_exp(x, classes)) - widen(x[own]);
     }
   }
 }
@@ -108,7 +109,7 @@ T smooth_l1(T difference) {
 
 struct Sums {
   double localisation = 0, confidence = 0;
-  int64_t positives = 0;
+  int64_t positives = 0, background = 0;
 };
 
 // Returns a bucket from the leading bits of a loss. A larger loss is in the same bucket or a later
@@ -174,9 +175,9 @@ bool multibox_loss(const S* loc, const S* logits, const Wide<S>* loc_targets, co
     const int64_t first = task % pieces * kRows;
     const int64_t begin = task / pieces * num_priors + first;
     const int64_t end = begin + std::min(kRows, num_priors - first);
-    uint64_t signs = 0;  // the highest bit is set if a label is negative or above the last class
+    uint64_t signs = 0;  // the highest bit is set if a label is below -1 or above the last class
     for (int64_t row = begin; row < end; ++row)
-      signs |= uint64_t(labels[row]) | (uint64_t(classes - 1) - uint64_t(labels[row]));
+      signs |= (uint64_t(labels[row]) + 1) | (uint64_t(classes - 1) - uint64_t(labels[row]));
     if (signs >> 63) {
       labels_fit = false;
       return;
@@ -186,6 +187,7 @@ bool multibox_loss(const S* loc, const S* logits, const Wide<S>* loc_targets, co
                     powers.data(), cross_entropy.get() + begin);
     Sums& sums = piece_sums[task];
     for (int64_t row = begin; row < end; ++row) {
+      sums.background += labels[row] == 0;
       selected[row] = labels[row] > 0;
       if (!selected[row]) continue;
       ++sums.positives;
@@ -204,11 +206,12 @@ bool multibox_loss(const S* loc, const S* logits, const Wide<S>* loc_targets, co
       sums.localisation += part.localisation;
       sums.confidence += part.confidence;
       sums.positives += part.positives;
+      sums.background += part.background;
     }
     const double ratio_count = std::floor(settings.neg_pos_ratio * double(sums.positives));
-    const int64_t background = num_priors - sums.positives;
-    const int64_t negatives =
-        ratio_count < double(background) ? int64_t(ratio_count) : sums.positives ? background : 0;
+    const int64_t negatives = ratio_count < double(sums.background) ? int64_t(ratio_count)
+                              : sums.positives                      ? sums.background
+                                                                    : 0;
     if (negatives == 0) return;
     sums.confidence += mine(cross_entropy.get() + image * num_priors, labels + image * num_priors,
                             num_priors, negatives, selected + image * num_priors);

@@ -26,13 +26,15 @@ namespace mdssd {
 namespace {
 
 // An unsigned integer that orders like a cross-entropy. NaN is the largest, and -0 equals +0. No
-// number maps to 0, which marks a positive prior; positives are not candidates for mining.
+// number maps to 0 or 1, which mark priors that are not candidates for mining.
 template <class T>
 using Bits = std::conditional_t<sizeof(T) == 8, unsigned long long, unsigned>;
 template <class T>
 constexpr Bits<T> kSign = Bits<T>(1) << (8 * sizeof(T) - 1);
 template <class T>
 constexpr Bits<T> kPositive = 0;
+template <class T>
+constexpr Bits<T> kIgnored = 1;
 
 template <class T>
 MDSSD_INLINE Bits<T> to_ordered(T x) {
@@ -66,8 +68,8 @@ struct ImageSums {
   int64_t positives;
 };
 
-// Each lane group handles one row at a time (rows.h). A label that is not a class makes its row a
-// positive with a loss of NaN, so that the caller notices.
+// Each lane group handles one row at a time (rows.h). A label below -1 or above the last class
+// makes its row a positive with a loss of NaN, so that the caller notices.
 template <class S, int kLanes>
 __global__ void __launch_bounds__(kRowThreads, kRowBlocks * sizeof(float) / sizeof(Wide<S>))
     row_kernel(const S* __restrict__ loc, const S* __restrict__ logits,
@@ -83,6 +85,10 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks * sizeof(float) / size
     const int64_t label = writes ? labels[row.index()] : 0;
     const T top = row.max(), log_sum = log(row.sum_of_exp(top));
     if (!writes) return;
+    if (label == -1) {
+      ordered[row.index()] = kIgnored<T>;
+      return;
+    }
     const bool fits = label >= 0 && label < classes;
     const T loss = fits ? log_sum + (top - row.value(int(label))) : T(NAN);
     ordered[row.index()] = label == 0 ? to_ordered(loss) : kPositive<T>;
@@ -150,22 +156,24 @@ __global__ void __launch_bounds__(kSelectThreads)
   // The current digit is bits [shift, end) of a key. `prefix` has the digits above it.
   int end = 8 * int(sizeof(T)) + index_bits, shift = end - kDigitBits;
   Key prefix = 0;
-  const auto count_digits = [&] {
+  const auto count_digits = [&] {  // returns how many positives this thread has seen
+    unsigned positives = 0;
     for (int i = int(thread); i < kBins; i += kSelectThreads) histogram[i] = 0;
     __syncthreads();
     for_each_prior([&](unsigned i, Bits<T> bits) {
       const Key key = pack(bits, i);
-      if (bits != kPositive<T> && key >> end == prefix)
+      if (bits > kIgnored<T> && key >> end == prefix)
         atomicAdd(histogram + unsigned(key >> shift & ((1u << (end - shift)) - 1)), 1u);
+      positives += bits == kPositive<T>;
     });
     __syncthreads();
+    return positives;
   };
-  count_digits();
+  const unsigned positives = block_sum(count_digits(), counts);
   unsigned background = 0;
   for (int i = int(thread); i < kBins; i += kSelectThreads) background += histogram[i];
   background = block_sum(background, counts);
 
-  const unsigned positives = num_priors - background;
   const double most = floor(neg_pos_ratio * double(positives));
   const unsigned wanted =
       positives == 0 ? 0 : most < double(background) ? unsigned(most) : background;
@@ -186,8 +194,8 @@ __global__ void __launch_bounds__(kSelectThreads)
 
   double loss = 0, localisation = 0;
   for_each_prior([&](unsigned i, Bits<T> bits) {
-    const bool positive = bits == kPositive<T>, negative = !positive && pack(bits, i) >= bound;
-    selected[i] = positive || negative;
+    const bool negative = bits > kIgnored<T> && pack(bits, i) >= bound;
+    selected[i] = negative || bits == kPositive<T>;
     if (negative) loss += from_ordered<T>(bits);
   });
   if (positive_losses) {  // a loop of its own, because the one above has no registers left

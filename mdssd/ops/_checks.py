@@ -140,9 +140,9 @@ def check_variances(op: str, variances: object) -> tuple[float, float]:
 
 def bad_label(labels: Tensor, classes: int) -> ValueError:
     """Return the error of labels [B, N] of which `multibox_loss` found one out of range."""
-    image, prior = ((labels < 0) | (labels >= classes)).nonzero()[0].tolist()
+    image, prior = ((labels < -1) | (labels >= classes)).nonzero()[0].tolist()
     return ValueError(
-        f"multibox_loss: labels[{image}, {prior}]: expected 0 to {classes - 1}, "
+        f"multibox_loss: labels[{image}, {prior}]: expected -1 to {classes - 1}, "
         f"got {int(labels[image, prior])}"
     )
 

@@ -235,8 +235,8 @@ def multibox_loss(
     settings: MultiboxLossSettings,
 ) -> None:
     op, classes = "multibox_loss", logits.shape[2]
-    in_range = (labels >= 0) & (labels < classes)
-    _require(op, "labels", labels, in_range, f"0 to {classes - 1}")
+    in_range = (labels >= -1) & (labels < classes)
+    _require(op, "labels", labels, in_range, f"-1 to {classes - 1}")
     _finite(op, "loc", loc)
     _logits(op, logits)
     read = torch.isfinite(loc_targets) | (labels <= 0)[..., None]

@@ -28,18 +28,18 @@ def multibox_loss(
 ) -> tuple[Tensor, Tensor]:
     """Compute the localisation and the confidence loss of a batch.
 
-    Positives are the priors with a label above 0. In each image, the `neg_pos_ratio` x positives
-    background priors with the largest -log softmax(logits)[0] are the mined negatives, or all
-    background priors if there are fewer. The localisation loss is the smooth L1 (beta 1) of the
-    positives' offsets; the confidence loss is the cross-entropy of positives and mined negatives.
-    Both are divided by the number of positives, see `reduction`. Differentiable in `loc` and
-    `logits`.
+    Positives are the priors with a label above 0; priors with the label -1 are left out. In each
+    image, the `neg_pos_ratio` x positives background priors with the largest
+    -log softmax(logits)[0] are the mined negatives, or all background priors if there are fewer.
+    The localisation loss is the smooth L1 (beta 1) of the positives' offsets; the confidence loss
+    is the cross-entropy of positives and mined negatives. Both are divided by the number of
+    positives, see `reduction`. Differentiable in `loc` and `logits`.
 
     Args:
         loc: [B, N, 4] predicted offsets; float32, float16, bfloat16 or float64. B and N may be 0.
         logits: [B, N, C], same dtype, C at least 2; class 0 is background.
         loc_targets: [B, N, 4] from `encode_targets`, any float dtype; read at the positives only.
-        labels: [B, N] int64, 0 to C - 1.
+        labels: [B, N] int64: -1 ignored, 0 background, 1 to C - 1 an object.
         neg_pos_ratio: mined negatives per positive, 0 or more.
         reduction: "batch" divides the sums by max(1, positives of the batch). "image" divides each
             image's sums by max(1, its positives) and averages over the images.
@@ -51,7 +51,7 @@ def multibox_loss(
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range. On the
-            CPU this includes a label outside 0 to C - 1, and with `checks(True)` everywhere. On a
+            CPU this includes a label outside -1 to C - 1, and with `checks(True)` everywhere. On a
             GPU such a label otherwise makes the confidence loss, and the gradient of its logits,
             NaN. With `checks(True)` also: a NaN or inf in `loc`, or in `loc_targets` at a positive;
             a NaN or +inf in `logits`.

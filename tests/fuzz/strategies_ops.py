@@ -185,6 +185,7 @@ _ARGUMENTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
         priors=counts,
         classes=st.sampled_from([2, 3, 5, 21, 81]),
         positives=st.sampled_from([0.0, 0.05, 0.5, 1.0]),
+        ignored=st.sampled_from([0.0, 0.3, 1.0]),
         kind=st.sampled_from(["random", "ties", "nan", "inf"]),
         neg_pos_ratio=st.sampled_from([0.0, 1.0, 3.0, 2.5, 100.0]),
         reduction=st.sampled_from(["batch", "image"]),

@@ -140,7 +140,7 @@ WRONG = [
         3,
         (0, 2),
         3,
-        r"labels\[0, 2\]: expected 0 to 2",
+        r"labels\[0, 2\]: expected -1 to 2",
     ),
     ("l2norm", (MAP, SCALE), 0, (0, 1, 2, 0), NAN, r"x\[0, 1, 2, 0\]: expected finite numbers"),
     ("l2norm", (MAP, SCALE), 1, (1,), INF, r"scale\[1\]: expected finite numbers, got inf"),

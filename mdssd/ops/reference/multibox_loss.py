@@ -20,19 +20,19 @@ def multibox_loss(
     labels: Tensor,
     settings: MultiboxLossSettings,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if loc.device.type == "cpu" and ((labels < 0) | (labels >= logits.shape[2])).any():
+    if loc.device.type == "cpu" and ((labels < -1) | (labels >= logits.shape[2])).any():
         raise bad_label(labels, logits.shape[2])
     dtype = accumulation_dtype(loc.dtype)
     log_probs = logits.to(dtype).log_softmax(-1)
-    positive = labels > 0
-    # Positives sort last: they are not candidates.
-    hardness = torch.where(positive, -math.inf, -log_probs[..., 0])
+    positive, background = labels > 0, labels == 0
+    # The others sort last: they are not candidates.
+    hardness = torch.where(background, -log_probs[..., 0], -math.inf)
     rank = hardness.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     positives = positive.sum(1, keepdim=True)
     wanted = (settings.neg_pos_ratio * positives.double()).floor()
-    selected = positive | (rank < torch.minimum(wanted, (~positive).sum(1, keepdim=True)))
+    selected = positive | (rank < torch.minimum(wanted, background.sum(1, keepdim=True)))
 
-    cross_entropy = -log_probs.gather(-1, labels[..., None])[..., 0]
+    cross_entropy = -log_probs.gather(-1, _classes(labels)[..., None])[..., 0]
     smooth_l1 = F.smooth_l1_loss(loc.to(dtype), loc_targets.to(dtype), reduction="none").sum(-1)
     dims = (1,) if settings.per_image else (0, 1)
     normaliser = positives.sum(dims).clamp(min=1)
@@ -57,6 +57,11 @@ def multibox_loss_backward(
     conf_scale = (grad_conf_loss / normaliser).reshape(-1, 1, 1)
     slope = (loc.to(dtype) - loc_targets.to(dtype)).clamp(-1, 1)
     grad_loc = torch.where((labels > 0)[..., None], slope * loc_scale, 0)
-    error = logits.to(dtype).softmax(-1) - F.one_hot(labels, logits.shape[2])
+    error = logits.to(dtype).softmax(-1) - F.one_hot(_classes(labels), logits.shape[2])
     grad_logits = torch.where(selected[..., None], error * conf_scale, 0)
     return grad_loc.to(loc.dtype), grad_logits.to(logits.dtype)
+
+
+def _classes(labels: Tensor) -> Tensor:
+    """The labels, with that of the background for the priors that are left out."""
+    return torch.where(labels == -1, 0, labels)

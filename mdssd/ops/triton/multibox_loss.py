@@ -34,8 +34,9 @@ STEP = 8192  # losses beyond HELD that it loads at a time; with all at once, it 
 TERMS = 1024  # sums that finish_kernel adds at a time
 
 # Losses are compared as integers that order like the losses. -0 equals +0, and NaN is the largest.
-# No loss maps to the smallest integer, which marks a positive; it is not a candidate for mining.
-POSITIVE = tl.constexpr(-(2**31))
+# No loss maps to the two smallest integers, which mark priors that are not candidates for mining.
+IGNORED = tl.constexpr(-(2**31))
+POSITIVE = tl.constexpr(-(2**31) + 1)
 NAN = tl.constexpr(2**31 - 1)
 
 
@@ -127,8 +128,8 @@ def row_kernel(
 
     A program loops over tiles of ROWS rows and stores the sums of its positives' losses in
     shares[program]: localisation, then confidence. Unless `parts` is None, it receives the same two
-    losses for each prior, 0 if it is not a positive. A label that is not a class makes its row a
-    positive with a loss of NaN. Source: SSD, section 2.2, equations 1 to 3.
+    losses for each prior, 0 if it is not a positive. A label below -1 or above the last class makes
+    its row a positive with a loss of NaN. Source: SSD, section 2.2, equations 1 to 3.
     """
     localisation = tl.zeros((ROWS, 4), tl.float32)
     confidence = tl.zeros((ROWS,), tl.float32)
@@ -140,10 +141,10 @@ def row_kernel(
         fits = (label >= 0) & (label < classes)
         own = tl.load(logits + row * classes + label, mask=fits, other=0).to(tl.float32)
         loss = tl.where(fits, tl.log(total) + (top - own), float("nan"))
-        value = tl.where(label == 0, to_ordered(loss), POSITIVE)
+        value = tl.where(label == 0, to_ordered(loss), tl.where(label == -1, IGNORED, POSITIVE))
         tl.store(ordered + row, value, mask=valid)
 
-        positive = valid & (label != 0)
+        positive = valid & (label != 0) & (label != -1)
         own_loss = tl.where(positive, loss, 0.0)
         confidence += own_loss
         difference = load_difference(loc, loc_targets, row, positive)
@@ -159,8 +160,8 @@ def row_kernel(
 
 @triton.jit
 def load_ordered(ordered, index, num_priors):
-    """Load losses of an image's priors; entries past the last are no candidates."""
-    return tl.load(ordered + index, mask=index < num_priors, other=POSITIVE)
+    """Load losses of an image's priors; entries past the last are ignored."""
+    return tl.load(ordered + index, mask=index < num_priors, other=IGNORED)
 
 
 @triton.jit
@@ -218,14 +219,15 @@ def select_kernel(
     selected += image * num_priors
     held = load_ordered(ordered, tl.arange(0, BLOCK), num_priors)
     largest = tl.max(held, 0)
-    smallest = tl.min(tl.where(held == POSITIVE, NAN, held), 0)
+    smallest = tl.min(tl.where(held <= POSITIVE, NAN, held), 0)
     if not ONE:
         for first in range(BLOCK, num_priors, STEP):
             value = load_ordered(ordered, first + tl.arange(0, STEP), num_priors)
             largest = tl.maximum(largest, tl.max(value, 0))
-            smallest = tl.minimum(smallest, tl.min(tl.where(value == POSITIVE, NAN, value), 0))
+            smallest = tl.minimum(smallest, tl.min(tl.where(value <= POSITIVE, NAN, value), 0))
     background = count_above(ordered, held, num_priors, POSITIVE, BLOCK, STEP, ONE)
-    positive_count = num_priors - background
+    unmarked = count_above(ordered, held, num_priors, IGNORED, BLOCK, STEP, ONE)
+    positive_count = unmarked - background
     # All backends compute this in float64, where 0.7 * 10 is 7.
     ratio = tl.cast(ratio_bits, tl.int64).to(tl.float64, bitcast=True)
     most = ratio * positive_count.to(tl.float64)
