@@ -21,13 +21,15 @@ _SHOW.maxstring, _SHOW.maxother = 80, 80
 
 
 def shown(value: Any) -> str:
-    """Return a value as a message shows it: long ones are cut.
+    """Return a value as a message shows it: long ones are cut, and None is "missing".
 
     Example:
         >>> from mdssd.data.values import shown
-        >>> shown("7,5"), len(shown("x" * 10**6)), len(shown(10**400))
-        ("'7,5'", 80, 40)
+        >>> shown("7,5"), shown(None), len(shown("x" * 10**6)), len(shown(10**400))
+        ("'7,5'", 'missing', 80, 40)
     """
+    if value is None:
+        return "missing"
     try:
         return _SHOW.repr(value)
     except ValueError:  # Python does not write integers of more than 4300 digits

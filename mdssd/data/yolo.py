@@ -246,5 +246,5 @@ def _listed(
     if reader.polygons:
         reader.notes.append(
             f"{reader.first_polygon}: a polygon; its bounding box is taken "
-            f"({reader.polygons:,} rows are polygons)"
+            f"(polygons: {reader.polygons:,})"
         )

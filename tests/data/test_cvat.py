@@ -118,7 +118,7 @@ def test_shapes_without_a_box_are_counted(tmp_path, shape):
     "shape, reason",
     [
         ('<box label="car" xtl="a" ytl="2" xbr="3" ybr="4"/>', "xtl is 'a', expected a number"),
-        ('<box label="car" xtl="1" ytl="2" xbr="3"/>', "ybr is None, expected a number"),
+        ('<box label="car" xtl="1" ytl="2" xbr="3"/>', "ybr is missing, expected a number"),
         ('<box label="car" xtl="NaN" ytl="2" xbr="9" ybr="9"/>', "is not finite"),
         ('<box label="car" xtl="9" ytl="2" xbr="3" ybr="4"/>', "has no area"),
         ('<box label=" " xtl="1" ytl="2" xbr="3" ybr="4"/>', "label is ' ', expected a name"),
