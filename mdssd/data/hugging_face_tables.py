@@ -160,7 +160,7 @@ class ImageReader:
         if isinstance(data, bytes):
             return data
         if not isinstance(name, str):
-            raise DataError(f"{row_text(path)}: has no image, it is {shown(value)}")
+            raise DataError(f"{row_text(path)}: image is {shown(value)}, expected an image")
         if self._index is None:
             self._index = FileIndex(self.root, IMAGE_SUFFIXES)
         found = None if ".." in name.replace("\\", "/").split("/") else self._index.find(name)

@@ -204,7 +204,11 @@ def test_damaged_offsets(tmp_path):
             "bbox is 1.0, expected four numb",
         ),
         (pa.array([[[[1.0]] * 4]]), pa.array([["car"]]), "bbox is [[1.0], [1.0], [1.0], [1.0]]"),
-        (pa.array([[None, BOX]]), pa.array([["car", None]]), "bbox is None, expected four numbers"),
+        (
+            pa.array([[None, BOX]]),
+            pa.array([["car", None]]),
+            "bbox is missing, expected four numbers",
+        ),
         (pa.array([[BOX]]), pa.array([[["car"]]]), "category is ['car']"),
         (pa.array([[BOX]]), pa.array([["car", "bus"]]), "row 0: has 1 boxes and 2 classes"),
         (pa.array([BOX[0]]), pa.array([["car"]]), "row 0: bbox is 10.0, expected a list"),
@@ -243,14 +247,14 @@ def test_nulls_at_each_level(tmp_path):
     path = parquet(tmp_path / "b.parquet", pa.table({"image": images, "objects": rows}))
     faults = []
     assert len(open_dataset(path, faults=faults)) == 2
-    assert faults == [f"{path}: row 1: objects[0] is None, expected an object"]
+    assert faults == [f"{path}: row 1: objects[0] is missing, expected an object"]
     images = [None, {"bytes": None, "path": None}, {"bytes": picture(), "path": None}]
     path = parquet(tmp_path / "c.parquet", pa.table({"image": images, "objects": [rows[2]] * 3}))
     faults = []
     assert len(open_dataset(path, faults=faults)) == 1
     assert [line.partition(": row ")[2] for line in faults] == [
-        "0: has no image, it is None",
-        "1: has no image, it is {'bytes': None, 'path': None}",
+        "0: image is missing, expected an image",
+        "1: image is {'bytes': None, 'path': None}, expected an image",
     ]
 
 

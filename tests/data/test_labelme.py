@@ -99,7 +99,7 @@ def test_shapes_without_a_box_are_counted(tmp_path, kind):
         (shape("rectangle", [[1, 2]]), "a rectangle has 1 points"),
         (shape("circle", SQUARE), "a circle has 4 points"),
         (shape("polygon", []), "a polygon has 0 points"),
-        (shape("rectangle", None), "points is None, expected a list of x, y"),
+        (shape("rectangle", None), "points is missing, expected a list of x, y"),
         (shape("rectangle", [[1, 2], [3]]), r"a point is \[3\], expected x, y"),
         (shape("rectangle", [[1, "wide"], [3, 4]]), "a point is .*'wide'"),
         (shape("polygon", [[1, 2], [float("nan"), 5], [7, 8]]), "is not finite"),
@@ -107,7 +107,7 @@ def test_shapes_without_a_box_are_counted(tmp_path, kind):
         (shape("rectangle", [[10, 2], [10, 5]]), "has no area"),
         (shape("rectangle", [[100, 2], [110, 5]]), "lies outside the image of 80 x 60"),
         (shape(label=" "), "label is ' ', expected a name"),
-        (shape(label=None), "label is None, expected a name"),
+        (shape(label=None), "label is missing, expected a name"),
     ],
 )
 def test_a_shape_that_cannot_be_used_is_named(tmp_path, made, reason):

@@ -258,8 +258,7 @@ def test_polygons_are_noted_once(tmp_path):
     write(tmp_path / "data.yaml", TRAIN)
     (note,) = [note for note in open_dataset(tmp_path).notes if "bounding box" in note]
     assert note == (
-        f"{tmp_path}/labels/train/a.txt:1: a polygon; its bounding box is taken "
-        "(polygons: 2)"
+        f"{tmp_path}/labels/train/a.txt:1: a polygon; its bounding box is taken (polygons: 2)"
     )
 
 
