@@ -23,8 +23,8 @@ CHECKED := $(CURDIR)/build/simt-checked
 SANITIZED := $(CURDIR)/build/simt-sanitized
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-checkpoint test simt-check ptx-check ptx-counts resources gpu-check bench \
-	bench-report lint format fuzz
+.PHONY: help venv demo demo-checkpoint test simt-check ptx-check ptx-counts resources gpu-check \
+	gpu-day bench bench-report lint format fuzz
 
 help:
 	@echo "make demo    install what mdssd runs with into $(VENV), and detect objects in sample scenes"
@@ -33,6 +33,7 @@ help:
 	@echo "make ptx-check   install, run the compiled kernels on the CPU (needs nvcc)"
 	@echo "make ptx-counts  write what each kernel costs into csrc/cuda/counts.txt (needs nvcc)"
 	@echo "make gpu-check   build and check the kernels on an NVIDIA GPU, with PYTHON as it is"
+	@echo "make gpu-day     build, check, measure and profile on an NVIDIA GPU, MINUTES (9) a call; again: goes on"
 	@echo "make bench       install, measure, write benchmarks/results/<machine>.json"
 	@echo "make bench-report  write docs/benchmarks.md from the newest result, or from FILES='...'"
 	@echo "make resources   list registers and shared memory of the kernels in resources.txt (needs nvcc)"
@@ -106,8 +107,21 @@ resources: $(TEST_STAMP)
 	$(BIN)/python tools/compile_triton.py --report
 	$(BIN)/python tools/cuda_resources.py
 
+# PRETEND=1 rehearses without a GPU, with what `make test` installs. DAY_ARGS: arguments of
+# tools/gpu_day.py, such as "--again failed".
+MINUTES ?= 9
+ifdef PRETEND
+GPU_PYTHON := $(BIN)/python
+gpu-check gpu-day: $(TEST_STAMP)
+else
+GPU_PYTHON := $(PYTHON)
+endif
+
 gpu-check:
-	$(PYTHON) tools/gpu_check.py
+	$(GPU_PYTHON) tools/gpu_check.py $(if $(PRETEND),--pretend)
+
+gpu-day:
+	$(GPU_PYTHON) tools/gpu_day.py --minutes $(MINUTES) $(if $(PRETEND),--pretend) $(DAY_ARGS)
 
 $(VENV)/mdssd-bench-installed: $(TEST_STAMP)
 	$(PIP_INSTALL) --editable '.[test,dev,bench]'

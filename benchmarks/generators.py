@@ -1,6 +1,7 @@
 """Generate the inputs of the benchmarks from seeds, so that they are the same on every machine.
 
-The functions create tensors on the CPU; `to` moves them to another device.
+The functions create tensors on the CPU; `to` moves them to another device. If a GPU is only
+pretended, the inputs are small.
 """
 
 from __future__ import annotations
@@ -11,10 +12,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.machine import pretended
 from mdssd import ops
 from mdssd.models.build import input_size
 from mdssd.ops.reference.boxes import to_xyxy
 from mdssd.priors import make_priors, mdssd_prior_layers, ssd_prior_layers
+
+_MOST = 300  # priors or boxes on a pretended GPU
+
+
+def at_most(count: int, most: int = _MOST) -> int:
+    """Return `count`, or `most` if that is less and the GPU is only pretended."""
+    return min(count, most) if pretended() else count
 
 
 @cache
@@ -22,7 +31,8 @@ def priors(model: str) -> Tensor:
     """Return the priors [N, 4] cxcywh of "ssd300", "mdssd300", "ssd512" or "mdssd512"."""
     size = input_size(model)
     layers = mdssd_prior_layers if model.startswith("mdssd") else ssd_prior_layers
-    return make_priors(layers(size), size)
+    made = make_priors(layers(size), size)
+    return made[:: len(made) // at_most(len(made))]
 
 
 def to(device: str, value: Any) -> Any:
@@ -63,7 +73,8 @@ def network_output(
     """
     generator = torch.Generator().manual_seed(classes)
     prior = priors(model)
-    prior = prior[:: len(prior) // count][:count] if count else prior
+    count = at_most(count or len(prior))
+    prior = prior[:: len(prior) // count][:count]
     shape = (1, len(prior))
     loc = 0.5 * torch.randn(*shape, 4, generator=generator)
     if candidates is None:
@@ -101,11 +112,13 @@ def scored_boxes(count: int, kind: str = "crowded", classes: int | None = None) 
             returns small boxes, few of which overlap.
         classes: If given, box i has class i % classes, and each class has its own objects.
     """
+    count = at_most(count)
     generator = torch.Generator().manual_seed(count)
     if kind == "crowded":
         groups = classes or 1
         cells = torch.stack([torch.randperm(400, generator=generator) for _ in range(groups)])
-        which = torch.randint(min(400, count // 50 // groups), (count,), generator=generator)
+        objects = min(400, max(1, count // 50 // groups))
+        which = torch.randint(objects, (count,), generator=generator)
         # Each object has a cell of a 20 x 20 grid.
         cell = cells[torch.arange(count) % groups, which]
         shift = 0.08 * torch.rand(count, 2, generator=generator)
@@ -133,6 +146,7 @@ def tiled_boxes(count: int, kind: str, classes: int) -> Scored:
     if kind == "objects":
         x = scored_boxes(count, "crowded", classes)
         return x._replace(boxes=(4000 * x.boxes).round())
+    count = at_most(count)
     generator = torch.Generator().manual_seed(count)
     corner = torch.randint(80, (count, 2), generator=generator)
     size = torch.randint(1, 41, (count, 2), generator=generator)
@@ -165,6 +179,7 @@ class Maps(NamedTuple):
 @lru_cache(maxsize=2)
 def maps(shape: tuple[int, int, int, int], channels_last: bool) -> Maps:
     """Return two feature maps after a ReLU, and their scales of about 20."""
+    shape = (*shape[:2], at_most(shape[2], 5), at_most(shape[3], 5))
     generator = torch.Generator().manual_seed(shape[1])
     layout = torch.channels_last if channels_last else torch.contiguous_format
     a, b = (

@@ -1,19 +1,22 @@
 """Write docs/benchmarks.md, with tables and charts, from the JSON of benchmark runs.
 
-python -m benchmarks.report [FILE ...]    use these files, or the newest of benchmarks/results
+python -m benchmarks.report [FILE ...]    use these files, or the newest of benchmarks/results,
+                                          with a GPU and without
 python -m benchmarks.report --keep FILE   store a run's JSON there, named after the machine
 python -m benchmarks.report --add FILE    replace or add rows in the stored JSON of the machine
+python -m benchmarks.report --gpu-day FILE  store what tools/gpu_day.py measured, write the page
+
+The newest run on a GPU also gives the table of README.md, between the lines `README_MARKS`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +25,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
+from benchmarks.stored import ROOT, Row, Run, add, keep, load, newest, refuse_pretended
 from mdssd.system.files import atomic_write
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 FIRST = ("mdssd cpp", "mdssd cuda")  # the default backends
 OURS, OTHERS = "#1f5fa8", "#b4b8bd"
+README_MARKS = ("<!-- from benchmarks/report.py -->", "<!-- end -->")
 PEER_COLOURS = ("tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:gray")
 INTRODUCTION = """\
 # Benchmarks
@@ -87,121 +90,6 @@ NOTES = {
     "training step": "Forward, targets, loss, backward, SGD with momentum. The rows differ in "
     "targets and loss only.",
 }
-
-
-@dataclass(frozen=True)
-class Row:
-    """A measured row, with times in seconds. `info` has everything that `measure` stored."""
-
-    op: str
-    row: str
-    peer: str
-    device: str
-    dtype: str
-    median: float
-    mean: float
-    rounds: int
-    info: dict[str, Any]
-
-    @property
-    def ours(self) -> bool:
-        return self.peer.startswith("mdssd ")
-
-    @property
-    def in_tables(self) -> bool:
-        """Whether the row belongs in a table: not part of a sweep, not one of the tests' sizes."""
-        return "axis" not in self.info and not self.row.startswith("test size ")
-
-
-@dataclass(frozen=True)
-class Run:
-    """The contents of a JSON file. `about` has the facts of machine.py."""
-
-    name: str
-    about: dict[str, Any]
-    date: str
-    rows: list[Row]
-
-
-def load(path: Path) -> Run:
-    """Read a run. Raises ValueError if the file is not the JSON of these benchmarks."""
-    data = json.loads(path.read_text())
-    if "benchmarks" not in data or "mdssd" not in data:
-        raise ValueError(f"{path}: not the JSON of `pytest benchmarks/ --benchmark-json`")
-    rows = [
-        Row(
-            *(entry["extra_info"][key] for key in ("op", "row", "peer", "device", "dtype")),
-            *(entry["stats"][key] for key in ("median", "mean", "rounds")),
-            entry["extra_info"],
-        )
-        for entry in data["benchmarks"]
-    ]
-    return Run(path.stem, data["mdssd"], data["datetime"][:10], rows)
-
-
-def newest(folder: Path) -> Path:
-    """Return the file of the latest run, by the dates in the files."""
-    dates = {}
-    for path in folder.glob("*.json"):
-        data = json.loads(path.read_text())
-        if "benchmarks" in data and "mdssd" in data:
-            dates[path] = data["datetime"]
-    if not dates:
-        raise ValueError(f"{folder}: holds no result of a benchmark run; `make bench` makes one")
-    return max(dates, key=lambda path: dates[path])
-
-
-def keep(path: Path, folder: Path) -> Path:
-    """Store a run's JSON in `folder`, named after its machine, in a compact form.
-
-    Each row is one line without the facts that all rows share. The times of single rounds and
-    everything else that the report does not use are dropped.
-    """
-    run, data = load(path), json.loads(path.read_text())
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{machine_name(run.about)}.json"
-    _write(data, target)
-    return target
-
-
-def add(path: Path, folder: Path) -> Path:
-    """Add a run's rows to the stored file of its machine; they replace rows of the same name.
-
-    Each row records its run, with the versions that differ from those of the stored file.
-    Raises ValueError if there is no stored file.
-    """
-    run, data = load(path), json.loads(path.read_text())
-    target = folder / f"{machine_name(run.about)}.json"
-    if not target.exists():
-        raise ValueError(f"{target}: no such file; --keep makes it")
-    kept = json.loads(target.read_text())
-    stored = kept["mdssd"]["versions"].items()
-    newer = [f"{name} {v}" for name, v in run.about["versions"].items() if (name, v) not in stored]
-    label = ", ".join([f"commit {run.about['commit'][:12]}", run.date, *newer])
-    for entry in data["benchmarks"]:
-        entry["extra_info"]["run"] = label
-    names = {entry["name"] for entry in data["benchmarks"]}
-    others = [entry for entry in kept["benchmarks"] if entry["name"] not in names]
-    _write({**kept, "benchmarks": others + data["benchmarks"]}, target)
-    return target
-
-
-def _write(data: dict[str, Any], target: Path) -> None:
-    lines = []
-    for entry in data["benchmarks"]:
-        own = {k: v for k, v in entry["extra_info"].items() if k not in data["mdssd"]}
-        stats = {k: entry["stats"][k] for k in ("median", "mean", "iqr", "min", "max", "rounds")}
-        lines.append(json.dumps({"name": entry["name"], "extra_info": own, "stats": stats}))
-    shared = json.dumps({"datetime": data["datetime"], "mdssd": data["mdssd"]}, indent=1)
-    rows = ",\n".join(lines)
-    with atomic_write(target) as file:
-        file.write(f'{shared.removesuffix("}").rstrip()},\n "benchmarks": [\n{rows}\n ]\n}}\n')
-
-
-def machine_name(about: dict[str, Any]) -> str:
-    """Return a name such as "nvidia-h200" or "amd-epyc-9654-2-cores"."""
-    name = about["gpu"] or f"{about['cpu']} {about['cores']} cores"
-    return re.sub(r"[^a-z0-9]+", "-", name.lower().replace("(r)", "")).strip("-")
 
 
 # --- tables ------------------------------------------------------------------------------------
@@ -317,6 +205,56 @@ def skipped_lines(skipped: dict[str, list[str]]) -> list[str]:
         counts = ", ".join(f"{tests.count(test)} of `{test}`" for test in unique(tests))
         lines.append(f"- {reason}: {counts}")
     return lines or ["- nothing"]
+
+
+def short_table(run: Run) -> list[str]:
+    """Return one line for each model and each operator, of its largest input on the GPU."""
+    rows = [r for r in run.rows if r.in_tables and r.device == "cuda"]
+    body = []
+    detectors = [r for r in rows if r.op == "detector"]
+    for name in unique(r.row for r in detectors):
+        best = min((r for r in detectors if r.row == name), key=lambda r: r.mean)
+        fps, target = 1 / best.mean, best.info["target_fps"]
+        what = f"{best.dtype}, {best.peer.removeprefix('mdssd Detector, ')}"
+        paper = f"the paper: {target}, on a GTX 1080 Ti ({number(fps / target)}x)"
+        body.append([name, what, f"{number(fps)} frames/s", "-", paper])
+    for op in unique(r.op for r in rows if r.op not in ("detector", "network")):
+        mine = [r for r in rows if r.op == op and r.peer in FIRST]
+        if not mine:
+            continue
+        best = max(mine, key=lambda r: r.info.get("bytes", 0))
+        others = [r for r in rows if (r.op, r.row) == (op, best.row) and not r.ours]
+        other = min(others, key=lambda r: r.median, default=None)
+        against = f"{other.peer}: {milliseconds(other, best)}" if other else "-"
+        body.append([op, best.row, f"{milliseconds(best, None)} ms", share(best), against])
+    versions = ", ".join(f"{n} {v}" for n, v in run.about["versions"].items() if n == "torch")
+    head = [f"{run.about['gpu']}, {versions}", "", "mdssd", "share of floor", "fastest other, ms"]
+    return table(head, body)
+
+
+def day_lines(day: dict[str, Any]) -> list[str]:
+    """Return what tools/gpu_day.py checked and what it could not, and the profiles."""
+    names = ("passed", "failed", "skipped", "seconds", "outcome")
+    body = [[r["step"], *(str(r.get(name, "")) for name in names)] for r in day["steps"]]
+    lines = ["### What was checked", "", *table(["step", *names], body)]
+    for row in day["steps"]:
+        lines += [f"- failed in {row['step']}: `{test}`" for test in row.get("failures", {})]
+        for why, count in row.get("why_skipped", {}).items():
+            lines.append(f"- skipped in {row['step']}: {count}: {why}")
+    lines += [f"- left out: {file}: {why}" for file, why in day["left_out"].items()]
+    lines += [f"- not finished: {', '.join(day['unfinished'])}"] if day["unfinished"] else []
+    lines.append("")
+    if day["profiles"]:
+        lines += ["### The kernels of the operators furthest from their floor", ""]
+    columns = ("duration", "memory", "compute", "occupancy", "registers", "cycles_per_instruction")
+    for operator, launches in day["profiles"].items():
+        body = []
+        for launch in launches:
+            cells = [" ".join(map(str, launch[name])) if name in launch else "" for name in columns]
+            body.append([launch["kernel"], f"{launch['grid']} x {launch['block']}", *cells])
+        head = [operator, "grid x block", *(name.replace("_", " ") for name in columns)]
+        lines += table(head, body)
+    return lines
 
 
 # --- charts ------------------------------------------------------------------------------------
@@ -442,11 +380,14 @@ class Page:
     def add(self, run: Run) -> None:
         gpu = run.about["gpu"]
         self.lines += [f"## {gpu or run.about['cpu']}", "", *about_table(run)]
+        if gpu:
+            self.lines += ["### In short", "", *short_table(run)]
         for op, device, dtype in unique((r.op, r.device, r.dtype) for r in run.rows if r.in_tables):
             self._op(run, op, device, dtype)
         self._sweeps(run)
         self._rooflines(run)
         self._test_sizes(run)
+        self.lines += day_lines(run.day) if run.day else []
         self.lines += ["### Not measured in this run", "", *skipped_lines(run.about["skipped"]), ""]
 
     def _op(self, run: Run, op: str, device: str, dtype: str) -> None:
@@ -513,9 +454,10 @@ class Page:
 
 def write(paths: Sequence[Path], folder: Path) -> Path:
     """Write benchmarks.md and its charts into `folder` and delete the charts of old reports."""
-    page = Page(folder)
-    for path in paths:
-        page.add(load(path))
+    page, runs = Page(folder), [load(path) for path in paths]
+    for run in runs:
+        refuse_pretended(run.about, folder)
+        page.add(run)
     target = folder / "benchmarks.md"
     with atomic_write(target) as file:
         file.write("\n".join(page.lines).rstrip() + "\n")
@@ -524,20 +466,52 @@ def write(paths: Sequence[Path], folder: Path) -> Path:
     return target
 
 
+def write_readme(run: Run, readme: Path) -> bool:
+    """Replace what stands between `README_MARKS`; return whether the page has these lines."""
+    text = readme.read_text() if readme.exists() else "\n".join([*README_MARKS, ""])
+    refuse_pretended(run.about, readme.parent)
+    if not all(mark in text for mark in README_MARKS):
+        return False
+    start, end = (text.index(mark) for mark in README_MARKS)
+    with atomic_write(readme) as file:
+        file.write("\n".join([text[:start] + README_MARKS[0], *short_table(run), ""]) + text[end:])
+    return True
+
+
+def publish(paths: Sequence[Path], root: Path) -> None:
+    """Write docs/benchmarks.md, and the table of README.md if one of the runs was on a GPU."""
+    print(write(paths, root / "docs"))
+    for run in (load(path) for path in paths):
+        if run.about["gpu"]:
+            done = write_readme(run, root / "README.md")
+            where = "it stands in docs/benchmarks.md under `In short`"
+            print("README.md" if done else f"README.md has no marks for the table; {where}")
+            break
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Write docs/benchmarks.md from benchmark results.")
-    parser.add_argument("files", nargs="*", type=Path, help="results (default: the newest)")
+    parser.add_argument(
+        "files", nargs="*", type=Path, help="results (default: the newest, with a GPU and without)"
+    )
     store = parser.add_mutually_exclusive_group()
     store.add_argument("--keep", type=Path, metavar="FILE", help="store a run's JSON instead")
     store.add_argument("--add", type=Path, metavar="FILE", help="add its rows to the stored JSON")
+    store.add_argument("--gpu-day", type=Path, metavar="FILE", help="store it, then write the page")
+    parser.add_argument("--folder", type=Path, help="write there, as if it were this repository")
     options = parser.parse_args()
+    root = options.folder or ROOT
+    results = root / "benchmarks" / "results"
     try:
         if options.keep:
-            print(keep(options.keep, RESULTS))
+            print(keep(options.keep, results))
         elif options.add:
-            print(add(options.add, RESULTS))
+            print(add(options.add, results))
+        elif options.gpu_day:
+            print(keep(options.gpu_day, results))
+            publish(newest(results), root)
         else:
-            print(write(options.files or [newest(RESULTS)], ROOT / "docs"))
+            publish(options.files or newest(results), root)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     return 0

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from benchmarks import generators
+from benchmarks.machine import pretended
 from benchmarks.peers import detection, fusion, loss, matching, merging, suppression
 from benchmarks.rows import contenders, forced, params
 from mdssd import ops
@@ -33,6 +34,8 @@ def test_latency(
     measure: Callable[..., None],
 ) -> None:
     """Run the benchmark sizes of CASES on every backend that can run here."""
+    if pretended():
+        size = next(name for name in ("odd", "ragged", *case.sizes) if name in case.sizes)
     args, kwargs = case.inputs(size, dtype, device)
     with ops.backend("reference"):
         want = case(*args, **kwargs)

@@ -1,12 +1,14 @@
 """Check the CUDA and Triton kernels on a machine with an NVIDIA GPU (`make gpu-check`).
 
     python tools/gpu_check.py [--dry-run] [--steps build,graphs] [--minutes 30] [--out FILE]
+                              [--pretend]
 
 Builds the native modules in place for this machine's GPU, without network access, then runs the
 steps that `steps()` lists. Prints a table of the results and writes it to
 benchmarks/results/gpu-check-DEVICE.json, together with the device, the versions and the commit
 (MDSSD_COMMIT, or what git reports). With --steps, the file keeps its other steps if they are from
-the same commit and device.
+the same commit and device. --pretend rehearses the steps without a GPU (make gpu-check PRETEND=1):
+its JSON goes into build, and what cannot be rehearsed is listed.
 
 Needs nvcc, compute-sanitizer and the Python packages torch, triton, pytest, hypothesis, opencv,
 setuptools, cmake, ninja and pybind11.
@@ -37,10 +39,45 @@ class Step(NamedTuple):
     name: str
     command: list[str]  # --junitxml is added if it runs pytest
     environment: dict[str, str] = {}
+    not_here: str = ""  # why it cannot run here
+
+
+NOT_REHEARSED = {
+    "build": "the rehearsal runs the modules that are built here",
+    "memcheck, racecheck, initcheck, synccheck": "compute-sanitizer needs a GPU; `make simt-check` "
+    "and `make ptx-check` look for the same faults",
+    "CUDA graphs": "the pretended GPU has none",
+    "streams and a second device": "everything runs in order, on one pretended device",
+    "ops, most cases": "torch.compile and vmap look below the tensors that pretend, and the rest "
+    "takes an hour; its odd and ragged inputs and its ties are rehearsed",
+    "rows of Triton": "its interpreter takes minutes for a call; `ops` runs its kernels",
+    "suite, other files": "they use the backends of the CPU, or work below the pretended tensors",
+    "ops-cpu": "`make test` runs these",
+    "times and floors": "inputs are small, run once and on the CPU; none is kept",
+    "profile": "ncu needs a GPU",
+}
+# What the step "suite" is in a rehearsal, as the arguments of pytest.
+_REHEARSED = (
+    *("-k", "cuda and not every_decision and not case and not graph and not vmap"),
+    "tests/ops/test_nms_padded.py",
+    "tests/ops/test_ops_by_hand.py",
+    "tests/ops/test_ops_variants.py",
+    "tests/integrations/test_integrations.py",
+)
 
 
 def pytest(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "pytest", "-q", "-rs", *arguments]
+
+
+def pretended(command: list[str], pretend: bool) -> list[str]:
+    """Return a command of Python's that runs with tools/pretend_gpu.py, if `pretend`."""
+    if not pretend or command[:1] != [sys.executable]:
+        return command
+    if "pytest" in command:
+        at = command.index("pytest") + 1
+        return [*command[:at], "-p", "pretend_gpu", *command[at:]]
+    return [command[0], str(ROOT / "tools" / "pretend_gpu.py"), *command[1:]]
 
 
 def left_out() -> dict[str, str]:
@@ -83,8 +120,10 @@ def sanitizer(tool: str, backend: str) -> Step:
     )
 
 
-def steps() -> list[Step]:
-    ignored = [f"--ignore={name}" for name in (*left_out(), "tests/ops/test_cuda.py")]
+def steps(pretend: bool = False) -> list[Step]:
+    """Return the steps, or those of a rehearsal, of which some have a reason not to run."""
+    cases = "tests/ops/test_ops.py"
+    ignored = [f"--ignore={name}" for name in (*left_out(), "tests/ops/test_cuda.py", cases)]
     own = {
         "graphs": "graph",
         "repeat": "two_runs",
@@ -92,28 +131,51 @@ def steps() -> list[Step]:
         "devices": "second_device",
         "other": "refused or fixed_size",
     }
-    return [
+    gpu = "cuda or triton"
+    if pretend:
+        gpu = "(cuda or triton) and agrees and float32 and (odd or ragged or ties)"
+    rows = [
         Step("build", [sys.executable, "setup.py", "build_ext", "--inplace"], {"MDSSD_CUDA": "on"}),
         Step("info", [sys.executable, "-c", "from mdssd.info import info; print(info())"]),
-        Step("suite", pytest(*ignored, "tests")),
         *(Step(name, pytest("-k", key, "tests/ops/test_cuda.py")) for name, key in own.items()),
+        Step("ops", pytest(*(["--small"] if pretend else []), "-k", gpu, cases)),
+        Step("suite", pytest(*(_REHEARSED if pretend else (*ignored, "tests")))),
+        Step("ops-cpu", pytest("-k", "not cuda and not triton", cases)),
         *(sanitizer(tool, backend) for backend in BACKENDS for tool in TOOLS),
+    ]
+    if not pretend:
+        return rows
+    reasons = {"build": "build", "ops-cpu": "ops-cpu"} | {
+        f"{tool}-{backend}": "memcheck, racecheck, initcheck, synccheck"
+        for backend in BACKENDS
+        for tool in TOOLS
+    }
+    return [
+        row._replace(
+            command=pretended(row.command, True),
+            not_here=f"not rehearsed: {NOT_REHEARSED[reasons[row.name]]}"
+            if row.name in reasons
+            else "",
+        )
+        for row in rows
     ]
 
 
 def run(step: Step, limit: float) -> dict[str, Any]:
     """Run one step and return its row of the table."""
+    if step.not_here:
+        return {"step": step.name, "outcome": f"not run: {step.not_here}", "seconds": 0.0}
     with tempfile.TemporaryDirectory() as folder:
         report, log = Path(folder, "report.xml"), Path(folder, "log")
         command = [*step.command, *([f"--junitxml={report}"] if "pytest" in step.command else [])]
-        path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
+        path = os.pathsep.join([str(ROOT), str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")])
         start = time.perf_counter()
         with log.open("w") as out:
             try:
                 code = subprocess.run(
                     command,
                     cwd=ROOT,
-                    env={**os.environ, "PYTHONPATH": path, **step.environment},
+                    env={**os.environ, "PYTHONPATH": path.rstrip(os.pathsep), **step.environment},
                     stdout=out,
                     stderr=subprocess.STDOUT,
                     timeout=limit,
@@ -183,9 +245,11 @@ def main() -> int:
     parser.add_argument("--steps", help="run only these steps, separated by commas")
     parser.add_argument("--minutes", type=float, default=30, help="time limit of each step")
     parser.add_argument("--out", type=Path, help="path of the JSON file")
+    parser.add_argument("--pretend", action="store_true", help="rehearse without a GPU")
     options = parser.parse_args()
-    wanted = options.steps.split(",") if options.steps else [step.name for step in steps()]
-    todo = [step for step in steps() if step.name in wanted]
+    every = steps(options.pretend)
+    wanted = options.steps.split(",") if options.steps else [step.name for step in every]
+    todo = [step for step in every if step.name in wanted]
     if unknown := set(wanted) - {step.name for step in todo}:
         parser.error(f"no such step: {', '.join(sorted(unknown))}")
     if options.dry_run:
@@ -196,18 +260,21 @@ def main() -> int:
             print(f"left out: {name}: {why}")
         return 0
 
-    about = facts()
+    about = facts() | ({"device": "pretended GPU", "devices": 1} if options.pretend else {})
     if about["device"] == "none":
         parser.error("torch sees no NVIDIA GPU here")
     name = re.sub(r"\W+", "-", about["device"].lower())
-    path = options.out or ROOT / "benchmarks" / "results" / f"gpu-check-{name}.json"
+    folder = ROOT / ("build" if options.pretend else "benchmarks/results")
+    path = options.out or folder / f"gpu-check-{name}.json"
+    if options.pretend and path.resolve().is_relative_to(ROOT / "benchmarks"):
+        parser.error(f"{path}: a rehearsal is no result")
     before = json.loads(path.read_text()) if path.exists() else {}
     same = all(before.get(key) == about[key] for key in ("device", "commit"))
     rows = {row["step"]: row for row in before.get("steps", [])} if same and options.steps else {}
     for step in todo:
         print(f"== {step.name}: {' '.join(step.command)}", flush=True)
         rows[step.name] = run(step, 60 * options.minutes)
-        ordered = [rows[step.name] for step in steps() if step.name in rows]
+        ordered = [rows[step.name] for step in every if step.name in rows]
         result = {**about, "left_out": left_out(), "steps": ordered}
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=2) + "\n")
@@ -224,6 +291,8 @@ def main() -> int:
         print(f"skipped in {step_name}: {count}: {why}")
     for file, why in left_out().items():
         print(f"left out: {file}: {why}")
+    for what, why in NOT_REHEARSED.items() if options.pretend else ():
+        print(f"not rehearsed: {what}: {why}")
     print(path)
     return int(any(row["outcome"].startswith("failed") for row in ordered))
 

@@ -10,7 +10,8 @@ from it. As on a GPU, tensors of both devices do not mix, `numpy()` is refused, 
 The backend "cuda" runs the kernels of "simt", and "triton" those of Triton's interpreter.
 
 There are no CUDA graphs, no second stream that runs at the same time, and no memory of the device:
-tests of these are skipped, and the skip says so. tests/ops/test_pretend_gpu.py tests this file.
+tests of these are skipped, and the skip says so. Benchmarks run with small inputs, once, so that
+their times say nothing; they are never stored. tests/ops/test_pretend_gpu.py tests this file.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import contextlib
 import os
 import runpy
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,6 +31,7 @@ from torch import Tensor  # noqa: E402
 from torch.overrides import TorchFunctionMode  # noqa: E402
 from torch.utils._pytree import tree_flatten, tree_map  # noqa: E402
 
+NAME = "pretended GPU"
 GPU = torch.device("cuda", 0)
 CPU = torch.device("cpu")
 # What may take tensors of both devices.
@@ -116,7 +119,7 @@ class Pretend(TorchFunctionMode):
 
     @staticmethod
     def _on(there: bool, result: Any, inputs: list[Tensor]) -> Any:
-        if not there:
+        if not there or isinstance(result, torch.Size):
             return result
         same = {id(each) for each in inputs}
         return tree_map(lambda x: x if id(x) in same else on_gpu(x), result)
@@ -177,6 +180,18 @@ class Stream:
         return lambda *args, **kwargs: None
 
 
+class Event(Stream):
+    """An event, which happens at once."""
+
+    seconds = 0.0
+
+    def record(self, *args: Any) -> None:
+        self.seconds = time.perf_counter()
+
+    def elapsed_time(self, end: Event) -> float:
+        return 1000 * (end.seconds - self.seconds)
+
+
 @contextlib.contextmanager
 def _nothing(*args: Any, **kwargs: Any) -> Iterator[None]:
     yield
@@ -199,7 +214,7 @@ _REPLACED = {
     "_lazy_init": lambda: None,
     "device_count": lambda: 1,
     "current_device": lambda: 0,
-    "get_device_name": lambda device=None: "pretended GPU",
+    "get_device_name": lambda device=None: NAME,
     "get_device_capability": lambda device=None: (9, 0),
     "is_bf16_supported": lambda *args, **kwargs: True,
     "is_current_stream_capturing": lambda: False,
@@ -216,7 +231,7 @@ _REPLACED = {
     "device": _nothing,
     "stream": _nothing,
     "Stream": Stream,
-    "Event": Stream,
+    "Event": Event,
     "CUDAGraph": _no_graph,
     "graph_pool_handle": _no_graph,
 }
@@ -278,6 +293,10 @@ if __name__ == "__main__":
     if sys.argv[1] == "-m":
         sys.argv = sys.argv[2:]
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    elif sys.argv[1] == "-c":
+        program = compile(sys.argv[2], "<command>", "exec")
+        sys.argv = ["-c", *sys.argv[3:]]
+        exec(program, {"__name__": "__main__"})
     else:
         sys.argv = sys.argv[1:]
         runpy.run_path(sys.argv[0], run_name="__main__")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import report, small_objects
+from benchmarks import report, small_objects, stored
 from benchmarks.machine import ALLOCATOR
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,7 +113,7 @@ def test_kept_file_is_named_after_the_machine_and_makes_the_same_report(tmp_path
     assert "data" not in json.loads(kept.read_text())["benchmarks"][0]["stats"]
     pages = [report.write([path], tmp_path / path.stem).read_text() for path in (raw, kept)]
     assert pages[0].replace("amd-", "") == pages[1].replace(f"{kept.stem}-", "")
-    assert report.machine_name({**ABOUT, "gpu": "NVIDIA H200"}) == "nvidia-h200"
+    assert stored.machine_name({**ABOUT, "gpu": "NVIDIA H200"}) == "nvidia-h200"
 
 
 def test_rows_of_another_run_replace_those_that_are_kept(tmp_path):
@@ -136,11 +136,28 @@ def test_newest_compares_the_dates_in_the_files(tmp_path):
     saved(tmp_path / "a.json", date="2026-03-01T00:00:00")
     saved(tmp_path / "b.json", date="2026-02-01T00:00:00")
     (tmp_path / "c.json").write_text("{}")  # another kind of result
-    assert report.newest(tmp_path).name == "a.json"
+    assert [path.name for path in report.newest(tmp_path)] == ["a.json"]
+    saved(tmp_path / "d.json", date="2026-01-01T00:00:00", gpu="NVIDIA H200")
+    saved(tmp_path / "e.json", [], date="2026-05-01T00:00:00")  # nothing measured yet
+    assert [path.name for path in report.newest(tmp_path)] == ["d.json", "a.json"]
     with pytest.raises(ValueError, match="make bench"):
         report.newest(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"c\.json: not the JSON"):
         report.load(tmp_path / "c.json")
+
+
+def test_figures_of_a_pretended_gpu_are_never_stored(tmp_path):
+    run = saved(tmp_path / "run.json", gpu=stored.PRETENDED)
+    for store in (report.keep, report.add, lambda path, folder: report.write([path], folder)):
+        for folder in (stored.RESULTS, ROOT / "docs"):
+            with pytest.raises(ValueError, match="pretended GPU are no results"):
+                store(run, folder)
+    assert report.keep(run, tmp_path).name == "pretended-gpu.json"  # a rehearsal, elsewhere
+    pages = [*stored.RESULTS.iterdir(), *(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]
+    for path in pages:
+        assert (
+            path.stem != "pretended-gpu" and f'"gpu": "{stored.PRETENDED}"' not in path.read_text()
+        )
 
 
 @pytest.mark.parametrize(
@@ -206,3 +223,59 @@ def test_small_objects_page_shows_each_figure_and_keeps_the_rest(tmp_path, monke
     assert "| mdssd300 | 0.25 | 0.375 (0.500, 0.250) | 0.500 (0.625, 0.375) |" in page
     assert "| bccd | ssd300 | 0.25 | 0 | 0.03 | 0.125 |" in page and "cars from the air" not in page
     assert (tmp_path / "PICTURE").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_and_the_readme_show_a_day_on_a_gpu(tmp_path, capsys):
+    on_gpu = {"device": "cuda", "device_us": 250.0, "floor_share": 0.5}
+    entries = [
+        entry("nms", "1,000 boxes", "mdssd cuda", 0.001, **on_gpu, bytes=10),
+        entry("nms", "20,000 boxes", "mdssd cuda", 0.002, **on_gpu, bytes=20),
+        entry("nms", "20,000 boxes", "mdssd triton", 0.001, **on_gpu, bytes=20),
+        entry("nms", "20,000 boxes", "torchvision", 0.004, **on_gpu),
+        entry("detector", "mdssd300", "mdssd Detector, eager", 0.008, target_fps=38.5, **on_gpu),
+        entry("detector", "mdssd300", "mdssd Detector, graph", 0.004, target_fps=38.5, **on_gpu),
+    ]
+    scan = {"kernel": "scan_kernel", "grid": "(8, 1, 1)", "block": "(256, 1, 1)"}
+    day = {
+        "steps": [
+            {"step": "build", "outcome": "passed", "seconds": 61.0},
+            {
+                **{"step": "ops", "outcome": "failed, 1 of 3 tests", "seconds": 9.0},
+                **{"passed": 1, "failed": 1, "skipped": 1},
+                **{"failures": {"tests/a.py::b": "reason"}, "why_skipped": {"no ncu": 1}},
+            },
+        ],
+        "unfinished": ["suite"],
+        "left_out": {"tests/c.py": "needs defusedxml"},
+        "profiles": {"nms": [{**scan, "duration": [2.5, "us"], "memory": [71.5, "%"]}]},
+    }
+    for number, made in enumerate(entries):
+        made["name"] = f"row {number}"
+        made["extra_info"]["node"] = "benchmarks/test_ops.py::test"
+    run = saved(tmp_path / "day.json", entries, gpu="NVIDIA H200", driver="580", cuda="13.0")
+    run.write_text(json.dumps({**json.loads(run.read_text()), "day": day}))
+    root = tmp_path / "root"
+    kept = report.keep(run, root / "benchmarks" / "results")
+    assert kept.name == "nvidia-h200.json" and '"node"' not in kept.read_text()
+    (root / "README.md").write_text("before\n")
+    report.publish(report.newest(kept.parent), root)
+    assert "README.md has no marks" in capsys.readouterr().out
+    text = (root / "docs" / "benchmarks.md").read_text()
+    assert cells(text, "build")[-2:] == ["61.0", "passed"]
+    assert cells(text, "ops")[1:] == ["1", "1", "1", "9.0", "failed, 1 of 3 tests"]
+    assert cells(text, "scan_kernel")[1:4] == ["(8, 1, 1) x (256, 1, 1)", "2.5 us", "71.5 %"]
+    for line in ("failed in ops: `tests/a.py::b`", "skipped in ops: 1: no ncu"):
+        assert f"- {line}\n" in text
+    assert "- left out: tests/c.py: needs defusedxml\n- not finished: suite\n" in text
+    # The table of README.md: the largest input of each operator, the faster runtime of each model.
+    start, end = report.README_MARKS
+    (root / "README.md").write_text(f"before\n{start}\nold\n{end}\nafter\n")
+    report.publish(report.newest(kept.parent), root)
+    page = (root / "README.md").read_text()
+    assert page.startswith(f"before\n{start}\n| NVIDIA H200, torch 2.0 |") and "old" not in page
+    assert page.endswith(f"\n\n{end}\nafter\n")
+    assert cells(page, "nms")[1:] == [
+        *("20,000 boxes", "2.00; on the device 0.250 ms", "50%"),
+        "torchvision: 4.00 (2.00x); on the device 0.250",
+    ]
+    assert cells(page, "mdssd300")[1:3] == ["float32, graph", "200 frames/s"]

@@ -191,7 +191,7 @@ def options() -> frozenset[str]:
 # Options of other programs that the pages name.
 FOREIGN = frozenset(
     ("--simt-shuffle", "--small", "--nightly", "--dry-run", "--add", "--benchmark-only")
-    + ("--draw", "--max-restarts", "--nproc-per-node", "--no-deps")
+    + ("--draw", "--max-restarts", "--nproc-per-node", "--no-deps", "--fresh", "--report")
 )
 
 
