@@ -234,6 +234,39 @@ def _merge_boxes(
     return (boxes, scores, labels), options
 
 
+# All backends rank scores alike that differ by this much, relative to the larger. Each computes a
+# softmax in float32 with an error of a few units in the last place, of 1.2e-7 of a score at most.
+APART = 1.5e-6
+
+
+def _peaked(generator: Generator, images: int, priors: int, classes: int) -> Tensor:
+    """Make logits whose scores lie near 1 / classes; any two are equal, or APART or more apart.
+
+    Equal ones are those of equal rows: about four priors have the same row.
+    """
+    rows = -(-priors // 4)
+    logits = torch.zeros(images, priors, classes, dtype=torch.float64)
+    for image in logits:
+        rank = torch.randperm(rows * (classes - 1), generator=generator).reshape(rows, classes - 1)
+        foreground = 1 + 1.1 * APART * (rank - rank.numel() / 2).double()
+        background = classes - foreground.sum(1, keepdim=True)
+        row = torch.arange(priors) % max(1, rows)
+        image.copy_(torch.cat([background, foreground], 1).log()[row])
+    return logits
+
+
+def _spread(logits: Tensor, top_k: int) -> None:
+    """Change logits a little until the scores that `top_k` lets through are APART or more apart."""
+    close = torch.ones(1)
+    while logits.numel() and close.numel():
+        scores = logits.softmax(-1)[..., 1:]
+        best, prior = scores.topk(min(top_k + 1, logits.shape[1]), 1)
+        best, order = best.flatten(1).sort(1, descending=True)
+        near = (best[:, :-1] > 0.005) & (best[:, :-1] - best[:, 1:] < APART * best[:, :-1])
+        image, place = close = near.nonzero().T
+        logits[image, prior.flatten(1)[image, order[image, place]]] *= 1.01
+
+
 def detection_inputs(
     generator: Generator,
     dtype: torch.dtype,
@@ -245,18 +278,24 @@ def detection_inputs(
 ) -> Any:
     """Make the outputs of a network: "trained" (few priors pass), "untrained" (all do) or special.
 
-    "peaked" is "untrained" with scores within a thousandth of one another, and "alike" with equal
-    scores. In "empty" many boxes have no area. Without `softmax` the logits are scores.
+    Scores that can become detections are equal or APART, as tests compare ranks on all backends.
+    "alike" is "untrained" with equal scores, and "peaked" with scores so near one another that the
+    first digits of all are the same, see `_peaked`. In "empty" many boxes have no area. Without
+    `softmax` the logits are scores.
     """
     loc = torch.randn(images, priors, 4, generator=generator, dtype=torch.float64)
     logits = torch.randn(images, priors, classes, generator=generator, dtype=torch.float64)
-    if kind in ("peaked", "alike"):
-        logits *= 1e-3 if kind == "peaked" else 0
+    if kind == "alike":
+        logits *= 0
+    elif kind == "peaked":
+        logits = _peaked(generator, images, priors, classes)
     elif kind != "untrained":
         logits[..., 0] += 9.0
         hit = torch.rand(images, priors, generator=generator) < 0.05
         label = torch.randint(1, classes, (images, priors, 1), generator=generator)
         logits.scatter_add_(-1, label, 9.0 * hit[..., None].double())
+    if kind in ("trained", "untrained", "empty"):
+        _spread(logits, options.get("top_k", 400))
     if kind == "ties":  # whole rows are equal, so that scores are equal to the bit
         row = torch.randint(max(1, priors // 4), (priors,), generator=generator)
         loc, logits = loc[:, row], logits[:, row]

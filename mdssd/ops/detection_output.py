@@ -89,9 +89,11 @@ def detection_output(
 
     Returns:
         Detections in float32 (float64 if an input is), without gradient; boxes in the priors' unit.
-        Ties: higher score, then lower prior, then lower class. A prior with a NaN among its logits
-        yields nothing, nor does a candidate whose box has a NaN, although it counts for `top_k`. A
-        box with an infinite coordinate has IoU and IoS 0 with every other. B and N may be 0.
+        Ties: higher score, then lower prior, then lower class. The softmax of two backends may
+        differ in its last bits, so scores closer than 1e-6 (relative) may rank otherwise on another
+        one; given scores never do. A prior with a NaN among its logits yields nothing, nor does a
+        candidate whose box has a NaN, although it counts for `top_k`. A box with an infinite
+        coordinate has IoU and IoS 0 with every other. B and N may be 0.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range; on a

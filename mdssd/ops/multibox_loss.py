@@ -47,7 +47,8 @@ def multibox_loss(
     Returns:
         (localisation, confidence), scalars in float32 (float64 for float64 input). Without
         positives both are 0, and so are the gradients; an image without positives has no negatives.
-        Ties in mining: the lower prior. NaN counts as the largest loss, so that it shows.
+        Ties in mining: the lower prior; losses closer than 1e-6 (relative) may rank otherwise on
+        another backend. NaN counts as the largest loss, so that it shows.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range. On the
