@@ -44,6 +44,10 @@ void visit_fields(MatchPriorsSettings& settings, const Visit& visit) {
   FIELD(iou_threshold);
   FIELD(iou_eps);
   FIELD(corners);
+  FIELD(low_threshold);
+  FIELD(force);
+  FIELD(top_k);
+  FIELD(nwd_constant);
 }
 
 template <class Visit>
@@ -52,6 +56,17 @@ void visit_fields(EncodeTargetsSettings& settings, const Visit& visit) {
   FIELD(v0);
   FIELD(v1);
   FIELD(iou_eps);
+  FIELD(low_threshold);
+  FIELD(force);
+  FIELD(top_k);
+  FIELD(nwd_constant);
+}
+
+template <class Visit>
+void visit_fields(IgnorePriorsSettings& settings, const Visit& visit) {
+  FIELD(threshold);
+  FIELD(background);
+  FIELD(corners);
 }
 
 template <class Visit>
@@ -213,6 +228,7 @@ void bind_cpu(py::module_& module) {
   MDSSD_BIND(decode_boxes_backward_cpu);
   MDSSD_BIND(match_priors_cpu);
   MDSSD_BIND(encode_targets_cpu);
+  MDSSD_BIND(ignore_priors_cpu);
   MDSSD_BIND(nms_cpu);
   MDSSD_BIND(merge_boxes_cpu);
   MDSSD_BIND(detection_output_cpu);
@@ -265,6 +281,7 @@ void bind_settings_fields(py::module_& module) {
 #define MDSSD_FIELDS(name) fields[#name] = field_names<mdssd::name>()
   MDSSD_FIELDS(BoxCodingSettings);
   MDSSD_FIELDS(MatchPriorsSettings);
+  MDSSD_FIELDS(IgnorePriorsSettings);
   MDSSD_FIELDS(EncodeTargetsSettings);
   MDSSD_FIELDS(NmsSettings);
   MDSSD_FIELDS(MergeBoxesSettings);

@@ -27,17 +27,34 @@ struct BoxCodingSettings {
   double v1;  // variance of the size
 };
 
+// The order is that of FORCES in mdssd/ops/_settings.py.
+enum class Force : int { kBestPrior, kLowQuality, kNone };
+
 struct MatchPriorsSettings {
-  double iou_threshold;  // least IoU of a match
-  double iou_eps;        // added to the area of the union
-  bool corners;          // the priors are x1, y1, x2, y2 instead of centre and size
+  double iou_threshold;                 // least overlap of a match
+  double iou_eps;                       // added to the area of the union
+  bool corners;                         // the priors are x1, y1, x2, y2 instead of centre and size
+  std::optional<double> low_threshold;  // from it on a prior is ignored; empty: no band
+  int64_t force;                        // a Force
+  int64_t top_k;                        // priors that a box takes, with kBestPrior
+  std::optional<double> nwd_constant;   // of the Wasserstein distance; empty: the IoU
 };
 
 struct EncodeTargetsSettings {
-  double iou_threshold;  // least IoU of a match
-  double v0;             // variance of the centre
-  double v1;             // variance of the size
-  double iou_eps;        // added to the area of the union
+  double iou_threshold;                 // least overlap of a match
+  double v0;                            // variance of the centre
+  double v1;                            // variance of the size
+  double iou_eps;                       // added to the area of the union
+  std::optional<double> low_threshold;  // from it on a prior is ignored; empty: no band
+  int64_t force;                        // a Force
+  int64_t top_k;                        // priors that a box takes, with kBestPrior
+  std::optional<double> nwd_constant;   // of the Wasserstein distance; empty: the IoU
+};
+
+struct IgnorePriorsSettings {
+  double threshold;    // least share of a prior's area that lies in a box to be ignored
+  int64_t background;  // what marks a prior as background; one less marks it as ignored
+  bool corners;        // the priors are x1, y1, x2, y2 instead of centre and size
 };
 
 struct NmsSettings {
@@ -109,6 +126,13 @@ void encode_targets_cpu(const void* gt, const int64_t* gt_labels, const int64_t*
                         int64_t images, const void* priors, int64_t num_priors,
                         const EncodeTargetsSettings& settings, void* loc, int64_t* labels,
                         DType dtype, int threads);
+
+// marks [images, num_priors], ignored [offsets[images], 4] W, offsets [images + 1],
+// priors [num_priors, 4] W -> result [images, num_priors].
+void ignore_priors_cpu(const int64_t* marks, const void* ignored, const int64_t* offsets,
+                       int64_t images, const void* priors, int64_t num_priors,
+                       const IgnorePriorsSettings& settings, int64_t* result, DType dtype,
+                       int threads);
 
 // boxes [num_boxes, 4] W, scores [num_boxes] W, idxs [num_boxes] or null -> keep [num_boxes].
 // Returns how many entries of keep are set; the others are left as they are.

@@ -57,6 +57,7 @@ class Case:
         make: (generator, dtype, **arguments) -> positional and keyword arguments of the operator.
         sizes: the inputs by name.
         exact: positions of the results that must agree bit for bit.
+        rounded: those of them that need not with `metric="nwd"`, which ends in an exponential.
         gradients: positions of the differentiable arguments.
         tolerance: (rtol, atol) of the other results and the gradients, by dtype of the input.
     """
@@ -65,6 +66,7 @@ class Case:
     make: Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]
     sizes: dict[str, Size]
     exact: tuple[int, ...] = ()
+    rounded: tuple[int, ...] = ()
     gradients: tuple[int, ...] = ()
     tolerance: dict[torch.dtype, tuple[float, float]] = field(default_factory=lambda: TOLERANCE)
 
@@ -76,6 +78,13 @@ class Case:
         args, kwargs = self.make(generator, dtype, **self.sizes[size].arguments)
         there = {name: to_device(value, device) for name, value in kwargs.items()}
         return tuple(to_device(arg, device) for arg in args), there
+
+    def allowed(
+        self, position: int, dtype: torch.dtype, kwargs: dict[str, Any]
+    ) -> tuple[float, float]:
+        """Return (rtol, atol) of a result of a call with these keywords."""
+        rounded = position in self.rounded and kwargs.get("metric") == "nwd"
+        return (0, 0) if position in self.exact and not rounded else self.tolerance[dtype]
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
         """Call the operator; return its results as a tuple."""
@@ -155,6 +164,7 @@ def _match(
     boxes: tuple[int, ...],
     kind: str = "random",
     iou_threshold: float = 0.5,
+    ignored: tuple[int, ...] | None = None,
     **options: Any,
 ) -> Any:
     gt = [random_boxes(generator, num_boxes, kind).to(dtype) for num_boxes in boxes]
@@ -162,6 +172,8 @@ def _match(
     if options.get("priors_form") == "xyxy":
         half = priors_given[:, 2:] / 2
         priors_given = torch.cat([priors_given[:, :2] - half, priors_given[:, :2] + half], 1)
+    if ignored is not None:
+        options["ignored_xyxy"] = [random_boxes(generator, n, kind).to(dtype) for n in ignored]
     return (gt, priors_given), {"iou_threshold": iou_threshold, **options}
 
 
@@ -374,6 +386,10 @@ def _multibox_loss(
 
 _SINGLE = (torch.float32,)
 _HALVES = (torch.float32, torch.float16, torch.bfloat16)
+_BAND: dict[str, Any] = {"iou_threshold": 0.5, "low_threshold": 0.4}
+_LOW_QUALITY: dict[str, Any] = {"force": "low_quality"}
+_NWD: dict[str, Any] = {"metric": "nwd", "nwd_constant": 0.25, "low_threshold": 0.4}
+_TOUCHED: dict[str, Any] = {"ignore_threshold": 0.0}
 _SUMS = TOLERANCE | {torch.float32: (2e-5, 2e-6)}
 
 
@@ -450,6 +466,55 @@ CASES = [
                 {"priors": 513, "boxes": (9, 40), "kind": "ties", "iou_eps": 0.01}, _HALVES
             ),
             "corners": Size({"priors": 257, "boxes": (3, 0, 50), "priors_form": "xyxy"}),
+            "band": Size({"priors": 257, "boxes": (3, 0, 50), "low_threshold": 0.3}),
+            "band_at_0": Size({"priors": 257, "boxes": (3, 0), "low_threshold": 0.0}, _SINGLE),
+            "no_force": Size(
+                {"priors": 513, "boxes": (9, 40), "kind": "ties", **_BAND, "force": "none"}, _HALVES
+            ),
+            "low_quality": Size(
+                {"priors": 513, "boxes": (40, 3, 0, 1), "kind": "ties", **_BAND, **_LOW_QUALITY}
+            ),
+            "low_quality_nan": Size(
+                {"priors": 300, "boxes": (9, 40), "kind": "nan", **_LOW_QUALITY}, _SINGLE
+            ),
+            "low_quality_rows": Size(
+                {"priors": 1025, "boxes": (40, 7), "kind": "rows", **_LOW_QUALITY}, _SINGLE
+            ),
+            "top_9": Size({"priors": 513, "boxes": (20, 0, 3), "top_k": 9}),
+            "top_3_of_ties": Size(
+                {"priors": 513, "boxes": (40, 9), "kind": "ties", "top_k": 3}, _HALVES
+            ),
+            "top_k_of_few": Size({"priors": 3, "boxes": (20, 0, 1), "top_k": 5}, _SINGLE),
+            "top_3_nan": Size({"priors": 257, "boxes": (9,), "kind": "nan", "top_k": 3}, _SINGLE),
+            "nwd": Size({"priors": 257, "boxes": (3, 0, 50), **_NWD}),
+            "nwd_rows": Size(
+                {"priors": 1025, "boxes": (40, 7), "kind": "rows", "top_k": 3, **_NWD}, _SINGLE
+            ),
+            "nwd_ties": Size(
+                {"priors": 513, "boxes": (40, 9), "kind": "ties", **_LOW_QUALITY, **_NWD}, _HALVES
+            ),
+            "nwd_nan": Size({"priors": 257, "boxes": (9,), "kind": "nan", **_NWD}, _SINGLE),
+            "nwd_inf": Size(
+                {"priors": 257, "boxes": (9, 2), "kind": "inf", "top_k": 2, **_NWD}, _SINGLE
+            ),
+            "nwd_at_0": Size(
+                {"priors": 257, "boxes": (9,), "kind": "nan", **_NWD, "low_threshold": 0.0},
+                _SINGLE,
+            ),
+            "ignored": Size({"priors": 257, "boxes": (3, 0, 50), "ignored": (2, 1, 0)}),
+            "ignored_degenerate": Size(
+                {"priors": 513, "boxes": (3, 0), "ignored": (9, 40), "kind": "degenerate"}, _SINGLE
+            ),
+            "ignored_nan": Size(
+                {"priors": 513, "boxes": (3, 0), "ignored": (9, 2), "kind": "nan", **_TOUCHED},
+                _SINGLE,
+            ),
+            "ignored_inf": Size(
+                {"priors": 513, "boxes": (3, 0), "ignored": (9, 40), "kind": "inf"}, _SINGLE
+            ),
+            "corners_nwd": Size(
+                {"priors": 257, "boxes": (3, 50), "priors_form": "xyxy", "ignored": (1, 3), **_NWD}
+            ),
             "many_images": Size(
                 {"priors": 3, "boxes": (*[0] * 50, 1, 2) * 10}, _SINGLE, nightly=True
             ),
@@ -459,6 +524,7 @@ CASES = [
             "mdssd512": Size({"priors": 90100, "boxes": (300, 50)}, _SINGLE, benchmark=True),
         },
         exact=(0, 1),
+        rounded=(1,),
     ),
     Case(
         "encode_targets",
@@ -478,6 +544,23 @@ CASES = [
             "eps": Size(
                 {"priors": 513, "boxes": (9, 40), "kind": "ties", "iou_eps": 0.01}, _HALVES
             ),
+            "band": Size({"priors": 257, "boxes": (3, 0, 50), "low_threshold": 0.3}),
+            "band_at_0": Size({"priors": 257, "boxes": (3, 0), "low_threshold": 0.0}, _SINGLE),
+            "no_force": Size(
+                {"priors": 513, "boxes": (9, 40), "kind": "ties", **_BAND, "force": "none"}, _SINGLE
+            ),
+            "low_quality": Size(
+                {"priors": 513, "boxes": (40, 3, 0, 1), "kind": "ties", **_BAND, **_LOW_QUALITY}
+            ),
+            "low_quality_rows": Size(
+                {"priors": 1025, "boxes": (40, 7), "kind": "rows", **_LOW_QUALITY}, _SINGLE
+            ),
+            "top_9": Size({"priors": 513, "boxes": (20, 0, 3), "top_k": 9}, _HALVES),
+            "nwd": Size({"priors": 257, "boxes": (3, 0, 50), **_NWD}),
+            "nwd_no_force": Size(
+                {"priors": 1025, "boxes": (40, 7), "kind": "rows", "force": "none", **_NWD}, _SINGLE
+            ),
+            "ignored": Size({"priors": 257, "boxes": (3, 0, 50), "ignored": (2, 1, 0)}),
             "many_images": Size(
                 {"priors": 3, "boxes": (*[0] * 50, 1, 2) * 10}, _SINGLE, nightly=True
             ),

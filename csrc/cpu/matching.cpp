@@ -1,129 +1,56 @@
-// match_priors and encode_targets.
+// match_priors, encode_targets and ignore_priors.
 //
 // A task handles one image and a range of priors, in blocks of 256. All ground truths of the image
-// are compared with a block while its best IoUs stay in L1. A block has 8 groups of 32 priors, and
-// a ground truth is compared only with the groups whose bounds it meets: priors are sorted by rows
-// and columns of their feature map, so most ground truths miss most groups. encode_targets also
-// skips groups in which no IoU can reach the threshold or the ground truth's best so far.
+// are compared with a block while its best ranks stay in L1. A rank (match_math.h) is the IoU, or
+// the closeness of the corners: higher is better and 0 is no overlap. A ground truth is compared only
+// with the groups of a block that its bounds let it reach. encode_targets also skips groups in which
+// no rank can reach the threshold or the ground truth's best so far.
 //
 // Results of a block are computed in L1 and then written by non-temporal stores if they are large.
 #include <limits>
-#include <memory>
 #include <stdexcept>
 #include <vector>
 
-#include "../box_math.h"
-#include "box_columns.h"
-#include "parallel.h"
+#include "../match_math.h"
+#include "prior_blocks.h"
 #include "streaming.h"
-#include "types.h"
-#include "vector_math.h"
 
 namespace mdssd {
 namespace {
 
-constexpr int kGroup = 32;
-constexpr int kGroups = 8;
-constexpr int kBlock = kGroup * kGroups;
-
-// An IoU is never negative, so its bits order like integers. Compilers vectorise a maximum of
+// A rank is never negative, so its bits order like integers. Compilers vectorise a maximum of
 // integers, but not one of floats, because of NaN.
-template <class T>
-struct BitsOf {
-  using type = int32_t;
-};
-template <>
-struct BitsOf<double> {
-  using type = int64_t;
-};
-template <class T>
-using Bits = typename BitsOf<T>::type;
 
 template <class T>
 struct BestGroup {  // the group with the best prior of a ground truth
-  T iou = 0;
+  T rank = 0;
   int64_t group = 0;
 };
 
 template <class T>
 struct BestTruth {  // the best ground truth of each prior of a block
-  T iou[kBlock];
+  T rank[kBlock];
   Bits<T> index[kBlock];
+  T worst[kGroups];  // with Nwd: the lowest rank of each group
 };
 
-// Computes the minimum and the maximum of a group, ignoring NaNs.
-template <class T>
-MDSSD_INLINE void range(const T* x, T& least, T& most) {
-  T low[kEight], high[kEight];
-  for (int i = 0; i < kEight; ++i) {
-    low[i] = std::numeric_limits<T>::infinity();
-    high[i] = -std::numeric_limits<T>::infinity();
-  }
-  for (int i = 0; i < kGroup; i += kEight)
-    for (int lane = 0; lane < kEight; ++lane) {
-      low[lane] = x[i + lane] < low[lane] ? x[i + lane] : low[lane];
-      high[lane] = x[i + lane] > high[lane] ? x[i + lane] : high[lane];
-    }
-  for (int half = kEight / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) {
-      low[i] = low[i + half] < low[i] ? low[i + half] : low[i];
-      high[i] = high[i + half] > high[i] ? high[i + half] : high[i];
-    }
-  least = low[0];
-  most = high[0];
-}
-
-// The corners of up to kBlock priors and, for each group, their bounds and the range of their
-// areas. Bounds and ranges ignore priors with a NaN, which overlap nothing.
-template <class T>
-struct PriorBlock {
-  T x1[kBlock], y1[kBlock], x2[kBlock], y2[kBlock], area[kBlock];
-  T low_x[kGroups], low_y[kGroups], high_x[kGroups], high_y[kGroups];
-  T least_area[kGroups], most_area[kGroups];
-  Box<T> bounds;
-
-  MDSSD_INLINE Box<T> box(int i) const { return {x1[i], y1[i], x2[i], y2[i]}; }
+// A prior and the ground truth, counted in its image, that takes it.
+struct Claim {
+  int64_t prior, truth;
 };
-
-// Lanes past the n priors repeat the last prior, which does not change the bounds and loses every
-// tie against the original.
-template <class T>
-MDSSD_SIMD void load_block(const T* priors, bool corners, int n, PriorBlock<T>& block) {
-  const auto set = [&](int i, int row) __attribute__((always_inline)) {
-    const Box<T> p = load_box(priors, row);
-    const Box<T> b = corners ? p : to_corners(CentreBox<T>{p.x1, p.y1, p.x2, p.y2});
-    block.x1[i] = b.x1;
-    block.y1[i] = b.y1;
-    block.x2[i] = b.x2;
-    block.y2[i] = b.y2;
-    block.area[i] = area(b);
-  };
-  for (int i = 0; i < n; ++i) set(i, i);
-  for (int i = n; i < kBlock; ++i) set(i, n - 1);
-  T unused;
-  for (int g = 0; g < kGroups; ++g) {
-    const int first = g * kGroup;
-    range(block.x1 + first, block.low_x[g], unused);
-    range(block.y1 + first, block.low_y[g], unused);
-    range(block.x2 + first, unused, block.high_x[g]);
-    range(block.y2 + first, unused, block.high_y[g]);
-    range(block.area + first, block.least_area[g], block.most_area[g]);
-  }
-  Box<T>& all = block.bounds;
-  all = {block.low_x[0], block.low_y[0], block.high_x[0], block.high_y[0]};
-  for (int g = 1; g < kGroups; ++g)
-    all = {smaller(all.x1, block.low_x[g]), smaller(all.y1, block.low_y[g]),
-           larger(all.x2, block.high_x[g]), larger(all.y2, block.high_y[g])};
-}
 
 // Margins that make the bound on a group's IoUs hold in spite of rounding, for ground truths with
 // an area of at least kLeastArea; smaller areas lose digits to underflow.
 constexpr double kSpare = 1.001, kSpareIou = 1e-30, kLeastArea = 1e-12;
 
-// Sets bit g if a prior of group g may have an IoU of at least `floor` with the ground truth.
-template <class T>
-MDSSD_INLINE uint32_t groups_met(Box<T> truth, T truth_area, T floor, const PriorBlock<T>& block) {
-  static constexpr uint32_t kBits[kGroups] = {1, 2, 4, 8, 16, 32, 64, 128};
+constexpr uint32_t kGroupBits[kGroups] = {1, 2, 4, 8, 16, 32, 64, 128};
+
+// Sets bit g if a prior of group g may have a rank with the ground truth of at least `own`, or of at
+// least `floor` that also beats the worst of the group's best.
+template <class T, class Eps>
+MDSSD_INLINE uint32_t groups_met(Box<T> truth, T truth_area, T floor, T own, const T*,
+                                 const PriorBlock<T>& block, Eps) {
+  const T least = truth_area < T(kLeastArea) ? T(0) : smaller(floor, own);
   uint32_t mask = 0;
   for (int g = 0; g < kGroups; ++g) {
     const T width = smaller(block.high_x[g], truth.x2) - larger(block.low_x[g], truth.x1);
@@ -131,72 +58,109 @@ MDSSD_INLINE uint32_t groups_met(Box<T> truth, T truth_area, T floor, const Prio
     // Bounds the IoU, which increases with the intersection and decreases with the prior's area.
     const T intersection = smaller(width * height, block.most_area[g]);
     const T both = truth_area + larger(block.least_area[g], intersection) - intersection;
-    const bool low = intersection / both * T(kSpare) + T(kSpareIou) < floor;  // false for NaN
-    mask |= (width > T(0)) & (height > T(0)) & !low ? kBits[g] : 0;
+    const bool low = intersection / both * T(kSpare) + T(kSpareIou) < least;  // false for NaN
+    mask |= (width > T(0)) & (height > T(0)) & !low ? kGroupBits[g] : 0;
+  }
+  return mask;
+}
+
+// Returns how far x is from a range.
+template <class T>
+MDSSD_INLINE T outside(T x, T low, T high) {
+  return larger(larger(low - x, x - high), T(0));
+}
+
+// The bound needs no margins: rounding keeps the order of differences, of squares and of sums.
+template <class T>
+MDSSD_INLINE uint32_t groups_met(Box<T> truth, T, T floor, T own, const T* worst,
+                                 const PriorBlock<T>& block, Nwd<T>) {
+  uint32_t mask = 0;
+  for (int g = 0; g < kGroups; ++g) {
+    const T bound = closeness(sum_of_squares(outside(truth.x1, block.low_x[g], block.high_x1[g]),
+                                             outside(truth.y1, block.low_y[g], block.high_y1[g]),
+                                             outside(truth.x2, block.low_x2[g], block.high_x[g]),
+                                             outside(truth.y2, block.low_y2[g], block.high_y[g])));
+    mask |= bound < smaller(own, larger(floor, worst[g])) ? 0 : kGroupBits[g];
   }
   return mask;
 }
 
 template <class T, class Eps>
-MDSSD_INLINE void group_ious(Box<T> truth, T truth_area, const PriorBlock<T>& block, int first,
-                             Eps eps, T* ious) {
-  for (int i = 0; i < kGroup; ++i)
-    ious[i] = iou(truth, truth_area, block.box(first + i), block.area[first + i], eps);
+MDSSD_INLINE bool may_match(Box<T> truth, const PriorBlock<T>& block, Eps) {
+  return meets(truth, block);
+}
+template <class T>
+MDSSD_INLINE bool may_match(Box<T>, const PriorBlock<T>&, Nwd<T>) {
+  return true;
 }
 
-// Compares a ground truth with a group, updates `best` and returns the ground truth's best IoU.
+template <class Metric>
+constexpr bool kIsNwd = false;
+template <class T>
+constexpr bool kIsNwd<Nwd<T>> = true;
+
+template <class T, class Metric>
+MDSSD_INLINE void group_ranks(Box<T> truth, T truth_area, const PriorBlock<T>& block, int first,
+                              Metric metric, T* ranks) {
+  for (int i = 0; i < kGroup; ++i)
+    ranks[i] = match_rank(truth, truth_area, block.box(first + i), block.area[first + i], metric);
+}
+
+// Compares a ground truth with a group, updates `best` and returns the ground truth's best rank.
 // Uses explicit vectors because GCC compiles a loop with selections to masked stores, which are
 // slow.
-template <class T, class Eps>
+template <class T, class Metric>
 MDSSD_INLINE T pass_group(Box<T> truth, T truth_area, Bits<T> index, const PriorBlock<T>& block,
-                          int first, Eps eps, BestTruth<T>& best) {
-  T ious[kGroup];
-  group_ious(truth, truth_area, block, first, eps, ious);
+                          int group, Metric metric, BestTruth<T>& best) {
+  const int first = group * kGroup;
+  T ranks[kGroup];
+  group_ranks(truth, truth_area, block, first, metric, ranks);
   Eight<Bits<T>> top = {};
+  [[maybe_unused]] Eight<T> worst = std::numeric_limits<T>::infinity() - Eight<T>{};
   const Eight<Bits<T>> truths = index - Eight<Bits<T>>{};
   for (int i = 0; i < kGroup; i += kEight) {
     Eight<T> value, best_value;
     Eight<Bits<T>> bits, best_index;
-    load<T>(value, ious + i);
-    load<T>(best_value, best.iou + first + i);
+    load<T>(value, ranks + i);
+    load<T>(best_value, best.rank + first + i);
     load<Bits<T>>(best_index, best.index + first + i);
     std::memcpy(&bits, &value, sizeof(bits));
     const auto better = value > best_value;  // on a tie, the lower index stays
     best_value = better ? value : best_value;
     best_index = better ? truths : best_index;
     top = bits > top ? bits : top;
-    std::memcpy(best.iou + first + i, &best_value, sizeof(best_value));
+    if constexpr (kIsNwd<Metric>) worst = best_value < worst ? best_value : worst;
+    std::memcpy(best.rank + first + i, &best_value, sizeof(best_value));
     std::memcpy(best.index + first + i, &best_index, sizeof(best_index));
   }
+  if constexpr (kIsNwd<Metric>) best.worst[group] = -largest<T>(-worst);
   return bit_cast<T>(largest<Bits<T>>(top));
 }
 
 // Matches a block, whose first prior is `first`, with the ground truths of an image. Blocks must
-// come in falling order: the coarse feature maps at the end are quickly done, and their IoUs allow
-// to skip groups of the fine maps. Without `all`, IoUs below the threshold may be missing from
+// come in falling order: the coarse feature maps at the end are quickly done, and their ranks allow
+// to skip groups of the fine maps. Without `all`, ranks below the threshold may be missing from
 // `best`, unless they are the best of a ground truth. Returns false, and leaves `best` unset, if no
-// IoU is above 0 and the threshold cannot be reached.
-template <class T, class Eps>
+// rank is above 0 and the threshold cannot be reached.
+template <class T, class Metric>
 MDSSD_SIMD bool match_block(const PriorBlock<T>& block, int64_t first, const T* truths,
-                            int64_t truth_count, T iou_threshold, Eps eps, bool all,
+                            int64_t truth_count, T threshold, Metric metric, bool all,
                             BestTruth<T>& best, BestGroup<T>* best_groups) {
   const auto clear = [&]() __attribute__((always_inline)) {
-    for (int i = 0; i < kBlock; ++i) best.iou[i] = 0;
+    for (int i = 0; i < kBlock; ++i) best.rank[i] = 0;
     for (int i = 0; i < kBlock; ++i) best.index[i] = 0;
+    for (int g = 0; g < kGroups; ++g) best.worst[g] = 0;
   };
-  bool any = truth_count > 0 && iou_threshold <= T(0);  // then an IoU of 0 is a match
+  // With a threshold of 0, a rank of 0 is a match.
+  bool any = truth_count > 0 && (kIsNwd<Metric> || threshold <= T(0));
   if (any) clear();
   for (int64_t k = 0; k < truth_count; ++k) {
     const Box<T> truth = load_box(truths, k);
-    const bool overlaps = (truth.x1 < block.bounds.x2) & (truth.x2 > block.bounds.x1) &
-                          (truth.y1 < block.bounds.y2) & (truth.y2 > block.bounds.y1);
-    if (!overlaps) continue;  // all IoUs are 0 and change nothing
+    if (!may_match(truth, block, metric)) continue;  // all ranks are 0 and change nothing
     const T truth_area = area(truth);
     BestGroup<T> own = best_groups[k];
-    const T floor = all || truth_area < T(kLeastArea)
-                        ? T(0)
-                        : smaller(iou_threshold, own.iou);
-    uint32_t met = groups_met(truth, truth_area, floor, block);
+    uint32_t met = groups_met(truth, truth_area, all ? T(0) : threshold, own.rank, best.worst,
+                              block, metric);
     if (met != 0 && !any) {
       any = true;
       clear();
@@ -204,11 +168,10 @@ MDSSD_SIMD bool match_block(const PriorBlock<T>& block, int64_t first, const T* 
     while (met != 0) {
       const int group = 31 - __builtin_clz(met);
       met -= 1u << group;
-      const int start = group * kGroup;
-      const T top = pass_group(truth, truth_area, Bits<T>(k), block, start, eps, best);
+      const T top = pass_group(truth, truth_area, Bits<T>(k), block, group, metric, best);
       // On a tie, this group wins, because it comes before the previous best one.
-      const bool better = top > T(0) && top >= own.iou;
-      own.iou = better ? top : own.iou;
+      const bool better = top > T(0) && top >= own.rank;
+      own.rank = better ? top : own.rank;
       own.group = better ? first / kGroup + group : own.group;
     }
     best_groups[k] = own;
@@ -216,94 +179,206 @@ MDSSD_SIMD bool match_block(const PriorBlock<T>& block, int64_t first, const T* 
   return any;
 }
 
-// Returns the first prior of a group, counted in its block, that has the ground truth's best IoU.
-template <class T, class Eps>
-MDSSD_SIMD int best_lane(const PriorBlock<T>& block, int first, Box<T> truth, Eps eps, T best) {
-  T ious[kGroup];
-  group_ious(truth, area(truth), block, first, eps, ious);
+// Returns the first prior of a group, counted in its block, that has the ground truth's best rank.
+template <class T, class Metric>
+MDSSD_SIMD int best_lane(const PriorBlock<T>& block, int first, Box<T> truth, Metric metric,
+                         T best) {
+  T ranks[kGroup];
+  group_ranks(truth, area(truth), block, first, metric, ranks);
   int lane = 0;
-  while (lane < kGroup - 1 && ious[lane] != best) ++lane;
+  while (lane < kGroup - 1 && ranks[lane] != best) ++lane;
   return first + lane;
 }
 
+template <class T, class Metric>
+int64_t best_prior(const Priors<T>& priors, Box<T> truth, Metric metric, BestGroup<T> best) {
+  const int64_t block = best.group / kGroups;
+  const int first = int(best.group % kGroups) * kGroup;
+  return block * kBlock + best_lane(priors[block], first, truth, metric, best.rank);
+}
+
+// --- force: low_quality --------------------------------------------------------------------------
+
+// Sets the lanes of a block whose rank with some ground truth is the highest of that one; returns
+// whether there are any. Ranks of 0 do not count.
+template <class T, class Metric>
+MDSSD_SIMD bool find_highest(const PriorBlock<T>& block, const T* truths, int64_t truth_count,
+                             const BestGroup<T>* highest, Metric metric, bool* lanes) {
+  const T worst[kGroups] = {};
+  bool any = false;
+  for (int i = 0; i < kBlock; ++i) lanes[i] = false;
+  for (int64_t k = 0; k < truth_count; ++k) {
+    const Box<T> truth = load_box(truths, k);
+    const T top = highest[k].rank;
+    if (!(top > T(0)) || !may_match(truth, block, metric)) continue;
+    const T truth_area = area(truth);
+    for (uint32_t met = groups_met(truth, truth_area, top, top, worst, block, metric); met != 0;
+         met &= met - 1) {
+      const int first = __builtin_ctz(met) * kGroup;
+      T ranks[kGroup];
+      group_ranks(truth, truth_area, block, first, metric, ranks);
+      for (int i = 0; i < kGroup; ++i) {
+        lanes[first + i] |= ranks[i] == top;
+        any |= ranks[i] == top;
+      }
+    }
+  }
+  return any;
+}
+
+// Gives the priors that find_highest finds in a range of blocks their own best ground truth. A
+// ground truth whose highest rank is 0 has it with every prior.
+template <class T, class Metric, class Take>
+void restore(const Priors<T>& priors, int64_t begin, int64_t end, const T* truths,
+             int64_t truth_count, const BestGroup<T>* highest, Metric metric, const Take& take) {
+  bool every = false;
+  for (int64_t k = 0; k < truth_count; ++k) every |= highest[k].rank == T(0);
+  std::vector<BestGroup<T>> unused(truth_count, {std::numeric_limits<T>::infinity(), 0});
+  std::vector<Claim> claims;
+  BestTruth<T> best;
+  bool lanes[kBlock];
+  for (int64_t block = begin; block < end; ++block) {
+    const bool any = find_highest<T>(priors[block], truths, truth_count, highest, metric, lanes);
+    if (!any && !every) continue;
+    const int64_t first = block * kBlock;
+    match_block<T>(priors[block], first, truths, truth_count, T(0), metric, true, best,
+                   unused.data());
+    claims.clear();
+    for (int i = 0; i < priors.size(block); ++i)
+      if (every || lanes[i]) claims.push_back({first + i, int64_t(best.index[i])});
+    take(claims);
+  }
+}
+
+// --- top_k ---------------------------------------------------------------------------------------
+
 template <class T>
-class Priors {
- public:
-  Priors(const T* rows, bool corners, int64_t num_priors, int threads)
-      : num_priors_(num_priors), blocks_(new PriorBlock<T>[blocks()]) {
-    parallel_ranges(threads, blocks(), 16, [&](int64_t begin, int64_t end) {
-      for (int64_t block = begin; block < end; ++block)
-        load_block<T>(rows + 4 * block * kBlock, corners, size(block), blocks_[block]);
-    });
+struct Near {
+  T rank;
+  int64_t prior;
+  bool operator<(const Near& other) const {  // comes first in the order of its ground truth
+    return rank != other.rank ? rank > other.rank : prior < other.prior;
   }
-
-  int64_t blocks() const { return (num_priors_ + kBlock - 1) / kBlock; }
-  int size(int64_t block) const {
-    return int(std::min<int64_t>(kBlock, num_priors_ - block * kBlock));
-  }
-  const PriorBlock<T>& operator[](int64_t block) const { return blocks_[block]; }
-
-  template <class Eps>
-  int64_t best_prior(Box<T> truth, Eps eps, BestGroup<T> best) const {
-    const int64_t block = best.group / kGroups;
-    const int first = int(best.group % kGroups) * kGroup;
-    return block * kBlock + best_lane(blocks_[block], first, truth, eps, best.iou);
-  }
-
- private:
-  int64_t num_priors_;
-  std::unique_ptr<PriorBlock<T>[]> blocks_;
 };
+
+// Updates the heap of the top_k priors with the highest ranks above 0, the last of them in front.
+template <class T, class Metric>
+MDSSD_SIMD void add_nearest(const PriorBlock<T>& block, int64_t first, int n, Box<T> truth,
+                            Metric metric, size_t top_k, std::vector<Near<T>>& nearest) {
+  if (!may_match(truth, block, metric)) return;
+  const T worst[kGroups] = {};
+  const T truth_area = area(truth);
+  T least = nearest.size() == top_k ? nearest.front().rank : T(0);
+  for (uint32_t met = groups_met(truth, truth_area, least, least, worst, block, metric); met != 0;
+       met &= met - 1) {
+    const int start = __builtin_ctz(met) * kGroup;
+    T ranks[kGroup];
+    group_ranks(truth, truth_area, block, start, metric, ranks);
+    for (int i = 0; i < std::min(kGroup, n - start); ++i) {
+      if (!(ranks[i] > T(0)) || ranks[i] < least) continue;
+      nearest.push_back({ranks[i], first + start + i});
+      std::push_heap(nearest.begin(), nearest.end());
+      if (nearest.size() <= top_k) continue;
+      std::pop_heap(nearest.begin(), nearest.end());
+      nearest.pop_back();
+      least = nearest.front().rank;
+    }
+  }
+}
+
+// Returns the priors [truth_count, top_k] that each ground truth takes, the best first, then -1.
+template <class T, class Metric>
+std::vector<int64_t> nearest_priors(const Priors<T>& priors, const T* truths, int64_t truth_count,
+                                    int64_t top_k, Metric metric, int threads) {
+  std::vector<int64_t> taken(truth_count * top_k, -1);
+  parallel_ranges(threads, truth_count, 4, [&](int64_t begin, int64_t end) {
+    std::vector<Near<T>> nearest;
+    for (int64_t k = begin; k < end; ++k) {
+      nearest.clear();
+      for (int64_t block = priors.blocks(); block-- > 0;)
+        add_nearest<T>(priors[block], block * kBlock, priors.size(block), load_box(truths, k),
+                       metric, top_k, nearest);
+      std::sort_heap(nearest.begin(), nearest.end());
+      taken[k * top_k] = 0;  // unless another prior overlaps
+      for (size_t i = 0; i < nearest.size(); ++i) taken[k * top_k + i] = nearest[i].prior;
+    }
+  });
+  return taken;
+}
+
+// --- the whole batch -----------------------------------------------------------------------------
 
 // Matches the whole batch; `all` is that of match_block. Calls block_done(image, first prior, n,
 // any, best) for each block of n priors, where `any` and `best` are the results of match_block.
-// Then calls force(image, the best prior of each of its ground truths).
-template <class T, class Eps, class BlockDone, class Force>
+// Then calls take(image, claims): of two claims to a prior, the later one counts.
+template <class T, class Metric, class BlockDone, class Take>
 void match_batch(const T* truths, const int64_t* offsets, int64_t images, const T* prior_rows,
-                 bool corners, int64_t num_priors, T iou_threshold, Eps eps, bool all, int threads,
-                 const BlockDone& block_done, const Force& force) {
+                 int64_t num_priors, const MatchPriorsSettings& by, Metric metric, bool all,
+                 int threads, const BlockDone& block_done, const Take& take) {
   if (images == 0 || num_priors == 0) return;
   const int64_t truth_count = offsets[images];
   if (truth_count > std::numeric_limits<int32_t>::max())
     throw std::length_error("match_priors: more than 2^31 - 1 boxes");
-  const Priors<T> priors(prior_rows, corners, num_priors, threads);
+  const auto force = Force(by.force);
+  const int64_t top_k = force == Force::kBestPrior ? std::min(by.top_k, num_priors) : 1;
+  const Priors<T> priors(prior_rows, by.corners, num_priors, threads);
   // Each split of an image needs its own row of best groups, so images are split only if there are
   // too few to occupy all threads.
   const int64_t splits = std::min<int64_t>(priors.blocks(), (2 * threads + images - 1) / images);
-  std::vector<BestGroup<T>> best_groups(splits * truth_count);
+  const auto begin_of = [&](int64_t split) { return split * priors.blocks() / splits; };
+  BestGroup<T> start;  // if no best prior is wanted, groups are not compared to find one
+  if (force == Force::kNone || top_k > 1) start.rank = std::numeric_limits<T>::infinity();
+  std::vector<BestGroup<T>> best_groups(splits * truth_count, start);
   parallel_for(threads, images * splits, [&](int64_t task) {
     const int64_t image = task / splits, split = task % splits;
     const int64_t begin = offsets[image], truths_here = offsets[image + 1] - begin;
     BestTruth<T> best;
-    for (int64_t block = (split + 1) * priors.blocks() / splits;
-         block-- > split * priors.blocks() / splits;) {
+    for (int64_t block = begin_of(split + 1); block-- > begin_of(split);) {
       const int64_t first = block * kBlock;
       const bool any = match_block<T>(priors[block], first, truths + 4 * begin, truths_here,
-                                      iou_threshold, eps, all, best,
+                                      match_limits<T>(by).low, metric, all, best,
                                       best_groups.data() + split * truth_count + begin);
       block_done(image, first, priors.size(block), any, best);
     }
     finish_streaming();
   });
+  if (force == Force::kNone) return;
+  std::vector<int64_t> nearest;
+  if (top_k > 1) nearest = nearest_priors<T>(priors, truths, truth_count, top_k, metric, threads);
   parallel_for(threads, images, [&](int64_t image) {
-    std::vector<int64_t> best_priors;
-    for (int64_t k = offsets[image]; k < offsets[image + 1]; ++k) {
-      BestGroup<T> best = best_groups[k];
+    const int64_t begin = offsets[image], truths_here = offsets[image + 1] - begin;
+    std::vector<Claim> claims;
+    for (int64_t rank = top_k; top_k > 1 && rank-- > 0;)
+      for (int64_t k = 0; k < truths_here; ++k)
+        if (const int64_t prior = nearest[(begin + k) * top_k + rank]; prior >= 0)
+          claims.push_back({prior, k});
+    for (int64_t k = 0; top_k == 1 && k < truths_here; ++k) {
+      BestGroup<T>& best = best_groups[begin + k];
       for (int64_t split = 1; split < splits; ++split) {
-        const BestGroup<T>& other = best_groups[split * truth_count + k];
-        if (other.iou > best.iou) best = other;
+        const BestGroup<T>& other = best_groups[split * truth_count + begin + k];
+        if (other.rank > best.rank) best = other;
       }
-      best_priors.push_back(priors.best_prior(load_box(truths, k), eps, best));
+      if (force == Force::kBestPrior)
+        claims.push_back({best_prior(priors, load_box(truths, begin + k), metric, best), k});
     }
-    force(image, best_priors);
+    take(image, claims);
+  });
+  if (force != Force::kLowQuality) return;
+  parallel_for(threads, images * splits, [&](int64_t task) {
+    const int64_t image = task / splits, split = task % splits, begin = offsets[image];
+    restore<T>(priors, begin_of(split), begin_of(split + 1), truths + 4 * begin,
+               offsets[image + 1] - begin, best_groups.data() + begin, metric,
+               [&](const std::vector<Claim>& claims) { take(image, claims); });
   });
 }
 
-template <class T>
-MDSSD_SIMD void choose(const BestTruth<T>& best, T iou_threshold, int64_t* index, float* iou) {
+template <class T, class Metric>
+MDSSD_SIMD void choose(const BestTruth<T>& best, MatchLimits<T> limits, Metric metric,
+                       int64_t* index, float* overlap) {
   for (int i = 0; i < kBlock; ++i) {
-    index[i] = best.iou[i] >= iou_threshold ? best.index[i] : -1;
-    iou[i] = float(best.iou[i]);
+    const int64_t other = best.rank[i] >= limits.low ? -2 : -1;
+    index[i] = best.rank[i] >= limits.high ? best.index[i] : other;
+    overlap[i] = float(overlap_of(best.rank[i], metric, VectorExp{}));
   }
 }
 
@@ -352,28 +427,27 @@ void match_priors_cpu(const void* gt, const int64_t* offsets, int64_t images, co
   with_wide(dtype, [&](auto storage) {
     using T = typename decltype(storage)::type;
     const int64_t rows = images * num_priors;
-    const auto block_done = [&](int64_t image, int64_t first, int n, bool any,
-                                const BestTruth<T>& best) {
-      const int64_t row = image * num_priors + first;
-      if (!any) {
-        stream_fill(index + row, 0xff, n * sizeof(int64_t), rows * sizeof(int64_t));
-        stream_fill(iou + row, 0, n * sizeof(float), rows * sizeof(float));
-        return;
-      }
-      int64_t chosen[kBlock];
-      float ious[kBlock];
-      choose(best, T(settings.iou_threshold), chosen, ious);
-      stream_copy(index + row, chosen, n * sizeof(int64_t), rows * sizeof(int64_t));
-      stream_copy(iou + row, ious, n * sizeof(float), rows * sizeof(float));
+    const MatchLimits<T> limits = match_limits<T>(settings);
+    const auto take = [&](int64_t image, const std::vector<Claim>& claims) {
+      for (const Claim& claim : claims) index[image * num_priors + claim.prior] = claim.truth;
     };
-    const auto force = [&](int64_t image, const std::vector<int64_t>& best_priors) {
-      for (size_t k = 0; k < best_priors.size(); ++k)
-        index[image * num_priors + best_priors[k]] = int64_t(k);
-    };
-    with_eps<T>(settings.iou_eps, [&](auto eps) {
+    with_match_metric<T>(settings, [&](auto metric) {
+      const auto block_done = [&](int64_t image, int64_t first, int n, bool any,
+                                  const BestTruth<T>& best) {
+        const int64_t row = image * num_priors + first;
+        if (!any) {
+          stream_fill(index + row, 0xff, n * sizeof(int64_t), rows * sizeof(int64_t));
+          stream_fill(iou + row, 0, n * sizeof(float), rows * sizeof(float));
+          return;
+        }
+        int64_t chosen[kBlock];
+        float overlaps[kBlock];
+        choose(best, limits, metric, chosen, overlaps);
+        stream_copy(index + row, chosen, n * sizeof(int64_t), rows * sizeof(int64_t));
+        stream_copy(iou + row, overlaps, n * sizeof(float), rows * sizeof(float));
+      };
       match_batch(static_cast<const T*>(gt), offsets, images, static_cast<const T*>(priors),
-                  settings.corners, num_priors, T(settings.iou_threshold), eps, true, threads,
-                  block_done, force);
+                  num_priors, settings, metric, true, threads, block_done, take);
     });
   });
 }
@@ -389,6 +463,8 @@ void encode_targets_cpu(const void* gt, const int64_t* gt_labels, const int64_t*
     auto* offsets_out = static_cast<T*>(loc);
     const int64_t label_size = sizeof(int64_t), loc_size = 4 * sizeof(T);
     const int64_t rows = images * num_priors;
+    const MatchPriorsSettings by = match_settings(settings);
+    const MatchLimits<T> limits = match_limits<T>(by);
     const auto block_done = [&](int64_t image, int64_t first, int n, bool any,
                                 const BestTruth<T>& best) {
       const int64_t row = image * num_priors + first;
@@ -397,7 +473,7 @@ void encode_targets_cpu(const void* gt, const int64_t* gt_labels, const int64_t*
       int matches = 0;
       for (int i = 0; any && i < n; ++i) {
         matched[matches] = i;
-        matches += best.iou[i] >= T(settings.iou_threshold);
+        matches += best.rank[i] >= limits.low;
       }
       if (matches == 0) {
         stream_fill(offsets_out + 4 * row, 0, n * loc_size, rows * loc_size);
@@ -408,6 +484,10 @@ void encode_targets_cpu(const void* gt, const int64_t* gt_labels, const int64_t*
       int64_t block_labels[kBlock] = {};
       for (int m = 0; m < matches; ++m) {
         const int i = matched[m];
+        if (best.rank[i] < limits.high) {
+          block_labels[i] = -1;
+          continue;
+        }
         const int64_t truth = offsets[image] + best.index[i];
         pairs.add(i, load_box(truths, truth), prior_rows + 4 * (first + i));
         block_labels[i] = gt_labels[truth];
@@ -416,20 +496,60 @@ void encode_targets_cpu(const void* gt, const int64_t* gt_labels, const int64_t*
       stream_copy(offsets_out + 4 * row, block_loc, n * loc_size, rows * loc_size);
       stream_copy(labels + row, block_labels, n * label_size, rows * label_size);
     };
-    const auto force = [&](int64_t image, const std::vector<int64_t>& best_priors) {
+    const auto take = [&](int64_t image, const std::vector<Claim>& claims) {
       Pairs<T> pairs;
       T* const image_loc = offsets_out + 4 * image * num_priors;
-      for (int64_t k = offsets[image]; k < offsets[image + 1]; ++k) {
-        const int64_t prior = best_priors[k - offsets[image]];
-        pairs.add(prior, load_box(truths, k), prior_rows + 4 * prior);
-        labels[image * num_priors + prior] = gt_labels[k];
+      for (const Claim& claim : claims) {
+        const int64_t truth = offsets[image] + claim.truth;
+        pairs.add(claim.prior, load_box(truths, truth), prior_rows + 4 * claim.prior);
+        labels[image * num_priors + claim.prior] = gt_labels[truth];
         if (pairs.count == kBlock) encode_pairs(pairs, T(settings.v0), T(settings.v1), image_loc);
       }
       encode_pairs(pairs, T(settings.v0), T(settings.v1), image_loc);
     };
-    with_eps<T>(settings.iou_eps, [&](auto eps) {
-      match_batch(truths, offsets, images, prior_rows, false, num_priors, T(settings.iou_threshold),
-                  eps, false, threads, block_done, force);
+    with_match_metric<T>(by, [&](auto metric) {
+      match_batch(truths, offsets, images, prior_rows, num_priors, by, metric, false, threads,
+                  block_done, take);
+    });
+  });
+}
+
+namespace {
+
+// Sets the lanes whose prior lies in the box with at least the share `threshold` of its area.
+template <class T>
+MDSSD_SIMD void cover(const PriorBlock<T>& block, Box<T> box, T threshold, Bits<T>* covered) {
+  for (int i = 0; i < kBlock; ++i) {
+    const T intersection = areas(box, T(0), block.box(i), T(0), NoEps{}).intersection;
+    const T share = intersection / block.area[i];
+    covered[i] |= Bits<T>((intersection > T(0)) & (share >= threshold));
+  }
+}
+
+}  // namespace
+
+void ignore_priors_cpu(const int64_t* marks, const void* ignored, const int64_t* offsets,
+                       int64_t images, const void* priors, int64_t num_priors,
+                       const IgnorePriorsSettings& settings, int64_t* result, DType dtype,
+                       int threads) {
+  if (images == 0 || num_priors == 0) return;
+  with_wide(dtype, [&](auto storage) {
+    using T = typename decltype(storage)::type;
+    const auto* boxes = static_cast<const T*>(ignored);
+    const Priors<T> rows(static_cast<const T*>(priors), settings.corners, num_priors, threads);
+    parallel_ranges(threads, images * rows.blocks(), 16, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t image = task / rows.blocks(), block = task % rows.blocks();
+        const int64_t row = image * num_priors + block * kBlock;
+        Bits<T> covered[kBlock] = {};
+        for (int64_t k = offsets[image]; k < offsets[image + 1]; ++k)
+          if (const Box<T> box = load_box(boxes, k); meets(box, rows[block]))
+            cover<T>(rows[block], box, T(settings.threshold), covered);
+        for (int i = 0; i < rows.size(block); ++i) {
+          const bool ignore = covered[i] != 0 && marks[row + i] == settings.background;
+          result[row + i] = ignore ? settings.background - 1 : marks[row + i];
+        }
+      }
     });
   });
 }

@@ -19,6 +19,7 @@
 // bound by instructions (a prediction, benchmarks/NOTES.md, "first CUDA kernels").
 #include <limits>
 
+#include "../match_math.h"
 #include "../ops.h"
 #include "runtime.h"
 
@@ -279,9 +280,8 @@ void encode_targets_cuda(const void* gt, const int64_t* gt_labels, const int64_t
                                    float(settings.v1),
                                    static_cast<S*>(loc),
                                    labels};
-    const MatchPriorsSettings by = {settings.iou_threshold, settings.iou_eps, false};
-    match<S>("encode_targets", gt, offsets, images, priors, num_priors, by, workspace, write,
-             stream);
+    match<S>("encode_targets", gt, offsets, images, priors, num_priors, match_settings(settings),
+             workspace, write, stream);
   });
 }
 

@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 # Of `merge_boxes`. The order is that of `enum class MergeMethod` in csrc/ops.h.
 METHODS = ("nms", "greedy_nmm", "nmm", "wbf")
+# Of `match_priors`. The order is that of `enum class Force` in csrc/ops.h.
+FORCES = ("best_prior", "low_quality", "none")
 VARIANCES = (0.1, 0.2)  # of the centre and the size: the default of every operator
 
 
@@ -28,18 +30,39 @@ class BoxCodingSettings(NamedTuple):
 class MatchPriorsSettings(NamedTuple):
     """Settings of `match_priors`."""
 
-    iou_threshold: float  # least IoU of a match
+    iou_threshold: float  # least overlap of a match
     iou_eps: float  # added to the area of the union
     corners: bool  # the priors are x1, y1, x2, y2 instead of centre and size
+    low_threshold: float | None = None  # below it background, from it on ignored; None: no band
+    force: int = 0  # a place in FORCES
+    top_k: int = 1  # priors that a box takes, with "best_prior"
+    nwd_constant: float | None = None  # of the Wasserstein distance; None: the overlap is the IoU
 
 
 class EncodeTargetsSettings(NamedTuple):
     """Settings of `encode_targets`."""
 
-    iou_threshold: float  # least IoU of a match
+    iou_threshold: float  # least overlap of a match
     v0: float  # variance of the centre
     v1: float  # variance of the size
     iou_eps: float  # added to the area of the union
+    low_threshold: float | None = None  # below it background, from it on ignored; None: no band
+    force: int = 0  # a place in FORCES
+    top_k: int = 1  # priors that a box takes, with "best_prior"
+    nwd_constant: float | None = None  # of the Wasserstein distance; None: the overlap is the IoU
+
+    def match(self) -> MatchPriorsSettings:
+        """Return the settings of the matching that comes first."""
+        rest = self.low_threshold, self.force, self.top_k, self.nwd_constant
+        return MatchPriorsSettings(self.iou_threshold, self.iou_eps, False, *rest)
+
+
+class IgnorePriorsSettings(NamedTuple):
+    """Settings of the op that marks the priors on boxes to be ignored."""
+
+    threshold: float  # least share of a prior's area that lies in such a box
+    background: int  # what marks a prior as background; one less marks it as ignored
+    corners: bool  # the priors are x1, y1, x2, y2 instead of centre and size
 
 
 class NmsSettings(NamedTuple):

@@ -19,6 +19,7 @@ from mdssd.ops._settings import (
     BoxCodingSettings,
     DetectionOutputSettings,
     EncodeTargetsSettings,
+    IgnorePriorsSettings,
     MatchPriorsSettings,
     MergeBoxesSettings,
     MultiboxLossSettings,
@@ -154,7 +155,7 @@ def match_priors(
     gt: Tensor, offsets: Tensor, priors: Tensor, settings: MatchPriorsSettings
 ) -> None:
     op = "match_priors"
-    _ground_truth(op, gt, offsets)
+    _each_image(op, "gt_xyxy", gt, offsets)
     if settings.corners:
         _boxes(op, "priors_cxcywh", priors)
     else:
@@ -171,11 +172,22 @@ def encode_targets(
     settings: EncodeTargetsSettings,
 ) -> None:
     op = "encode_targets"
-    _ground_truth(op, gt, offsets, empty=False)
+    _each_image(op, "gt_xyxy", gt, offsets, empty=False)
     labels_from_1(op, gt_labels, offsets)
     _priors(op, priors)
     if message := _two_units(op, gt, priors):
         raise ValueError(message)
+
+
+def ignore_priors(
+    marks: Tensor,
+    ignored: Tensor,
+    offsets: Tensor,
+    priors: Tensor,
+    settings: IgnorePriorsSettings,
+) -> None:
+    op = "encode_targets" if settings.background == 0 else "match_priors"
+    _each_image(op, "ignored_xyxy", ignored, offsets)
 
 
 def nms(boxes: Tensor, scores: Tensor, idxs: Tensor | None, settings: NmsSettings) -> None:
@@ -299,11 +311,11 @@ def _priors(op: str, priors: Tensor) -> None:
     _require(op, "priors_cxcywh", priors, positive, "sizes above 0")
 
 
-def _ground_truth(op: str, gt: Tensor, offsets: Tensor, empty: bool = True) -> None:
+def _each_image(op: str, argument: str, boxes: Tensor, offsets: Tensor, empty: bool = True) -> None:
     """Check the boxes of each image on its own, so that the message names the image."""
     bounds = offsets.tolist()
     for image, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
-        _boxes(op, f"gt_xyxy[{image}]", gt[start:end], empty)
+        _boxes(op, f"{argument}[{image}]", boxes[start:end], empty)
 
 
 def _place_in_list(wrong: Tensor, offsets: Tensor) -> tuple[int, int]:

@@ -13,16 +13,26 @@ from mdssd.ops import _values
 from mdssd.ops._checks import (
     check_choice,
     check_eps,
+    check_int,
     check_number,
     check_same_dtype,
     check_tensor,
     check_variances,
+    shown,
 )
 from mdssd.ops._dispatch import define
 from mdssd.ops._results import new_matches, new_targets
-from mdssd.ops._settings import VARIANCES, EncodeTargetsSettings, MatchPriorsSettings
+from mdssd.ops._settings import (
+    FORCES,
+    VARIANCES,
+    EncodeTargetsSettings,
+    IgnorePriorsSettings,
+    MatchPriorsSettings,
+)
 from mdssd.ops.native import matching as native
 from mdssd.ops.reference import matching as reference
+
+_MOST = 2**31 - 1  # priors that a box takes
 
 
 class Match(NamedTuple):
@@ -35,8 +45,8 @@ class Match(NamedTuple):
         tensor([[-1, -1]])
     """
 
-    index: Tensor  # type: ignore[assignment]  # [B, N] int64, ground truth in its image or -1
-    iou: Tensor  # [B, N] float32, highest IoU of each prior
+    index: Tensor  # type: ignore[assignment]  # [B, N] int64, ground truth in its image, -1 or -2
+    iou: Tensor  # [B, N] float32, highest IoU (or NWD) of each prior
 
 
 class Targets(NamedTuple):
@@ -50,8 +60,8 @@ class Targets(NamedTuple):
         tensor([[7]])
     """
 
-    loc: Tensor  # [B, N, 4], 0 if the prior is background
-    labels: Tensor  # [B, N] int64, 0 is background
+    loc: Tensor  # [B, N, 4], 0 unless the prior is matched
+    labels: Tensor  # [B, N] int64, 0 is background and -1 ignored
 
 
 def match_priors(
@@ -61,6 +71,13 @@ def match_priors(
     *,
     iou_eps: float = 0.0,
     priors_form: str = "cxcywh",
+    low_threshold: float | None = None,
+    force: str = "best_prior",
+    top_k: int = 1,
+    metric: str = "iou",
+    nwd_constant: float | None = None,
+    ignored_xyxy: Sequence[Tensor] | None = None,
+    ignore_threshold: float = 0.5,
 ) -> Match:
     """Match every prior of a batch of images to a ground-truth box or to background.
 
@@ -70,8 +87,8 @@ def match_priors(
        that none stays without a prior. Ties: the lower prior; a prior that is the best of two
        ground truths goes to the later one.
 
-    Memory is O(N + sum of M_i): only "reference" builds the N x M_i matrix. On a GPU, float64 runs
-    as "reference" and the other dtypes in two kernels per 512 images.
+    The keywords change both steps; docs/operators.md explains them. Memory is O(N + the sum of
+    M_i * top_k): only "reference" builds the N x M_i matrix. On a GPU, float64 runs as "reference".
 
     Args:
         gt_xyxy: B tensors [M_i, 4] of corners in the priors' unit (0-1), M_i from 0; float32,
@@ -80,14 +97,22 @@ def match_priors(
         iou_threshold: 0 to 1, compared in the dtype of the computation. Pass `just_above(t)` for
             "above t" instead of "at least t".
         iou_eps: added to the area of the union in every IoU; 0 to 1, in the priors' unit squared.
-            Some SSD ports add 1e-5, so that an IoU of exactly 0.5 falls below 0.5.
-        priors_form: "cxcywh", or "xyxy" if `priors_cxcywh` holds corners. Converting corners to
-            centres and back may change their last bit.
+        priors_form: "cxcywh", or "xyxy" if `priors_cxcywh` holds corners.
+        low_threshold: step 1 ignores a prior with a highest IoU from this to below `iou_threshold`.
+        force: "best_prior" is step 2; "none" leaves it out. "low_quality" is the exact
+            `allow_low_quality_matches` of torchvision and detectron2: every prior whose IoU with
+            some box is the highest of that box, 0 included, takes its own best box.
+        top_k: in step 2, each box takes so many priors in the order of their IoU; after the first,
+            only those with an IoU above 0. A prior goes to the box in whose order it comes first.
+        metric: "iou", or "nwd" to use the normalised Wasserstein distance in its place.
+        nwd_constant: with "nwd", C of that paper in the boxes' unit, from 1e-9 to 1e9.
+        ignored_xyxy: B tensors [K_i, 4] like `gt_xyxy`. A background prior is ignored if one of
+            these boxes covers at least a share `ignore_threshold`, and more than 0, of its area.
 
     Returns:
-        Match with `index` [B, N] int64, the position in the image's own list or -1 for background,
-        and `iou` [B, N] float32, the highest IoU of each prior before step 2. A box that is
-        degenerate or holds a NaN has IoU 0 with every prior and therefore takes prior 0.
+        Match with `index` [B, N] int64, the position in the image's own list, -1 for background or
+        -2 for ignored, and `iou` [B, N] float32, the highest IoU (or NWD) before step 2. A box that
+        is degenerate or holds a NaN has IoU 0 with every prior and therefore takes prior 0.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range.
@@ -107,14 +132,16 @@ def match_priors(
         tensor([[-1,  0]])
     """
     op = "match_priors"
-    check_choice(op, "priors_form", priors_form, ("cxcywh", "xyxy"))
-    settings = MatchPriorsSettings(
-        check_number(op, "iou_threshold", iou_threshold, 0.0, 1.0),
-        check_eps(op, iou_eps),
-        corners=priors_form == "xyxy",
-    )
+    corners = check_choice(op, "priors_form", priors_form, ("cxcywh", "xyxy")) == "xyxy"
+    threshold = check_number(op, "iou_threshold", iou_threshold, 0.0, 1.0)
+    eps = check_eps(op, iou_eps)
+    share = check_number(op, "ignore_threshold", ignore_threshold, 0.0, 1.0)
+    rules = _rules(op, threshold, eps, low_threshold, force, top_k, metric, nwd_constant)
+    settings = MatchPriorsSettings(threshold, eps, corners, *rules)
     gt, offsets = _flatten(op, gt_xyxy, priors_cxcywh)
-    return Match(*_match_priors(gt, offsets, priors_cxcywh, settings))
+    index, iou = _match_priors(gt, offsets, priors_cxcywh, settings)
+    by = IgnorePriorsSettings(share, -1, corners)
+    return Match(_ignore(op, index, gt_xyxy, ignored_xyxy, priors_cxcywh, by), iou)
 
 
 def encode_targets(
@@ -125,6 +152,13 @@ def encode_targets(
     variances: tuple[float, float] = VARIANCES,
     *,
     iou_eps: float = 0.0,
+    low_threshold: float | None = None,
+    force: str = "best_prior",
+    top_k: int = 1,
+    metric: str = "iou",
+    nwd_constant: float | None = None,
+    ignored_xyxy: Sequence[Tensor] | None = None,
+    ignore_threshold: float = 0.5,
 ) -> Targets:
     """Compute the training targets of a batch: `match_priors`, then `encode_boxes` of the matches.
 
@@ -138,12 +172,19 @@ def encode_targets(
         priors_cxcywh: [N, 4] centre and size, sizes above 0; any float dtype, same device.
         iou_threshold: 0 to 1, as in `match_priors`.
         variances: of the centre and the size, as in `encode_boxes`.
-        iou_eps: as in `match_priors`.
+        iou_eps: as in `match_priors`, like the keywords below.
+        low_threshold: from this to below `iou_threshold`, a prior is ignored.
+        force: "best_prior", "low_quality" or "none".
+        top_k: priors that each box takes.
+        metric: "iou" or "nwd".
+        nwd_constant: with "nwd", in the unit of the boxes.
+        ignored_xyxy: B tensors [K_i, 4] of boxes on which background is ignored.
+        ignore_threshold: the least share of a prior's area on such a box, 0 to 1.
 
     Returns:
         Targets with `loc` [B, N, 4] in the dtype of the boxes (that of the priors if there is no
-        image), 0 for background, and `labels` [B, N] int64, 0 for background. Ties and images
-        without boxes as in `match_priors`.
+        image), 0 unless a box is matched, and `labels` [B, N] int64, 0 for background and -1 for
+        ignored. Ties and images without boxes as in `match_priors`.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range. On the
@@ -165,34 +206,93 @@ def encode_targets(
         tensor([[0, 3]])
     """
     op = "encode_targets"
-    settings = EncodeTargetsSettings(
-        check_number(op, "iou_threshold", iou_threshold, 0.0, 1.0),
-        *check_variances(op, variances),
-        check_eps(op, iou_eps),
-    )
+    threshold = check_number(op, "iou_threshold", iou_threshold, 0.0, 1.0)
+    v0, v1 = check_variances(op, variances)
+    eps = check_eps(op, iou_eps)
+    share = check_number(op, "ignore_threshold", ignore_threshold, 0.0, 1.0)
+    rules = _rules(op, threshold, eps, low_threshold, force, top_k, metric, nwd_constant)
+    settings = EncodeTargetsSettings(threshold, v0, v1, eps, *rules)
     gt, offsets = _flatten(op, gt_xyxy, priors_cxcywh)
-    labels = _flatten_labels(op, gt_labels, gt_xyxy, gt)
-    return Targets(*_encode_targets(gt, labels, offsets, priors_cxcywh, settings))
+    gt_labels_flat = _flatten_labels(op, gt_labels, gt_xyxy, gt)
+    loc, labels = _encode_targets(gt, gt_labels_flat, offsets, priors_cxcywh, settings)
+    by = IgnorePriorsSettings(share, 0, False)
+    return Targets(loc, _ignore(op, labels, gt_xyxy, ignored_xyxy, priors_cxcywh, by))
 
 
-def _flatten(op: str, gt_xyxy: Sequence[Tensor], priors_cxcywh: Tensor) -> tuple[Tensor, Tensor]:
+def _rules(
+    op: str,
+    iou_threshold: float,
+    iou_eps: float,
+    low_threshold: object,
+    force: object,
+    top_k: object,
+    metric: object,
+    nwd_constant: object,
+) -> tuple[float | None, int, int, float | None]:
+    """Check the keywords that change the steps; return the last fields of the settings."""
+    low = None
+    if low_threshold is not None:
+        low = check_number(op, "low_threshold", low_threshold, 0.0, iou_threshold)
+    place = FORCES.index(check_choice(op, "force", force, FORCES))
+    ranks = check_int(op, "top_k", top_k, _MOST)
+    if ranks > 1 and place != 0:
+        raise ValueError(f"{op}: top_k: expected 1 with force={force!r}, got {ranks}")
+    if check_choice(op, "metric", metric, ("iou", "nwd")) == "iou":
+        if nwd_constant is not None:
+            given = shown(nwd_constant)
+            raise ValueError(f'{op}: nwd_constant: expected None with metric="iou", got {given}')
+        return low, place, ranks, None
+    if nwd_constant is None:
+        raise ValueError(
+            f'{op}: nwd_constant: expected a number with metric="nwd", in the unit of the boxes '
+            "(12.8 pixels in the paper), got None"
+        )
+    if iou_eps:
+        raise ValueError(f'{op}: iou_eps: expected 0 with metric="nwd", got {iou_eps}')
+    return low, place, ranks, check_number(op, "nwd_constant", nwd_constant, 1e-9, 1e9)
+
+
+def _ignore(
+    op: str,
+    marks: Tensor,
+    gt_xyxy: Sequence[Tensor],
+    ignored_xyxy: Sequence[Tensor] | None,
+    priors_cxcywh: Tensor,
+    settings: IgnorePriorsSettings,
+) -> Tensor:
+    """Mark the background priors on boxes to be ignored, if there are such boxes."""
+    if ignored_xyxy is None:
+        return marks
+    ignored, offsets = _flatten(op, ignored_xyxy, priors_cxcywh, "ignored_xyxy")
+    if len(ignored_xyxy) != len(gt_xyxy):
+        raise ValueError(
+            f"{op}: ignored_xyxy: expected {len(gt_xyxy)} tensors, one per image of gt_xyxy, "
+            f"got {len(ignored_xyxy)}"
+        )
+    if gt_xyxy:
+        check_same_dtype(op, "ignored_xyxy[0]", ignored, gt_xyxy[0])
+    return _ignore_priors(marks, ignored, offsets, priors_cxcywh, settings)
+
+
+def _flatten(
+    op: str, boxes_xyxy: Sequence[Tensor], priors_cxcywh: Tensor, name: str = "gt_xyxy"
+) -> tuple[Tensor, Tensor]:
     """Check the ragged batch; return all boxes [sum of M_i, 4] and the offsets [B + 1] int64.
 
     The offsets stay on the CPU, wherever the boxes are: no backend needs them on the device, and
     copying them there would make the call wait for it.
     """
     check_tensor(op, "priors_cxcywh", priors_cxcywh, ("N", 4))
-    if not isinstance(gt_xyxy, list | tuple):
-        raise TypeError(
-            f"{op}: gt_xyxy: expected a list of Tensors, one per image; got {type(gt_xyxy)}"
-        )
-    for i, boxes in enumerate(gt_xyxy):
-        check_tensor(op, f"gt_xyxy[{i}]", boxes, ("M", 4), like=priors_cxcywh)
-        check_same_dtype(op, f"gt_xyxy[{i}]", boxes, gt_xyxy[0])
-    ends = accumulate(boxes.shape[0] for boxes in gt_xyxy)
+    if not isinstance(boxes_xyxy, list | tuple):
+        got = type(boxes_xyxy)
+        raise TypeError(f"{op}: {name}: expected a list of Tensors, one per image; got {got}")
+    for i, boxes in enumerate(boxes_xyxy):
+        check_tensor(op, f"{name}[{i}]", boxes, ("M", 4), like=priors_cxcywh)
+        check_same_dtype(op, f"{name}[{i}]", boxes, boxes_xyxy[0])
+    ends = accumulate(boxes.shape[0] for boxes in boxes_xyxy)
     offsets = torch.tensor([0, *ends], dtype=torch.int64, device="cpu")
-    gt = torch.cat(list(gt_xyxy)) if gt_xyxy else priors_cxcywh.new_empty(0, 4)
-    return gt, offsets
+    joined = torch.cat(list(boxes_xyxy)) if boxes_xyxy else priors_cxcywh.new_empty(0, 4)
+    return joined, offsets
 
 
 def _flatten_labels(
@@ -238,4 +338,16 @@ _encode_targets = define(
     always=_values.always_encode_targets,
     values=_values.encode_targets,
     fake=lambda gt, gt_labels, offsets, priors, settings: new_targets(gt, offsets, priors),
+)
+
+_ignore_priors = define(
+    "ignore_priors(Tensor marks, Tensor ignored_xyxy, Tensor offsets, Tensor priors_cxcywh,"
+    " {settings}) -> Tensor",
+    settings=IgnorePriorsSettings,
+    reference=reference.ignore_priors,
+    cpp=native.ignore_priors_cpp,
+    cuda=native.ignore_priors_cuda,
+    triton="matching",
+    values=_values.ignore_priors,
+    fake=lambda marks, ignored, offsets, priors, settings: torch.empty_like(marks),
 )

@@ -88,6 +88,30 @@ def _keywords(draw: st.DrawFn, **optional: st.SearchStrategy[Any]) -> dict[str, 
 
 _SHAPES = st.tuples(*[st.integers(0, 3), st.integers(0, 9) | st.just(65), *[st.integers(0, 6)] * 2])
 
+_forces = st.builds(dict, force=st.sampled_from(["best_prior", "low_quality", "none"]))
+_metrics = st.builds(dict, iou_eps=eps) | st.builds(
+    dict, metric=st.just("nwd"), nwd_constant=st.sampled_from([1e-9, 0.04, 0.5, 1e9])
+)
+rules = st.tuples(
+    _forces | st.builds(dict, top_k=st.sampled_from([1, 2, 9, 500])),
+    _metrics,
+    st.just({}) | st.builds(dict, ignored=ragged, ignore_threshold=thresholds),
+    st.just({}) | st.builds(dict, low_threshold=thresholds),
+)
+
+
+def _with_rules(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Merge the rules of a matching into its arguments, with as many lists as images."""
+    for rule in arguments.pop("rules"):
+        arguments |= rule
+    if "ignored" in arguments:
+        images = len(arguments["boxes"])
+        arguments["ignored"] = (*arguments["ignored"], *[0] * images)[:images]
+    if "low_threshold" in arguments:
+        arguments["low_threshold"] *= arguments["iou_threshold"]
+    return arguments
+
+
 # For each operator, the arguments of its maker in mdssd.testing.
 _ARGUMENTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "box_iou": st.fixed_dictionaries({"n": counts, "m": counts, "kind": kinds}),
@@ -103,18 +127,18 @@ _ARGUMENTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
         boxes=ragged,
         kind=kinds,
         iou_threshold=thresholds,
-        iou_eps=eps,
         priors_form=st.sampled_from(["cxcywh", "xyxy"]),
-    ),
+        rules=rules,
+    ).map(_with_rules),
     "encode_targets": st.builds(
         dict,
         priors=counts,
         boxes=ragged,
         kind=kinds,
         iou_threshold=thresholds,
-        iou_eps=eps,
         variances=variances,
-    ),
+        rules=rules,
+    ).map(_with_rules),
     "nms": st.fixed_dictionaries({"n": counts, "kind": kinds, "iou_eps": eps, "metric": metrics}),
     "batched_nms": st.fixed_dictionaries(
         {
@@ -308,8 +332,10 @@ def _keyword_names(op: str) -> list[str]:
     names = {
         "detection_output": "score_threshold nms_threshold top_k max_detections variances softmax "
         "per_class keep_empty iou_eps max_log_scale clip metric",
-        "match_priors": "iou_threshold iou_eps priors_form",
-        "encode_targets": "iou_threshold iou_eps variances",
+        "match_priors": "iou_threshold iou_eps priors_form low_threshold force top_k metric "
+        "nwd_constant ignored_xyxy ignore_threshold",
+        "encode_targets": "iou_threshold iou_eps variances low_threshold force top_k metric "
+        "nwd_constant ignored_xyxy ignore_threshold",
         "encode_boxes": "variances",
         "decode_boxes": "variances",
         "nms": "iou_eps metric",

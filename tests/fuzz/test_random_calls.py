@@ -37,7 +37,7 @@ def run(call: Call, backend: str) -> tuple[Tensor, ...]:
 def assert_agrees(call: Call, got: tuple[Tensor, ...], want: tuple[Tensor, ...]) -> None:
     for position, (g, w) in enumerate(zip(got, want, strict=True)):
         assert g.dtype == w.dtype and g.shape == w.shape
-        rtol, atol = (0, 0) if position in call.case.exact else call.case.tolerance[call.dtype]
+        rtol, atol = call.case.allowed(position, call.dtype, call.kwargs)
         torch.testing.assert_close(
             g, w, rtol=rtol, atol=atol, equal_nan=True, msg=lambda m, p=position: f"result {p}: {m}"
         )

@@ -34,9 +34,10 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "just_above": (),
     "just_below": (),
 }
+RULES = ["low_threshold", "top_k", "nwd_constant", "ignore_threshold"]
 NUMBERS: dict[str, list[str]] = {
-    "match_priors": ["iou_threshold", "iou_eps"],
-    "encode_targets": ["iou_threshold", "iou_eps"],
+    "match_priors": ["iou_threshold", "iou_eps", *RULES],
+    "encode_targets": ["iou_threshold", "iou_eps", *RULES],
     "nms": ["iou_threshold", "iou_eps"],
     "batched_nms": ["iou_threshold", "iou_eps"],
     "nms_padded": ["iou_threshold", "iou_eps"],
@@ -58,7 +59,8 @@ PAIRS = {
     "resize": ["size"],
 }
 CHOICES = {
-    "match_priors": ["priors_form"],
+    "match_priors": ["priors_form", "force", "metric"],
+    "encode_targets": ["force", "metric"],
     "multibox_loss": ["reduction"],
     "detection_output": ["softmax", "per_class", "keep_empty", "metric"],
     "nms": ["metric"],

@@ -40,9 +40,11 @@ def run(case: Case, backend: str, args: Any, kwargs: Any) -> tuple[Tensor, ...]:
         return case(*args, **kwargs)
 
 
-def compare(case: Case, got: tuple[Tensor, ...], want: tuple[Tensor, ...], dtype: Any) -> None:
+def compare(
+    case: Case, got: tuple[Tensor, ...], want: tuple[Tensor, ...], dtype: Any, kwargs: Any
+) -> None:
     for position, (g, w) in enumerate(zip(got, want, strict=True)):
-        rtol, atol = (0, 0) if position in case.exact else case.tolerance[dtype]
+        rtol, atol = case.allowed(position, dtype, kwargs)
         torch.testing.assert_close(
             g, w, rtol=rtol, atol=atol, equal_nan=True, msg=lambda m, p=position: f"result {p}: {m}"
         )
@@ -53,7 +55,7 @@ def test_agrees_with_reference(
 ) -> None:
     args, kwargs = case.inputs(size, dtype, device)
     got = run(case, backend, args, kwargs)
-    compare(case, got, run(case, "reference", args, kwargs), dtype)
+    compare(case, got, run(case, "reference", args, kwargs), dtype, kwargs)
 
 
 @pytest.mark.cases(size=lambda size: not size.benchmark, emulated=_FEW)
@@ -69,8 +71,9 @@ def test_other_layouts_of_the_same_input(case: Case, size: str, backend: str, de
         wide[..., ::2] = value
         return wide[..., ::2]
 
+    kwargs = {name: spread(value) for name, value in kwargs.items()}
     got = run(case, backend, [spread(arg) for arg in args], kwargs)
-    compare(case, got, run(case, "reference", args, kwargs), torch.float32)
+    compare(case, got, run(case, "reference", args, kwargs), torch.float32, kwargs)
 
 
 @pytest.mark.cases(size=lambda size: not size.benchmark, emulated=())

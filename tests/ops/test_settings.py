@@ -34,7 +34,10 @@ encode_boxes(Tensor boxes_xyxy, Tensor priors_cxcywh, float v0, float v1) -> Ten
 encode_boxes_backward(Tensor grad, Tensor boxes_xyxy, Tensor priors_cxcywh, float v0, \
 float v1) -> Tensor
 encode_targets(Tensor gt_xyxy, Tensor gt_labels, Tensor offsets, Tensor priors_cxcywh, \
-float iou_threshold, float v0, float v1, float iou_eps) -> (Tensor, Tensor)
+float iou_threshold, float v0, float v1, float iou_eps, float? low_threshold=None, int force=0, \
+int top_k=1, float? nwd_constant=None) -> (Tensor, Tensor)
+ignore_priors(Tensor marks, Tensor ignored_xyxy, Tensor offsets, Tensor priors_cxcywh, \
+float threshold, int background, bool corners) -> Tensor
 l2norm(Tensor x, Tensor scale, float eps) -> (Tensor, Tensor)
 l2norm_add_relu(Tensor a, Tensor b, Tensor scale_a, Tensor scale_b, float eps) \
 -> (Tensor, Tensor, Tensor)
@@ -42,7 +45,8 @@ l2norm_add_relu_backward(Tensor grad, Tensor y, Tensor a, Tensor b, Tensor scale
 Tensor scale_b, Tensor ra, Tensor rb) -> (Tensor, Tensor, Tensor, Tensor)
 l2norm_backward(Tensor grad, Tensor x, Tensor scale, Tensor r) -> (Tensor, Tensor)
 match_priors(Tensor gt_xyxy, Tensor offsets, Tensor priors_cxcywh, float iou_threshold, \
-float iou_eps, bool corners) -> (Tensor, Tensor)
+float iou_eps, bool corners, float? low_threshold=None, int force=0, int top_k=1, \
+float? nwd_constant=None) -> (Tensor, Tensor)
 merge_boxes(Tensor boxes_xyxy, Tensor scores, Tensor? labels, Tensor? images, float threshold, \
 int method, bool ios, int models) -> (Tensor boxes, Tensor scores, Tensor index)
 merge_boxes_padded(Tensor boxes_xyxy, Tensor scores, Tensor? labels, Tensor? images, \

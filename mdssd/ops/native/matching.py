@@ -13,8 +13,8 @@ from torch import Tensor
 
 from mdssd.ops._modules import native
 from mdssd.ops._results import new_matches, new_targets
-from mdssd.ops._settings import EncodeTargetsSettings, MatchPriorsSettings
-from mdssd.ops._tensors import accumulation_dtype, aligned, dtype_code
+from mdssd.ops._settings import EncodeTargetsSettings, IgnorePriorsSettings, MatchPriorsSettings
+from mdssd.ops._tensors import accumulation_dtype, aligned, dtype_code, widened
 from mdssd.ops.reference import matching as reference
 
 
@@ -69,6 +69,31 @@ def encode_targets_cpp(
     return loc.to(dtype), labels
 
 
+def ignore_priors_cpp(
+    marks: Tensor,
+    ignored: Tensor,
+    offsets: Tensor,
+    priors: Tensor,
+    settings: IgnorePriorsSettings,
+) -> Tensor:
+    ignored = widened(ignored, accumulation_dtype(ignored.dtype))
+    priors = widened(priors, ignored.dtype)
+    result = torch.empty(marks.shape, dtype=torch.int64)
+    native.ignore_priors_cpu(
+        marks.contiguous(),
+        ignored,
+        offsets,
+        offsets.shape[0] - 1,
+        priors,
+        priors.shape[0],
+        settings,
+        result,
+        dtype_code(ignored),
+        torch.get_num_threads(),
+    )
+    return result
+
+
 def match_priors_cuda(
     kernels: Any,
     stream: int,
@@ -77,7 +102,7 @@ def match_priors_cuda(
     priors: Tensor,
     settings: MatchPriorsSettings,
 ) -> tuple[Tensor, Tensor]:
-    if gt.dtype == torch.float64:
+    if gt.dtype == torch.float64 or settings[3:] != (None, 0, 1, None):
         return reference.match_priors(gt, offsets, priors, settings)
     images, num_priors = offsets.shape[0] - 1, priors.shape[0]
     gt, priors = aligned(gt), aligned(priors.float())
@@ -107,7 +132,7 @@ def encode_targets_cuda(
     priors: Tensor,
     settings: EncodeTargetsSettings,
 ) -> tuple[Tensor, Tensor]:
-    if gt.dtype == torch.float64:
+    if gt.dtype == torch.float64 or settings[4:] != (None, 0, 1, None):
         return reference.encode_targets(gt, gt_labels, offsets, priors, settings)
     images, num_priors = offsets.shape[0] - 1, priors.shape[0]
     gt, gt_labels, priors = aligned(gt), gt_labels.contiguous(), aligned(priors.float())
@@ -127,3 +152,15 @@ def encode_targets_cuda(
         stream,
     )
     return result
+
+
+def ignore_priors_cuda(
+    kernels: Any,
+    stream: int,
+    marks: Tensor,
+    ignored: Tensor,
+    offsets: Tensor,
+    priors: Tensor,
+    settings: IgnorePriorsSettings,
+) -> Tensor:
+    return reference.ignore_priors(marks, ignored, offsets, priors, settings)

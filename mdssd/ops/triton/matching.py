@@ -24,7 +24,8 @@ import triton.language as tl
 from torch import Tensor
 
 from mdssd.ops._results import new_matches, new_targets
-from mdssd.ops._settings import EncodeTargetsSettings, MatchPriorsSettings
+from mdssd.ops._settings import EncodeTargetsSettings, IgnorePriorsSettings, MatchPriorsSettings
+from mdssd.ops.reference import matching as reference
 from mdssd.ops.triton.common import (
     OPTIONS,
     area,
@@ -231,6 +232,8 @@ def match_priors(
     gt: Tensor, offsets: Tensor, priors: Tensor, settings: MatchPriorsSettings
 ) -> tuple[Tensor, Tensor]:
     """Run `mdssd.ops.match_priors` on all boxes [sum of M_i, 4] with offsets [B + 1] on the CPU."""
+    if settings[3:] != (None, 0, 1, None):
+        return reference.match_priors(gt, offsets, priors, settings)
     outputs = new_matches(gt, offsets, priors)
     return _match(gt, None, offsets, priors, settings, (1.0, 1.0), outputs)
 
@@ -243,7 +246,18 @@ def encode_targets(
     settings: EncodeTargetsSettings,
 ) -> tuple[Tensor, Tensor]:
     """Run `mdssd.ops.encode_targets` on all boxes and labels with offsets [B + 1] on the CPU."""
-    match = MatchPriorsSettings(settings.iou_threshold, settings.iou_eps, corners=False)
+    if settings[4:] != (None, 0, 1, None):
+        return reference.encode_targets(gt, gt_labels, offsets, priors, settings)
     outputs = new_targets(gt, offsets, priors)
     variances = (settings.v0, settings.v1)
-    return _match(gt, gt_labels, offsets, priors, match, variances, outputs)
+    return _match(gt, gt_labels, offsets, priors, settings.match(), variances, outputs)
+
+
+def ignore_priors(
+    marks: Tensor,
+    ignored: Tensor,
+    offsets: Tensor,
+    priors: Tensor,
+    settings: IgnorePriorsSettings,
+) -> Tensor:
+    return reference.ignore_priors(marks, ignored, offsets, priors, settings)
