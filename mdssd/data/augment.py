@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mdssd.data.images import REDUCTIONS
 from mdssd.data.preprocess import to_tensor
+from mdssd.data.rasters import Raster
 from mdssd.data.sample import Sample
 from mdssd.models import MEAN_RGB
 from mdssd.priors.maps import InputSize, width_height
@@ -359,7 +360,7 @@ def boxes_in_window(boxes_xyxy: np.ndarray, window: np.ndarray) -> tuple[np.ndar
 
 
 def cut_window(
-    image: np.ndarray,
+    image: np.ndarray | Raster,
     window: np.ndarray,
     colour_change: list[tuple[str, float]],
     mean: tuple[float, float, float],

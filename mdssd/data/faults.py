@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from mdssd.data.dataset import DataPart, DetectionDataset
-from mdssd.data.images import read_image
+from mdssd.data.opened import check_file
 from mdssd.data.reasons import grouped
 from mdssd.data.sample import DataError
 from mdssd.system.progress import progress_bar
@@ -137,11 +137,9 @@ def without_damaged(dataset: DetectionDataset, faults: list[str]) -> DetectionDa
     """
 
     def fault(index: int) -> str:
-        path = dataset.image_path(index)
         try:
-            if path is not None:
-                read_image(path, limits=dataset.limits)
-            elif dataset.image_bytes(index) is not None:
+            check_file(dataset, index)
+            if dataset.image_path(index) is None and dataset.image_bytes(index) is not None:
                 dataset[index]
         except DataError as error:
             return str(error)

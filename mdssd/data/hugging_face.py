@@ -63,12 +63,8 @@ class HuggingFaceDataset(ListedDataset):
     def __getitem__(self, index: int) -> Sample:
         """Return image `index` with its ground truth; see `DetectionDataset`."""
         path = self._paths[index]
-        image = decode_image(
-            self._images.read(path),
-            row_text(path),
-            upright=self._upright[index],
-            limits=self.limits,
-        )
+        data, upright = self._images.read(path), self._upright[index]
+        image = decode_image(data, row_text(path), upright=upright, limits=self.limits)
         return self._annotations[index].sample(image, self.image_ids[index])
 
     def image_path(self, index: int) -> Path | None:
@@ -81,7 +77,10 @@ class HuggingFaceDataset(ListedDataset):
 
     def read_header(self, path: Path) -> ImageHeader:
         """Return the header of the image in a row."""
-        return parse_header(io.BytesIO(self._images.read(path, self.limits)), row_text(path))
+        data = self._images.read(path, self.limits)
+        header = parse_header(io.BytesIO(data), row_text(path))
+        self.limits.check(header, row_text(path))  # it is not read by windows
+        return header
 
     def has_image(self, path: Path) -> bool:
         """Return True: the row is there."""

@@ -46,8 +46,8 @@ class ImageLimits:
             have ten times as many bytes.
         accept_damage: whether to accept a JPEG of which a part is missing or damaged, as far as
             it can be decoded.
-        by_windows: whether a data set accepts a TIFF file above `max_pixels`, which a detector
-            with tiles reads by windows. As a whole it is still refused.
+        by_windows: whether a data set accepts a TIFF file above `max_pixels`, which detection and
+            training on tiles read by windows. As a whole it is still refused.
 
     Raises:
         ValueError: max_pixels is below 1.
@@ -65,6 +65,10 @@ class ImageLimits:
     def __post_init__(self) -> None:
         if self.max_pixels < 1:
             raise ValueError(f"max_pixels: expected 1 or more, got {self.max_pixels}")
+
+    def is_raster(self, header: ImageHeader) -> bool:
+        """Return whether a file is so large that it is read by windows, if it can be."""
+        return header.format == "TIFF" and header.width * header.height > self.max_pixels
 
     def check(self, header: ImageHeader, name: str) -> None:
         """Raise DataError if an image has too many pixels."""

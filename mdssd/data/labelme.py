@@ -56,7 +56,9 @@ class LabelMeDataset(ListedDataset):
         """Return the header of an image file, or of the image in an annotation."""
         if not _is_json(path):
             return super().read_header(path)
-        return parse_header(io.BytesIO(embedded_image(path)), f"{path}: imageData")
+        header = parse_header(io.BytesIO(embedded_image(path)), f"{path}: imageData")
+        self.limits.check(header, f"{path}: imageData")  # it is not read by windows
+        return header
 
 
 def is_labelme(path: Path) -> bool:

@@ -91,7 +91,7 @@ class PhotoDataset(DetectionDataset):
             DataError: the file is missing or no image.
         """
         header = self.read_header(path)
-        if not (self.limits.by_windows and header.format == "TIFF"):
+        if not (self.limits.by_windows and self.limits.is_raster(header)):
             self.limits.check(header, str(path))
         placement = place(header, stated, path.name, where, self._orientation, self._shown_upright)
         if relative:

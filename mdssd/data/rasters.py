@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,8 +24,8 @@ from mdssd.system.files import format_bytes, open_regular
 
 NEEDS = "needs rasterio: pip install 'mdssd[raster]'"
 # GDAL keeps decoded strips and blocks, so that those that several windows touch are decoded once:
-# 300 rows of RGB up to a width of 290,000 pixels.
-_CACHE = 256 << 20
+# 300 rows of RGB up to a width of 110,000 pixels.
+_CACHE = 96 << 20
 _MOST_BYTES = 256 << 20  # of a strip or block, which is decoded as a whole
 _CHUNK = 1 << 22  # pixels that are read at once where the whole file is
 _REDUCED = 4096  # pixels on the longer side of a reduced picture
@@ -33,6 +34,10 @@ _JPEG = 7  # the compression
 # RGB and a palette. Those of a JPEG it converts to RGB.
 _AS_STORED, _IN_JPEG = (0, 1, 2, 3), (1, 2, 6)
 _WHITE_IS_ZERO = 0
+# By how many bits the pixels of files of 16 bits are shifted, by path, size and time of change, for
+# files that are opened several times.
+_SHIFTS: dict[tuple[str, int, int], int] = {}
+_OPENING = threading.Lock()  # as warnings are set for all threads
 
 
 class Raster:
@@ -94,6 +99,11 @@ class Raster:
             part.indices(length) for part, length in zip(rows_columns, self.shape[:2], strict=True)
         )
         return self._rgb(self._file, left, top, right - left, bottom - top)
+
+    def check(self) -> None:
+        """Read the whole file once; raise DataError if a part of it is damaged."""
+        for chunk in self._parts():
+            self._stored(self._file, *chunk)
 
     def reduced(self) -> NDArray[np.uint8]:
         """Return a picture of the whole, whose longer side has at most 4096 pixels."""
@@ -157,12 +167,20 @@ class Raster:
 
     def _find_shift(self) -> int:
         """Return by how many bits the pixels are shifted, which the largest decides."""
-        file, largest = self._file, 0
-        for chunk in _chunks(file.width, file.height, file.block_shapes[0][0], 1):
-            largest = max(largest, int(self._stored(file, *chunk)[..., :3].max()))
-            if shift_to_8_bits(largest) == 8:
-                break
-        return shift_to_8_bits(largest)
+        status = os.stat(self._path)
+        state = (self._path, status.st_size, status.st_mtime_ns)
+        if state not in _SHIFTS:
+            largest = 0
+            for chunk in self._parts():
+                largest = max(largest, int(self._stored(self._file, *chunk)[..., :3].max()))
+                if shift_to_8_bits(largest) == 8:
+                    break
+            _SHIFTS[state] = shift_to_8_bits(largest)
+        return _SHIFTS[state]
+
+    def _parts(self) -> Iterator[tuple[int, int, int, int]]:
+        """Yield parts of the file as it is stored that are all of it."""
+        return _chunks(self._file.width, self._file.height, self._file.block_shapes[0][0], 1)
 
     def _fault(self) -> str:
         """Return why the file cannot be read by windows, or ""."""
@@ -295,8 +313,7 @@ def _reading(path: str) -> Iterator[None]:
     # It neither looks for files beside the image, nor keeps more in memory.
     options = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_CACHEMAX": _CACHE}
     try:
-        with rasterio.Env(**options), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about a missing georeference
+        with rasterio.Env(**options):
             yield
     except Exception as error:  # rasterio passes on many types
         reason = error.__cause__ or error
@@ -308,7 +325,8 @@ def _open(path: str, **options: Any) -> Any:
         import rasterio
     except ImportError:
         raise DataError(f"{path}: reading it by windows {NEEDS}") from None
-    with _reading(path):
+    with _reading(path), _OPENING, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about a missing georeference
         return rasterio.open(os.path.abspath(path), driver="GTiff", **options)
 
 

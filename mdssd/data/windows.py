@@ -17,11 +17,17 @@ from mdssd.data.augment import Augmentation, cut_window
 from mdssd.data.dataset import DetectionDataset
 from mdssd.data.image_headers import parse_header
 from mdssd.data.images import decode_image, read_bytes, read_header
+from mdssd.data.opened import raster_of
+from mdssd.data.rasters import Raster
 from mdssd.data.sample import Sample
 from mdssd.data.tiles import Tiling
 
-# The images that a process keeps decoded, and those whose windows are mixed with one another.
+Pixels = NDArray[np.uint8]
+
+# The images that a process keeps decoded, and those whose windows are mixed with one another. One
+# that is read by windows counts as so many of them.
 _BYTES = 256 * 2**20
+_RASTER_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -84,8 +90,9 @@ class TrainingWindows(torch.utils.data.Dataset[tuple[Tensor, Tensor, Tensor]]):
 
     The windows of an epoch come in an order in which a few images, of 256 MiB in all, are mixed
     with one another before the next few follow, so that each is decoded once per epoch and process.
-    Take them in that order, from 0. Window i depends on the seed, the epoch and i alone. Samples
-    are those of `TrainingSet`.
+    Take them in that order, from 0. Of a TIFF file above the limit, if the data set accepts those,
+    only the windows are read; 16 such files are mixed with one another. Window i depends on the
+    seed, the epoch and i alone. Samples are those of `TrainingSet`.
 
     Args:
         dataset: the data set. The headers of all its images are read.
@@ -126,8 +133,11 @@ class TrainingWindows(torch.utils.data.Dataset[tuple[Tensor, Tensor, Tensor]]):
         tiling = Tiling(draws.width, draws.height, overlap=0)
         self._tiles = np.array([tiling.count(*map(int, size)) for size in self._sizes])
         self._objects = np.array([int((~dataset.annotation(i).crowd).sum()) for i in indices])
+        self._costs = 3 * self._sizes.prod(1)
+        if dataset.limits.by_windows:
+            self._costs[self._sizes.prod(1) > dataset.limits.max_pixels] = _RASTER_BYTES
         self._plan: tuple[int, Plan] | None = None
-        self._decoded: OrderedDict[int, Sample] = OrderedDict()
+        self._kept: OrderedDict[int, tuple[Sample, Pixels | Raster]] = OrderedDict()
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch, 0 or more, that decides the random draws of the next samples."""
@@ -140,14 +150,15 @@ class TrainingWindows(torch.utils.data.Dataset[tuple[Tensor, Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         plan = self.plan()
-        sample = self._sample(int(plan.images[index]))
+        sample, image = self._opened(int(plan.images[index]))
         rng = np.random.default_rng([self.seed, int(self._epoch), index, 1])
         boxes = sample.boxes_xyxy[~sample.crowd].astype(np.float64)
         chosen = int(plan.objects[index])
         box = boxes[chosen] if chosen >= 0 else None
-        height, width = sample.image.shape[:2]
+        height, width = image.shape[:2]
         window = draw_window((width, height), box, self.draws, rng)
-        return self.augmentation(cut_sample(sample, window, self.draws, self.augmentation), rng)
+        part = cut_sample(sample, image, window, self.draws, self.augmentation)
+        return self.augmentation(part, rng)
 
     def plan(self) -> Plan:
         """Return what the windows of this epoch show."""
@@ -170,22 +181,24 @@ class TrainingWindows(torch.utils.data.Dataset[tuple[Tensor, Tensor, Tensor]]):
         objects = np.concatenate([objects, np.full(anywhere, -1)])
         # Images in random order, in groups that are kept decoded, with their windows mixed.
         shuffled = rng.permutation(len(self._sizes))
-        nbytes = 3 * self._sizes.prod(1)[shuffled]
         group = np.empty(len(shuffled), np.int64)
-        group[shuffled] = _groups(nbytes, _BYTES)
+        group[shuffled] = _groups(self._costs[shuffled], _BYTES)
         order = np.lexsort((rng.random(count), group[images]))
         return Plan(images[order], objects[order])
 
-    def _sample(self, index: int) -> Sample:
-        """Return a sample with its image, from those of the last samples if it is among them."""
-        sample = self._decoded.pop(index, None)
-        if sample is None:
-            sample = _read(self.dataset, index)
-            kept = sum(each.image.nbytes for each in self._decoded.values())
-            while self._decoded and kept + sample.image.nbytes > _BYTES:
-                kept -= self._decoded.popitem(last=False)[1].image.nbytes
-        self._decoded[index] = sample
-        return sample
+    def _opened(self, index: int) -> tuple[Sample, Pixels | Raster]:
+        """Return a sample and its image, from the last of them if it is among those."""
+        entry = self._kept.pop(index, None)
+        if entry is None:
+            kept = self._costs[[*self._kept, index]].sum()
+            while self._kept and kept > _BYTES:
+                oldest, (_, image) = self._kept.popitem(last=False)
+                kept -= self._costs[oldest]
+                if isinstance(image, Raster):
+                    image.close()
+            entry = _open(self.dataset, index)
+        self._kept[index] = entry
+        return entry
 
 
 def count_windows(dataset: DetectionDataset, draws: WindowDraws) -> int:
@@ -251,18 +264,29 @@ def visible_share(
 
 
 def cut_sample(
-    sample: Sample, window: NDArray[np.int64], draws: WindowDraws, augmentation: Augmentation
+    sample: Sample,
+    image: Pixels | Raster,
+    window: NDArray[np.int64],
+    draws: WindowDraws,
+    augmentation: Augmentation,
 ) -> Sample:
     """Return a window of a sample as a sample of its own, without crowds.
 
     Boxes are clipped to the window. One of which it shows less than `draws.min_visible` is left
     out. What lies beyond the image is filled with the mean of the augmentation.
+
+    Args:
+        sample: the sample, whose own pixels are not used.
+        image: its image.
+        window: [4] xyxy, in whole pixels of the image.
+        draws: says which boxes are left out.
+        augmentation: says what the mean is.
     """
     boxes_xyxy = sample.boxes_xyxy.astype(np.float64)
     kept = ~sample.crowd & (visible_share(boxes_xyxy, window) >= draws.min_visible)
     corner, end = np.tile(window[:2], 2), np.tile(window[2:] - window[:2], 2)
     return Sample(
-        cut_window(sample.image, window, [], augmentation.mean),
+        cut_window(image, window, [], augmentation.mean),
         (boxes_xyxy[kept] - corner).clip(0, end).astype(np.float32),
         sample.labels[kept],
         sample.difficult[kept],
@@ -286,14 +310,16 @@ def image_size(dataset: DetectionDataset, index: int) -> tuple[int, int]:
     return width, height
 
 
-def _read(dataset: DetectionDataset, index: int) -> Sample:
-    path = dataset.image_path(index)
+def _open(dataset: DetectionDataset, index: int) -> tuple[Sample, Pixels | Raster]:
+    path, raster = dataset.image_path(index), raster_of(dataset, index)
+    if raster is not None:
+        return dataset.annotation(index), raster
     if path is None:
-        return dataset[index]
-    sample, limits = dataset.annotation(index), dataset.limits
-    data = read_bytes(path, limits)
-    sample.image = decode_image(data, str(path), upright=dataset.upright(index), limits=limits)
-    return sample
+        sample = dataset[index]
+        return sample, sample.image
+    data, limits = read_bytes(path, dataset.limits), dataset.limits
+    image = decode_image(data, str(path), upright=dataset.upright(index), limits=limits)
+    return dataset.annotation(index), image
 
 
 def _groups(sizes: NDArray[np.int64], most: int) -> NDArray[np.int64]:

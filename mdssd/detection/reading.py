@@ -160,13 +160,12 @@ class Reader:
 
     def _is_raster(self, source: Image, header: ImageHeader) -> bool:
         """Return whether an image is read by windows."""
-        if self.preprocess is not None or header.format != "TIFF":
+        if self.preprocess is not None:
             return False
         if not isinstance(source, (str, os.PathLike, ImageFile)):
             return False
         file = _as_file(source)
-        limits = file.limits or self.limits
-        return file.data is None and header.width * header.height > limits.max_pixels
+        return file.data is None and (file.limits or self.limits).is_raster(header)
 
     def _read(self, source: Image, name: str, with_image: bool) -> ReadImage:
         image = read_pixels(source, name, self.limits, self.upright)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdssd.data import DetectionDataset
-from mdssd.data.images import read_header
-from mdssd.data.rasters import Raster
+from mdssd.data.opened import opened
 from mdssd.drawing import draw_detections, encode_image
 from mdssd.evaluation.result import EvalData, EvalResult
 from mdssd.metrics.boxes import check_images
@@ -121,7 +119,7 @@ def show(
     """
     x1, y1, x2, y2 = subject.box_xyxy
     side = max(_LEAST, _SURROUNDINGS * max(x2 - x1, y2 - y1))
-    with _opened(dataset, subject.image) as image:
+    with opened(dataset, subject.image) as image:
         height, width = image.shape[:2]
         left, right = _span((x1 + x2) / 2, side, width)
         top, bottom = _span((y1 + y2) / 2, side, height)
@@ -151,19 +149,6 @@ def show(
         legend=False,
     )
     return encode_image(drawn, ".jpg", quality=85, fine=False)
-
-
-@contextmanager
-def _opened(dataset: DetectionDataset, index: int) -> Iterator[NDArray[np.uint8] | Raster]:
-    """Open an image of the data set: as a whole, or by windows if it is too large for that."""
-    path, limits = dataset.image_path(index), dataset.limits
-    if path is not None and limits.by_windows:
-        header = read_header(path)
-        if header.width * header.height > limits.max_pixels:
-            with Raster(path, upright=dataset.upright(index)) as raster:
-                yield raster
-            return
-    yield dataset[index].image
 
 
 def _match(data: EvalData, num_classes: int) -> Matches:

@@ -17,6 +17,7 @@ from torch import Tensor
 from mdssd.data import DataError, DetectionDataset, Sample, decode_image
 from mdssd.data.faults import left_out, nothing_to_learn
 from mdssd.data.images import read_bytes
+from mdssd.data.opened import raster_of
 from mdssd.data.reasons import grouped
 from mdssd.data.sample import NO_IMAGE
 from mdssd.data.tiled_boxes import best_windows, in_windows, shown_whole
@@ -26,9 +27,11 @@ from mdssd.inspection.result import IOU, DataCheck, share_reached
 from mdssd.inspection.tiles import BoxesInTiles, advice
 from mdssd.priors import PriorLayer, best_iou, make_priors
 from mdssd.priors.maps import InputSize, width_height
+from mdssd.system.files import open_regular
 from mdssd.system.progress import progress_bar
 
 _PART = 16  # images that a thread reads at a time
+_BYTES = 1 << 20  # of a file too large to be read as a whole that are read at once
 _MARGIN = 1.0  # pixels: VOC counts from 1, so a box may end one pixel beyond the image
 
 
@@ -130,23 +133,10 @@ def _read_all(
     """Read all images. Return those that can be used, and a line about each of the others."""
 
     def read(index: int) -> _Checked | DataError:
-        path = dataset.image_path(index)
         try:
-            if path is None:
-                sample = dataset[index]
-                image, data = sample.image, sample.image.tobytes()
-                sample = replace(sample, image=NO_IMAGE)
-            else:
-                sample, data = dataset.annotation(index), read_bytes(path, dataset.limits)
-                image = decode_image(
-                    data, str(path), upright=dataset.upright(index), limits=dataset.limits
-                )
+            return _read(dataset, index)
         except DataError as error:
             return error
-        digest = hashlib.blake2b(data, digest_size=16).digest()
-        name = str(path or dataset.image_ids[index])
-        size = (image.shape[1], image.shape[0])
-        return _Checked(index, name, digest, size, sample)
 
     def read_part(first: int) -> list[_Checked | DataError]:
         return [read(index) for index in range(first, min(first + _PART, len(dataset)))]
@@ -163,6 +153,29 @@ def _read_all(
         pool.shutdown(cancel_futures=True)
     images = [each for each in everything if isinstance(each, _Checked)]
     return images, [str(each) for each in everything if isinstance(each, DataError)]
+
+
+def _read(dataset: DetectionDataset, index: int) -> _Checked:
+    path, raster = dataset.image_path(index), raster_of(dataset, index)
+    name, digest = str(path or dataset.image_ids[index]), hashlib.blake2b(digest_size=16)
+    shape: tuple[int, ...]
+    if path is None:
+        sample = dataset[index]
+        shape = sample.image.shape
+        digest.update(sample.image.tobytes())
+        sample = replace(sample, image=NO_IMAGE)
+    elif raster is None:
+        sample, data = dataset.annotation(index), read_bytes(path, dataset.limits)
+        digest.update(data)
+        upright, limits = dataset.upright(index), dataset.limits
+        shape = decode_image(data, name, upright=upright, limits=limits).shape
+    else:
+        sample, shape = dataset.annotation(index), raster.shape
+        with raster, open_regular(path) as file:
+            raster.check()
+            while data := file.read(_BYTES):
+                digest.update(data)
+    return _Checked(index, name, digest.digest(), (shape[1], shape[0]), sample)
 
 
 def _measure(

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdssd.data import DetectionDataset, Sample
+from mdssd.data.opened import opened
+from mdssd.data.rasters import Raster
 from mdssd.data.tiled_boxes import best_windows, shown_whole
 from mdssd.data.tiles import Tiling
 from mdssd.inspection.plots import grid_of
@@ -58,7 +60,10 @@ def tile_sheet(
         raise ValueError(f"tile_sheet: count must be at least 1, got {count}")
     order = np.random.default_rng(seed).permutation(len(dataset))[:count]
     longest = _SIDE // math.ceil(math.sqrt(len(order)))
-    pictures = [_picture(dataset[index], tiling, longest) for index in order.tolist()]
+    pictures = []
+    for index in order.tolist():
+        with opened(dataset, index) as image:
+            pictures.append(_picture(dataset.annotation(index), image, tiling, longest))
     height, width = np.max([picture.shape[:2] for picture in pictures], 0)
     cells = []
     for picture in pictures:
@@ -68,11 +73,14 @@ def tile_sheet(
     return grid_of(cells)
 
 
-def _picture(sample: Sample, tiling: Tiling, longest: int) -> NDArray[np.uint8]:
-    height, width = sample.image.shape[:2]
+def _picture(
+    sample: Sample, image: NDArray[np.uint8] | Raster, tiling: Tiling, longest: int
+) -> NDArray[np.uint8]:
+    height, width = image.shape[:2]
     scale = min(1.0, longest / max(width, height))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    picture = cv2.resize(sample.image, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
+    pixels = image.reduced() if isinstance(image, Raster) else image
+    picture = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
     columns, rows = tiling.starts(width, height)
     across = _times_shown(columns, tiling.width, size[0], scale)
     down = _times_shown(rows, tiling.height, size[1], scale)

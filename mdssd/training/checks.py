@@ -8,7 +8,8 @@ from contextlib import closing
 
 import torch
 
-from mdssd.data import DetectionDataset, read_image
+from mdssd.data import DetectionDataset
+from mdssd.data.opened import check_file
 from mdssd.data.windows import count_windows
 from mdssd.models import SingleShotDetector
 from mdssd.system import distributed
@@ -88,9 +89,7 @@ def _decode_all(dataset: DetectionDataset, progress: bool) -> None:
     processes = distributed.world_size()
 
     def decode(index: int) -> None:  # the pixels are not returned, or the pool would collect them
-        path = dataset.image_path(index)
-        assert path is not None
-        read_image(path, upright=dataset.upright(index), limits=dataset.limits)
+        check_file(dataset, index)
 
     bar = progress_bar(
         desc="check images" + (f" (1/{processes} of them)" if processes > 1 else ""),

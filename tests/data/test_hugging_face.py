@@ -13,6 +13,7 @@ from mdssd.data import DataError, TrainingSet, open_dataset, write_voc
 from mdssd.data.augment import Augmentation
 from mdssd.data.faults import without_damaged
 from mdssd.data.hugging_face import is_hugging_face
+from mdssd.data.images import ImageLimits
 
 pa = pytest.importorskip("pyarrow", reason="pyarrow reads the tables")
 pq = pytest.importorskip("pyarrow.parquet", reason="pyarrow reads the tables")
@@ -273,3 +274,11 @@ def test_a_damaged_image_and_the_bytes_of_a_good_one(tmp_path):
     out = write_voc(without_damaged(dataset, []), tmp_path / "voc", "train")
     written = sorted((out / "JPEGImages").iterdir())
     assert [path.read_bytes() for path in written] == [picture()]
+
+
+def test_an_image_in_a_table_is_not_read_by_windows(tmp_path):
+    data = cv2.imencode(".tif", np.zeros((60, 80, 3), np.uint8))[1].tobytes()
+    made = table([[(BOX, 0)]], images=[{"bytes": data, "path": None}])
+    saved(tmp_path / "d", made)
+    with pytest.raises(DataError, match="has 80 x 60 pixels, expected at most 1,000"):
+        open_dataset(tmp_path / "d", limits=ImageLimits(max_pixels=1000, by_windows=True))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mdssd.data import DataError, labelme_json, open_dataset
+from mdssd.data.images import ImageLimits
 from mdssd.data.labelme import is_labelme
 
 
@@ -294,3 +295,11 @@ def test_chosen_classes(tmp_path):
     dataset = opened(tmp_path, shape(), shape(label="bus"), classes=["bus"])
     assert dataset.classes == ["bus"] and len(dataset[0].labels) == 1
     assert "1 box of classes that were not asked for left out: car 1" in dataset.notes[0]
+
+
+def test_an_embedded_image_is_not_read_by_windows(tmp_path):
+    """A TIFF of the folder would be, but this one has no file."""
+    data = cv2.imencode(".tif", np.zeros((60, 80, 3), np.uint8))[1].tobytes()
+    write(tmp_path / "a.json", content(imageData=base64.b64encode(data).decode()))
+    with pytest.raises(DataError, match=r"a\.json: imageData: has 80 x 60 pixels, expected at m"):
+        open_dataset(tmp_path, limits=ImageLimits(max_pixels=1000, by_windows=True))

@@ -125,9 +125,10 @@ def test_box_is_kept_by_its_visible_share():
     assert visible_share(boxes.astype(float), window).tolist() == [0.5, 0.45, 1.0]
     image, ones = np.zeros((200, 200, 3), np.uint8), np.ones(3, np.int64)
     sample = Sample(image, boxes, ones, ones < 0, "a", crowd=np.array([False, False, True]))
-    cut = cut_sample(sample, window, WindowDraws(100, 100), Augmentation(100))
+    cut = cut_sample(sample, image, window, WindowDraws(100, 100), Augmentation(100))
     assert cut.image.shape == (100, 100, 3) and cut.boxes_xyxy.tolist() == [[90, 0, 100, 10]]
-    cut = cut_sample(sample, window, WindowDraws(100, 100, min_visible=0.4), Augmentation(100))
+    draws = WindowDraws(100, 100, min_visible=0.4)
+    cut = cut_sample(sample, image, window, draws, Augmentation(100))
     assert len(cut.boxes_xyxy) == 2
 
 
@@ -155,7 +156,7 @@ def test_each_image_is_decoded_once_in_an_epoch(tmp_path, monkeypatch):
     monkeypatch.setattr(decode, lambda data, name, **o: decoded.append(name) or decode_image(data))
     for index in range(len(windows)):
         windows[index]
-        kept = sum(sample.image.nbytes for sample in windows._decoded.values())
+        kept = sum(image.nbytes for _, image in windows._kept.values())
         assert kept <= 2 * 400 * 300 * 3
     assert len(decoded) == len(set(decoded)) == 6
     images = windows.plan().images.reshape(-1, 12)

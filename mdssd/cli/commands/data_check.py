@@ -30,7 +30,6 @@ from mdssd.models.build import input_size, with_input_size
 from mdssd.models.options import PRIOR_OPTIONS
 from mdssd.names import AUTO_PRIORS, PRIOR_SCALES
 from mdssd.priors import PriorLayer, scales_name
-from mdssd.priors.maps import InputSize
 from mdssd.system.files import writable_folder
 from mdssd.training.prior_choice import choose_priors
 
@@ -42,7 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     size = input_size(name)
     tiling = tiling_of(vars(arguments), size)
     faults: list[str] = []
-    dataset = open_whole_data(vars(arguments), input_size=size, faults=faults)
+    how: dict[str, Any] = {"input_size": size, "by_windows": tiling is not None}
+    dataset = open_whole_data(vars(arguments), **how, faults=faults)
     trained = _to_train_on(dataset)
     model, others, fitted = _models_priors(
         name, arguments, dataset if trained is None else trained, tiling
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         tiny=arguments.tiny,
         workers=arguments.workers,
     )
-    refusal = _refusal(vars(arguments), dataset, trained, size)
+    refusal = _refusal(vars(arguments), dataset, trained, how)
     check.refused = check.refused or refusal
     verdict, *rest = check.text(_folder(arguments.data, dataset)).split("\n")
     known = [recognised(dataset)] if dataset.format else []
@@ -104,18 +104,19 @@ def _refusal(
     given: Mapping[str, Any],
     dataset: DetectionDataset,
     trained: DetectionDataset | None,
-    size: InputSize,
+    how: Mapping[str, Any],
 ) -> str:
     """Return why `mdssd train` or `eval` would refuse the data; "" if neither would.
 
     trained: what `_to_train_on` returned.
+    how: further arguments of `open_data`.
     """
     if given.get("data") is None or given.get("split") is not None:
         return nothing_to_learn(dataset)
     # As if everything that was left out were of this split. Only then is it opened by itself.
     if trained is None or nothing_to_learn(trained) or left_out(trained):
         try:
-            alone = open_data(given, train=True, input_size=size, classes=None, faults=[])
+            alone = open_data(given, train=True, classes=None, faults=[], **how)
         except DataError as error:
             return f"`mdssd train` would refuse the data: {error}"
         reason = nothing_to_learn(alone) or ("" if "allow_faults" in given else left_out(alone))
@@ -126,7 +127,7 @@ def _refusal(
     for split in dict.fromkeys(name for lists in dataset.split_lists([]) for name in lists.listed):
         with suppress(DataError):  # the check reports it
             options = {**given, "split": split}
-            alone = open_data(options, train=False, input_size=size, classes=None, faults=[])
+            alone = open_data(options, train=False, classes=None, faults=[], **how)
             if reason := left_out(alone):
                 return f"`mdssd eval` would refuse the split {split}: {reason}"
     return ""

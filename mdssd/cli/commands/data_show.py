@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
             "augmentation"
         )
     augmentation = Augmentation(size, **_augmentation_options(given))
-    dataset = open_whole_data(given, input_size=size, faults=None)
+    dataset = open_whole_data(given, input_size=size, by_windows=tiling is not None)
     if tiling is None:
         count = arguments.count
         sheet = contact_sheet(dataset, augmentation, count, arguments.seed)

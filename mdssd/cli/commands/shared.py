@@ -121,15 +121,11 @@ def recognised(dataset: DetectionDataset) -> str:
     return f"data: {dataset.format}{split}"
 
 
-def open_whole_data(
-    options: Mapping[str, Any], *, input_size: InputSize, faults: list[str] | None
-) -> DetectionDataset:
-    """Like `open_data`, but without a split use the images of all splits."""
+def open_whole_data(options: Mapping[str, Any], **keywords: Any) -> DetectionDataset:
+    """Like `open_data` for training, but without a split use the images of all splits."""
     if options.get("split") is None and options.get("data") is not None:
         options = {**options, "split": ALL}
-    return open_data(
-        options, train=True, input_size=input_size, classes=None, learn=False, faults=faults
-    )
+    return open_data(options, train=True, classes=None, learn=False, **keywords)
 
 
 # The options that say how tiles are made, and what they are if they are not given.

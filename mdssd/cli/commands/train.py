@@ -95,9 +95,12 @@ def _run(given: Mapping[str, Any], out_dir: Path, resume: bool, device: str) -> 
 
 def _open_both(settings: RunSettings) -> tuple[DetectionDataset, DetectionDataset | None]:
     """The data set to train on, and the one to evaluate on if there is one."""
-    data, size = settings.data, input_size(settings.model["model"])
-    classes = data.get("classes")
-    dataset = open_data(data, train=True, input_size=size, classes=classes)
+    data, classes = settings.data, settings.data.get("classes")
+    how: dict[str, Any] = {
+        "input_size": input_size(settings.model["model"]),
+        "by_windows": settings.recipe.get("tile") is not None,
+    }
+    dataset = open_data(data, train=True, classes=classes, **how)
     if classes is not None and classes != dataset.classes:
         raise ValueError(
             f"--classes: {dataset.name} has its own classes {', '.join(dataset.classes)}; "
@@ -114,7 +117,7 @@ def _open_both(settings: RunSettings) -> tuple[DetectionDataset, DetectionDatase
         "max_pixels": data.get("max_pixels"),
         "orientation": data.get("orientation"),
     }
-    return dataset, open_data(eval_options, train=False, input_size=size, classes=dataset.classes)
+    return dataset, open_data(eval_options, train=False, classes=dataset.classes, **how)
 
 
 def _make_model(

@@ -40,7 +40,8 @@ def add_data_rules(parser: argparse.ArgumentParser | Group) -> None:
         type=values.count,
         default=argparse.SUPPRESS,
         metavar="N",
-        help="refuse images of more than N pixels (default 100,000,000)",
+        help="refuse images of more than N pixels (default 100,000,000); with --tile, read TIFF "
+        "files of more by windows",
     )
     parser.add_argument(
         "--orientation",

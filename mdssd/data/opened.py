@@ -1,0 +1,72 @@
+"""The images of a data set, each as a whole or, where it is too large for that, by windows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mdssd.data.dataset import DetectionDataset
+from mdssd.data.images import read_header, read_image
+from mdssd.data.rasters import Raster
+
+
+def raster_of(dataset: DetectionDataset, index: int) -> Raster | None:
+    """Open an image that is read by windows; return None for one that is read as a whole.
+
+    Raises:
+        DataError: the image cannot be read.
+
+    Example:
+        >>> from mdssd.data import SyntheticScenes
+        >>> from mdssd.data.opened import raster_of
+        >>> print(raster_of(SyntheticScenes(1), 0))
+        None
+    """
+    path, limits = dataset.image_path(index), dataset.limits
+    if path is None or not limits.by_windows or not limits.is_raster(read_header(path)):
+        return None
+    return Raster(path, upright=dataset.upright(index))
+
+
+@contextmanager
+def opened(dataset: DetectionDataset, index: int) -> Iterator[NDArray[np.uint8] | Raster]:
+    """Open an image for the time of a block: as pixels [H, W, 3], or by windows.
+
+    Raises:
+        DataError: the image cannot be read.
+
+    Example:
+        >>> from mdssd.data import SyntheticScenes
+        >>> from mdssd.data.opened import opened
+        >>> with opened(SyntheticScenes(1), 0) as image:
+        ...     image[10:30, 0:40].shape
+        (20, 40, 3)
+    """
+    raster = raster_of(dataset, index)
+    if raster is None:
+        yield dataset[index].image
+    else:
+        with raster:
+            yield raster
+
+
+def check_file(dataset: DetectionDataset, index: int) -> None:
+    """Read all of an image that is a file, to find damage.
+
+    Raises:
+        DataError: it cannot be read.
+
+    Example:
+        >>> from mdssd.data import SyntheticScenes
+        >>> from mdssd.data.opened import check_file
+        >>> check_file(SyntheticScenes(1), 0)  # is no file
+    """
+    path, raster = dataset.image_path(index), raster_of(dataset, index)
+    if raster is not None:
+        with raster:
+            raster.check()
+    elif path is not None:
+        read_image(path, upright=dataset.upright(index), limits=dataset.limits)
