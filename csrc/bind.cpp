@@ -106,6 +106,11 @@ void visit_fields(DetectionOutputSettings& settings, const Visit& visit) {
   FIELD(clip_width);
   FIELD(clip_height);
   FIELD(ios);
+  FIELD(sigmoid);
+  FIELD(background);
+  FIELD(levels);
+  FIELD(top_k_per_level);
+  FIELD(class_agnostic);
 }
 
 #undef FIELD

@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 namespace mdssd {
 
@@ -93,6 +94,11 @@ struct DetectionOutputSettings {
   std::optional<double> clip_width;     // decoded boxes are clipped to this width ...
   std::optional<double> clip_height;    // ... and this height; both are set or neither
   bool ios;                             // NMS divides by the area of the smaller box
+  bool sigmoid;                         // unless softmax, scores are the sigmoid of the logits
+  bool background;                      // column 0 is that of the background
+  std::vector<int64_t> levels;          // priors of each feature map; empty for a single one
+  std::optional<int64_t> top_k_per_level;  // candidates of a level, of all classes together
+  bool class_agnostic;                  // one NMS, and one top_k, over all classes together
 };
 
 // --- CPU -----------------------------------------------------------------------------------------
@@ -150,7 +156,8 @@ int64_t merge_boxes_cpu(const void* boxes, const void* scores, const int64_t* la
 // loc [images, num_priors, 4] S, logits [images, num_priors, classes] S,
 // priors [num_priors, 4] W ->
 // boxes [lists, max_detections, 4] W, scores [lists, max_detections] W, labels, count [lists].
-// `lists` is images or, with per_class, images * (classes - 1). The results must hold zeros.
+// `lists` is images or, with per_class, images times the classes except background. The results must
+// hold zeros.
 void detection_output_cpu(const void* loc, const void* logits, const void* priors, int64_t images,
                           int64_t num_priors, int64_t classes,
                           const DetectionOutputSettings& settings, void* boxes, void* scores,

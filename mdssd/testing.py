@@ -267,11 +267,11 @@ def _peaked(generator: Generator, images: int, priors: int, classes: int) -> Ten
     return logits
 
 
-def _spread(logits: Tensor, top_k: int) -> None:
+def _spread(logits: Tensor, top_k: int, sigmoid: bool) -> None:
     """Change logits a little until the scores that `top_k` lets through are APART or more apart."""
     close = torch.ones(1)
     while logits.numel() and close.numel():
-        scores = logits.softmax(-1)[..., 1:]
+        scores = logits.sigmoid() if sigmoid else logits.softmax(-1)[..., 1:]
         best, prior = scores.topk(min(top_k + 1, logits.shape[1]), 1)
         best, order = best.flatten(1).sort(1, descending=True)
         near = (best[:, :-1] > 0.005) & (best[:, :-1] - best[:, 1:] < APART * best[:, :-1])
@@ -290,6 +290,7 @@ def detection_inputs(
 ) -> Any:
     """Make the outputs of a network: "trained" (few priors pass), "untrained" (all do) or special.
 
+    "focal" is "trained" for a sigmoid: few logits are above 0, and no column is the background's.
     Scores that can become detections are equal or APART, as tests compare ranks on all backends.
     "alike" is "untrained" with equal scores, and "peaked" with scores so near one another that the
     first digits of all are the same, see `_peaked`. In "empty" many boxes have no area. Without
@@ -297,17 +298,21 @@ def detection_inputs(
     """
     loc = torch.randn(images, priors, 4, generator=generator, dtype=torch.float64)
     logits = torch.randn(images, priors, classes, generator=generator, dtype=torch.float64)
+    sigmoid = options.get("activation") == "sigmoid"
     if kind == "alike":
         logits *= 0
     elif kind == "peaked":
         logits = _peaked(generator, images, priors, classes)
+    elif kind == "focal":
+        hit = torch.rand(images, priors, classes, generator=generator) < 0.05
+        logits += 6.0 * hit.double() - 4.6
     elif kind != "untrained":
         logits[..., 0] += 9.0
         hit = torch.rand(images, priors, generator=generator) < 0.05
         label = torch.randint(1, classes, (images, priors, 1), generator=generator)
         logits.scatter_add_(-1, label, 9.0 * hit[..., None].double())
-    if kind in ("trained", "untrained", "empty"):
-        _spread(logits, options.get("top_k", 400))
+    if kind in ("trained", "untrained", "empty", "focal"):
+        _spread(logits, priors if sigmoid else options.get("top_k", 400), sigmoid)
     if kind == "ties":  # whole rows are equal, so that scores are equal to the bit
         row = torch.randint(max(1, priors // 4), (priors,), generator=generator)
         loc, logits = loc[:, row], logits[:, row]
@@ -382,6 +387,12 @@ def _multibox_loss(
         logits[:, ::7, 0] = -math.inf
         loc[:, 1::7] = math.inf
     return (loc.to(dtype), logits.to(dtype), targets.to(dtype), labels), options
+
+
+def _focal(images: int, priors: int, classes: int, **options: Any) -> dict[str, Any]:
+    """Return the arguments of `detection_inputs` for a network without a background."""
+    sizes = {"images": images, "priors": priors, "classes": classes, "kind": "focal"}
+    return sizes | {"activation": "sigmoid", "background": False} | options
 
 
 _SINGLE = (torch.float32,)
@@ -835,6 +846,56 @@ CASES = [
             "empty_kept": Size({"images": 2, "priors": 257, "classes": 5, "kind": "empty"}),
             "empty_once": Size(
                 {"images": 2, "priors": 257, "classes": 5, "kind": "empty", "keep_empty": False}
+            ),
+            "sigmoid": Size(_focal(2, 257, 21, score_threshold=0.05)),
+            "sigmoid_per_class": Size(
+                _focal(2, 129, 5, background=True, per_class=True, max_detections=9), _HALVES
+            ),
+            "sigmoid_one_class": Size(_focal(1, 33, 1, score_threshold=0.05), _SINGLE),
+            "sigmoid_nan": Size(_focal(2, 257, 5, kind="nan"), _SINGLE),
+            "softmax_no_background": Size(
+                {"images": 2, "priors": 129, "classes": 5, "background": False}, _SINGLE
+            ),
+            "scores_no_background": Size(
+                {
+                    "images": 2,
+                    "priors": 257,
+                    "classes": 21,
+                    "softmax": False,
+                    "background": False,
+                    "per_class": True,
+                },
+                _SINGLE,
+            ),
+            "levels": Size(_focal(2, 257, 21, levels=(200, 0, 50, 7), top_k_per_level=30)),
+            # All pass; a list overflows; a level has fewer candidates than it may have.
+            "levels_untrained": Size(
+                _focal(
+                    *(1, 1101, 5),
+                    kind="untrained",
+                    levels=(1001, 99, 1),
+                    top_k_per_level=600,
+                    top_k=5000,
+                    max_detections=1500,
+                    nms_threshold=0.9,
+                ),
+                _HALVES,
+            ),
+            "levels_softmax": Size(
+                {"images": 2, "priors": 257, "classes": 40}
+                | {"levels": (200, 57), "top_k_per_level": 9, "kind": "ties"},
+                _SINGLE,
+            ),
+            "level_of_scores": Size(
+                {"images": 2, "priors": 129, "classes": 140}
+                | {"softmax": False, "top_k_per_level": 20, "top_k": 3},
+                _SINGLE,
+            ),
+            "agnostic": Size(_focal(2, 257, 5, class_agnostic=True)),
+            "agnostic_levels": Size(
+                _focal(2, 257, 21, levels=(200, 57), top_k_per_level=70, class_agnostic=True)
+                | {"top_k": 90, "keep_empty": False, "kind": "empty"},
+                _SINGLE,
             ),
             "mdssd300": Size(
                 {"images": 2, "priors": 31232, "classes": 21}, _SINGLE, benchmark=True

@@ -34,12 +34,16 @@ MDSSD_INLINE bool before(const Candidate<T>& a, const Candidate<T>& b) {
   return a.index < b.index;
 }
 
-// Keeps the best `count` candidates, in no particular order.
+// Keeps the best `count` items, those that come first, in no particular order.
+template <class Item, class Before>
+void keep_best(std::vector<Item>& items, int64_t count, const Before& comes_before) {
+  if (int64_t(items.size()) <= count) return;
+  std::nth_element(items.begin(), items.begin() + count, items.end(), comes_before);
+  items.resize(count);
+}
 template <class T>
 void keep_best(std::vector<Candidate<T>>& candidates, int64_t count) {
-  if (int64_t(candidates.size()) <= count) return;
-  std::nth_element(candidates.begin(), candidates.begin() + count, candidates.end(), before<T>);
-  candidates.resize(count);
+  keep_best(candidates, count, before<T>);
 }
 
 template <class T>

@@ -1,4 +1,4 @@
-// detection_output: softmax, threshold, best top_k per class, decoding, NMS, best max_detections.
+// detection_output: scores, threshold, best top_k per class, decoding, NMS, best max_detections.
 //
 // 1. A task handles every sixteenth prior of one image. If many scores of a class are above the
 //    threshold, as in an untrained network, it estimates a higher limit that top_k scores reach.
@@ -9,6 +9,9 @@
 //    decodes each and compares it with the kept boxes of its class, until max_detections are found.
 //    Candidates with lower scores are never decoded.
 // Memory is O(images x classes x top_k) and does not depend on the number of priors.
+//
+// If the candidates of all classes are counted together (top_k_per_level, class_agnostic), steps 1
+// and 2 differ: joint_candidates.h has them.
 #include <cmath>
 #include <type_traits>
 
@@ -16,6 +19,7 @@
 #include "box_block.h"
 #include "box_columns.h"
 #include "candidates.h"
+#include "joint_candidates.h"
 #include "parallel.h"
 #include "radix_sort.h"
 #include "vector_math.h"
@@ -29,63 +33,13 @@ constexpr int64_t kStride = 16;  // the estimate of the limits uses every kStrid
 // none.
 template <class T>
 MDSSD_SIMD int64_t next_scored_row(const T* scores, int64_t begin, int64_t rows, int64_t classes,
-                                   T threshold) {
+                                   int64_t first_class, T threshold) {
   for (int64_t row = begin; row < rows; ++row) {
     int found = 0;
-    for (int64_t c = 1; c < classes; ++c) found |= scores[row * classes + c] > threshold;
+    for (int64_t c = first_class; c < classes; ++c) found |= scores[row * classes + c] > threshold;
     if (found) return row;
   }
   return rows;
-}
-
-// Finds the first row in [begin, rows) that can have a score above the threshold. A score is at
-// most exp(logit - background logit), and comparing this bound with the threshold needs no
-// exponential. Rows with a NaN may be found or not; they have no scores.
-template <class T>
-MDSSD_SIMD int64_t next_row(const T* logits, int64_t begin, int64_t rows, int64_t classes,
-                            T log_threshold) {
-  for (int64_t row = begin; row < rows; ++row) {
-    const T* x = logits + row * classes;
-    if (classes <= kEight) {
-      bool found = false;
-      for (int64_t c = 1; c < classes; ++c) found |= x[c] - x[0] >= log_threshold;
-      if (found) return row;
-    } else {
-      Eight<T> best;
-      running_max(x + 1, classes - 1, best);
-      const auto reached = best - x[0] >= log_threshold;
-      uint64_t words[sizeof(reached) / 8], any = 0;
-      std::memcpy(words, &reached, sizeof(reached));
-      for (uint64_t word : words) any |= word;
-      if (any) return row;
-    }
-  }
-  return rows;
-}
-
-template <class S>
-MDSSD_SIMD void widen_all(const S* __restrict x, int64_t count, Wide<S>* __restrict wide) {
-  for (int64_t i = 0; i < count; ++i) wide[i] = widen(x[i]);
-}
-
-// Computes the numerators and denominators of the softmax of several rows. A row is padded with
-// -inf to `room` values, a multiple of eight. Rows are processed together because a single row is a
-// long chain of dependent instructions.
-template <class T>
-MDSSD_SIMD void softmax_weights(const T* __restrict x, int64_t rows, int64_t room,
-                                T* __restrict weights, T* __restrict sums) {
-  for (int64_t row = 0; row < rows; ++row, x += room, weights += room) {
-    Eight<T> best, next, sum = {};
-    running_max(x, room, best);
-    const T top = largest<T>(best);
-    for (int64_t c = 0; c < room; ++c) weights[c] = vector_exp(x[c] - top);
-    for (int64_t c = 0; c < room; c += kEight) {
-      load(next, weights + c);
-      sum += next;
-    }
-    sums[row] = 0;
-    for (int lane = 0; lane < kEight; ++lane) sums[row] += sum[lane];
-  }
 }
 
 template <class T>
@@ -97,16 +51,16 @@ MDSSD_SIMD uint32_t over_bounds(const T* weights, const T* bounds, T sum) {
 template <class T>
 class Collector {
  public:
-  // Keeps the best `top_k` scores above `limits` of each class, and fewer than `top_k` others. Rows
-  // are logits, or scores without `softmax`.
-  Collector(std::vector<T> limits, int64_t top_k, bool softmax)
-      : softmax_(softmax), top_k_(top_k), lists_(limits.size()), limits_(std::move(limits)) {
+  // Keeps the best `top_k` scores above `limits` of each class, and fewer than `top_k` others.
+  Collector(std::vector<T> limits, int64_t top_k, const Call& call)
+      : softmax_(call.settings.softmax), sigmoid_(call.settings.sigmoid), top_k_(top_k),
+        lists_(limits.size()), limits_(std::move(limits)) {
     constexpr T infinity = std::numeric_limits<T>::infinity();
     room_ = int64_t(limits_.size() + kEight - 1) / kEight * kEight;
     bounds_.assign((limits_.size() + 31) / 32 * 32, infinity);
     rows_.assign(kRows * room_, -infinity);
     weights_.resize(kRows * room_ + 32);
-    for (size_t c = 1; c < limits_.size(); ++c) set_bound(c);
+    for (size_t c = size_t(call.first_class()); c < limits_.size(); ++c) set_bound(c);
   }
 
   // Priors must come in rising order, so that a score equal to the limit of a full list ranks lower
@@ -122,6 +76,9 @@ class Collector {
     T sums[kRows];
     if (softmax_) {
       softmax_weights(rows_.data(), waiting_, room_, weights_.data(), sums);
+    } else if (sigmoid_) {
+      sigmoid_all(rows_.data(), waiting_ * room_, weights_.data());
+      std::fill_n(sums, waiting_, T(1));
     } else {  // -1 never passes; it replaces values that are not scores
       for (int64_t i = 0; i < waiting_ * room_; ++i) weights_[i] = rows_[i] <= 1 ? rows_[i] : T(-1);
       std::fill_n(sums, waiting_, T(1));
@@ -158,7 +115,7 @@ class Collector {
     set_bound(c);
   }
 
-  bool softmax_;
+  bool softmax_, sigmoid_;  // if neither is set, rows are scores
   int64_t top_k_;
   std::vector<std::vector<Candidate<T>>> lists_;
   std::vector<T> limits_, bounds_;  // bounds of the background and of the padding are infinite
@@ -167,38 +124,21 @@ class Collector {
   int32_t priors_[kRows];
 };
 
-struct Call {
-  int64_t images, num_priors, classes;
-  DetectionOutputSettings settings;
-};
-
 // Adds the rows of one image from `begin` to `end`, or every stride-th of them.
 template <class S>
 void collect(Collector<Wide<S>>& collector, const S* logits, int64_t begin, int64_t end,
              int64_t stride, const Call& call) {
   using T = Wide<S>;
-  const T score_threshold = T(call.settings.score_threshold);
-  // The margin covers the rounding of softmax. The exact test rejects rows that pass by mistake.
-  const T log_threshold = std::log(score_threshold) - T(1e-3);
-  constexpr bool same = std::is_same<S, T>::value;
-  // Half-precision rows are converted a few at a time, so that they stay in L1.
-  const int64_t most = stride > 1 ? 1 : same ? end - begin : 4096 / call.classes + 1;
-  std::vector<T> wide(same ? 0 : most * call.classes);
-  for (int64_t first = begin, rows; first < end; first += rows * stride) {
-    rows = std::min(most, end - first);
-    const S* stored = logits + first * call.classes;
-    const T* x = wide.data();
-    if constexpr (same)
-      x = stored;
-    else
-      widen_all(stored, rows * call.classes, wide.data());
+  const T limit = raw_limit(T(call.settings.score_threshold), call.settings);
+  for_each_wide(logits, begin, end, stride, call, [&](const T* x, int64_t first, int64_t rows) {
     const auto next = [&](int64_t row) {
-      return call.settings.softmax ? next_row(x, row, rows, call.classes, log_threshold)
-                                   : next_scored_row(x, row, rows, call.classes, score_threshold);
+      if (!call.settings.softmax)
+        return next_scored_row(x, row, rows, call.classes, call.first_class(), limit);
+      return call.settings.background ? next_row(x, row, rows, call.classes, limit) : row;
     };
     for (int64_t row = 0; (row = next(row)) < rows; ++row)
       collector.add(x + row * call.classes, int32_t(first + row));
-  }
+  });
   collector.finish();
 }
 
@@ -212,29 +152,15 @@ std::vector<Wide<S>> sample_limits(const S* logits, const Call& call) {
   // The expected number of the best top_k in the sample, plus five standard deviations.
   const double share = double(call.settings.top_k) / kStride;
   const int64_t rank = int64_t(share + 5 * std::sqrt(share)) + 10;
-  Collector<T> collector(limits, rank, call.settings.softmax);
+  Collector<T> collector(limits, rank, call);
   collect(collector, logits, 0, call.num_priors, kStride, call);
-  for (int64_t c = 1; c < call.classes; ++c) {
+  for (int64_t c = call.first_class(); c < call.classes; ++c) {
     auto& list = collector.list(c);
     if (int64_t(list.size()) < rank) continue;
     keep_best(list, rank);
     limits[c] = std::nextafter(lowest_score(list), T(0));  // the lowest score itself exceeds it
   }
   return limits;
-}
-
-template <class T>
-struct Scored {
-  Candidate<T> candidate;
-  int32_t label;
-};
-
-// Ranks by higher score, then lower prior, then lower class.
-template <class T>
-bool ranks_before(const Scored<T>& a, const Scored<T>& b) {
-  if (before(a.candidate, b.candidate)) return true;
-  if (before(b.candidate, a.candidate)) return false;
-  return a.label < b.label;
 }
 
 template <class T>
@@ -283,7 +209,7 @@ void detect(std::vector<Scored<Wide<S>>>& scored, const S* loc, const Wide<S>* p
   const DetectionOutputSettings& settings = call.settings;
   const Decoding<T> decoding = make_decoding<T>(settings);
   const int64_t all = int64_t(scored.size());
-  std::vector<Kept<T>> kept(call.classes);
+  std::vector<Kept<T>> kept(settings.class_agnostic ? 1 : call.foreground());
   int64_t found = 0;
   const int64_t most = settings.per_class ? all : settings.max_detections;
   // Candidates are sorted chunk by chunk. The first chunk usually suffices.
@@ -296,7 +222,7 @@ void detect(std::vector<Scored<Wide<S>>>& scored, const S* loc, const Wide<S>* p
     sort_scored(scored.data() + begin, end - begin);
     for (int64_t i = begin; i < end && found < most; ++i) {
       const Scored<T>& s = scored[i];
-      Kept<T>& own = kept[s.label];
+      Kept<T>& own = kept[settings.class_agnostic ? 0 : s.label - 1];
       if (own.seen++ >= settings.top_k || own.count >= settings.max_detections) continue;
       const int64_t prior = s.candidate.index;
       const S* o = loc + prior * 4;
@@ -322,21 +248,16 @@ void detect(std::vector<Scored<Wide<S>>>& scored, const S* loc, const Wide<S>* p
   }
   count[0] = found;
   if (settings.per_class)
-    for (int64_t c = 1; c < call.classes; ++c) count[c - 1] = kept[c].count;
+    for (int64_t c = 0; c < call.foreground(); ++c) count[c] = kept[c].count;
 }
 
-template <class S>
-void detection_output(const S* loc, const S* logits, const Wide<S>* priors, Call call,
-                      Wide<S>* boxes, Wide<S>* scores, int64_t* labels, int64_t* count,
-                      int threads) {
+// Finds the candidates of all classes, each counted for its own, and calls found(image, scored) for
+// each image.
+template <class S, class Found>
+void find_candidates(const S* logits, const Call& call, int threads, const Found& found) {
   using T = Wide<S>;
   const int64_t images = call.images, num_priors = call.num_priors, classes = call.classes;
-  DetectionOutputSettings& settings = call.settings;
-  const T score_threshold = T(settings.score_threshold);
-  check_index("detection_output", num_priors);
-  if (images == 0 || num_priors == 0) return;
-  settings.top_k = std::min(settings.top_k, num_priors);  // so that 2 * top_k does not overflow
-
+  const T score_threshold = T(call.settings.score_threshold);
   const int64_t splits = std::min((2 * threads + images - 1) / images, (num_priors + 1023) / 1024);
   std::vector<std::vector<T>> limits(images);
   std::vector<std::vector<Collector<T>>> collectors(images);
@@ -352,8 +273,7 @@ void detection_output(const S* loc, const S* logits, const Wide<S>* priors, Call
   });
   while (!pending.empty()) {
     for (int64_t image : pending)
-      collectors[image].assign(splits,
-                               Collector<T>(limits[image], settings.top_k, settings.softmax));
+      collectors[image].assign(splits, Collector<T>(limits[image], call.settings.top_k, call));
     parallel_for(threads, int64_t(pending.size()) * splits, [&](int64_t task) {
       const int64_t image = pending[task / splits], split = task % splits;
       collect(collectors[image][split], logits + image * num_priors * classes,
@@ -363,8 +283,8 @@ void detection_output(const S* loc, const S* logits, const Wide<S>* priors, Call
     std::vector<int64_t> again;
     for (int64_t image : pending) {
       bool enough = true;
-      for (int64_t c = 1; c < classes; ++c)
-        enough &= limits[image][c] == score_threshold || total(image, c) >= settings.top_k;
+      for (int64_t c = call.first_class(); c < classes; ++c)
+        enough &= limits[image][c] == score_threshold || total(image, c) >= call.settings.top_k;
       if (enough) continue;
       limits[image].assign(classes, score_threshold);
       again.push_back(image);
@@ -375,16 +295,35 @@ void detection_output(const S* loc, const S* logits, const Wide<S>* priors, Call
   parallel_for(threads, images, [&](int64_t image) {
     std::vector<Scored<T>> scored;
     int64_t candidates = 0;
-    for (int64_t c = 1; c < classes; ++c) candidates += total(image, c);
+    for (int64_t c = call.first_class(); c < classes; ++c) candidates += total(image, c);
     scored.reserve(candidates);
     for (auto& collector : collectors[image])
-      for (int64_t c = 1; c < classes; ++c)
-        for (const auto& candidate : collector.list(c)) scored.push_back({candidate, int32_t(c)});
-    const int64_t first = image * (settings.per_class ? classes - 1 : 1);
-    const int64_t row = first * settings.max_detections;
-    detect(scored, loc + image * num_priors * 4, priors, call, boxes + 4 * row, scores + row,
-           labels + row, count + first);
+      for (int64_t c = call.first_class(); c < classes; ++c)
+        for (const auto& candidate : collector.list(c))
+          scored.push_back({candidate, call.label(c)});
+    found(image, scored);
   });
+}
+
+template <class S>
+void detection_output(const S* loc, const S* logits, const Wide<S>* priors, Call call,
+                      Wide<S>* boxes, Wide<S>* scores, int64_t* labels, int64_t* count,
+                      int threads) {
+  check_index("detection_output", call.num_priors);
+  if (call.images == 0 || call.num_priors == 0) return;
+  const auto found = [&](int64_t image, std::vector<Scored<Wide<S>>>& scored) {
+    const int64_t first = image * (call.settings.per_class ? call.foreground() : 1);
+    const int64_t row = first * call.settings.max_detections;
+    detect(scored, loc + image * call.num_priors * 4, priors, call, boxes + 4 * row, scores + row,
+           labels + row, count + first);
+  };
+  if (call.settings.class_agnostic || call.settings.top_k_per_level) {
+    find_joint_candidates(logits, call, threads, found);
+  } else {
+    // So that 2 * top_k does not overflow.
+    call.settings.top_k = std::min(call.settings.top_k, call.num_priors);
+    find_candidates(logits, call, threads, found);
+  }
 }
 
 }  // namespace

@@ -20,7 +20,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from torch.autograd import forward_ad
 
 from mdssd.names import BACKENDS
 from mdssd.ops._modules import native, native_error, simt
+from mdssd.ops._settings import fields_of_schema
 from mdssd.ops._transforms import autograd_function, vmap_refused, vmap_rule
 from mdssd.ops._values import checks
 
@@ -42,7 +43,6 @@ _PREFERENCE = {
     "xpu": ("triton", "reference"),
 }
 _KEYS = ("CPU", "CUDA", "XPU")
-_SCHEMA_TYPES = {float: "float", int: "int", bool: "bool", float | None: "float?"}
 
 # `_OTHER_KEYS` are all dispatch keys except those of an ordinary tensor and of a thread in which
 # nothing traces, records, transforms or fakes calls. A call that meets one of them goes through
@@ -105,7 +105,7 @@ def define(
         batched, leading, no_vmap: how `torch.func.vmap` calls it, see `vmap_rule`, `vmap_refused`.
     """
     name = schema.split("(", 1)[0]
-    _library.define(schema.format(settings=_fields_of_schema(settings)))
+    _library.define(schema.format(settings=fields_of_schema(settings)))
     overload = getattr(torch.ops.mdssd, name).default
     arguments = len(overload._schema.arguments)
     tensors = arguments - len(settings._fields if settings else ())
@@ -152,18 +152,6 @@ def define(
     for inner in (run, run_flat, call):
         _rename(inner, name)
     return call
-
-
-def _fields_of_schema(settings: Any) -> str:
-    """Write the fields of a settings class as arguments of a schema, with their defaults."""
-    if settings is None:
-        return ""
-    types, defaults = get_type_hints(settings), settings._field_defaults
-    return ", ".join(
-        f"{_SCHEMA_TYPES[types[field]]} {field}"
-        + (f"={defaults[field]}" if field in defaults else "")
-        for field in settings._fields
-    )
 
 
 def _backends_of(

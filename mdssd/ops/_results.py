@@ -33,7 +33,8 @@ def new_detections(
     """Boxes, scores, labels and count of `detection_output`, all zeros."""
     dtype = torch.promote_types(accumulation_dtype(loc.dtype), accumulation_dtype(logits.dtype))
     rows = settings.max_detections
-    lists = (loc.shape[0], logits.shape[2] - 1) if settings.per_class else (loc.shape[0],)
+    foreground = logits.shape[2] - settings.background
+    lists = (loc.shape[0], foreground) if settings.per_class else (loc.shape[0],)
     return (
         loc.new_zeros(*lists, rows, 4, dtype=dtype),
         loc.new_zeros(*lists, rows, dtype=dtype),

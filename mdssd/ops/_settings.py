@@ -11,7 +11,7 @@ for 13 fields.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 # Of `merge_boxes`. The order is that of `enum class MergeMethod` in csrc/ops.h.
 METHODS = ("nms", "greedy_nmm", "nmm", "wbf")
@@ -108,3 +108,39 @@ class DetectionOutputSettings(NamedTuple):
     clip_width: float | None  # decoded boxes are clipped to this width ...
     clip_height: float | None  # ... and this height; both are set or neither
     ios: bool = False  # NMS divides by the area of the smaller box
+    sigmoid: bool = False  # unless softmax is set, scores are the sigmoid of the logits
+    background: bool = True  # column 0 is that of the background
+    levels: tuple[int, ...] = ()  # priors of each feature map; () for a single one
+    top_k_per_level: int | None = None  # candidates of a level, of all classes together
+    class_agnostic: bool = False  # one NMS, and one top_k, over all classes together
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether none of the fields is set for which GPUs have no kernels yet."""
+        joint = self.class_agnostic or self.top_k_per_level is not None
+        return self.background and not (self.sigmoid or joint)
+
+
+_SCHEMA_TYPES = {
+    float: "float",
+    int: "int",
+    bool: "bool",
+    float | None: "float?",
+    int | None: "int?",
+    tuple[int, ...]: "SymInt[]",
+}
+
+
+def fields_of_schema(settings: Any) -> str:
+    """Write the fields of a settings class as arguments of a schema, with their defaults."""
+    if settings is None:
+        return ""
+    types, defaults = get_type_hints(settings), settings._field_defaults
+    fields = []
+    for field in settings._fields:
+        default = defaults.get(field)
+        value = list(default) if isinstance(default, tuple) else default
+        fields.append(f"{_SCHEMA_TYPES[types[field]]} {field}")
+        if field in defaults:
+            fields[-1] += f"={value}"
+    return ", ".join(fields)

@@ -58,7 +58,7 @@ def vmap_rule(overload: Any, batched: tuple[int, ...], leading: bool) -> Callabl
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
         size = info.batch_size
-        mapped = {i for i, dim in enumerate(in_dims) if dim is not None}
+        mapped = {i for i, dim in enumerate(in_dims) if isinstance(dim, int)}  # a list has a list
         rows = list(args)
         for i in mapped:
             rows[i] = args[i].movedim(in_dims[i], 0)

@@ -228,7 +228,7 @@ def detection_output(
 ) -> None:
     op = "detection_output"
     _finite(op, "loc", loc)
-    if settings.softmax:
+    if settings.softmax or settings.sigmoid:
         _logits(op, logits)
     else:
         _require(op, "logits", logits, (logits >= 0) & (logits <= 1), "scores from 0 to 1")

@@ -1,8 +1,9 @@
-"""From the two outputs of a network to detections: softmax, threshold, decode, NMS, best 200."""
+"""From the two outputs of a network to detections: scores, threshold, decode, NMS, best 200."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from mdssd.ops import _values
 from mdssd.ops._checks import (
+    check_choice,
     check_eps,
     check_flag,
     check_int,
@@ -27,12 +29,24 @@ from mdssd.ops.reference import detection_output as reference
 
 # Below 1.2e-38, the smallest normal float32, some exponentials give 0 and others subnormal numbers.
 _LEAST_SCORE = 1e-37
+_LARGEST = 2**63 - 1
+_MOST_LEVELS = 32  # kMostLevels of csrc/cuda/detection_output.cu
+_OP = "detection_output"
 
 
 class Detections(NamedTuple):
     """Result of `detection_output` for B images and K = `max_detections`.
 
-    With `per_class`, [B, ...] is [B, C - 1, ...] throughout: row c - 1 is that of class c.
+    The numbers are float32, or float64 if an input is. Boxes are in the priors' unit, and nothing
+    has a gradient. With `per_class`, [B, ...] is [B, F, ...] throughout, for the F classes except
+    background: row c - 1 is that of class c.
+
+    Ties: higher score, then lower prior, then lower class. The softmax, or sigmoid, of two backends
+    may differ in its last bits, so scores closer than 1e-6 (relative) may rank otherwise on another
+    one; given scores never do. A score of NaN yields nothing, and a softmax spreads a NaN over its
+    prior's classes. Nor does a candidate whose box has a NaN yield anything, although it counts for
+    `top_k` and `top_k_per_level`. A box with an infinite coordinate has IoU and IoS 0 with every
+    other. B and N may be 0.
 
     Example:
         >>> import torch
@@ -66,17 +80,22 @@ def detection_output(
     max_log_scale: float | None = None,
     clip: tuple[float, float] | None = None,
     metric: str = "iou",
+    activation: str | None = None,
+    background: bool = True,
+    levels: Sequence[int] | None = None,
+    top_k_per_level: int | None = None,
+    class_agnostic: bool = False,
 ) -> Detections:
     """Turn the outputs of a network into detections, in tensors of a fixed size.
 
-    Take the softmax over the classes. For every class except background, select the scores above
-    `score_threshold` and of these the best `top_k`, decode their boxes, and run greedy NMS. Then
-    keep the best `max_detections` of all classes together. On a GPU nothing waits for the device,
-    except for float64, which runs as "reference".
+    Take the softmax, or the sigmoid, of the logits. For every class except background, select the
+    scores above `score_threshold` and of these the best `top_k`, decode their boxes, and run greedy
+    NMS. Then keep the best `max_detections` of all classes together. On a GPU nothing waits for the
+    device, except for float64, which runs as "reference". `Detections` tells the order and NaNs.
 
     Args:
         loc: [B, N, 4] offsets as in `encode_boxes`; float32, float16, bfloat16 or float64.
-        logits: [B, N, C] in any of these dtypes, C at least 2; class 0 is background.
+        logits: [B, N, C] in any of these dtypes; class 0 is background.
         priors_cxcywh: [N, 4] centre and size, any float dtype.
         score_threshold: 0 to 1; a score must be above it, and above 1e-37.
         nms_threshold: 0 to 1; NMS keeps an IoU of at most this (`just_below(t)`: below t).
@@ -86,75 +105,118 @@ def detection_output(
         per_class: give every class except background `max_detections` rows of its own.
         keep_empty: False to keep only the best of a class's boxes of zero area, of IoU 0 / 0.
         iou_eps, metric: the overlap that NMS compares with its threshold, as in `nms`.
-
-    Returns:
-        Detections in float32 (float64 if an input is), without gradient; boxes in the priors' unit.
-        Ties: higher score, then lower prior, then lower class. The softmax of two backends may
-        differ in its last bits, so scores closer than 1e-6 (relative) may rank otherwise on another
-        one; given scores never do. A prior with a NaN among its logits yields nothing, nor does a
-        candidate whose box has a NaN, although it counts for `top_k`. A box with an infinite
-        coordinate has IoU and IoS 0 with every other. B and N may be 0.
+        activation: "softmax", "sigmoid", or "none" for scores; None is what `softmax` says.
+        background: False if no column is the background; the first then has label 1.
+        levels, top_k_per_level: the priors of each feature map, and how many pairs of prior and
+            class of each, of all classes together, go on to `top_k`; without `levels`, one map.
+        class_agnostic: one NMS, and one `top_k`, over all classes together.
 
     Raises:
-        TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range; on a
-            GPU, `max_detections`, or the lesser of `top_k` and N, is above 1,024. With
-            `checks(True)` also: a NaN or inf in `loc`; a NaN or +inf in `logits`, or a score out of
-            0 to 1; a prior with a NaN, inf, a size that is not above 0, or in another unit than
-            `clip`.
+        TypeError, ValueError: a wrong type, dtype, shape, device or range, or a contradiction. With
+            `checks(True)` also: NaN or inf in `loc`, NaN or +inf in `logits`, a score out of 0 to
+            1, and a prior with NaN, inf, a size not above 0, or in another unit than `clip`.
 
-    Source: SSD, sections 2.2 and 3.7, with the numbers of its DetectionOutput layer.
+    Source: SSD, sections 2.2 and 3.7; RetinaNet, section 4.1.
 
     Example:
         >>> import torch
         >>> from mdssd import ops
-        >>> priors = torch.tensor([[0.3, 0.3, 0.2, 0.2], [0.7, 0.7, 0.2, 0.2]])
         >>> logits = torch.tensor([[[0.0, 5.0], [9.0, 0.0]]])
-        >>> ops.detection_output(torch.zeros(1, 2, 4), logits, priors).count
+        >>> ops.detection_output(torch.zeros(1, 2, 4), logits, torch.eye(2, 4) + 0.1).count
         tensor([1])
     """
-    op = "detection_output"
-    _check_tensors(op, loc, logits, priors_cxcywh)
+    _check_tensors(loc, logits, priors_cxcywh, check_flag(_OP, "background", background))
     settings = DetectionOutputSettings(
-        max(check_number(op, "score_threshold", score_threshold, 0.0, 1.0), _LEAST_SCORE),
-        check_number(op, "nms_threshold", nms_threshold, 0.0, 1.0),
-        check_int(op, "top_k", top_k, 2**63 - 1),
-        check_int(op, "max_detections", max_detections, 2**31 - 1),
-        *check_variances(op, variances),
-        check_flag(op, "softmax", softmax),
-        check_flag(op, "per_class", per_class),
-        check_flag(op, "keep_empty", keep_empty),
-        check_eps(op, iou_eps),
-        _check_log_scale(op, max_log_scale),
-        *_check_clip(op, clip),
-        check_metric(op, metric),
+        *_check_limits(score_threshold, nms_threshold, top_k, max_detections),
+        *check_variances(_OP, variances),
+        check_flag(_OP, "softmax", softmax) if activation is None else activation == "softmax",
+        check_flag(_OP, "per_class", per_class),
+        check_flag(_OP, "keep_empty", keep_empty),
+        check_eps(_OP, iou_eps),
+        _check_log_scale(max_log_scale),
+        *_check_clip(clip),
+        check_metric(_OP, metric),
+        activation is not None and _check_activation(activation, softmax),
+        background,
+        *_check_levels(levels, top_k_per_level, loc),
+        check_flag(_OP, "class_agnostic", class_agnostic) and _check_joint(per_class),
     )
     return Detections(*_detection_output(loc.detach(), logits.detach(), priors_cxcywh, settings))
 
 
-def _check_tensors(op: str, loc: Tensor, logits: Tensor, priors_cxcywh: Tensor) -> None:
-    check_tensor(op, "loc", loc, ("B", "N", 4))
-    check_tensor(op, "logits", logits, (loc.shape[0], loc.shape[1], "C"), like=loc)
-    check_tensor(op, "priors_cxcywh", priors_cxcywh, (loc.shape[1], 4), like=loc)
-    if logits.shape[2] < 2:
-        raise ValueError(f"{op}: logits: expected 2 classes or more, got {logits.shape[2]}")
+def _check_tensors(loc: Tensor, logits: Tensor, priors_cxcywh: Tensor, background: bool) -> None:
+    check_tensor(_OP, "loc", loc, ("B", "N", 4))
+    check_tensor(_OP, "logits", logits, (loc.shape[0], loc.shape[1], "C"), like=loc)
+    check_tensor(_OP, "priors_cxcywh", priors_cxcywh, (loc.shape[1], 4), like=loc)
+    if logits.shape[2] < 1 + background:
+        least = "2 classes" if background else "1 class"
+        raise ValueError(f"{_OP}: logits: expected {least} or more, got {logits.shape[2]}")
 
 
-def _check_log_scale(op: str, value: object) -> float | None:
+def _check_limits(
+    score_threshold: object, nms_threshold: object, top_k: object, max_detections: object
+) -> tuple[float, float, int, int]:
+    return (
+        max(check_number(_OP, "score_threshold", score_threshold, 0.0, 1.0), _LEAST_SCORE),
+        check_number(_OP, "nms_threshold", nms_threshold, 0.0, 1.0),
+        check_int(_OP, "top_k", top_k, _LARGEST),
+        check_int(_OP, "max_detections", max_detections, 2**31 - 1),
+    )
+
+
+def _check_log_scale(value: object) -> float | None:
     if value is None:
         return None
-    number = check_number(op, "max_log_scale", value, -math.inf, math.inf)
+    number = check_number(_OP, "max_log_scale", value, -math.inf, math.inf)
     largest = torch.finfo(torch.float32).max  # whose exponential is infinite as well
     return max(-largest, min(largest, number))
 
 
-def _check_clip(op: str, clip: object) -> tuple[float | None, float | None]:
+def _check_clip(clip: object) -> tuple[float | None, float | None]:
     if clip is None:
         return None, None
     if not isinstance(clip, tuple | list) or len(clip) != 2:
-        raise ValueError(f"{op}: clip: expected (width, height) or None, got {shown(clip)}")
+        raise ValueError(f"{_OP}: clip: expected (width, height) or None, got {shown(clip)}")
     largest = torch.finfo(torch.float32).max
-    width, height = (check_number(op, "clip", side, 0.0, largest) for side in clip)
+    width, height = (check_number(_OP, "clip", side, 0.0, largest) for side in clip)
     return width, height
+
+
+def _check_activation(activation: object, softmax: object) -> bool:
+    """Check the activation beside the older flag; return whether it is the sigmoid."""
+    choice = check_choice(_OP, "activation", activation, ("softmax", "sigmoid", "none"))
+    if not check_flag(_OP, "softmax", softmax) and choice != "none":
+        raise ValueError(
+            f"{_OP}: activation: expected 'none' or None beside softmax=False, got {choice!r}"
+        )
+    return choice == "sigmoid"
+
+
+def _check_levels(
+    levels: object, top_k_per_level: object, loc: Tensor
+) -> tuple[tuple[int, ...], int | None]:
+    if levels is None:
+        if top_k_per_level is None:
+            return (), None
+        return (), check_int(_OP, "top_k_per_level", top_k_per_level, _LARGEST)
+    if (
+        not isinstance(levels, tuple | list)
+        or not 1 <= len(levels) <= _MOST_LEVELS
+        or any(isinstance(size, bool) or not isinstance(size, int) for size in levels)
+        or any(size < 0 for size in levels)
+        or sum(levels) != loc.shape[1]
+    ):
+        raise ValueError(
+            f"{_OP}: levels: expected 1 to {_MOST_LEVELS} ints from 0, with the sum "
+            f"{loc.shape[1]}, the number of priors, got {shown(levels)}"
+        )
+    return tuple(levels), check_int(_OP, "top_k_per_level", top_k_per_level, _LARGEST)
+
+
+def _check_joint(per_class: bool) -> bool:
+    if per_class:
+        raise ValueError(f"{_OP}: class_agnostic: expected False beside per_class=True, got True")
+    return True
 
 
 _detection_output = define(

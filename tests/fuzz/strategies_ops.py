@@ -182,6 +182,7 @@ _ARGUMENTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
                 "classes": st.sampled_from([2, 2, 3, 5, 21, 81]),
                 "kind": st.sampled_from(
                     ["trained", "untrained", "peaked", "alike", "ties", "nan", "inf", "empty"]
+                    + ["focal"]
                 ),
             }
         ),
@@ -199,6 +200,10 @@ _ARGUMENTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             max_log_scale=st.none()
             | st.sampled_from([0.1, math.log(1000 / 16), math.inf, -math.inf]),
             clip=st.none() | st.sampled_from([(1.0, 1.0), (0.75, 0.5), (0.0, 3.0)]),
+            activation=st.none() | st.sampled_from(["softmax", "sigmoid", "none"]),
+            background=st.booleans(),
+            top_k_per_level=st.none() | st.sampled_from([1, 3, 50, 2**62]),
+            class_agnostic=st.booleans(),
         ),
     ).map(lambda pair: pair[0] | pair[1]),
     "l2norm": st.fixed_dictionaries({"shape": _SHAPES, "zeros": st.booleans()}),
@@ -242,10 +247,8 @@ def calls(draw: st.DrawFn, op: str) -> Call:
         args = (*args[:-1], draw(thresholds))
     if op in ("l2norm", "l2norm_add_relu"):
         kwargs = {**kwargs, **draw(_keywords(eps=st.sampled_from([1e-38, 1e-10, 1e-3, 1.0])))}
-    if op == "detection_output" and kwargs.get("softmax", True):
-        # The softmax may differ in its last bit, which decides ties: tests/ops/test_agreement.py
-        # tests it. Here both backends are given its result.
-        args, kwargs = (args[0], args[1].softmax(-1), *args[2:]), {**kwargs, "softmax": False}
+    if op == "detection_output":
+        args, kwargs = _with_scores(draw, args, kwargs)
     laid = []
     for position, arg in enumerate(args):
         if (
@@ -257,6 +260,26 @@ def calls(draw: st.DrawFn, op: str) -> Call:
             arg = _maybe_other_dtype(draw, op, position, arg)
         laid.append(_lay_out_all(draw, arg))
     return Call(case, tuple(laid), kwargs)
+
+
+def _with_scores(draw: st.DrawFn, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Replace logits by scores, remove contradictions, and draw levels.
+
+    A softmax or sigmoid may differ in its last bit, which decides ties: tests/ops/test_agreement.py
+    tests it. Here both backends are given its result.
+    """
+    activation = kwargs.get("activation") or ("softmax" if kwargs.get("softmax", True) else "none")
+    logits = args[1]
+    if activation != "none":
+        logits = logits.softmax(-1) if activation == "softmax" else logits.sigmoid()
+    kwargs = {**kwargs, "activation": draw(st.sampled_from([None, "none"])), "softmax": False}
+    if kwargs.get("class_agnostic"):
+        kwargs["per_class"] = False
+    if kwargs.get("top_k_per_level") and draw(st.booleans()):
+        cut = sorted(draw(st.lists(st.integers(0, logits.shape[1]), max_size=3)))
+        ends = zip([0, *cut], [*cut, logits.shape[1]], strict=True)
+        kwargs["levels"] = [end - start for start, end in ends]
+    return (args[0], logits, *args[2:]), kwargs
 
 
 def _maybe_other_dtype(draw: st.DrawFn, op: str, position: int, tensor: Tensor) -> Tensor:
@@ -331,7 +354,8 @@ def wrong_calls(draw: st.DrawFn, op: str) -> Call:
 def _keyword_names(op: str) -> list[str]:
     names = {
         "detection_output": "score_threshold nms_threshold top_k max_detections variances softmax "
-        "per_class keep_empty iou_eps max_log_scale clip metric",
+        "per_class keep_empty iou_eps max_log_scale clip metric activation background levels "
+        "top_k_per_level class_agnostic",
         "match_priors": "iou_threshold iou_eps priors_form low_threshold force top_k metric "
         "nwd_constant ignored_xyxy ignore_threshold",
         "encode_targets": "iou_threshold iou_eps variances low_threshold force top_k metric "

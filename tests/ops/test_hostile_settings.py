@@ -44,7 +44,7 @@ NUMBERS: dict[str, list[str]] = {
     "merge_boxes": ["threshold", "models"],
     "merge_boxes_padded": ["threshold", "models"],
     "detection_output": ["score_threshold", "nms_threshold", "top_k", "max_detections"]
-    + ["iou_eps", "max_log_scale"],
+    + ["iou_eps", "max_log_scale", "top_k_per_level"],
     "multibox_loss": ["neg_pos_ratio"],
     "l2norm": ["eps"],
     "l2norm_add_relu": ["eps"],
@@ -62,7 +62,8 @@ CHOICES = {
     "match_priors": ["priors_form", "force", "metric"],
     "encode_targets": ["force", "metric"],
     "multibox_loss": ["reduction"],
-    "detection_output": ["softmax", "per_class", "keep_empty", "metric"],
+    "detection_output": ["softmax", "per_class", "keep_empty", "metric", "activation", "levels"]
+    + ["background", "class_agnostic"],
     "nms": ["metric"],
     "batched_nms": ["metric"],
     "nms_padded": ["metric"],
@@ -77,6 +78,7 @@ GOOD = {
     ("detection_output", "max_log_scale"): (None, math.inf, -math.inf, -1, 1e300, 2**63, 2**64),
     ("detection_output", "clip"): (None,),
     ("detection_output", "top_k"): (),
+    ("detection_output", "top_k_per_level"): (),
     ("multibox_loss", "neg_pos_ratio"): (math.inf, 1e300, 2**63, 2**64),
 }
 

@@ -29,7 +29,9 @@ decode_boxes_backward(Tensor grad, Tensor loc, Tensor priors_cxcywh, float v0, f
 detection_output(Tensor loc, Tensor logits, Tensor priors_cxcywh, float score_threshold, \
 float nms_threshold, int top_k, int max_detections, float v0, float v1, bool softmax, \
 bool per_class, bool keep_empty, float iou_eps, float? max_log_scale, float? clip_width, \
-float? clip_height, bool ios=False) -> (Tensor, Tensor, Tensor, Tensor)
+float? clip_height, bool ios=False, bool sigmoid=False, bool background=True, \
+SymInt[] levels=[], int? top_k_per_level=None, bool class_agnostic=False) \
+-> (Tensor, Tensor, Tensor, Tensor)
 encode_boxes(Tensor boxes_xyxy, Tensor priors_cxcywh, float v0, float v1) -> Tensor
 encode_boxes_backward(Tensor grad, Tensor boxes_xyxy, Tensor priors_cxcywh, float v0, \
 float v1) -> Tensor
@@ -86,10 +88,21 @@ def test_a_field_with_a_default_has_it_in_the_schema() -> None:
         steps: int = 3
         exact: bool = False
         limit: float | None = None
+        count: int | None = None
+        sizes: tuple[int, ...] = ()
 
-    Settings.__annotations__ = {"ratio": float, "steps": int, "exact": bool, "limit": float | None}
-    wanted = "float ratio, int steps=3, bool exact=False, float? limit=None"
-    assert _dispatch._fields_of_schema(Settings) == wanted
+    Settings.__annotations__ = {
+        "ratio": float,
+        "steps": int,
+        "exact": bool,
+        "limit": float | None,
+        "count": int | None,
+        "sizes": tuple[int, ...],
+    }
+    assert _settings.fields_of_schema(Settings) == (
+        "float ratio, int steps=3, bool exact=False, float? limit=None, int? count=None, "
+        "SymInt[] sizes=[]"
+    )
 
 
 def detect() -> Any:

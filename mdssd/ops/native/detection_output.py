@@ -45,7 +45,7 @@ def detection_output_cuda(
     settings: DetectionOutputSettings,
 ) -> tuple[Tensor, ...]:
     check_gpu_limits(logits, settings)
-    if torch.float64 in (loc.dtype, logits.dtype):
+    if torch.float64 in (loc.dtype, logits.dtype) or not settings.is_plain:
         return reference.detection_output(loc, logits, priors, settings)
     images, num_priors, classes = sizes = logits.shape
     if images == 0 or num_priors == 0 or settings.score_threshold == 1:

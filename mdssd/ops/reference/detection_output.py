@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -22,38 +24,81 @@ def detection_output(
     if settings.clip_width is not None:
         sides = all_boxes.new_tensor([settings.clip_width, settings.clip_height] * 2)
         all_boxes = all_boxes.clamp(min=0).minimum(sides)
-    overlap = settings.nms_threshold, settings.iou_eps, settings.ios
-    all_scores = logits.to(dtype).softmax(-1) if settings.softmax else logits.to(dtype)
+    all_scores = _scores(logits.to(dtype), settings)
     for image, (boxes, scores) in enumerate(zip(all_boxes, all_scores, strict=True)):
-        kept_priors, kept_labels = [], []
-        for label in range(1, scores.shape[1]):
-            score = scores[:, label]
-            candidates = ((score > settings.score_threshold) & (score <= 1)).nonzero()[:, 0]
-            order = score[candidates].argsort(descending=True, stable=True)[: settings.top_k]
-            candidates = candidates[order]
-            candidates = candidates[~boxes[candidates].isnan().any(1)]
-            kept = candidates[greedy(boxes[candidates], *overlap)]
-            if not settings.keep_empty:  # these suppress no others, so they can be removed last
-                empty = area(boxes[kept]) == 0
-                kept = kept[~empty | (empty.cumsum(0) == 1)]
-            kept = kept[: settings.max_detections]
+        foreground, flat = scores.shape[1], scores.flatten()
+        kept = []
+        for row, candidates in enumerate(_candidates(scores, settings)):
+            mine = _suppressed(boxes, candidates, foreground, settings)
             if settings.per_class:
-                rows = (boxes[kept], score[kept], torch.full_like(kept, label))
-                for out, values in zip(result, rows, strict=False):
-                    out[image, label - 1, : len(kept)] = values
-                result[3][image, label - 1] = len(kept)
-            kept_priors.append(kept)
-            kept_labels.append(torch.full_like(kept, label))
-        if settings.per_class:
-            continue
-        prior, labels = torch.cat(kept_priors), torch.cat(kept_labels)
-        by_prior = prior.argsort(stable=True)  # classes rise within a prior
-        prior, labels = prior[by_prior], labels[by_prior]
-        order = scores[prior, labels].argsort(descending=True, stable=True)
-        best = order[: settings.max_detections]
-        prior, labels = prior[best], labels[best]
-        rows = (boxes[prior], scores[prior, labels], labels)
-        for out, values in zip(result, rows, strict=False):
-            out[image, : len(best)] = values
-        result[3][image] = len(best)
+                _write(result, (image, row), boxes, flat, mine, foreground)
+            kept.append(mine)
+        if not settings.per_class:
+            joined = _best(flat, torch.cat(kept).sort().values, settings.max_detections)
+            _write(result, (image,), boxes, flat, joined, foreground)
     return result
+
+
+def _scores(logits: Tensor, settings: DetectionOutputSettings) -> Tensor:
+    """Return the scores [B, N, F] of the F classes except background."""
+    if settings.softmax:
+        logits = logits.softmax(-1)
+    elif settings.sigmoid:
+        logits = logits.sigmoid()
+    return logits[..., 1:] if settings.background else logits
+
+
+# A candidate is a place in the flattened scores [N * F]: its prior times F plus its class's column.
+# So the lower place is that of the lower prior, then of the lower class.
+
+
+def _best(flat: Tensor, candidates: Tensor, count: int) -> Tensor:
+    """Return the best candidates, by falling score; equal scores stay in their order."""
+    return candidates[flat[candidates].argsort(descending=True, stable=True)[:count]]
+
+
+def _candidates(scores: Tensor, settings: DetectionOutputSettings) -> Iterator[Tensor]:
+    """Yield the candidates, by rank, of each class or, with `class_agnostic`, of all together."""
+    foreground, flat = scores.shape[1], scores.flatten()
+    passes = (scores > settings.score_threshold) & (scores <= 1)
+    if settings.top_k_per_level is not None:
+        best, start = torch.zeros_like(passes), 0
+        for size in settings.levels or [len(scores)]:
+            level = passes[start : start + size].flatten().nonzero()[:, 0] + start * foreground
+            best.view(-1)[_best(flat, level, settings.top_k_per_level)] = True
+            start += size
+        passes = best
+    if settings.class_agnostic:
+        yield _best(flat, passes.flatten().nonzero()[:, 0], settings.top_k)
+        return
+    for column in range(foreground):
+        candidates = passes[:, column].nonzero()[:, 0] * foreground + column
+        yield _best(flat, candidates, settings.top_k)
+
+
+def _suppressed(
+    boxes: Tensor, candidates: Tensor, foreground: int, settings: DetectionOutputSettings
+) -> Tensor:
+    """Return the candidates that NMS keeps, at most `max_detections`."""
+    candidates = candidates[~boxes[candidates // foreground].isnan().any(1)]
+    overlap = settings.nms_threshold, settings.iou_eps, settings.ios
+    kept = candidates[greedy(boxes[candidates // foreground], *overlap)]
+    if not settings.keep_empty:  # these suppress no others, so they can be removed last
+        empty = area(boxes[kept // foreground]) == 0
+        kept = kept[~empty | (empty.cumsum(0) == 1)]
+    return kept[: settings.max_detections]
+
+
+def _write(
+    result: tuple[Tensor, ...],
+    place: tuple[int, ...],
+    boxes: Tensor,
+    flat: Tensor,
+    kept: Tensor,
+    foreground: int,
+) -> None:
+    """Write the detections of one image, or of one class of it."""
+    rows = (boxes[kept // foreground], flat[kept], kept % foreground + 1)
+    for out, values in zip(result, rows, strict=False):
+        out[place][: len(kept)] = values
+    result[3][place] = len(kept)

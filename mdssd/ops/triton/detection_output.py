@@ -35,6 +35,7 @@ from triton.language.extra import libdevice
 from mdssd.ops._checks import check_gpu_limits
 from mdssd.ops._results import new_detections
 from mdssd.ops._settings import DetectionOutputSettings
+from mdssd.ops.reference import detection_output as reference
 from mdssd.ops.triton.common import (
     _INTERPRETED,
     OPTIONS,
@@ -373,6 +374,8 @@ def detection_output(
     loc: Tensor, logits: Tensor, priors: Tensor, settings: DetectionOutputSettings
 ) -> tuple[Tensor, ...]:
     """Run `mdssd.ops.detection_output`."""
+    if not settings.is_plain:
+        return reference.detection_output(loc, logits, priors, settings)
     check_gpu_limits(logits, settings)
     images, num_priors, classes = logits.shape
     top_k, max_detections = min(settings.top_k, num_priors), settings.max_detections
