@@ -173,7 +173,7 @@ def main() -> int:
         return 0
     ptx = build(args.build or (INSTALLED if has_ptx(INSTALLED) else OWN))
     if args.counts:
-        return run_tests(ptx, ["tests/ptx/test_counts.py", "-n0"], MDSSD_PTX_WRITE_COUNTS="1")
+        return run_tests(ptx, ["tests/ptx/test_ptx_counts.py", "-n0"], MDSSD_PTX_WRITE_COUNTS="1")
     if args.pytest:
         return run_tests(ptx, args.pytest)
     passed = check_once(ptx)

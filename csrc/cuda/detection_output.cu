@@ -9,8 +9,8 @@
 //   3. append_kernel reads all logits once and appends the candidates that reach the bound. rows.h
 //      describes how lanes share a row.
 //   4. select_kernel, a block per list, returns at once unless the list overflowed or has fewer
-//      than top_k candidates because of the bound. The sample misleads about one list in a million;
-//      such a list is filled by a radix selection over the logits.
+//      than top_k candidates because of the bound. The sample misleads two or three lists
+//      in a million; such a list is filled by a radix selection over the logits.
 //   5. nms_kernel, a block per list, sorts the list, decodes its boxes and suppresses.
 //   6. best_kernel, a block per image, selects and sorts the best boxes of all classes.
 // With the memset of the list sizes, these are at most seven launches for any input.

@@ -56,9 +56,9 @@ __device__ Cell find_cell(const unsigned* bins, unsigned need, CellSearch<kThrea
     }
   }
   __syncthreads();
-  const Cell cell = shared.cell;
-  __syncthreads();  // the next search may now overwrite `shared`
-  return cell;
+  // The next search may overwrite `shared`: its first barrier comes after all reads of this `cell`,
+  // and the barrier above after all reads of these `warp_totals`.
+  return shared.cell;
 }
 
 // Returns a bound such that at least `need` and at most `most` keys are greater than or equal to it

@@ -1,5 +1,5 @@
 // Which memory a launch may access.
-#include "calls.h"
+#include "../simt/calls.h"
 
 #include <dlfcn.h>
 

@@ -25,7 +25,8 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <vector>
+
+#include "calls.h"
 
 #define __global__ static
 #define __device__
@@ -75,20 +76,6 @@ int lane();
 // With seed 0, threads and blocks run in the order of their indices; any other seed determines a
 // shuffled order.
 void set_shuffle(uint64_t seed);
-
-// The memory that a call of an operator may access, for the checked build. It holds for the launches
-// of this host thread while the object exists; without one, any address is good.
-struct Array {
-  const void* begin;
-  size_t bytes;
-};
-class Call {
- public:
-  explicit Call(std::vector<Array> arrays);
-  ~Call();
-  Call(const Call&) = delete;
-  void operator=(const Call&) = delete;
-};
 
 #ifdef SIMT_CHECKED
 void before_atomic(const void* address, size_t bytes);

@@ -97,6 +97,9 @@ class TrainingStep:
         optimizer = torch.optim.SGD(
             parameter_groups(model, settings), settings.lr, momentum=settings.momentum, foreach=True
         )
+        # cuDNN chooses algorithms by the shapes alone. With torch.backends.cudnn.benchmark it would
+        # choose by timing. That suits inputs of one size, but a resumed run could then take other
+        # algorithms, and so other bits, than the run that it continues.
         step = cls(model, optimizer, settings, average)
         step.load_state_dict(tensors)
         return step

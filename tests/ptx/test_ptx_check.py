@@ -69,3 +69,15 @@ def test_the_reports_of_all_processes_count(ptx_check, tmp_path):
     (tmp_path / "1.json").write_text(json.dumps({"kernels": first, "notes": {"doubt (b: st)": 1}}))
     (tmp_path / "2.json").write_text(json.dumps({"kernels": other, "notes": {"x (program_1:": 1}}))
     assert ptx_check.read_reports(tmp_path) == ({"a<float>": 0, "b": 5}, ["doubt (b: st)"])
+
+
+@pytest.mark.parametrize("option", [[], ["--nightly"], ["--counts"]])
+def test_all_tests_that_it_runs_exist(ptx_check, monkeypatch, option):
+    named: list[str] = []
+    monkeypatch.setattr(ptx_check, "missing", lambda: "")
+    monkeypatch.setattr(ptx_check, "build", lambda folder: folder)
+    monkeypatch.setattr(ptx_check, "run_tests", lambda ptx, arguments, **_: named.extend(arguments))
+    monkeypatch.setattr(sys, "argv", ["ptx_check.py", *option])
+    ptx_check.main()
+    tests = [name for name in named if name.startswith("tests/")]
+    assert tests and all((SCRIPT.parents[1] / name).exists() for name in tests)

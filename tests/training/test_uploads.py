@@ -38,6 +38,12 @@ def test_the_mean_is_copied_to_a_device_once(monkeypatch):
     (subtract_mean(images) * weight).sum().backward()  # not a tensor of inference mode
 
 
+def test_training_lets_cudnn_choose_algorithms_by_their_shapes_alone():
+    settings = Recipe(lr=1e-3, epochs=1)
+    TrainingStep.create(mdssd300(4, width=0.0625), settings, torch.device("cpu"), {})
+    assert not torch.backends.cudnn.benchmark
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
 def test_a_training_step_waits_for_nothing():
     settings = Recipe(lr=1e-3, epochs=1)
