@@ -16,6 +16,8 @@ MODELS = (
 # Sides of the input, in pixels, that every model can have beside those of its papers. Width and
 # height can differ.
 INPUT_SIZES = range(256, 1025, 32)
+# The most pixels of a tile, whose part beyond the image is filled.
+MOST_TILE_PIXELS = 100_000_000
 # Sets of prior sizes. SSD has the first two; "paper" and "small" exist for MDSSD only.
 SSD_PRIOR_SCALES = ("voc", "coco")
 PRIOR_SCALES = (*SSD_PRIOR_SCALES, "paper", "small")

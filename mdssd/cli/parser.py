@@ -79,9 +79,10 @@ class Parser(argparse.ArgumentParser):
 
 def _nearest(word: str, known: Iterable[str], everything: bool = False) -> str:
     """A suggestion for a word that is not known."""
-    found = get_close_matches(word, list(known), n=1)
+    names = {name.lstrip("-"): name for name in known}
+    found = get_close_matches(word.lstrip("-"), names, n=1)
     if found:
-        return f"; did you mean {found[0]}?"
+        return f"; did you mean {names[found[0]]}?"
     return f"; expected one of {', '.join(known)}" if everything else ""
 
 

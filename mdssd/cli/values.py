@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mdssd.names import INPUT_SIZES
+from mdssd.names import INPUT_SIZES, MOST_TILE_PIXELS
 from mdssd.system.kinds import kind_of_file
 
 # Counts end in 32-bit fields of files and libraries.
@@ -92,12 +92,12 @@ def tile(text: str) -> int | tuple[int, int] | str:
     """The size of tiles in pixels, or "auto"."""
     if text == "auto":
         return text
-    match = re.fullmatch("([0-9]{1,6})(?:x([0-9]{1,6}))?", text.lower())
+    match = re.fullmatch("([0-9]{1,19})(?:x([0-9]{1,19}))?", text.lower())
     width, height = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-    if min(width, height) < 1:
+    if not 1 <= width * height <= MOST_TILE_PIXELS:
         raise argparse.ArgumentTypeError(
-            "expected auto, a number of pixels such as 300, or width x height such as 640x384; "
-            f"got {text!r}"
+            "expected auto, a number of pixels such as 300, or width x height such as 640x384, of "
+            f"at most {MOST_TILE_PIXELS:,} pixels in all; got {text!r}"
         )
     return width if width == height else (width, height)
 

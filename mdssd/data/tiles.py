@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from mdssd.names import MOST_TILE_PIXELS
 from mdssd.priors.maps import InputSize, width_height
 
 # Of two neighbouring tiles; 0.9 already means a hundred times as many tiles as no overlap.
 MOST_OVERLAP = 0.9
 _MOST_SCALE = 16
-_MOST_PIXELS = 100_000_000  # of a tile, whose part beyond the image is filled
 
 
 class Window(NamedTuple):
@@ -129,6 +129,11 @@ def make_tiling(
         tile = input_size
     sides = width_height(tile)
     _check_sides(*sides)
+    if sides[0] / scale * (sides[1] / scale) > MOST_TILE_PIXELS:
+        raise ValueError(
+            f"tile_scale: expected tiles that show at most {MOST_TILE_PIXELS:,} pixels of the "
+            f"image, got {scale:g} for tiles of {sides[0]} x {sides[1]}"
+        )
     width, height = (max(1, round(side / scale)) for side in sides)
     return Tiling(width, height, overlap, with_whole)
 
@@ -136,9 +141,9 @@ def make_tiling(
 def _check_sides(width: int, height: int) -> None:
     if min(width, height) < 1:
         raise ValueError(f"tile: expected sides of 1 pixel or more, got {width} x {height}")
-    if width * height > _MOST_PIXELS:
+    if width * height > MOST_TILE_PIXELS:
         raise ValueError(
-            f"tile: expected at most {_MOST_PIXELS:,} pixels, got {width:,} x {height:,}"
+            f"tile: expected at most {MOST_TILE_PIXELS:,} pixels, got {width:,} x {height:,}"
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from mdssd.data.tiles import Tiling, make_tiling
 from mdssd.data.windows import WindowDraws
-from mdssd.names import AMP, FREEZABLE, NORMALIZERS, SCHEDULES
+from mdssd.names import AMP, FREEZABLE, INPUT_SIZES, NORMALIZERS, SCHEDULES
 from mdssd.priors.maps import InputSize
 
 # Fractions of the run after which the learning rate falls to a tenth and to a hundredth.
@@ -17,7 +17,6 @@ from mdssd.priors.maps import InputSize
 DROPS: dict[str, tuple[float, ...]] = {"mdssd": (1 / 2, 5 / 6), "ssd": (2 / 3, 5 / 6)}
 # The settings that only matter beside `tile`.
 WINDOW_SETTINGS = ("tile_scale", "tile_jitter", "background_share", "min_visible")
-_MOST_TILE = 999_999  # a side, in pixels
 
 
 @dataclass(frozen=True)
@@ -181,12 +180,16 @@ class Recipe:
 
     def _check_tile(self) -> None:
         sides = self.tile if isinstance(self.tile, list | tuple) else (self.tile,) * 2
-        pixels = len(sides) == 2 and all(_is_whole(v) and 1 <= v <= _MOST_TILE for v in sides)
+        pixels = len(sides) == 2 and all(_is_whole(v) and v >= 1 for v in sides)
         if not (self.tile is None or self.tile == "auto" or pixels):
             raise ValueError(
                 "Recipe: tile: expected a number of pixels, a width and a height, or 'auto'; got "
                 f"{shown(self.tile)}"
             )
+        try:  # the size of the input matters for "auto" only
+            self.tiling(INPUT_SIZES[0])
+        except ValueError as error:
+            raise ValueError(f"Recipe: {error}") from None
         for name in WINDOW_SETTINGS:
             if self.tile is None and getattr(self, name) != getattr(Recipe, name):
                 raise ValueError(f"Recipe: {name}: needs a tile, got {shown(getattr(self, name))}")

@@ -82,6 +82,12 @@ def test_options():
         ({"tile": 300, "overlap": 0.95}, "overlap: expected 0 to 0.9, got 0.95"),
         ({"tile": 300, "overlap": float("nan")}, "overlap: expected 0 to 0.9, got nan"),
         ({"tile": 300, "scale": 0}, "tile_scale: expected a number above 0, up to 16, got 0"),
+        (
+            {"tile": (300, 400), "scale": 0.01},
+            "tile_scale: expected tiles that show at most 100,000,000 pixels of the image, got "
+            "0.01 for tiles of 300 x 400",
+        ),
+        ({"tile": "auto", "scale": 5e-324}, "tile_scale: expected tiles .* got 4.94066e-324 for"),
     ],
 )
 def test_wrong_options(options, message):

@@ -128,6 +128,8 @@ def test_priors_fit_the_objects_as_windows_show_them():
         ({"tile": 300, "min_visible": 0}, "min_visible: expected a number above 0 and at most 1"),
         ({"tile": 300, "background_share": 2}, "background_share: expected a number from 0 to 1"),
         ({"tile_scale": 2.0}, "tile_scale: needs a tile, got 2.0"),
+        ({"tile": 10**6}, "tile: expected at most 100,000,000 pixels, got 1,000,000 x 1,000,000"),
+        ({"tile": 300, "tile_scale": 0.01}, "tile_scale: expected tiles that show at most"),
     ],
 )
 def test_settings_of_windows_are_checked(options, message):

@@ -15,6 +15,7 @@ from mdssd.data.faults import check_faults, faults_line, nothing_to_learn, witho
 from mdssd.data.images import ImageLimits
 from mdssd.data.splits import ALL
 from mdssd.data.tiles import Tiling, make_tiling
+from mdssd.names import INPUT_SIZES
 from mdssd.priors.maps import InputSize, width_height
 from mdssd.system.devices import best_device, describe_device
 from mdssd.system.distributed import is_main, process_group
@@ -145,15 +146,20 @@ def _tile_options(given: Mapping[str, Any]) -> dict[str, Any]:
         needless = [name for name in _OF_TILES if options[name] != _OF_TILES[name]]
         if needless:
             raise ValueError(f"--{needless[0].replace('_', '-')}: needs --tile beside it")
+    try:  # the size of the input matters for "auto" only
+        make_tiling(given.get("tile"), INPUT_SIZES[0], scale=options["tile_scale"])
+    except ValueError as error:
+        raise ValueError(str(error).replace("tile_scale", "--tile-scale", 1)) from None
     return {"tile": given.get("tile"), **options}
 
 
 def detector_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of a `Detector` other than its checkpoint and device."""
+    tile_options = _tile_options(vars(arguments))
     if arguments.tile is None and is_main() and (line := _trained_on_tiles(arguments.checkpoint)):
         show(line)
     return {
-        **_tile_options(vars(arguments)),
+        **tile_options,
         "batch_size": arguments.batch_size,
         "runtime": arguments.runtime,
         "dtype": getattr(torch, arguments.dtype) if arguments.dtype else None,
