@@ -353,7 +353,7 @@ def test_torchrun_restarts_a_killed_process(voc, tmp_path):
         wait_for(out / "last.json", [started])
         workers = subprocess.run(["pgrep", "-P", str(started.pid)], capture_output=True, text=True)
         os.kill(int(workers.stdout.split()[-1]), signal.SIGKILL)
-        written = started.communicate(timeout=120)[0]
+        written = started.communicate(timeout=1200)[0]
     finally:
         started.terminate()  # it ends its processes
         started.communicate()
@@ -365,7 +365,7 @@ def test_torchrun_restarts_a_killed_process(voc, tmp_path):
 
 
 def wait_for(path, processes):
-    for _ in range(600):
+    for _ in range(6000):
         if path.exists():
             return
         assert all(process.poll() is None for process in processes), ends(processes)
