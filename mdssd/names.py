@@ -25,6 +25,8 @@ PRIOR_SCALES = (*SSD_PRIOR_SCALES, "paper", "small")
 AUTO_PRIORS = "auto"
 # The parts of a model that training can leave unchanged.
 FREEZABLE = ("base", "batch-norm")
+# Boxes that training can take for neither objects nor background.
+IGNORABLE = ("cut", "crowd", "difficult")
 # What boxes refer to where EXIF turns an image. "auto": what the stated size or the format says.
 ORIENTATIONS = ("auto", "upright", "stored")
 # Backends of the operators. Development installs also have "simt", which is for tests only.

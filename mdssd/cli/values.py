@@ -174,6 +174,15 @@ def some_of(choices: Sequence[str]) -> Callable[[str], list[str]]:
     return parse
 
 
+def some_or_none_of(choices: Sequence[str]) -> Callable[[str], list[str]]:
+    """The same type, but "none" is accepted too, for none of them."""
+
+    def parse(text: str) -> list[str]:
+        return [] if text == "none" else some_of(choices)(text)
+
+    return parse
+
+
 def or_none(kind: Callable[[str], Any]) -> Callable[[str], Any]:
     """The same type, but "none" is accepted too: it switches off what a recipe switches on."""
 

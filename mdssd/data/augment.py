@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import cv2
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mdssd.data.ignored import IGNORED, check_ignore, ignored_of, objects_of, parts_in_window
 from mdssd.data.images import REDUCTIONS
 from mdssd.data.preprocess import to_tensor
 from mdssd.data.rasters import Raster
@@ -42,7 +44,8 @@ class Augmentation:
 
     Call it with a `Sample` and a NumPy random generator. It returns the image, float32
     [3, height, width], the boxes, float32 [M, 4] xyxy in 0-1, and the labels, int64 [M]. A box is
-    kept, and clipped, if its centre is in the crop. Crowds are left out. M may be 0.
+    kept, and clipped, if its centre is in the crop. Crowds are left out. M may be 0. Boxes to be
+    ignored come last, with the label -1.
 
     Args:
         size: side of the network's input, in pixels, or (width, height) of one that is no square.
@@ -56,9 +59,11 @@ class Augmentation:
             aerial or microscope images.
         raw: return the image as uint8 without subtracting the mean, which needs a quarter of the
             memory. Use `subtract_mean` on the device then.
+        ignore: which boxes are to be ignored: some of "cut" (those of which the crop shows a part,
+            but not the centre), "crowd" and "difficult".
 
     Raises:
-        ValueError: `expand` or `crop_min_scale` is out of range.
+        ValueError: `expand` or `crop_min_scale` is out of range, or a kind of boxes is not known.
 
     Source: Liu et al., "SSD: Single shot multibox detector", ECCV 2016, section 2.2. Colours are
     distorted in uint8 as in the original code, but in the cropped region only, and with one
@@ -88,6 +93,7 @@ class Augmentation:
         mirror: bool = True,
         turn: bool = False,
         raw: bool = False,
+        ignore: Collection[str] = (),
     ) -> None:
         if not 1 <= expand <= MAX_EXPAND:
             raise ValueError(f"Augmentation: expand must be from 1 to {MAX_EXPAND}, got {expand}")
@@ -104,6 +110,7 @@ class Augmentation:
         self.mirror = mirror
         self.turn = turn
         self.raw = raw
+        self.ignore = check_ignore("Augmentation", ignore)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         height, width = sample.image.shape[:2]
@@ -126,8 +133,8 @@ class Augmentation:
             reduced: whether the image may be decoded at a reduced size. This does not change
                 which numbers are drawn.
         """
-        keep = ~sample.crowd
-        boxes_xyxy = sample.boxes_xyxy[keep].astype(np.float64)
+        objects = np.flatnonzero(objects_of(sample, self.ignore))
+        boxes_xyxy = sample.boxes_xyxy[objects].astype(np.float64)
         width, height = size
         colour_change = draw_colour_change(rng) if self.photometric else []
         canvas_width, canvas_height, left, top = width, height, 0, 0
@@ -147,11 +154,17 @@ class Augmentation:
         # Round to pixels of the reduced image. The boxes are relative to the rounded window.
         window = (window + reduction // 2) // reduction
         boxes_xyxy, kept = boxes_in_window(boxes_xyxy, window * reduction)
+        labels = sample.labels[objects][kept]
+        if self.ignore:
+            others = ignored_of(sample, self.ignore)
+            others[objects] = ~kept & ("cut" in self.ignore)
+            parts = parts_in_window(sample.boxes_xyxy[others], window * reduction)
+            boxes_xyxy = np.concatenate([boxes_xyxy, parts])
+            labels = np.concatenate([labels, np.full(len(parts), IGNORED)])
         if mirrored:
             boxes_xyxy = boxes_xyxy[:, [2, 1, 0, 3]] * (-1, 1, -1, 1) + (1, 0, 1, 0)
         for _ in range(turns):
             boxes_xyxy = boxes_xyxy[:, [1, 2, 3, 0]] * (1, -1, 1, -1) + (0, 1, 0, 1)
-        labels = sample.labels[keep][kept]
         return View(
             window, reduction, colour_change, interpolation, mirrored, turns, boxes_xyxy, labels
         )
@@ -200,7 +213,7 @@ class View:
         mirrored: whether to mirror after the resize.
         turns: the number of counter-clockwise quarter turns, after mirroring.
         boxes_xyxy: float64 [M, 4] in 0-1, as they are in the result.
-        labels: int64 [M].
+        labels: int64 [M], -1 for a box to be ignored.
     """
 
     window: np.ndarray

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mdssd.data.augment import Augmentation, cut_window
 from mdssd.data.dataset import DetectionDataset
+from mdssd.data.ignored import IGNORED, objects_of
 from mdssd.data.image_headers import parse_header
 from mdssd.data.images import decode_image, read_bytes, read_header
 from mdssd.data.opened import raster_of
@@ -39,7 +40,8 @@ class WindowDraws:
         jitter: the window's sides are multiplied by a factor between 1/jitter and jitter, so that
             objects are seen smaller and larger. 1 draws windows of one size.
         background: the share of windows drawn anywhere; the others contain an object's centre.
-        min_visible: a box of which the window shows a smaller share of its area is left out.
+        min_visible: a box of which the window shows a smaller share of its area is left out, or
+            ignored if the augmentation says so.
 
     Raises:
         ValueError: a value is out of range.
@@ -72,7 +74,7 @@ class Plan(NamedTuple):
     """What the windows of an epoch show, in the order of training.
 
     images: int64 [N], the image of each. objects: int64 [N], which of the image's boxes is in it,
-    among those that are no crowds; -1 for a window drawn anywhere.
+    among those to learn; -1 for a window drawn anywhere.
     """
 
     images: NDArray[np.int64]
@@ -132,7 +134,9 @@ class TrainingWindows(torch.utils.data.Dataset[tuple[Tensor, Tensor, Tensor]]):
         self._sizes = np.array([image_size(dataset, i) for i in indices]).reshape(-1, 2)
         tiling = Tiling(draws.width, draws.height, overlap=0)
         self._tiles = np.array([tiling.count(*map(int, size)) for size in self._sizes])
-        self._objects = np.array([int((~dataset.annotation(i).crowd).sum()) for i in indices])
+        self._objects = np.array(
+            [int(objects_of(dataset.annotation(i), augmentation.ignore).sum()) for i in indices]
+        )
         self._costs = 3 * self._sizes.prod(1)
         if dataset.limits.by_windows:
             self._costs[self._sizes.prod(1) > dataset.limits.max_pixels] = _RASTER_BYTES
@@ -152,7 +156,8 @@ class TrainingWindows(torch.utils.data.Dataset[tuple[Tensor, Tensor, Tensor]]):
         plan = self.plan()
         sample, image = self._opened(int(plan.images[index]))
         rng = np.random.default_rng([self.seed, int(self._epoch), index, 1])
-        boxes = sample.boxes_xyxy[~sample.crowd].astype(np.float64)
+        objects = objects_of(sample, self.augmentation.ignore)
+        boxes = sample.boxes_xyxy[objects].astype(np.float64)
         chosen = int(plan.objects[index])
         box = boxes[chosen] if chosen >= 0 else None
         height, width = image.shape[:2]
@@ -270,27 +275,35 @@ def cut_sample(
     draws: WindowDraws,
     augmentation: Augmentation,
 ) -> Sample:
-    """Return a window of a sample as a sample of its own, without crowds.
+    """Return a window of a sample as a sample of its own.
 
     Boxes are clipped to the window. One of which it shows less than `draws.min_visible` is left
-    out. What lies beyond the image is filled with the mean of the augmentation.
+    out, or gets the label -1 if the augmentation ignores cut boxes. Crowds are left out unless it
+    ignores those. What lies beyond the image is filled with the mean of the augmentation.
 
     Args:
         sample: the sample, whose own pixels are not used.
         image: its image.
         window: [4] xyxy, in whole pixels of the image.
         draws: says which boxes are left out.
-        augmentation: says what the mean is.
+        augmentation: says which boxes are ignored, and what the mean is.
     """
     boxes_xyxy = sample.boxes_xyxy.astype(np.float64)
-    kept = ~sample.crowd & (visible_share(boxes_xyxy, window) >= draws.min_visible)
+    shown = visible_share(boxes_xyxy, window)
+    is_cut = ~sample.crowd & (shown < draws.min_visible)
+    kept = ~sample.crowd & ~is_cut
+    if "cut" in augmentation.ignore:
+        kept |= is_cut & (shown > 0)
+    if "crowd" in augmentation.ignore:
+        kept |= sample.crowd & (shown > 0)
     corner, end = np.tile(window[:2], 2), np.tile(window[2:] - window[:2], 2)
     return Sample(
         cut_window(image, window, [], augmentation.mean),
         (boxes_xyxy[kept] - corner).clip(0, end).astype(np.float32),
-        sample.labels[kept],
+        np.where(is_cut, IGNORED, sample.labels)[kept],
         sample.difficult[kept],
         sample.image_id,
+        sample.crowd[kept],
     )
 
 

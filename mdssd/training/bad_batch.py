@@ -76,7 +76,8 @@ def save_batch(
     ):
         tensors[f"boxes.{k}"] = boxes.cpu().contiguous()
         tensors[f"labels.{k}"] = labels.cpu().contiguous()
-        objects = [classes[int(label) - 1] for label in labels]
+        names = ["ignored", *classes]
+        objects = [names[max(0, int(label))] for label in labels]
         rows.append({"id": image_ids[k], "picture": f"{k:02}.png", "objects": objects})
         with atomic_write(folder / f"{k:02}.png", "wb") as file:
             file.write(_picture(image, boxes, labels))

@@ -9,6 +9,7 @@ from contextlib import closing
 import torch
 
 from mdssd.data import DetectionDataset
+from mdssd.data.ignored import objects_of
 from mdssd.data.opened import check_file
 from mdssd.data.windows import count_windows
 from mdssd.models import SingleShotDetector
@@ -44,7 +45,9 @@ def check_run(
     """
     if not len(dataset):
         raise ValueError(f"train: dataset: expected at least one image, {dataset.name} has none")
-    if not any((~dataset.annotation(i).crowd).any() for i in range(len(dataset))):
+    if not any(
+        objects_of(dataset.annotation(i), settings.ignore).any() for i in range(len(dataset))
+    ):
         raise ValueError(f"train: dataset: {dataset.name} has no box to learn from")
     if model.options.batch_norm and "batch-norm" not in model.frozen:
         draws = settings.window_draws(model.input_size)

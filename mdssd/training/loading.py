@@ -30,7 +30,8 @@ from mdssd.training.settings import Recipe
 class Batch(NamedTuple):
     """This process's share of a batch; it may be empty.
 
-    images: [B, 3, S, S]. boxes_xyxy: B tensors [M, 4], normalised to 0-1. labels: B tensors [M].
+    images: [B, 3, S, S]. boxes_xyxy: B tensors [M, 4], normalised to 0-1. labels: B tensors [M],
+    -1 for a box to be ignored.
     """
 
     images: Tensor
@@ -102,6 +103,7 @@ class EpochLoader:
             photometric=settings.photometric,
             mirror=settings.mirror,
             turn=settings.turn,
+            ignore=settings.ignore,
             raw=True,
         )
         if workers is None:

@@ -175,7 +175,7 @@ def combine(
 def format_recipe(model: Mapping[str, Any], recipe: Recipe) -> str:
     """Return all settings of a run, defaults included, as TOML that `read_recipe` can read.
 
-    Those about windows are left out if the run draws none.
+    Those about windows are left out if the run draws none, and ignore if it ignores no boxes.
 
     Args:
         model: options of the model, of which "model" (its name) is required.
@@ -196,6 +196,8 @@ def format_recipe(model: Mapping[str, Any], recipe: Recipe) -> str:
     settings = asdict(recipe)
     if recipe.tile is None:
         settings = {name: settings[name] for name in settings if name not in WINDOW_SETTINGS}
+    if not recipe.ignore:
+        del settings["ignore"]
     tables = ({name: options[name] for name in MODEL_OPTIONS}, settings)
     return "\n".join(
         "".join(f"{key} = {_toml(value)}\n" for key, value in table.items() if value is not None)

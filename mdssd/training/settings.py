@@ -9,7 +9,7 @@ from typing import Any
 
 from mdssd.data.tiles import Tiling, make_tiling
 from mdssd.data.windows import WindowDraws
-from mdssd.names import AMP, FREEZABLE, INPUT_SIZES, NORMALIZERS, SCHEDULES
+from mdssd.names import AMP, FREEZABLE, IGNORABLE, INPUT_SIZES, NORMALIZERS, SCHEDULES
 from mdssd.priors.maps import InputSize
 
 # Fractions of the run after which the learning rate falls to a tenth and to a hundredth.
@@ -74,6 +74,8 @@ class Recipe:
         save_every: epochs between checkpoints.
         save_iterations: iterations between further checkpoints within an epoch; None saves none.
         keep: how many of the newest checkpoints stay.
+        ignore: boxes that are neither objects nor background, some of "cut", "crowd" and
+            "difficult"; see `mdssd.data.Augmentation`.
 
     Raises:
         ValueError: a setting is out of range.
@@ -124,14 +126,22 @@ class Recipe:
     save_every: int = 1
     save_iterations: int | None = None
     keep: int = 1
+    ignore: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        parts = self.freeze if isinstance(self.freeze, list | tuple) else (None,)
-        if not all(part in FREEZABLE for part in parts):
-            raise ValueError(
-                f"Recipe: freeze: expected a list of parts among {', '.join(FREEZABLE)}; "
-                f"got {shown(self.freeze)}"
-            )
+        for name, what, known in (
+            ("freeze", "parts", FREEZABLE),
+            ("ignore", "boxes", IGNORABLE),
+        ):
+            value = getattr(self, name)
+            words = value if isinstance(value, list | tuple) else (None,)
+            if not all(word in known for word in words):
+                raise ValueError(
+                    f"Recipe: {name}: expected a list of {what} among {', '.join(known)}; "
+                    f"got {shown(value)}"
+                )
+            # JSON has only lists: a recipe from a checkpoint must equal the one that was saved.
+            object.__setattr__(self, name, list(words))
         if sum(value is not None for value in (self.epochs, self.iterations, self.minutes)) != 1:
             raise ValueError(
                 "Recipe: expected either epochs, iterations or minutes, got "
@@ -152,8 +162,6 @@ class Recipe:
                 )
         self._check_drops()
         self._check_tile()
-        # JSON has only lists: a recipe from a checkpoint must equal the one that was saved.
-        object.__setattr__(self, "freeze", list(self.freeze))
         object.__setattr__(self, "drops", None if self.drops is None else tuple(self.drops))
         if isinstance(self.tile, tuple):
             object.__setattr__(self, "tile", list(self.tile))

@@ -110,10 +110,20 @@ class TrainingStep:
         return self.model if self.average is None else self.average
 
     def backward(self, images: Tensor, boxes_xyxy: list[Tensor], labels: list[Tensor]) -> Losses:
-        """Compute the gradients of a batch, summed over the processes, and return its losses."""
+        """Compute the gradients of a batch, summed over the processes, and return its losses.
+
+        The label -1 means a box to be ignored: with `settings.ignore`, what the network says of the
+        priors on it that match no object does not count.
+        """
         self._optimizer.zero_grad(set_to_none=True)
-        device = self.device
-        targets = ops.encode_targets(*_upload(boxes_xyxy, labels, device), self.model.priors)
+        device, ignored = self.device, None
+        if self._settings.ignore:
+            objects = [each > 0 for each in labels]
+            others = [~each for each in objects]
+            ignored, _ = _upload(_chosen(boxes_xyxy, others), _chosen(labels, others), device)
+            boxes_xyxy, labels = _chosen(boxes_xyxy, objects), _chosen(labels, objects)
+        boxes_xyxy, labels = _upload(boxes_xyxy, labels, device)
+        targets = ops.encode_targets(boxes_xyxy, labels, self.model.priors, ignored_xyxy=ignored)
         parts = max(1, min(self._settings.accumulate, len(images)))
         split = [
             tensor.tensor_split(parts)
@@ -245,6 +255,10 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors whose names start with a prefix, under their names without it."""
     return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+
+
+def _chosen(tensors: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
+    return [each[mask] for each, mask in zip(tensors, masks, strict=True)]
 
 
 def _upload(

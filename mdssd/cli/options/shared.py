@@ -152,7 +152,7 @@ def add_detector_options(parser: argparse.ArgumentParser) -> None:
     add_runtime_options(add_machine_options(parser))
 
 
-def add_augmentation_options(parser: argparse.ArgumentParser) -> None:
+def add_augmentation_options(parser: argparse.ArgumentParser) -> Group:
     augmentation = parser.add_argument_group("augmentation")
     augmentation.add_argument(
         "--expand",
@@ -181,3 +181,4 @@ def add_augmentation_options(parser: argparse.ArgumentParser) -> None:
         action=ON_OFF,
         help="rotate by quarter turns, for aerial and microscope images (default: off)",
     )
+    return augmentation

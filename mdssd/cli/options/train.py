@@ -16,7 +16,16 @@ from mdssd.cli.options.shared import (
     add_input_size,
     add_machine_options,
 )
-from mdssd.names import AMP, AUTO_PRIORS, FREEZABLE, MODELS, NORMALIZERS, PRIOR_SCALES, SCHEDULES
+from mdssd.names import (
+    AMP,
+    AUTO_PRIORS,
+    FREEZABLE,
+    IGNORABLE,
+    MODELS,
+    NORMALIZERS,
+    PRIOR_SCALES,
+    SCHEDULES,
+)
 
 # The length of a recipe that states none: the paper's 120,000 iterations of 32 images are 232
 # epochs of VOC 07+12's 16,551 images (MDSSD paper, section IV-A).
@@ -58,7 +67,7 @@ def add_to(verbs: Verbs) -> None:
     add_data_rules(data)
     _add_model_options(parser.add_argument_group("model"))
     _add_optimiser_options(parser.add_argument_group("optimiser"))
-    add_augmentation_options(parser)
+    _add_ignore_option(add_augmentation_options(parser))
     _add_window_options(parser.add_argument_group("windows, for small objects in large images"))
     _add_run_options(parser.add_argument_group("run"))
     _add_speed_options(parser.add_argument_group("speed and memory"))
@@ -199,7 +208,18 @@ def _add_window_options(windows: argparse._ArgumentGroup) -> None:
         type=values.share,
         metavar="S",
         help="leave out boxes of which a window shows less than this share; the rest of such an "
-        "object counts as background (default 0.5)",
+        "object counts as background, unless --ignore has cut (default 0.5)",
+    )
+
+
+def _add_ignore_option(augmentation: argparse._ArgumentGroup) -> None:
+    augmentation.add_argument(
+        "--ignore",
+        type=values.some_or_none_of(IGNORABLE),
+        metavar="KIND",
+        help="boxes that count neither as objects nor as background, by kind: cut (of which a "
+        "window or a crop shows too little), crowd, difficult, or several as in cut,crowd (default "
+        "none: what is seen of the first two is background, and difficult ones are objects)",
     )
 
 
