@@ -116,9 +116,13 @@ def _check(step: gpu_check.Step) -> Step:
 
 def _rows(name: str, key: str, path: str, pretend: bool) -> Step:
     key += " and not triton" if pretend else ""
-    command = gpu_check.pytest("--benchmark-only", "-k", key, path)
+    ignored = [f"--ignore={file}" for file in gpu_check.left_out() if file.startswith("benchmarks")]
+    command = gpu_check.pytest("--benchmark-only", "-k", key, *ignored, path)
     command = gpu_check.pretended(command, pretend)
-    return Step(name, command, not_here=_missing("pytest", "hypothesis", "pytest_benchmark"))
+    why = _missing("pytest", "hypothesis", "pytest_benchmark")
+    if pretend and name in gpu_check.NOT_REHEARSED:
+        why = f"not rehearsed: {gpu_check.NOT_REHEARSED[name]}"
+    return Step(name, command, not_here=why)
 
 
 def _profiles(folder: Path, pretend: bool) -> Iterator[Step]:
@@ -127,7 +131,7 @@ def _profiles(folder: Path, pretend: bool) -> Iterator[Step]:
     rows = gpu_profile.furthest(measured(folder)[0], PROFILES)
     why = "" if program else f"ncu is not on the PATH or in {gpu_profile.FOLDERS}"
     if pretend:
-        why = "ncu profiles a GPU only"
+        why = f"not rehearsed: {gpu_check.NOT_REHEARSED['profile']}"
     for k in range(PROFILES):
         command = gpu_profile.command(program, rows[k], folder) if k < len(rows) else []
         absent = "" if command else "the benchmarks have not measured so many operators yet"
@@ -416,7 +420,8 @@ def summarise(day: Day, steps: list[Step], pretend: bool) -> None:
     print(f"\n{about['gpu']}, driver {about['driver']}, commit {about['commit']}")
     print(f"{'step':<18} {'seconds':>8} {'passed':>7} {'failed':>7} {'skipped':>8}  outcome")
     for step in steps:
-        row = day.steps.get(step.name, {"outcome": "to do", "seconds": ""})
+        to_do = f"not run: {step.not_here}" if step.not_here else "to do"
+        row = day.steps.get(step.name, {"outcome": to_do, "seconds": ""})
         numbers = [row["seconds"], *(row.get(key, "") for key in ("passed", "failed", "skipped"))]
         print("{:<18} {:>8} {:>7} {:>7} {:>8}  {}".format(step.name, *numbers, row["outcome"]))
     for step in steps:
