@@ -489,6 +489,79 @@ def test_loss(
     )
 
 
+# --- sigmoid_focal_loss and box_loss -------------------------------------------------------------
+
+
+def _scalar_call(loss: Callable[..., Any], x: torch.Tensor, *rest: Any) -> Callable[[], Any]:
+    """Return a call of a loss of x, forward and backward."""
+    x.requires_grad_()
+
+    def call() -> Any:
+        value = loss(x, *rest)
+        return value.detach(), *torch.autograd.grad(value, x)
+
+    return call
+
+
+def _check_loss(call: Callable[[], Any], mdssd: Callable[..., Any], *arguments: Any) -> None:
+    with ops.backend("reference"):
+        expected = _scalar_call(mdssd, *arguments)()
+    for got, want in zip(call(), expected, strict=True):
+        torch.testing.assert_close(got.cpu(), want, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "peer, make, device", contenders(loss.mdssd_focal, loss.FOCAL_PEERS, loss.FOCAL_ON_GPU)
+)
+def test_focal_loss(
+    peer: str, make: Callable[..., Any], device: str, measure: Callable[..., None]
+) -> None:
+    """Run forward and backward, with an eighth of the priors ignored."""
+    images, classes = 4, 20
+    x = generators.loss_input("mdssd300", images, classes)
+    labels = x.labels.clone()
+    labels[:, ::8] = -1
+    call = _scalar_call(make, *generators.to(device, (x.logits, labels)))
+    _check_loss(call, loss.mdssd_focal, x.logits, labels)
+    measure(
+        call,
+        op="sigmoid_focal_loss forward and backward",
+        row=f"{images} x {x.logits.shape[1]:,} x {classes}",
+        peer=peer,
+        device=device,
+        dtype=torch.float32,
+        shape=str(list(x.logits.shape)),
+        # Forward reads the logits; backward reads them and writes their gradient.
+        moved=3 * x.logits.nbytes + 2 * labels.nbytes,
+        flops=90.0 * x.logits.numel(),
+    )
+
+
+@pytest.mark.parametrize(
+    "peer, make, device", contenders(loss.mdssd_giou, loss.BOX_PEERS, loss.BOX_ON_GPU)
+)
+def test_box_loss(
+    peer: str, make: Callable[..., Any], device: str, measure: Callable[..., None]
+) -> None:
+    """Run GIoU forward and backward."""
+    x = generators.loss_input("mdssd300", 32, 21)
+    arguments = x.loc, x.loc_targets, x.labels, generators.priors("mdssd300")
+    call = _scalar_call(make, *generators.to(device, arguments))
+    _check_loss(call, loss.mdssd_giou, *arguments)
+    measure(
+        call,
+        op="box_loss forward and backward",
+        row=f"32 x {x.loc.shape[1]:,}",
+        peer=peer,
+        device=device,
+        dtype=torch.float32,
+        shape=str(list(x.loc.shape)),
+        # Reads the labels twice and writes the gradient.
+        moved=x.loc.nbytes + 2 * x.labels.nbytes,
+        flops=0.0,
+    )
+
+
 # --- half precision on a GPU: one image, and a batch of shifted copies of it ---------------------
 
 _ON_GPU = params([("cuda", "cuda"), ("triton", "cuda")])

@@ -395,7 +395,72 @@ def _focal(images: int, priors: int, classes: int, **options: Any) -> dict[str, 
     return sizes | {"activation": "sigmoid", "background": False} | options
 
 
+def _labels_of(
+    generator: Generator, images: int, priors: int, classes: int, positives: float
+) -> Tensor:
+    """Make labels [B, N]: an eighth is ignored; every second image has no object."""
+    labels = torch.randint(1, classes + 1, (images, priors), generator=generator)
+    chance = torch.rand(images, priors, generator=generator)
+    labels[chance >= positives] = 0
+    labels[1::2] = 0
+    labels[torch.rand(images, priors, generator=generator) < 0.125] = -1
+    return labels
+
+
+def _sigmoid_focal_loss(
+    generator: Generator,
+    dtype: torch.dtype,
+    images: int,
+    priors: int,
+    classes: int,
+    positives: float = 0.1,
+    kind: str = "random",
+    **options: Any,
+) -> Any:
+    logits = 3 * torch.randn(images, priors, classes, generator=generator, dtype=torch.float64) - 2
+    labels = _labels_of(generator, images, priors, classes, positives)
+    if kind == "nan":
+        logits[:, ::7, 0] = math.nan
+    elif kind == "inf":
+        logits[:, ::7, 0] = -math.inf
+        logits[:, 3::7, 0] = math.inf
+    elif kind == "large":  # in float32, only the logarithm of the probability is above 0
+        logits *= 40
+    return (logits.to(dtype), labels), options
+
+
+def _box_loss(
+    generator: Generator,
+    dtype: torch.dtype,
+    images: int,
+    priors: int,
+    positives: float = 0.2,
+    kind: str = "giou",
+    boxes: str = "random",
+    **options: Any,
+) -> Any:
+    loc = 2 * torch.randn(images, priors, 4, generator=generator, dtype=torch.float64)
+    targets = loc + torch.randn(images, priors, 4, generator=generator, dtype=torch.float64)
+    labels = _labels_of(generator, images, priors, 20, positives)
+    if boxes == "same":
+        targets = loc.clone()
+    elif boxes == "apart":
+        targets[..., 0] += 100
+    elif boxes == "flat":  # some have no width, some no height, some neither
+        loc[:, ::3, 2] = targets[:, 1::3, 2] = -math.inf
+        loc[:, ::2, 3] = targets[:, ::2, 3] = -math.inf
+    elif boxes == "nan":
+        loc[:, ::7, 1] = targets[:, 3::7, 2] = math.nan
+    elif boxes == "inf":
+        loc[:, ::7, 2] = targets[:, 3::7, 0] = math.inf
+    if kind == "nwd":
+        options.setdefault("nwd_constant", 0.2)
+    priors_cxcywh = random_priors(generator, priors)
+    return (loc.to(dtype), targets.to(dtype), labels, priors_cxcywh), {"kind": kind, **options}
+
+
 _SINGLE = (torch.float32,)
+_TWO = (torch.float32, torch.float64)
 _HALVES = (torch.float32, torch.float16, torch.bfloat16)
 _BAND: dict[str, Any] = {"iou_threshold": 0.5, "low_threshold": 0.4}
 _LOW_QUALITY: dict[str, Any] = {"force": "low_quality"}
@@ -1022,6 +1087,99 @@ CASES = [
             ),
         },
         gradients=(0, 1),
+        tolerance=_SUMS,
+    ),
+    Case(
+        "sigmoid_focal_loss",
+        _sigmoid_focal_loss,
+        {
+            "no_prior": Size({"images": 2, "priors": 0, "classes": 3}),
+            "no_image": Size({"images": 0, "priors": 5, "classes": 3}),
+            "one": Size({"images": 1, "priors": 1, "classes": 1, "positives": 1.0}),
+            "small": Size({"images": 2, "priors": 12, "classes": 3}, gradcheck=True),
+            "odd": Size({"images": 3, "priors": 257, "classes": 7}),
+            "no_positive": Size({"images": 1, "priors": 65, "classes": 2, "positives": 0.0}),
+            "one_class": Size({"images": 2, "priors": 513, "classes": 1}),
+            "nan": Size({"images": 2, "priors": 65, "classes": 3, "kind": "nan"}),
+            "inf": Size({"images": 2, "priors": 65, "classes": 3, "kind": "inf"}),
+            "inf_each": Size(
+                {"images": 2, "priors": 65, "classes": 3, "kind": "inf", "gamma": 1.5}
+                | {"reduction": "image"}
+            ),
+            "large": Size({"images": 2, "priors": 65, "classes": 3, "kind": "large"}),
+            "gamma_0": Size(
+                {"images": 2, "priors": 12, "classes": 3, "gamma": 0.0}, gradcheck=True
+            ),
+            "gamma_1": Size(
+                {"images": 2, "priors": 12, "classes": 3, "gamma": 1.0, "alpha": None},
+                gradcheck=True,
+            ),
+            "gamma_half": Size(
+                {"images": 3, "priors": 13, "classes": 5, "gamma": 0.5, "reduction": "image"},
+                gradcheck=True,
+            ),
+            "gamma_inf_0": Size(
+                {"images": 2, "priors": 65, "classes": 3, "kind": "inf", "gamma": 0.0}, _SINGLE
+            ),
+            "no_image_each": Size(
+                {"images": 0, "priors": 5, "classes": 3, "reduction": "image"}, _SINGLE
+            ),
+            "no_prior_each": Size(
+                {"images": 2, "priors": 0, "classes": 3, "reduction": "image"}, _SINGLE
+            ),
+            # The images' logits do not start at multiples of 16 bytes.
+            "each": Size({"images": 5, "priors": 257, "classes": 3, "reduction": "image"}),
+            "sum": Size({"images": 3, "priors": 65, "classes": 20, "reduction": "sum"}, _HALVES),
+            # More classes than a thread, a program or a task handles at a time.
+            "many_classes": Size({"images": 1, "priors": 5, "classes": 5001}, _HALVES),
+            "many_rows": Size({"images": 2, "priors": 3001, "classes": 20}, _SINGLE),
+            "retinanet": Size(
+                {"images": 1, "priors": 120087, "classes": 90, "positives": 0.0005},
+                _SINGLE,
+                benchmark=True,
+            ),
+        },
+        gradients=(0,),
+        tolerance=_SUMS,
+    ),
+    Case(
+        "box_loss",
+        _box_loss,
+        {
+            "no_prior": Size({"images": 2, "priors": 0}),
+            "no_image": Size({"images": 0, "priors": 5}),
+            "one": Size({"images": 1, "priors": 1, "positives": 1.0}),
+            "no_positive": Size({"images": 1, "priors": 65, "positives": 0.0}, _SINGLE),
+            "small": Size({"images": 2, "priors": 12, "positives": 0.5}, gradcheck=True),
+            "odd": Size({"images": 3, "priors": 257}),
+            "diou": Size({"images": 3, "priors": 257, "kind": "diou"}),
+            "ciou": Size({"images": 3, "priors": 257, "kind": "ciou", "reduction": "image"}),
+            "nwd": Size({"images": 3, "priors": 257, "kind": "nwd", "reduction": "sum"}),
+            "diou_small": Size(
+                {"images": 2, "priors": 12, "positives": 0.5, "kind": "diou"},
+                (torch.float64,),
+                gradcheck=True,
+            ),
+            "nwd_small": Size(
+                {"images": 2, "priors": 12, "positives": 0.5, "kind": "nwd"},
+                (torch.float64,),
+                gradcheck=True,
+            ),
+        }
+        | {
+            f"{kind}_{boxes}": Size({"images": 1, "priors": 65, "kind": kind, "boxes": boxes}, _TWO)
+            for kind in ("giou", "diou", "ciou", "nwd")
+            for boxes in ("same", "apart", "flat", "nan", "inf")
+        }
+        | {
+            "no_image_each": Size({"images": 0, "priors": 5, "reduction": "image"}, _SINGLE),
+            "no_prior_each": Size({"images": 2, "priors": 0, "reduction": "image"}, _SINGLE),
+            "many_rows": Size({"images": 3, "priors": 5001, "reduction": "image"}, _SINGLE),
+            "mdssd300": Size(
+                {"images": 8, "priors": 31232, "positives": 0.002}, _SINGLE, benchmark=True
+            ),
+        },
+        gradients=(0,),
         tolerance=_SUMS,
     ),
     Case(

@@ -38,6 +38,7 @@ OPS = [
     "test_merge_boxes_cuda.py",
     "test_multibox_loss_cuda.py",
     "test_nms_padded.py",
+    "test_one_stage_losses.py",
 ]
 TESTS = ["tests/ptx", *(f"tests/ops/{name}" for name in OPS)]
 CUDA_TESTS = [*TESTS, "-k", "not triton and not cpp", "--small"]
