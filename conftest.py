@@ -59,12 +59,24 @@ def _emulated(backend: str, device: str) -> bool:
     return backend == "simt" or (backend == "triton" and device == "cpu")
 
 
+# The sizes at which Triton's interpreter runs other types than float32 too. The type only changes
+# how a kernel loads, computes and stores a number, which these show for each operator.
+_EVERY_DTYPE = ("empty", "no_image", "one", "small", "odd", "ragged")
+
+
 def _takes_minutes(row: dict[str, Any], backend: str, device: str) -> bool:
-    """Whether Triton's interpreter takes minutes for this row."""
-    if backend != "triton" or device != "cpu" or "size" not in row:
+    """Whether kernels for a GPU take minutes on the CPU for this row, or with its like.
+
+    The sizes of the benchmarks are large. Those named `nightly` are so for Triton's interpreter.
+    """
+    if "size" not in row or not _emulated(backend, device):
         return False
     size = row["case"].sizes[row["size"]]
-    return bool(size.benchmark or size.nightly)
+    if backend != "triton":
+        return bool(size.benchmark)
+    other = row.get("dtype", torch.float32) != torch.float32 and row["size"] not in _EVERY_DTYPE
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    return bool(size.benchmark or size.nightly or (interpreted and other))
 
 
 def _rows(
