@@ -213,6 +213,7 @@ class Day:
         """
         row = self.steps.setdefault(step.name, {"seconds": 0.0, "calls": 0})
         row.update(outcome="interrupted", finished=False, calls=row["calls"] + 1)
+        row["commit"] = self.about["commit"]
         self.save()
         start = time.monotonic()
         end = start + left
@@ -392,6 +393,9 @@ def measured(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any], dict[s
 def write_day(day: Day, steps: list[Step]) -> Path:
     """Write everything that is known into day.json, which benchmarks/report.py reads."""
     rows, about, skipped = measured(day.folder)
+    for row in rows:
+        if (commit := row["extra_info"]["commit"]) != day.about["commit"]:
+            row["extra_info"]["run"] = f"commit {str(commit)[:12]}"
     data = {
         "datetime": datetime.now(timezone.utc).isoformat(),
         "mdssd": {"copy": [], "matmul": [], **about, **day.about, "skipped": skipped},
@@ -486,12 +490,15 @@ def main() -> int:
     about = facts(options.pretend)
     if not about["gpu"]:
         parser.error("torch sees no NVIDIA GPU here; --pretend rehearses without one")
-    for key in ("gpu", "commit"):
-        if day.about and day.about[key] != about[key]:
-            parser.error(
-                f"{folder} is about {key} {day.about[key]}, this is {about[key]}; "
-                "--fresh begins a new day and keeps that folder"
-            )
+    if day.about and day.about["gpu"] != about["gpu"]:
+        parser.error(
+            f"{folder} is about {day.about['gpu']}, this is {about['gpu']}; "
+            "--fresh begins a new day and keeps that folder"
+        )
+    if day.about and day.about["commit"] != about["commit"]:
+        print(
+            f"what is done is of commit {day.about['commit']}, and says so; --again runs it again"
+        )
     day.about = about
     for again in again_steps(options.again, day, steps(), parser):
         day.forget(again, all_tests=options.again != "failed")
