@@ -3,7 +3,8 @@
 A test with the argument `case` runs for every row of CASES. With `size` and `dtype` it also runs
 for each input of the row, and with `backend` (a name) and `device` for each backend that can run
 here. The marker `cases` narrows the rows: `case` and `size` are predicates, `reference=True`
-includes that backend, and `emulated` lists the sizes for the kernels of a GPU that run on the CPU.
+includes that backend, and `emulated` lists the sizes for the kernels of a GPU that run on the CPU;
+with `rest_nightly=True` the other sizes run with --nightly.
 
 The environment variable MDSSD_MODULES names a folder with another build of the native modules to
 test, such as the sanitized one.
@@ -84,6 +85,8 @@ def _rows(
 ) -> list[dict[str, Any]]:
     nightly = config.getoption("nightly")
     emulated_sizes = filters.get("emulated", (None, *case.sizes))
+    if nightly and filters.get("rest_nightly"):
+        emulated_sizes = (None, *case.sizes)
     rows: list[dict[str, Any]] = [{"case": case}]
     if "size" in names:
         keep = filters.get("size", lambda size: True)
@@ -211,7 +214,7 @@ def _simt_order(request: pytest.FixtureRequest) -> None:
 # The same examples in every run, so that a test does not fail by chance; new ones every night.
 _SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
 settings.register_profile(
-    "usual", max_examples=100, derandomize=True, deadline=None, suppress_health_check=_SLOW
+    "usual", max_examples=50, derandomize=True, deadline=None, suppress_health_check=_SLOW
 )
 settings.register_profile(
     "nightly", settings.get_profile("usual"), max_examples=3000, derandomize=False, print_blob=True
@@ -221,6 +224,6 @@ settings.register_profile(
 def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("nightly" if config.getoption("nightly") else "usual")
     config.addinivalue_line(
-        "markers", "cases(case, size, reference, emulated): narrow the expanded CASES"
+        "markers", "cases(case, size, reference, emulated, rest_nightly): narrow CASES"
     )
     config.addinivalue_line("markers", "nightly(reason): skip this slow test without --nightly")

@@ -133,6 +133,7 @@ def test_gradient_agrees_with_reference(
     size=lambda size: size.gradcheck,
     reference=True,
     emulated=(),
+    rest_nightly=True,
 )
 def test_gradcheck(case: Case, size: str, backend: str, device: str) -> None:
     args, kwargs = case.inputs(size, torch.float64, device)
@@ -162,7 +163,10 @@ def _torch_arguments(case: Case, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 # What it checks at the other sizes is registered once for all backends.
 @pytest.mark.cases(
-    size=lambda size: not size.benchmark, reference=True, emulated=("empty", "no_image", "one")
+    size=lambda size: not size.benchmark,
+    reference=True,
+    emulated=("empty", "no_image", "one"),
+    rest_nightly=True,
 )
 def test_opcheck(case: Case, size: str, backend: str, device: str) -> None:
     args, kwargs = case.inputs(size, torch.float32, device)
@@ -180,7 +184,7 @@ def test_opcheck(case: Case, size: str, backend: str, device: str) -> None:
         torch.library.opcheck(overload, arguments, test_utils=checks)
 
 
-@pytest.mark.cases(size=lambda size: not size.benchmark, emulated=())
+@pytest.mark.cases(size=lambda size: not size.benchmark, emulated=(), rest_nightly=True)
 def test_compiles_without_a_graph_break(case: Case, backend: str, device: str) -> None:
     size = next(name for name in case.sizes if name in ("odd", "ragged"))
     args, kwargs = case.inputs(size, torch.float32, device)
