@@ -18,7 +18,7 @@ from mdssd.models.build import input_size
 from mdssd.ops.reference.boxes import to_xyxy
 from mdssd.priors import make_priors, mdssd_prior_layers, ssd_prior_layers
 
-_MOST = 64  # priors or boxes on a pretended GPU
+_MOST = 300  # priors or boxes on a pretended GPU
 
 
 def at_most(count: int, most: int = _MOST) -> int:
@@ -94,6 +94,50 @@ def network_output(
     label = torch.randint(1, classes, (len(hit),), generator=generator)
     logits[0, low, label] = logits[0, low, 0] - 3 + 0.5 * torch.randn(len(hit), generator=generator)
     return NetworkOutput(loc, logits, prior)
+
+
+class RetinaOutput(NamedTuple):
+    loc: Tensor  # [1, N, 4]
+    logits: Tensor  # [1, N, C], before the sigmoid
+    priors: Tensor  # [N, 4] cxcywh, in pixels
+    levels: tuple[int, ...]  # priors of each feature map, with the sum N
+    width: float  # of the image, in pixels
+    height: float
+
+
+@lru_cache(maxsize=1)
+def retina_output(width: int, height: int, classes: int, kind: str) -> RetinaOutput:
+    """Return the output of a RetinaNet for one image: five maps with 9 anchors a cell.
+
+    Args:
+        width, height: Size of the image.
+        classes: Number of classes; there is no background.
+        kind: "trained": about 1,500 anchors fit 30 objects, and almost all other scores are far
+            below 0.05. "early": one score in twenty is above it.
+    """
+    generator = torch.Generator().manual_seed(width + classes)
+    maps = []
+    for stride in (8, 16, 32, 64, 128):
+        across, down = -(-width // stride), -(-height // stride)
+        x, y = torch.meshgrid(torch.arange(across), torch.arange(down), indexing="xy")
+        cells = (torch.stack([x, y], 2).reshape(-1, 1, 2) + 0.5) * stride
+        scale = 4 * stride * 2 ** (torch.arange(3) / 3)
+        stretch = torch.tensor([0.5, 1.0, 2.0]).sqrt()
+        sides = (scale[:, None, None] * torch.stack([stretch, 1 / stretch], 1)).reshape(1, 9, 2)
+        both = cells.expand(-1, 9, 2), sides.expand(len(cells), 9, 2)
+        maps.append(torch.cat(both, 2).reshape(-1, 4)[: at_most(9 * len(cells), 60)])
+    anchors = torch.cat(maps)
+    loc = 0.3 * torch.randn(1, len(anchors), 4, generator=generator)
+    logits = torch.randn(1, len(anchors), classes, generator=generator)
+    logits += -8.0 if kind == "trained" else -4.6
+    objects = torch.randint(len(anchors), (30,), generator=generator)
+    for at in objects.tolist():
+        reach = (anchors - anchors[at]).abs() / anchors[at, 2:].repeat(2)
+        near = reach.sum(1).topk(at_most(50, 5), largest=False).indices
+        label = int(torch.randint(classes, (), generator=generator))
+        logits[0, near, label] = 1.5 * torch.randn(len(near), generator=generator)
+    levels = tuple(len(level) for level in maps)
+    return RetinaOutput(loc, logits, anchors, levels, float(width), float(height))
 
 
 class Scored(NamedTuple):

@@ -1,4 +1,4 @@
-// detection_output: softmax, threshold, best top_k per class, decoding, NMS, best max_detections.
+// detection_output: scores, threshold, best top_k per class, decoding, NMS, best max_detections.
 //
 // In a trained network a few priors pass the score threshold, in an untrained one all of them. To
 // be fast for both, every (image, class) has a list of at most 2048 candidates, and a bound decides
@@ -21,6 +21,9 @@
 // depends neither on the order in which blocks run nor on the sample: with any bound, the list ends
 // up with the best top_k.
 //
+// Larger limits than kMostKept, and lists of candidates of all classes, take the way of
+// detection_output_wide.cu instead.
+//
 // Memory is O(images x classes) and does not depend on the number of priors. Predicted times
 // (benchmarks/NOTES.md, "first CUDA kernels"): bound by the launches and by NMS for one image, and
 // by append_kernel for a batch.
@@ -29,14 +32,11 @@
 #include <type_traits>
 
 #include "../ops.h"
+#include "detection_parts.h"
 #include "radix.h"
-#include "rows.h"
-#include "runtime.h"
 
 namespace mdssd {
 namespace {
-
-using Key = unsigned long long;
 
 constexpr int kCapacity = 2048;  // candidates in a list
 constexpr int kMostKept = 1024;  // largest top_k and max_detections
@@ -48,36 +48,12 @@ static_assert(kMostKept < kCapacity);
 // deviations of its logarithm, 1 / sqrt(38).
 constexpr int kSampled = 24, kMostSampled = 4096;
 
-// A margin for rounding when scores are compared by their logarithms.
-constexpr float kLogMargin = 1e-3f;
-
-// How to pack a candidate. Its score is above the threshold and at most 1.
-struct Packing {
-  bool softmax;     // if false, the logits are scores and all "log" values are plain scores
-  float threshold;
-  float log_threshold;
-  unsigned lowest;  // bits of the lowest score above the threshold
-  int index_bits;   // bits of a prior
-  int bits;         // bits of a key
-
-  MDSSD_INLINE float limit(float score) const {
-    return softmax ? log(score) - kLogMargin : score;
-  }
-  __device__ Key pack(float score, unsigned prior) const {
-    return Key(__float_as_uint(score) - lowest) << index_bits | (index_mask() - prior);
-  }
-  __device__ unsigned score_bits(Key key) const { return unsigned(key >> index_bits) + lowest; }
-  __device__ unsigned prior(Key key) const { return unsigned(index_mask() - (key & index_mask())); }
-  __device__ Key index_mask() const { return (Key(1) << index_bits) - 1; }
-};
-
-struct Sizes {
-  int64_t images, num_priors, classes;
+struct Sizes : Shape {
   int top_k, max_detections;
   int sample;  // sampled priors per image; 0 if a list has room for all priors
   int rank;    // rank in the sample of the candidate that becomes the bound
 
-  MDSSD_INLINE int64_t lists() const { return images * (classes - 1); }
+  MDSSD_INLINE int64_t lists() const { return images * foreground(); }
 };
 
 // The lists of candidates, one for each (image, class except the background).
@@ -90,54 +66,6 @@ struct Lists {
 
   __device__ Key* of(int64_t list) const { return candidates + list * places; }
 };
-
-// Calls visit(lanes, list, key) for every score of a row that is above the threshold and, apart
-// from rounding, above exp(log_limit(list)). `lanes` are the lanes of the warp that call `visit` at
-// the same time. All lanes of a warp must call this function.
-template <class S, int kLanes, class LogLimit, class Visit>
-__device__ void for_each_candidate(const Row<S, kLanes>& row, const Sizes& sizes,
-                                   const Packing& packing, const LogLimit& log_limit,
-                                   const Visit& visit) {
-  const int classes = int(sizes.classes);
-  // A score is at most exp(logit - background logit), and comparing this bound with the threshold
-  // needs no exponential. The exact test below rejects rows that pass by mistake.
-  const float background = packing.softmax ? row.value(0) : 0, foreground = row.foreground_max();
-  const bool active = row.valid() && !(foreground - background < packing.log_threshold);
-  if (!__any_sync(kAllLanes, active)) return;
-  const float top = background > foreground ? background : foreground;
-  float sum = 1, below = 0;
-  if (packing.softmax) {
-    sum = row.sum_of_exp(top);
-    const float log_sum = top + log(sum);
-    below = log_sum - fabs(log_sum) * 3e-7f;  // a lower bound in spite of rounding
-  }
-  // Python rejects 2^32 rows or more, so 32 bits suffice. A 64-bit division is ten times slower.
-  const unsigned image = unsigned(row.index()) / unsigned(sizes.num_priors);
-  const unsigned prior = unsigned(row.index()) - image * unsigned(sizes.num_priors);
-  const int64_t first_list = int64_t(image) * (classes - 1) - 1;  // class c has list first_list + c
-  // Even if all classes pass the threshold, only a few per cent reach their limit. A first loop
-  // marks these with a bit each; the second loop runs once per bit and computes the exact score,
-  // with an exponential and a division.
-  for (int start = 0; start < classes; start += kWarpSize * kLanes) {  // uniform over the warp
-    const int first = start + row.lane();
-    unsigned near = 0;
-    const int own = (classes - first + kLanes - 1) / kLanes;
-    const int turns = own < kWarpSize ? own : kWarpSize;
-    for (int k = first == 0; k < turns; ++k) {
-      const int c = first + k * kLanes;
-      near |= unsigned(!(row.value(c) - below < log_limit(first_list + c))) << k;
-    }
-    if (!active) near = 0;
-    while (__any_sync(kAllLanes, near != 0)) {
-      const int c = near ? first + (__ffs(int(near)) - 1) * kLanes : 0;
-      const float score = packing.softmax ? exp(row.value(c) - top) / sum : row.value(c);
-      const bool passes = near != 0 && score > packing.threshold && score <= 1;
-      const unsigned lanes = __ballot_sync(kAllLanes, passes);
-      if (passes) visit(lanes, first_list + c, packing.pack(score, prior));
-      near &= near - 1;
-    }
-  }
-}
 
 // Appends a key to its list if there is room. Lanes with the same list share one atomic.
 __device__ __forceinline__ void append(unsigned lanes, int64_t list, Key key, const Lists& lists) {
@@ -175,7 +103,9 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks)
   const Row<S, kLanes> row{logits + index * sizes.classes, int(sizes.classes), index, in_range};
   for_each_candidate(
       row, sizes, packing, [&](int64_t) { return packing.log_threshold; },
-      [&](unsigned lanes, int64_t list, Key key) { append(lanes, list, key, lists); });
+      [&](unsigned lanes, int64_t list, unsigned prior, float score) {
+        append(lanes, list, packing.pack(score, prior), lists);
+      });
 }
 
 // A block handles one list: it finds the bound by a radix selection (radix.h) among the sampled
@@ -212,7 +142,8 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks)
       logits, sizes.images * sizes.num_priors, int(sizes.classes), [&](const auto& row) {
         for_each_candidate(
             row, sizes, packing, [&](int64_t list) { return lists.log_limits[list]; },
-            [&](unsigned lanes, int64_t list, Key key) {
+            [&](unsigned lanes, int64_t list, unsigned prior, float score) {
+              const Key key = packing.pack(score, prior);
               const bool wanted = key >= lists.bounds[list];
               const unsigned all = __ballot_sync(lanes, wanted);
               if (wanted) append(all, list, key, lists);
@@ -233,7 +164,7 @@ __global__ void __launch_bounds__(kSelectThreads, 4)
   __shared__ unsigned bins[kBins];
   __shared__ CellSearch<kSelectThreads> search;
   __shared__ unsigned gathered;
-  const int64_t image = list / (sizes.classes - 1);
+  const int64_t image = list / sizes.foreground();
   const auto for_each_key = [&](auto visit) {
     constexpr int kRows = kSelectThreads / kLanes;
     const int mine = int(threadIdx.x) / kLanes;
@@ -244,8 +175,8 @@ __global__ void __launch_bounds__(kSelectThreads, 4)
       for_each_candidate(
           row, sizes, packing,
           [&](int64_t other) { return other == list ? packing.log_threshold : INFINITY; },
-          [&](unsigned, int64_t other, Key key) {
-            if (other == list) visit(key);
+          [&](unsigned, int64_t other, unsigned prior, float score) {
+            if (other == list) visit(packing.pack(score, prior));
           });
     }
   };
@@ -269,41 +200,11 @@ __global__ void __launch_bounds__(kSelectThreads, 4)
   if (threadIdx.x == 0) lists.size[list] = gathered;
 }
 
-// Sorts n <= kCapacity keys in falling order by a bitonic network. All threads of the block call
-// it.
-__device__ void sort_falling(Key* keys, int n) {
-  int padded = 2;
-  while (padded < n) padded *= 2;
-  for (int i = n + int(threadIdx.x); i < padded; i += int(blockDim.x)) keys[i] = 0;
-  for (int size = 2; size <= padded; size *= 2) {
-    for (int step = size / 2; step > 0; step /= 2) {
-      __syncthreads();
-      for (int pair = int(threadIdx.x); pair < padded / 2; pair += int(blockDim.x)) {
-        const int low = 2 * pair - (pair & (step - 1)), high = low + step;
-        const Key a = keys[low], b = keys[high];
-        if ((a < b) == ((low & size) == 0)) {
-          keys[low] = b;
-          keys[high] = a;
-        }
-      }
-    }
-  }
-  __syncthreads();
-}
-
-template <class S>
-__device__ Box<float> decode_prior(const S* loc, const float* priors, int64_t row, int64_t prior,
-                                   const Decoding<float>& by) {
-  const Box<float> o = load_box(loc, row), p = load_box(priors, prior);
-  return decode(Offsets<float>{o.x1, o.y1, o.x2, o.y2}, CentreBox<float>{p.x1, p.y1, p.x2, p.y2},
-                Exp{}, by);
-}
-
 // Packs a detection into an integer that orders detections of all classes by higher score, then
 // lower prior, then lower class.
 MDSSD_INLINE Key pack_detection(unsigned score_bits, unsigned prior, unsigned label,
                                 int64_t classes) {
-  return Key(score_bits) << 32 | (0xffffffffu - (prior * unsigned(classes) + label));
+  return Key(score_bits) << 32 | (0xffffffffu - (prior * unsigned(classes) + label - 1));
 }
 
 // The detections that NMS keeps: keys of pack_detection [lists, max_detections] and their number
@@ -313,49 +214,8 @@ struct Kept {
   unsigned* size;
 };
 
-template <class Metric, bool kKeepEmpty>
-struct Suppression {
-  float threshold;
-  Metric metric;
-
-  __device__ bool operator()(Box<float> a, Box<float> b) const {
-    const float area_a = area(a), area_b = area(b);
-    return overlap(a, area_a, b, area_b, threshold, metric) ||
-           (!kKeepEmpty && area_a == 0 && area_b == 0);
-  }
-};
-
-// Calls `body` with the Suppression for these settings.
-template <class Body>
-void with_suppression(const DetectionOutputSettings& settings, Body body) {
-  const float threshold = float(settings.nms_threshold);
-  with_metric<float>(settings.ios, settings.iou_eps, [&](auto metric) {
-    if (settings.keep_empty)
-      body(Suppression<decltype(metric), true>{threshold, metric});
-    else
-      body(Suppression<decltype(metric), false>{threshold, metric});
-  });
-}
-
-// Greedy suppression within a tile; returns the kept boxes. `before` are the earlier boxes that
-// suppress this lane's box. In each round, a box that no undecided box suppresses is kept, and the
-// boxes that it suppresses are removed. The first undecided box is always kept, so the loop ends;
-// usually most boxes are decided in the first round.
-__device__ __forceinline__ unsigned greedy(unsigned undecided, unsigned before) {
-  const int lane = threadIdx.x % kWarpSize;
-  unsigned kept = 0;
-  while (undecided != 0) {
-    const bool open = undecided >> lane & 1u, keep = open && !(before & undecided);
-    kept |= __ballot_sync(kAllLanes, keep);
-    undecided = __ballot_sync(kAllLanes, open && !keep && !(before & kept));
-  }
-  return kept;
-}
-
-// A block handles one list. It suppresses in tiles of 32 boxes: the warps compare all pairs of the
-// tile in parallel, every warp finds the kept boxes of the tile itself, and then the kept boxes are
-// compared with all later boxes. The block stops after max_detections boxes, because more boxes of
-// a class cannot be among the best of the image.
+// A block handles one list. It stops after max_detections boxes, because more boxes of a class
+// cannot be among the best of the image.
 constexpr int kNmsThreads = 256;
 template <class S, class Suppresses>
 __global__ void __launch_bounds__(kNmsThreads, 4)
@@ -366,8 +226,8 @@ __global__ void __launch_bounds__(kNmsThreads, 4)
   __shared__ Box<float> boxes[kMostKept];
   __shared__ unsigned removed[kMostKept / kWarpSize];  // a bit per box
   __shared__ unsigned before[kWarpSize];               // bit i of before[j]: i suppresses j
-  const int64_t list = blockIdx.x, image = list / (sizes.classes - 1);
-  const int thread = threadIdx.x, lane = thread % kWarpSize, warp = thread / kWarpSize;
+  const int64_t list = blockIdx.x, image = list / sizes.foreground();
+  const int thread = threadIdx.x;
   const int found = int(lists.size[list]);
   if (found == 0) {
     if (thread == 0) kept.size[list] = 0;
@@ -379,47 +239,18 @@ __global__ void __launch_bounds__(kNmsThreads, 4)
 
   const int n = found < sizes.top_k ? found : sizes.top_k;
   for (int i = thread; i < n; i += kNmsThreads) {
-    const int64_t prior = packing.prior(keys[i]);
+    const int64_t prior = packing.index(keys[i]);
     boxes[i] = decode_prior(loc, priors, image * sizes.num_priors + prior, prior, decoding);
     if (has_nan(boxes[i])) atomicOr(&removed[i / kWarpSize], 1u << (i % kWarpSize));
   }
   __syncthreads();
 
-  int total = 0;
-  for (int first = 0; first < n && total < sizes.max_detections; first += kWarpSize) {
-    for (int j = warp; j < kWarpSize && first + j < n; j += kNmsThreads / kWarpSize) {
-      const Box<float> a = boxes[first + lane], b = boxes[first + j];
-      const bool over = lane < j && suppresses(a, b);
-      const unsigned word = __ballot_sync(kAllLanes, over);
-      if (lane == 0) before[j] = word;
-    }
-    __syncthreads();
-    unsigned alive = ~removed[first / kWarpSize];
-    if (n - first < kWarpSize) alive &= (1u << (n - first)) - 1;
-    alive = greedy(alive, first + lane < n ? before[lane] : 0);
-    const int place = total + __popc(alive & ((1u << lane) - 1));
-    if (warp == 0 && (alive >> lane & 1u) && place < sizes.max_detections) {
-      const Key key = keys[first + lane];
-      const unsigned label = unsigned(list - image * (sizes.classes - 1)) + 1;
-      kept.keys[list * sizes.max_detections + place] =
-          pack_detection(packing.score_bits(key), packing.prior(key), label, sizes.classes);
-    }
-    total += __popc(alive);
-    // A warp handles 32 later boxes, which are one word of `removed`, at a time.
-    for (int base = first + (1 + warp) * kWarpSize; base < n; base += kNmsThreads) {
-      const int later = base + lane;
-      bool over = false;
-      if (later < n) {
-        const Box<float> b = boxes[later];
-        for (unsigned left = alive; left && !over; left &= left - 1) {
-          over = suppresses(boxes[first + __ffs(int(left)) - 1], b);
-        }
-      }
-      const unsigned word = __ballot_sync(kAllLanes, over);
-      if (lane == 0) removed[base / kWarpSize] |= word;
-    }
-    __syncthreads();
-  }
+  const int total = suppress_in_tiles<kNmsThreads>(
+      boxes, removed, before, n, sizes.max_detections, suppresses, [&](int place, int i) {
+        const unsigned label = unsigned(list - image * sizes.foreground()) + 1;
+        kept.keys[list * sizes.max_detections + place] = pack_detection(
+            packing.score_bits(keys[i]), packing.index(keys[i]), label, sizes.classes);
+      });
   if (thread == 0)
     kept.size[list] = unsigned(total < sizes.max_detections ? total : sizes.max_detections);
 }
@@ -439,8 +270,8 @@ __global__ void __launch_bounds__(kBestThreads, 2)
   __shared__ CellSearch<kBestThreads> search;
   __shared__ unsigned sums[kBestThreads / kWarpSize];
   __shared__ unsigned gathered;
-  const int64_t lists = per_class ? 1 : sizes.classes - 1, first_list = blockIdx.x * lists;
-  const int64_t image = first_list / (sizes.classes - 1);
+  const int64_t lists = per_class ? 1 : sizes.foreground(), first_list = blockIdx.x * lists;
+  const int64_t image = first_list / sizes.foreground();
   const int thread = threadIdx.x, lane = thread % kWarpSize, warp = thread / kWarpSize;
   constexpr int kWarps = kBestThreads / kWarpSize;
   const auto for_each_kept = [&](auto visit) {  // a warp handles one class
@@ -477,7 +308,7 @@ __global__ void __launch_bounds__(kBestThreads, 2)
       const int64_t prior = low / unsigned(sizes.classes);
       box = decode_prior(loc, priors, image * sizes.num_priors + prior, prior, decoding);
       score = __uint_as_float(unsigned(keys[i] >> 32));
-      label = low - prior * sizes.classes;
+      label = low - prior * sizes.classes + 1;
     }
     store_four(boxes, row, box.x1, box.y1, box.x2, box.y2);
     scores[row] = score;
@@ -486,25 +317,14 @@ __global__ void __launch_bounds__(kBestThreads, 2)
   if (thread == 0) count[blockIdx.x] = n;
 }
 
-int bit_length(uint64_t x) {
-  int bits = 0;
-  for (; x; x >>= 1) ++bits;
-  return bits;
-}
-
-Packing make_packing(const DetectionOutputSettings& settings, int64_t num_priors) {
-  const float threshold = float(settings.score_threshold);
-  const unsigned one = bit_cast<unsigned>(1.0f), at = bit_cast<unsigned>(threshold);
-  const int score_bits = bit_length(one - at), index_bits = bit_length(uint64_t(num_priors - 1));
-  Packing packing = {settings.softmax, threshold, 0, at + 1, index_bits, score_bits + index_bits};
-  packing.log_threshold = packing.limit(threshold);
-  return packing;
-}
-
 Sizes make_sizes(int64_t images, int64_t num_priors, int64_t classes,
                  const DetectionOutputSettings& settings) {
   const int top_k = int(std::min(settings.top_k, num_priors));
-  Sizes sizes{images, num_priors, classes, top_k, int(settings.max_detections), 0, 0};
+  Sizes sizes{{images, num_priors, classes, settings.background},
+              top_k,
+              int(settings.max_detections),
+              0,
+              0};
   if (num_priors > kCapacity) {
     sizes.sample = int(std::min<int64_t>((num_priors + kSampled - 1) / kSampled, kMostSampled));
     const double wanted = std::sqrt(double(top_k) * kCapacity);
@@ -546,10 +366,17 @@ void find_candidates(const S* logits, const Sizes& sizes, const Packing& packing
   launch(op, select_kernel<S, kLanes>, each, kSelectThreads, stream, logits, sizes, packing, lists);
 }
 
+bool is_wide(int64_t num_priors, const DetectionOutputSettings& settings) {
+  return settings.class_agnostic || settings.top_k_per_level ||
+         std::min(settings.top_k, num_priors) > kMostKept || settings.max_detections > kMostKept;
+}
+
 }  // namespace
 
 int64_t detection_output_workspace(int64_t images, int64_t num_priors, int64_t classes,
                                    const DetectionOutputSettings& settings) {
+  if (is_wide(num_priors, settings))
+    return detection_output_wide_workspace(images, num_priors, classes, settings);
   return Memory(nullptr, make_sizes(images, num_priors, classes, settings)).bytes;
 }
 
@@ -558,8 +385,13 @@ void detection_output_cuda(const void* loc, const void* logits, const void* prio
                            const DetectionOutputSettings& settings, void* boxes, void* scores,
                            int64_t* labels, int64_t* count, void* workspace, DType dtype,
                            Stream stream) {
+  if (is_wide(num_priors, settings)) {
+    detection_output_wide(loc, logits, priors, images, num_priors, classes, settings, boxes, scores,
+                          labels, count, workspace, dtype, stream);
+    return;
+  }
   const char* op = "detection_output";
-  const Packing packing = make_packing(settings, num_priors);
+  const Packing packing = make_packing(settings, uint64_t(num_priors));
   const Decoding<float> decoding = make_decoding<float>(settings);
   const Sizes sizes = make_sizes(images, num_priors, classes, settings);
   const Memory memory(workspace, sizes);

@@ -42,22 +42,19 @@ struct Row {
   __device__ T value(int c) const { return widen(x[c]); }
   // It is unspecified whether a NaN becomes the maximum. sum_of_exp is NaN in either case.
   __device__ T max() const { return max_from(0); }
-  __device__ T foreground_max() const { return max_from(1); }
-  // Returns the sum of exp(x - top). `top` must be the maximum, so that no term exceeds 1.
-  __device__ T sum_of_exp(T top) const {
-    T sum = 0;
-    for (int c = lane(); c < classes; c += kLanes) sum += exp_of_term(value(c) - top);
-    for (int step = kLanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
-    return sum;
-  }
-
- private:
   __device__ T max_from(int first) const {
     T best = value(first);
     for (int c = first + lane(); c < classes; c += kLanes) best = larger(value(c), best);
     for (int step = kLanes / 2; step > 0; step /= 2)
       best = larger(__shfl_xor_sync(kAllLanes, best, step), best);
     return best;
+  }
+  // Returns the sum of exp(x - top). `top` must be the maximum, so that no term exceeds 1.
+  __device__ T sum_of_exp(T top) const {
+    T sum = 0;
+    for (int c = lane(); c < classes; c += kLanes) sum += exp_of_term(value(c) - top);
+    for (int step = kLanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
+    return sum;
   }
 };
 

@@ -10,10 +10,8 @@ import sys
 import torch
 from torch import Tensor
 
-from mdssd.ops._settings import DetectionOutputSettings
 from mdssd.ops._tensors import FLOATS
 
-_MOST_ON_GPU = 1024  # kMostKept of csrc/cuda/detection_output.cu
 _LARGEST = sys.float_info.max
 
 
@@ -138,27 +136,18 @@ def check_variances(op: str, variances: object) -> tuple[float, float]:
     return float(variances[0]), float(variances[1])
 
 
-def bad_label(op: str, labels: Tensor, highest: int) -> ValueError:
-    """Return the error of labels [B, N] of which an operator found one out of range."""
-    image, prior = ((labels < -1) | (labels > highest)).nonzero()[0].tolist()
+def bad_label(labels: Tensor, classes: int) -> ValueError:
+    """Return the error of labels [B, N] of which `multibox_loss` found one out of range."""
+    image, prior = ((labels < -1) | (labels >= classes)).nonzero()[0].tolist()
     return ValueError(
-        f"{op}: labels[{image}, {prior}]: expected -1 to {highest}, got {int(labels[image, prior])}"
+        f"multibox_loss: labels[{image}, {prior}]: expected -1 to {classes - 1}, "
+        f"got {int(labels[image, prior])}"
     )
 
 
-def check_gpu_limits(logits: Tensor, settings: DetectionOutputSettings) -> None:
+def check_gpu_limits(logits: Tensor) -> None:
     """Check that the kernels of `detection_output` for GPUs have room for the call."""
     images, num_priors, classes = logits.shape
-    wanted = (
-        ("top_k", min(settings.top_k, num_priors)),
-        ("max_detections", settings.max_detections),
-    )
-    for argument, value in wanted:
-        if value > _MOST_ON_GPU:
-            raise ValueError(
-                f"detection_output: {argument}: expected at most {_MOST_ON_GPU} on a GPU "
-                f'(or ops.backend("reference")), got {value}'
-            )
     sizes = (
         ("priors in a batch", images * num_priors),
         ("logits per image", num_priors * classes),

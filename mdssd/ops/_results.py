@@ -28,18 +28,19 @@ def new_targets(gt: Tensor, offsets: Tensor, priors: Tensor) -> tuple[Tensor, Te
 
 
 def new_detections(
-    loc: Tensor, logits: Tensor, settings: DetectionOutputSettings
+    loc: Tensor, logits: Tensor, settings: DetectionOutputSettings, zeros: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Boxes, scores, labels and count of `detection_output`, all zeros."""
+    """Boxes, scores, labels and count of `detection_output`, all zeros unless told otherwise."""
     dtype = torch.promote_types(accumulation_dtype(loc.dtype), accumulation_dtype(logits.dtype))
     rows = settings.max_detections
     foreground = logits.shape[2] - settings.background
     lists = (loc.shape[0], foreground) if settings.per_class else (loc.shape[0],)
+    new = loc.new_zeros if zeros else loc.new_empty
     return (
-        loc.new_zeros(*lists, rows, 4, dtype=dtype),
-        loc.new_zeros(*lists, rows, dtype=dtype),
-        loc.new_zeros(*lists, rows, dtype=torch.int64),
-        loc.new_zeros(lists, dtype=torch.int64),
+        new((*lists, rows, 4), dtype=dtype),
+        new((*lists, rows), dtype=dtype),
+        new((*lists, rows), dtype=torch.int64),
+        new(lists, dtype=torch.int64),
     )
 
 
@@ -65,15 +66,6 @@ def new_losses(
         loc.new_empty(groups, dtype=dtype),
         loc.new_empty(labels.shape, dtype=torch.bool),
         loc.new_empty(groups, dtype=torch.int64),
-    )
-
-
-def new_mean_loss(x: Tensor, labels: Tensor, per_image: bool) -> tuple[Tensor, Tensor]:
-    """Loss and normaliser of `sigmoid_focal_loss` and `box_loss`."""
-    groups = (labels.shape[0],) if per_image else ()
-    return (
-        x.new_empty(groups, dtype=accumulation_dtype(x.dtype)),
-        x.new_empty(groups, dtype=torch.int64),
     )
 
 

@@ -58,20 +58,51 @@ def test_a_bound_of_few_candidates() -> None:
     agree_with_reference(loc, logits, priors)
 
 
-def agree_with_reference(*args: torch.Tensor) -> None:
+def agree_with_reference(*args: torch.Tensor, **options: Any) -> None:
     with ops.backend("simt"):
-        got = ops.detection_output(*args, max_detections=400)
+        got = ops.detection_output(*args, max_detections=400, **options)
     with ops.backend("reference"):
-        want = ops.detection_output(*args, max_detections=400)
+        want = ops.detection_output(*args, max_detections=400, **options)
     torch.testing.assert_close(got, want)
 
 
-@pytest.mark.parametrize("argument", ["top_k", "max_detections"])
-def test_limits_of_the_kernels_are_named(argument: str) -> None:
-    args = (torch.zeros(1, 1025, 4), torch.zeros(1, 1025, 3), torch.ones(1025, 4))
-    message = rf"detection_output: {argument}: expected at most 1024 on a GPU .* got 1025"
-    with ops.backend("simt"), pytest.raises(ValueError, match=message):
-        ops.detection_output(*args, **{argument: 1025})
+@pytest.mark.parametrize(
+    ("backend", "top_k", "max_detections"),
+    [("simt", 1025, 1000), ("simt", 900, 1025), ("triton", 1025, 1025)],
+)
+def test_limits_above_those_of_the_fast_kernels(
+    backend: str, top_k: int, max_detections: int
+) -> None:
+    """Above 1,024, other kernels run, or the same ones with longer lists."""
+    if backend not in ops.backends()["detection_output"]:
+        pytest.skip(f"no backend {backend} here")
+    generator = torch.Generator().manual_seed(0)
+    args, _ = detection_inputs(generator, torch.float32, 1, 1100, 3, "untrained")
+    args = (args[0], args[1][..., 1:], args[2])
+    options: dict[str, Any] = {"top_k": top_k, "max_detections": max_detections}
+    options |= {"score_threshold": 0.0, "nms_threshold": 0.99}
+    with ops.backend(backend):
+        got = ops.detection_output(*args, **options)
+    with ops.backend("reference"):
+        want = ops.detection_output(*args, **options)
+    assert int(want.count) > 850
+    torch.testing.assert_close(got, want)
+
+
+def test_launches_of_the_wide_way_depend_on_nothing() -> None:
+    wide = {"top_k": 1025, "max_detections": 1025}
+    many = launches(1, priors=3000, **wide)
+    assert many == launches(4, "untrained", 3000, **wide) == launches(2, "alike", 3000, **wide)
+    # Four that zero, a scan and a digit at a time, the last scan, and four kernels more. A key has
+    # 26 bits of a score above 0.01 and 13 of an index.
+    assert many == 4 + 2 * 4 + 1 + 4
+
+
+def test_equal_scores_need_all_digits_of_their_keys() -> None:
+    generator = torch.Generator().manual_seed(0)
+    args, _ = detection_inputs(generator, torch.float32, 2, 3001, 4, "alike")
+    agree_with_reference(*args, top_k=1100)
+    agree_with_reference(*args, levels=(2000, 1000, 1), top_k_per_level=37)
 
 
 def test_more_logits_than_a_key_can_hold_are_named() -> None:

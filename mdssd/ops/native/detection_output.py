@@ -44,22 +44,17 @@ def detection_output_cuda(
     priors: Tensor,
     settings: DetectionOutputSettings,
 ) -> tuple[Tensor, ...]:
-    check_gpu_limits(logits, settings)
-    if torch.float64 in (loc.dtype, logits.dtype) or not settings.is_plain:
+    check_gpu_limits(logits)
+    if torch.float64 in (loc.dtype, logits.dtype):
         return reference.detection_output(loc, logits, priors, settings)
-    images, num_priors, classes = sizes = logits.shape
+    images, num_priors, _ = sizes = logits.shape
     if images == 0 or num_priors == 0 or settings.score_threshold == 1:
         return new_detections(loc, logits, settings)
     if loc.dtype != logits.dtype:
         loc, logits = loc.float(), logits.float()
     loc, logits, priors = aligned(loc), aligned(logits), aligned(priors.float())
-    lists = (images, classes - 1) if settings.per_class else (images,)
-    result = (  # not zeros, as the kernels write every row
-        loc.new_empty(*lists, settings.max_detections, 4, dtype=torch.float32),
-        loc.new_empty(*lists, settings.max_detections, dtype=torch.float32),
-        loc.new_empty(*lists, settings.max_detections, dtype=torch.int64),
-        loc.new_empty(lists, dtype=torch.int64),
-    )
+    # Not zeros, as the kernels write every row.
+    result = new_detections(loc, logits, settings, zeros=False)
     needed = kernels.detection_output_workspace(*sizes, settings)
     workspace = loc.new_empty(needed, dtype=torch.uint8)
     kernels.detection_output_cuda(
