@@ -7,11 +7,13 @@ PIP_ARGS ?=
 TEST_PROCESSES ?= auto
 
 BIN := $(VENV)/bin
+# NIGHTLY: --nightly also runs the tests that take minutes.
+NIGHTLY ?=
 # OMP_WAIT_POLICY=passive keeps waiting threads from spinning, which would take the cores from the
 # other processes. worksteal runs the tests of a file in one process, so that they share fixtures,
 # until another process becomes idle.
-PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q \
-	-n $(TEST_PROCESSES) --maxprocesses 4 --dist worksteal
+PYTEST = OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q \
+	-n $(TEST_PROCESSES) --maxprocesses 4 --dist worksteal $(NIGHTLY)
 # Python compiles a module when it is first imported; compiling all of them here takes 180 MB.
 PIP_INSTALL := $(BIN)/python -m pip install --no-compile $(PIP_ARGS) --constraint constraints.txt
 STAMP := $(VENV)/mdssd-installed
@@ -23,7 +25,7 @@ CHECKED := $(CURDIR)/build/simt-checked
 SANITIZED := $(CURDIR)/build/simt-sanitized
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-checkpoint test simt-check ptx-check ptx-counts resources gpu-check \
+.PHONY: help venv demo demo-checkpoint test simt-check ptx-check ptx-counts nightly all-archs resources gpu-check \
 	gpu-day bench bench-report lint format fuzz
 
 help:
@@ -31,6 +33,8 @@ help:
 	@echo "make test    install the test tools too, and run the tests"
 	@echo "make simt-check  install, run the CUDA kernels on the CPU, in shuffled order, checked for races, sanitized"
 	@echo "make ptx-check   install, run the compiled kernels on the CPU (needs nvcc)"
+	@echo "make nightly     these three and the tests that take minutes, more orders of the threads, and the"
+	@echo "                 kernels compiled for all architectures: hours, where .ci/run takes minutes"
 	@echo "make ptx-counts  write what each kernel costs into csrc/cuda/counts.txt (needs nvcc)"
 	@echo "make gpu-check   build and check the kernels on an NVIDIA GPU, with PYTHON as it is"
 	@echo "make gpu-day     build, check, measure and profile on an NVIDIA GPU, MINUTES (9) a call; again: goes on"
@@ -75,11 +79,16 @@ build_simt = $(BIN)/cmake -S . -B $(2) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $
 		-DMDSSD_CUDA=off -DMDSSD_SIMT=$(1) -DPython_EXECUTABLE=$(abspath $(BIN))/python \
 		-Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
 
-# The second part looks for data races and accesses outside of arrays, and the third, under
-# sanitizers, runs the C++ backend too. LD_PRELOAD loads the sanitizers' libraries before Python
-# allocates memory.
+# SIMT_SEEDS: orders of the threads in which to run the kernels' tests once more, each alone.
+# SANITIZED_TESTS: the tests that run under the sanitizers.
+SIMT_SEEDS :=
+SANITIZED_TESTS := sanitized or (simt or cpp) and (agrees or post_processing)
+
+# The kernels run in two shuffled orders: one looks for data races and accesses outside of arrays,
+# the other, under sanitizers, runs the C++ backend too. LD_PRELOAD loads the sanitizers' libraries
+# before Python allocates memory.
 simt-check: $(TEST_STAMP)
-	for seed in 1 2 3; do \
+	for seed in $(SIMT_SEEDS); do \
 		$(PYTEST) --small --simt-shuffle $$seed -k "simt and agrees" tests/ops/test_ops.py \
 			|| exit 1; \
 	done
@@ -93,12 +102,27 @@ simt-check: $(TEST_STAMP)
 	cxx="$${CXX:-c++}"; \
 	MDSSD_MODULES=$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		LD_PRELOAD="$$($$cxx -print-file-name=libasan.so) $$($$cxx -print-file-name=libubsan.so)" \
-		$(PYTEST) --small -k "simt or cpp and (agrees or post_processing)" \
+		$(PYTEST) --small --simt-shuffle 5 -k "$(SANITIZED_TESTS)" \
 			tests/ops/test_ops.py tests/ops/test_simt.py tests/ops/test_post_processing_cpp.py
 
 # PTX_ARGS: arguments of tools/ptx_check.py, such as --nightly.
 ptx-check: $(TEST_STAMP)
 	$(BIN)/python tools/ptx_check.py $(PTX_ARGS)
+
+# What .ci/run leaves out. Each part says why: a test's mark `nightly`, conftest.py, ptx_check.py.
+nightly: NIGHTLY := --nightly
+nightly: PTX_ARGS := --nightly
+nightly: SIMT_SEEDS := 1 2 3
+nightly: SANITIZED_TESTS := simt or cpp and (agrees or post_processing)
+nightly: test simt-check ptx-check all-archs
+
+# Compiles the kernels for every architecture.
+all-archs: $(TEST_STAMP)
+	$(BIN)/cmake -S . -B build/all-archs -G Ninja \
+		-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DMDSSD_CUDA_ARCHS=all -DMDSSD_SIMT=off \
+		-DCMAKE_COMPILE_WARNING_AS_ERROR=on -DPython_EXECUTABLE=$(abspath $(BIN))/python \
+		-Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
+	$(BIN)/cmake --build build/all-archs
 
 ptx-counts: $(TEST_STAMP)
 	$(BIN)/python tools/ptx_check.py --counts

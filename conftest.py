@@ -3,7 +3,8 @@
 A test with the argument `case` runs for every row of CASES. With `size` and `dtype` it also runs
 for each input of the row, and with `backend` (a name) and `device` for each backend that can run
 here. The marker `cases` narrows the rows: `case` and `size` are predicates, `reference=True`
-includes that backend, and `emulated` lists the sizes for the kernels of a GPU that run on the CPU.
+includes that backend, and `emulated` lists the sizes for the kernels of a GPU that run on the CPU;
+with `rest_nightly=True` the other sizes run with --nightly.
 
 The environment variable MDSSD_MODULES names a folder with another build of the native modules to
 test, such as the sanitized one.
@@ -59,12 +60,24 @@ def _emulated(backend: str, device: str) -> bool:
     return backend == "simt" or (backend == "triton" and device == "cpu")
 
 
+# The sizes at which Triton's interpreter runs other types than float32 too. The type only changes
+# how a kernel loads, computes and stores a number, which these show for each operator.
+_EVERY_DTYPE = ("empty", "no_image", "one", "small", "odd", "ragged")
+
+
 def _takes_minutes(row: dict[str, Any], backend: str, device: str) -> bool:
-    """Whether Triton's interpreter takes minutes for this row."""
-    if backend != "triton" or device != "cpu" or "size" not in row:
+    """Whether kernels for a GPU take minutes on the CPU for this row, or with its like.
+
+    The sizes of the benchmarks are large. Those named `nightly` are so for Triton's interpreter.
+    """
+    if "size" not in row or not _emulated(backend, device):
         return False
     size = row["case"].sizes[row["size"]]
-    return bool(size.benchmark or size.nightly)
+    if backend != "triton":
+        return bool(size.benchmark)
+    other = row.get("dtype", torch.float32) != torch.float32 and row["size"] not in _EVERY_DTYPE
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    return bool(size.benchmark or size.nightly or (interpreted and other))
 
 
 def _rows(
@@ -72,6 +85,8 @@ def _rows(
 ) -> list[dict[str, Any]]:
     nightly = config.getoption("nightly")
     emulated_sizes = filters.get("emulated", (None, *case.sizes))
+    if nightly and filters.get("rest_nightly"):
+        emulated_sizes = (None, *case.sizes)
     rows: list[dict[str, Any]] = [{"case": case}]
     if "size" in names:
         keep = filters.get("size", lambda size: True)
@@ -199,7 +214,7 @@ def _simt_order(request: pytest.FixtureRequest) -> None:
 # The same examples in every run, so that a test does not fail by chance; new ones every night.
 _SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
 settings.register_profile(
-    "usual", max_examples=100, derandomize=True, deadline=None, suppress_health_check=_SLOW
+    "usual", max_examples=50, derandomize=True, deadline=None, suppress_health_check=_SLOW
 )
 settings.register_profile(
     "nightly", settings.get_profile("usual"), max_examples=3000, derandomize=False, print_blob=True
@@ -209,6 +224,6 @@ settings.register_profile(
 def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("nightly" if config.getoption("nightly") else "usual")
     config.addinivalue_line(
-        "markers", "cases(case, size, reference, emulated): narrow the expanded CASES"
+        "markers", "cases(case, size, reference, emulated, rest_nightly): narrow CASES"
     )
     config.addinivalue_line("markers", "nightly(reason): skip this slow test without --nightly")

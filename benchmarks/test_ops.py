@@ -8,7 +8,7 @@ fair.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import pytest
@@ -445,8 +445,8 @@ def _expected_gradients(shape: tuple[int, int, int, int], channels_last: bool) -
 @pytest.mark.parametrize(
     "peer, make, device",
     contenders(
-        fusion.mdssd,
-        {name: fusion.PEERS[name] for name in fusion.DIFFERENTIABLE},
+        partial(_fusion_gradients, fusion.mdssd),
+        {name: partial(_fusion_gradients, fusion.PEERS[name]) for name in fusion.DIFFERENTIABLE},
         fusion.DIFFERENTIABLE,
     ),
 )
@@ -462,7 +462,7 @@ def test_fusion_gradients(
 ) -> None:
     """Run forward and backward, with the result as the incoming gradient."""
     x = generators.to(device, generators.maps(shape, channels_last))
-    call = _fusion_gradients(make, x)
+    call = make(x)
     for got, want in zip(call(), _expected_gradients(shape, channels_last), strict=True):
         # A map's gradient is a difference of two terms, whose size bounds the rounding error.
         torch.testing.assert_close(got.cpu(), want, rtol=1e-3, atol=1e-5 * float(want.abs().max()))
@@ -502,14 +502,21 @@ def _expected_losses(*arguments: Any) -> Any:
         return _loss_call(loss.mdssd, generators.loss_input(*arguments))()
 
 
-@pytest.mark.parametrize("peer, make, device", contenders(loss.mdssd, loss.PEERS, loss.ON_GPU))
+@pytest.mark.parametrize(
+    "peer, make, device",
+    contenders(
+        partial(_loss_call, loss.mdssd),
+        {name: partial(_loss_call, peer) for name, peer in loss.PEERS.items()},
+        loss.ON_GPU,
+    ),
+)
 def test_loss(
     peer: str, make: Callable[..., Any], device: str, measure: Callable[..., None]
 ) -> None:
     """Run forward and backward."""
     model, images, classes = "mdssd300", 32, 21
     x = generators.loss_input(model, images, classes)
-    call = _loss_call(make, generators.to(device, x))
+    call = make(generators.to(device, x))
     for got, want in zip(call(), _expected_losses(model, images, classes), strict=True):
         torch.testing.assert_close(got.cpu(), want, rtol=1e-4, atol=1e-7)
     measure(
@@ -523,6 +530,79 @@ def test_loss(
         # Reads logits, offsets, targets and labels, and writes two gradients.
         moved=2 * x.logits.nbytes + 3 * x.loc.nbytes + x.labels.nbytes,
         flops=5.0 * x.logits.numel(),  # three for a softmax, a difference and a product
+    )
+
+
+# --- sigmoid_focal_loss and box_loss -------------------------------------------------------------
+
+
+def _scalar_call(loss: Callable[..., Any], x: torch.Tensor, *rest: Any) -> Callable[[], Any]:
+    """Return a call of a loss of x, forward and backward."""
+    x.requires_grad_()
+
+    def call() -> Any:
+        value = loss(x, *rest)
+        return value.detach(), *torch.autograd.grad(value, x)
+
+    return call
+
+
+def _check_loss(call: Callable[[], Any], mdssd: Callable[..., Any], *arguments: Any) -> None:
+    with ops.backend("reference"):
+        expected = _scalar_call(mdssd, *arguments)()
+    for got, want in zip(call(), expected, strict=True):
+        torch.testing.assert_close(got.cpu(), want, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "peer, make, device", contenders(loss.mdssd_focal, loss.FOCAL_PEERS, loss.FOCAL_ON_GPU)
+)
+def test_focal_loss(
+    peer: str, make: Callable[..., Any], device: str, measure: Callable[..., None]
+) -> None:
+    """Run forward and backward, with an eighth of the priors ignored."""
+    images, classes = 4, 20
+    x = generators.loss_input("mdssd300", images, classes)
+    labels = x.labels.clone()
+    labels[:, ::8] = -1
+    call = _scalar_call(make, *generators.to(device, (x.logits, labels)))
+    _check_loss(call, loss.mdssd_focal, x.logits, labels)
+    measure(
+        call,
+        op="sigmoid_focal_loss forward and backward",
+        row=f"{images} x {x.logits.shape[1]:,} x {classes}",
+        peer=peer,
+        device=device,
+        dtype=torch.float32,
+        shape=str(list(x.logits.shape)),
+        # Forward reads the logits; backward reads them and writes their gradient.
+        moved=3 * x.logits.nbytes + 2 * labels.nbytes,
+        flops=90.0 * x.logits.numel(),
+    )
+
+
+@pytest.mark.parametrize(
+    "peer, make, device", contenders(loss.mdssd_giou, loss.BOX_PEERS, loss.BOX_ON_GPU)
+)
+def test_box_loss(
+    peer: str, make: Callable[..., Any], device: str, measure: Callable[..., None]
+) -> None:
+    """Run GIoU forward and backward."""
+    x = generators.loss_input("mdssd300", 32, 21)
+    arguments = x.loc, x.loc_targets, x.labels, generators.priors("mdssd300")
+    call = _scalar_call(make, *generators.to(device, arguments))
+    _check_loss(call, loss.mdssd_giou, *arguments)
+    measure(
+        call,
+        op="box_loss forward and backward",
+        row=f"32 x {x.loc.shape[1]:,}",
+        peer=peer,
+        device=device,
+        dtype=torch.float32,
+        shape=str(list(x.loc.shape)),
+        # Reads the labels twice and writes the gradient.
+        moved=x.loc.nbytes + 2 * x.labels.nbytes,
+        flops=0.0,
     )
 
 
@@ -549,6 +629,7 @@ def test_detection_output_in_half_precision(
     measure: Callable[..., None],
 ) -> None:
     x = generators.network_output(model, classes, candidates)
+    images = generators.at_most(images, 2)
     x = generators.NetworkOutput(_batch(x.loc, images), _batch(x.logits, images), x.priors)
     call = forced(detection.mdssd, backend)(generators.to(device, x))
     if candidates:  # untrained scores are too close in half precision to rank in the same order

@@ -91,6 +91,26 @@ void visit_fields(MultiboxLossSettings& settings, const Visit& visit) {
 }
 
 template <class Visit>
+void visit_fields(SigmoidFocalLossSettings& settings, const Visit& visit) {
+  FIELD(positive_weight);
+  FIELD(negative_weight);
+  FIELD(gamma);
+  FIELD(per_image);
+  FIELD(normalise);
+}
+
+template <class Visit>
+void visit_fields(BoxLossSettings& settings, const Visit& visit) {
+  FIELD(kind);
+  FIELD(v0);
+  FIELD(v1);
+  FIELD(nwd_constant);
+  FIELD(eps);
+  FIELD(per_image);
+  FIELD(normalise);
+}
+
+template <class Visit>
 void visit_fields(DetectionOutputSettings& settings, const Visit& visit) {
   FIELD(score_threshold);
   FIELD(nms_threshold);
@@ -243,6 +263,10 @@ void bind_cpu(py::module_& module) {
   MDSSD_BIND(l2norm_add_relu_backward_cpu);
   MDSSD_BIND(multibox_loss_cpu);
   MDSSD_BIND(multibox_loss_backward_cpu);
+  MDSSD_BIND(sigmoid_focal_loss_cpu);
+  MDSSD_BIND(sigmoid_focal_loss_backward_cpu);
+  MDSSD_BIND(box_loss_cpu);
+  MDSSD_BIND(box_loss_backward_cpu);
   MDSSD_BIND(resize_cpu);
 }
 #endif
@@ -275,6 +299,11 @@ void bind_cuda(py::module_& module) {
   MDSSD_BIND(multibox_loss_cuda);
   MDSSD_BIND(multibox_loss_workspace);
   MDSSD_BIND(multibox_loss_backward_cuda);
+  MDSSD_BIND(group_sums_workspace);
+  MDSSD_BIND(sigmoid_focal_loss_cuda);
+  MDSSD_BIND(sigmoid_focal_loss_backward_cuda);
+  MDSSD_BIND(box_loss_cuda);
+  MDSSD_BIND(box_loss_backward_cuda);
   MDSSD_BIND(resize_cuda);
 }
 #endif
@@ -291,6 +320,8 @@ void bind_settings_fields(py::module_& module) {
   MDSSD_FIELDS(NmsSettings);
   MDSSD_FIELDS(MergeBoxesSettings);
   MDSSD_FIELDS(MultiboxLossSettings);
+  MDSSD_FIELDS(SigmoidFocalLossSettings);
+  MDSSD_FIELDS(BoxLossSettings);
   MDSSD_FIELDS(DetectionOutputSettings);
 #undef MDSSD_FIELDS
   module.attr("settings_fields") = fields;

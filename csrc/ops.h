@@ -79,6 +79,24 @@ struct MultiboxLossSettings {
   bool per_image;        // one loss per image instead of one per batch
 };
 
+struct SigmoidFocalLossSettings {
+  double positive_weight;  // of the entries of a prior's own class
+  double negative_weight;  // of all other entries
+  double gamma;            // exponent of the probability of what is wrong
+  bool per_image;          // one loss per image instead of one per batch
+  bool normalise;          // divide by the number of positives
+};
+
+struct BoxLossSettings {
+  int64_t kind;         // a BoxLossKind (csrc/loss_math.h)
+  double v0;            // variance of the centre
+  double v1;            // variance of the size
+  double nwd_constant;  // divides Wasserstein's distance
+  double eps;           // added to what is divided by
+  bool per_image;       // one loss per image instead of one per batch
+  bool normalise;       // divide by the number of positives
+};
+
 struct DetectionOutputSettings {
   double score_threshold;               // a score must be above this
   double nms_threshold;                 // NMS keeps an IoU of at most this
@@ -179,6 +197,32 @@ void multibox_loss_backward_cpu(const void* grad_loc_loss, const void* grad_conf
                                 const int64_t* labels, const bool* selected, int64_t rows,
                                 int64_t group_rows, int64_t classes, void* grad_loc,
                                 void* grad_logits, DType dtype, int threads);
+
+// logits [rows, classes] S, labels [rows] -> loss [groups] W, normaliser [groups]. The rows are
+// those of all images; a group, an image with per_image and else the batch, has group_rows of them.
+// The normaliser is max(1, positives), or 1 unless settings.normalise. Returns false if a label is
+// outside [-1, classes]; the results are then meaningless.
+bool sigmoid_focal_loss_cpu(const void* logits, const int64_t* labels, int64_t groups,
+                            int64_t group_rows, int64_t classes,
+                            const SigmoidFocalLossSettings& settings, void* loss,
+                            int64_t* normaliser, DType dtype, int threads);
+// The gradient of the loss, divided by the normaliser, is [groups] W -> grad_logits S.
+void sigmoid_focal_loss_backward_cpu(const void* grad_loss, const void* logits,
+                                     const int64_t* labels, int64_t groups, int64_t group_rows,
+                                     int64_t classes, const SigmoidFocalLossSettings& settings,
+                                     void* grad_logits, DType dtype, int threads);
+
+// loc [rows, 4] S, loc_targets like loc but W, labels [rows], priors [num_priors, 4] W; row i
+// belongs to prior i % num_priors -> loss, normaliser as above.
+void box_loss_cpu(const void* loc, const void* loc_targets, const int64_t* labels,
+                  const void* priors, int64_t groups, int64_t group_rows, int64_t num_priors,
+                  const BoxLossSettings& settings, void* loss, int64_t* normaliser, DType dtype,
+                  int threads);
+// The gradient of the loss, divided by the normaliser, is [groups] W -> grad_loc S.
+void box_loss_backward_cpu(const void* grad_loss, const void* loc, const void* loc_targets,
+                           const int64_t* labels, const void* priors, int64_t groups,
+                           int64_t group_rows, int64_t num_priors, const BoxLossSettings& settings,
+                           void* grad_loc, DType dtype, int threads);
 
 // x, y [images, channels, pixels] S, or [images, pixels, channels] if channels_last;
 // scale [channels] W; rnorm [images, pixels] W, the reciprocal of each pixel's norm.
@@ -294,6 +338,31 @@ void multibox_loss_backward_cuda(const void* grad_loc_loss, const void* grad_con
                                  const int64_t* normaliser, int64_t rows, int64_t group_rows,
                                  int64_t classes, void* grad_loc, void* grad_logits, DType dtype,
                                  Stream stream);
+
+// A label outside [-1, classes] makes the loss, and the gradient of its logits, NaN. Throws
+// std::length_error for more than 2^31 - 1 classes.
+void sigmoid_focal_loss_cuda(const void* logits, const int64_t* labels, int64_t groups,
+                             int64_t group_rows, int64_t classes,
+                             const SigmoidFocalLossSettings& settings, void* loss,
+                             int64_t* normaliser, void* workspace, DType dtype, Stream stream);
+// The gradient of the loss, not yet divided by the normaliser, is [groups] W.
+void sigmoid_focal_loss_backward_cuda(const void* grad_loss, const void* logits,
+                                      const int64_t* labels, const int64_t* normaliser,
+                                      int64_t groups, int64_t group_rows, int64_t classes,
+                                      const SigmoidFocalLossSettings& settings, void* grad_logits,
+                                      DType dtype, Stream stream);
+void box_loss_cuda(const void* loc, const void* loc_targets, const int64_t* labels,
+                   const void* priors, int64_t groups, int64_t group_rows, int64_t num_priors,
+                   const BoxLossSettings& settings, void* loss, int64_t* normaliser,
+                   void* workspace, DType dtype, Stream stream);
+// The gradient of the loss, not yet divided by the normaliser, is [groups] W.
+void box_loss_backward_cuda(const void* grad_loss, const void* loc, const void* loc_targets,
+                            const int64_t* labels, const void* priors, const int64_t* normaliser,
+                            int64_t groups, int64_t group_rows, int64_t num_priors,
+                            const BoxLossSettings& settings, void* grad_loc, DType dtype,
+                            Stream stream);
+// For both forward functions.
+int64_t group_sums_workspace(int64_t groups);
 
 void l2norm_cuda(const void* x, const void* scale, int64_t images, int64_t channels, int64_t pixels,
                  bool channels_last, double eps, void* y, void* rnorm, DType dtype, Stream stream);

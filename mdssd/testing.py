@@ -249,6 +249,7 @@ def _merge_boxes(
 # All backends rank scores alike that differ by this much, relative to the larger. Each computes a
 # softmax in float32 with an error of a few units in the last place, of 1.2e-7 of a score at most.
 APART = 1.5e-6
+_ROUNDS = 40  # of moving scores apart, which some inputs do not allow: softmax of a single class
 
 
 def _peaked(generator: Generator, images: int, priors: int, classes: int) -> Tensor:
@@ -267,16 +268,20 @@ def _peaked(generator: Generator, images: int, priors: int, classes: int) -> Ten
     return logits
 
 
-def _spread(logits: Tensor, top_k: int, sigmoid: bool) -> None:
-    """Change logits a little until the scores that `top_k` lets through are APART or more apart."""
-    close = torch.ones(1)
-    while logits.numel() and close.numel():
-        scores = logits.sigmoid() if sigmoid else logits.softmax(-1)[..., 1:]
+def _spread(logits: Tensor, top_k: int, sigmoid: bool, background: bool) -> None:
+    """Change logits a little until the scores that `top_k` lets through are APART or more apart.
+
+    They shrink, as the scores of large ones would all come close to 1.
+    """
+    for _ in range(_ROUNDS if logits.numel() else 0):
+        scores = logits.sigmoid() if sigmoid else logits.softmax(-1)[..., int(background) :]
         best, prior = scores.topk(min(top_k + 1, logits.shape[1]), 1)
         best, order = best.flatten(1).sort(1, descending=True)
         near = (best[:, :-1] > 0.005) & (best[:, :-1] - best[:, 1:] < APART * best[:, :-1])
-        image, place = close = near.nonzero().T
-        logits[image, prior.flatten(1)[image, order[image, place]]] *= 1.01
+        image, place = near.nonzero().T
+        if not len(image):
+            break
+        logits[image, prior.flatten(1)[image, order[image, place]]] *= 0.99
 
 
 def detection_inputs(
@@ -290,7 +295,8 @@ def detection_inputs(
 ) -> Any:
     """Make the outputs of a network: "trained" (few priors pass), "untrained" (all do) or special.
 
-    "focal" is "trained" for a sigmoid: few logits are above 0, and no column is the background's.
+    "focal" is "trained" for a sigmoid, as are the others then: few logits are above 0.
+    "misleading" is "untrained", but the priors that the CUDA kernels sample score low in class 1.
     Scores that can become detections are equal or APART, as tests compare ranks on all backends.
     "alike" is "untrained" with equal scores, and "peaked" with scores so near one another that the
     first digits of all are the same, see `_peaked`. In "empty" many boxes have no area. Without
@@ -299,20 +305,26 @@ def detection_inputs(
     loc = torch.randn(images, priors, 4, generator=generator, dtype=torch.float64)
     logits = torch.randn(images, priors, classes, generator=generator, dtype=torch.float64)
     sigmoid = options.get("activation") == "sigmoid"
+    background = options.get("background", True)
     if kind == "alike":
         logits *= 0
     elif kind == "peaked":
         logits = _peaked(generator, images, priors, classes)
-    elif kind == "focal":
+    elif kind == "misleading":
+        sample = torch.arange(-(-priors // 24) + 1)
+        first = sample * priors // (len(sample) - 1)
+        place = (sample[:-1] * 2654435761 % 2**32 >> 8) % first.diff()
+        logits[:, first[:-1] + place, 1] -= 3
+    elif kind != "untrained" and sigmoid:
         hit = torch.rand(images, priors, classes, generator=generator) < 0.05
         logits += 6.0 * hit.double() - 4.6
     elif kind != "untrained":
-        logits[..., 0] += 9.0
+        logits[..., 0] += 9.0 * background
         hit = torch.rand(images, priors, generator=generator) < 0.05
         label = torch.randint(1, classes, (images, priors, 1), generator=generator)
         logits.scatter_add_(-1, label, 9.0 * hit[..., None].double())
-    if kind in ("trained", "untrained", "empty", "focal"):
-        _spread(logits, priors if sigmoid else options.get("top_k", 400), sigmoid)
+    if kind not in ("alike", "peaked"):
+        _spread(logits, priors if sigmoid else options.get("top_k", 400), sigmoid, background)
     if kind == "ties":  # whole rows are equal, so that scores are equal to the bit
         row = torch.randint(max(1, priors // 4), (priors,), generator=generator)
         loc, logits = loc[:, row], logits[:, row]
@@ -395,7 +407,72 @@ def _focal(images: int, priors: int, classes: int, **options: Any) -> dict[str, 
     return sizes | {"activation": "sigmoid", "background": False} | options
 
 
+def _labels_of(
+    generator: Generator, images: int, priors: int, classes: int, positives: float
+) -> Tensor:
+    """Make labels [B, N]: an eighth is ignored; every second image has no object."""
+    labels = torch.randint(1, classes + 1, (images, priors), generator=generator)
+    chance = torch.rand(images, priors, generator=generator)
+    labels[chance >= positives] = 0
+    labels[1::2] = 0
+    labels[torch.rand(images, priors, generator=generator) < 0.125] = -1
+    return labels
+
+
+def _sigmoid_focal_loss(
+    generator: Generator,
+    dtype: torch.dtype,
+    images: int,
+    priors: int,
+    classes: int,
+    positives: float = 0.1,
+    kind: str = "random",
+    **options: Any,
+) -> Any:
+    logits = 3 * torch.randn(images, priors, classes, generator=generator, dtype=torch.float64) - 2
+    labels = _labels_of(generator, images, priors, classes, positives)
+    if kind == "nan":
+        logits[:, ::7, 0] = math.nan
+    elif kind == "inf":
+        logits[:, ::7, 0] = -math.inf
+        logits[:, 3::7, 0] = math.inf
+    elif kind == "large":  # in float32, only the logarithm of the probability is above 0
+        logits *= 40
+    return (logits.to(dtype), labels), options
+
+
+def _box_loss(
+    generator: Generator,
+    dtype: torch.dtype,
+    images: int,
+    priors: int,
+    positives: float = 0.2,
+    kind: str = "giou",
+    boxes: str = "random",
+    **options: Any,
+) -> Any:
+    loc = 2 * torch.randn(images, priors, 4, generator=generator, dtype=torch.float64)
+    targets = loc + torch.randn(images, priors, 4, generator=generator, dtype=torch.float64)
+    labels = _labels_of(generator, images, priors, 20, positives)
+    if boxes == "same":
+        targets = loc.clone()
+    elif boxes == "apart":
+        targets[..., 0] += 100
+    elif boxes == "flat":  # some have no width, some no height, some neither
+        loc[:, ::3, 2] = targets[:, 1::3, 2] = -math.inf
+        loc[:, ::2, 3] = targets[:, ::2, 3] = -math.inf
+    elif boxes == "nan":
+        loc[:, ::7, 1] = targets[:, 3::7, 2] = math.nan
+    elif boxes == "inf":
+        loc[:, ::7, 2] = targets[:, 3::7, 0] = math.inf
+    if kind == "nwd":
+        options.setdefault("nwd_constant", 0.2)
+    priors_cxcywh = random_priors(generator, priors)
+    return (loc.to(dtype), targets.to(dtype), labels, priors_cxcywh), {"kind": kind, **options}
+
+
 _SINGLE = (torch.float32,)
+_TWO = (torch.float32, torch.float64)
 _HALVES = (torch.float32, torch.float16, torch.bfloat16)
 _BAND: dict[str, Any] = {"iou_threshold": 0.5, "low_threshold": 0.4}
 _LOW_QUALITY: dict[str, Any] = {"force": "low_quality"}
@@ -742,6 +819,34 @@ CASES = [
                 _HALVES,
                 nightly=True,
             ),
+            # The list of a class overflows in spite of the bound, for 1, 4 and 32 lanes to a row.
+            "misleading": Size(
+                {"images": 1, "priors": 2400, "classes": 2, "kind": "misleading"}, _SINGLE
+            ),
+            "misleading_many_classes": Size(
+                {
+                    "images": 1,
+                    "priors": 2400,
+                    "classes": 40,
+                    "kind": "misleading",
+                    "score_threshold": 1e-4,
+                    "top_k": 50,
+                },
+                _SINGLE,
+                nightly=True,
+            ),
+            "misleading_most_classes": Size(
+                {
+                    "images": 1,
+                    "priors": 2400,
+                    "classes": 130,
+                    "kind": "misleading",
+                    "score_threshold": 1e-5,
+                    "top_k": 50,
+                },
+                _SINGLE,
+                nightly=True,
+            ),
             "peaked": Size({"images": 2, "priors": 4001, "classes": 3, "kind": "peaked"}, _SINGLE),
             "alike": Size({"images": 1, "priors": 9001, "classes": 3, "kind": "alike"}, _SINGLE),
             "threshold_0": Size(
@@ -1015,6 +1120,99 @@ CASES = [
             ),
         },
         gradients=(0, 1),
+        tolerance=_SUMS,
+    ),
+    Case(
+        "sigmoid_focal_loss",
+        _sigmoid_focal_loss,
+        {
+            "no_prior": Size({"images": 2, "priors": 0, "classes": 3}),
+            "no_image": Size({"images": 0, "priors": 5, "classes": 3}),
+            "one": Size({"images": 1, "priors": 1, "classes": 1, "positives": 1.0}),
+            "small": Size({"images": 2, "priors": 12, "classes": 3}, gradcheck=True),
+            "odd": Size({"images": 3, "priors": 257, "classes": 7}),
+            "no_positive": Size({"images": 1, "priors": 65, "classes": 2, "positives": 0.0}),
+            "one_class": Size({"images": 2, "priors": 513, "classes": 1}),
+            "nan": Size({"images": 2, "priors": 65, "classes": 3, "kind": "nan"}),
+            "inf": Size({"images": 2, "priors": 65, "classes": 3, "kind": "inf"}),
+            "inf_each": Size(
+                {"images": 2, "priors": 65, "classes": 3, "kind": "inf", "gamma": 1.5}
+                | {"reduction": "image"}
+            ),
+            "large": Size({"images": 2, "priors": 65, "classes": 3, "kind": "large"}),
+            "gamma_0": Size(
+                {"images": 2, "priors": 12, "classes": 3, "gamma": 0.0}, gradcheck=True
+            ),
+            "gamma_1": Size(
+                {"images": 2, "priors": 12, "classes": 3, "gamma": 1.0, "alpha": None},
+                gradcheck=True,
+            ),
+            "gamma_half": Size(
+                {"images": 3, "priors": 13, "classes": 5, "gamma": 0.5, "reduction": "image"},
+                gradcheck=True,
+            ),
+            "gamma_inf_0": Size(
+                {"images": 2, "priors": 65, "classes": 3, "kind": "inf", "gamma": 0.0}, _SINGLE
+            ),
+            "no_image_each": Size(
+                {"images": 0, "priors": 5, "classes": 3, "reduction": "image"}, _SINGLE
+            ),
+            "no_prior_each": Size(
+                {"images": 2, "priors": 0, "classes": 3, "reduction": "image"}, _SINGLE
+            ),
+            # The images' logits do not start at multiples of 16 bytes.
+            "each": Size({"images": 5, "priors": 257, "classes": 3, "reduction": "image"}),
+            "sum": Size({"images": 3, "priors": 65, "classes": 20, "reduction": "sum"}, _HALVES),
+            # More classes than a thread, a program or a task handles at a time.
+            "many_classes": Size({"images": 1, "priors": 5, "classes": 5001}, _HALVES),
+            "many_rows": Size({"images": 2, "priors": 3001, "classes": 20}, _SINGLE),
+            "retinanet": Size(
+                {"images": 1, "priors": 120087, "classes": 90, "positives": 0.0005},
+                _SINGLE,
+                benchmark=True,
+            ),
+        },
+        gradients=(0,),
+        tolerance=_SUMS,
+    ),
+    Case(
+        "box_loss",
+        _box_loss,
+        {
+            "no_prior": Size({"images": 2, "priors": 0}),
+            "no_image": Size({"images": 0, "priors": 5}),
+            "one": Size({"images": 1, "priors": 1, "positives": 1.0}),
+            "no_positive": Size({"images": 1, "priors": 65, "positives": 0.0}, _SINGLE),
+            "small": Size({"images": 2, "priors": 12, "positives": 0.5}, gradcheck=True),
+            "odd": Size({"images": 3, "priors": 257}),
+            "diou": Size({"images": 3, "priors": 257, "kind": "diou"}),
+            "ciou": Size({"images": 3, "priors": 257, "kind": "ciou", "reduction": "image"}),
+            "nwd": Size({"images": 3, "priors": 257, "kind": "nwd", "reduction": "sum"}),
+            "diou_small": Size(
+                {"images": 2, "priors": 12, "positives": 0.5, "kind": "diou"},
+                (torch.float64,),
+                gradcheck=True,
+            ),
+            "nwd_small": Size(
+                {"images": 2, "priors": 12, "positives": 0.5, "kind": "nwd"},
+                (torch.float64,),
+                gradcheck=True,
+            ),
+        }
+        | {
+            f"{kind}_{boxes}": Size({"images": 1, "priors": 65, "kind": kind, "boxes": boxes}, _TWO)
+            for kind in ("giou", "diou", "ciou", "nwd")
+            for boxes in ("same", "apart", "flat", "nan", "inf")
+        }
+        | {
+            "no_image_each": Size({"images": 0, "priors": 5, "reduction": "image"}, _SINGLE),
+            "no_prior_each": Size({"images": 2, "priors": 0, "reduction": "image"}, _SINGLE),
+            "many_rows": Size({"images": 3, "priors": 5001, "reduction": "image"}, _SINGLE),
+            "mdssd300": Size(
+                {"images": 8, "priors": 31232, "positives": 0.002}, _SINGLE, benchmark=True
+            ),
+        },
+        gradients=(0,),
         tolerance=_SUMS,
     ),
     Case(

@@ -47,12 +47,14 @@ NOT_REHEARSED = {
     "memcheck, racecheck, initcheck, synccheck": "compute-sanitizer needs a GPU; `make simt-check` "
     "and `make ptx-check` look for the same faults",
     "CUDA graphs": "the pretended GPU has none",
+    "torch.compile": "it looks below the tensors that pretend",
     "streams and a second device": "everything runs in order, on one pretended device",
     "ops, most cases": "torch.compile and vmap look below the tensors that pretend, and the rest "
     "takes an hour; its odd and ragged inputs and its ties are rehearsed",
     "rows of Triton": "its interpreter takes minutes for a call; `ops` runs its kernels",
     "suite, other files": "they use the backends of the CPU, or work below the pretended tensors",
     "ops-cpu": "`make test` runs these",
+    "bench-cpu": "`make bench` measures these",
     "times and floors": "inputs are small, run once and on the CPU; none is kept",
     "profile": "ncu needs a GPU",
 }
@@ -81,14 +83,22 @@ def pretended(command: list[str], pretend: bool) -> list[str]:
 
 
 def left_out() -> dict[str, str]:
-    """Return the test files that need a package that is not installed, with the reason."""
+    """Return the test files that need a package that is not installed, with the reason.
+
+    Outside of these folders any file may need one, through a file that it imports.
+    """
     wanted = ("defusedxml", "pycocotools", "simplejpeg")
     missing = [name for name in wanted if importlib.util.find_spec(name) is None]
+    free = ("ops", "models", "integrations", "ptx", "benchmarks")
     users = re.compile(r"from mdssd\.(cli|data|detection|evaluation|inspection|metrics|training)")
-    files = sorted((ROOT / "tests").rglob("test_*.py")) if missing else []
+    files = [*(ROOT / "tests").rglob("test_*.py"), *(ROOT / "benchmarks").glob("test_*.py")]
+    affected = [
+        path
+        for path in sorted(files)
+        if path.parent.name not in free or users.search(path.read_text())
+    ]
     reason = f"needs {' and '.join(missing)}"
-    affected = [path for path in files if users.search(path.read_text())]
-    return {str(path.relative_to(ROOT)): reason for path in affected}
+    return {str(path.relative_to(ROOT)): reason for path in affected if missing}
 
 
 def sanitizer(tool: str, backend: str) -> Step:
@@ -125,7 +135,7 @@ def steps(pretend: bool = False) -> list[Step]:
     cases = "tests/ops/test_ops.py"
     ignored = [f"--ignore={name}" for name in (*left_out(), "tests/ops/test_cuda.py", cases)]
     own = {
-        "graphs": "graph",
+        "graphs": "graph or captured",
         "repeat": "two_runs",
         "streams": "stream or waits",
         "devices": "second_device",

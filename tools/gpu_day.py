@@ -116,9 +116,13 @@ def _check(step: gpu_check.Step) -> Step:
 
 def _rows(name: str, key: str, path: str, pretend: bool) -> Step:
     key += " and not triton" if pretend else ""
-    command = gpu_check.pytest("--benchmark-only", "-k", key, path)
+    ignored = [f"--ignore={file}" for file in gpu_check.left_out() if file.startswith("benchmarks")]
+    command = gpu_check.pytest("--benchmark-only", "-k", key, *ignored, path)
     command = gpu_check.pretended(command, pretend)
-    return Step(name, command, not_here=_missing("pytest", "hypothesis", "pytest_benchmark"))
+    why = _missing("pytest", "hypothesis", "pytest_benchmark")
+    if pretend and name in gpu_check.NOT_REHEARSED:
+        why = f"not rehearsed: {gpu_check.NOT_REHEARSED[name]}"
+    return Step(name, command, not_here=why)
 
 
 def _profiles(folder: Path, pretend: bool) -> Iterator[Step]:
@@ -127,7 +131,7 @@ def _profiles(folder: Path, pretend: bool) -> Iterator[Step]:
     rows = gpu_profile.furthest(measured(folder)[0], PROFILES)
     why = "" if program else f"ncu is not on the PATH or in {gpu_profile.FOLDERS}"
     if pretend:
-        why = "ncu profiles a GPU only"
+        why = f"not rehearsed: {gpu_check.NOT_REHEARSED['profile']}"
     for k in range(PROFILES):
         command = gpu_profile.command(program, rows[k], folder) if k < len(rows) else []
         absent = "" if command else "the benchmarks have not measured so many operators yet"
@@ -209,6 +213,7 @@ class Day:
         """
         row = self.steps.setdefault(step.name, {"seconds": 0.0, "calls": 0})
         row.update(outcome="interrupted", finished=False, calls=row["calls"] + 1)
+        row["commit"] = self.about["commit"]
         self.save()
         start = time.monotonic()
         end = start + left
@@ -388,6 +393,9 @@ def measured(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any], dict[s
 def write_day(day: Day, steps: list[Step]) -> Path:
     """Write everything that is known into day.json, which benchmarks/report.py reads."""
     rows, about, skipped = measured(day.folder)
+    for row in rows:
+        if (commit := row["extra_info"]["commit"]) != day.about["commit"]:
+            row["extra_info"]["run"] = f"commit {str(commit)[:12]}"
     data = {
         "datetime": datetime.now(timezone.utc).isoformat(),
         "mdssd": {"copy": [], "matmul": [], **about, **day.about, "skipped": skipped},
@@ -416,7 +424,8 @@ def summarise(day: Day, steps: list[Step], pretend: bool) -> None:
     print(f"\n{about['gpu']}, driver {about['driver']}, commit {about['commit']}")
     print(f"{'step':<18} {'seconds':>8} {'passed':>7} {'failed':>7} {'skipped':>8}  outcome")
     for step in steps:
-        row = day.steps.get(step.name, {"outcome": "to do", "seconds": ""})
+        to_do = f"not run: {step.not_here}" if step.not_here else "to do"
+        row = day.steps.get(step.name, {"outcome": to_do, "seconds": ""})
         numbers = [row["seconds"], *(row.get(key, "") for key in ("passed", "failed", "skipped"))]
         print("{:<18} {:>8} {:>7} {:>7} {:>8}  {}".format(step.name, *numbers, row["outcome"]))
     for step in steps:
@@ -481,12 +490,15 @@ def main() -> int:
     about = facts(options.pretend)
     if not about["gpu"]:
         parser.error("torch sees no NVIDIA GPU here; --pretend rehearses without one")
-    for key in ("gpu", "commit"):
-        if day.about and day.about[key] != about[key]:
-            parser.error(
-                f"{folder} is about {key} {day.about[key]}, this is {about[key]}; "
-                "--fresh begins a new day and keeps that folder"
-            )
+    if day.about and day.about["gpu"] != about["gpu"]:
+        parser.error(
+            f"{folder} is about {day.about['gpu']}, this is {about['gpu']}; "
+            "--fresh begins a new day and keeps that folder"
+        )
+    if day.about and day.about["commit"] != about["commit"]:
+        print(
+            f"what is done is of commit {day.about['commit']}, and says so; --again runs it again"
+        )
     day.about = about
     for again in again_steps(options.again, day, steps(), parser):
         day.forget(again, all_tests=options.again != "failed")

@@ -35,6 +35,7 @@ BUILD = ROOT / "build" / "mutants"
 KINDS = ("barrier", "syncwarp", "atomic", "bounds")
 # The operators that run the code of a file.
 OPERATORS = {
+    "box_loss.cu": ("box_loss",),
     "boxes.cu": ("box_iou", "encode_boxes", "decode_boxes"),
     "detection_output.cu": ("detection_output",),
     "l2norm.cu": ("l2norm", "l2norm_add_relu"),
@@ -43,6 +44,8 @@ OPERATORS = {
     "multibox_loss.cu": ("multibox_loss",),
     "nms.cu": ("nms", "batched_nms", "nms_padded"),
     "resize.cu": ("resize",),
+    "sigmoid_focal_loss.cu": ("sigmoid_focal_loss",),
+    "group_sums.h": ("sigmoid_focal_loss", "box_loss"),
     "radix.h": ("detection_output", "multibox_loss"),
     "rows.h": ("detection_output", "multibox_loss"),
     "runtime.h": ("multibox_loss", "detection_output"),

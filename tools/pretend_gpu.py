@@ -9,9 +9,10 @@ from it. As on a GPU, tensors of both devices do not mix, `numpy()` is refused, 
 `torch.cuda.set_sync_debug_mode("error")` raises an error where the host would wait for the device.
 The backend "cuda" runs the kernels of "simt", and "triton" those of Triton's interpreter.
 
-There are no CUDA graphs, no second stream that runs at the same time, and no memory of the device:
-tests of these are skipped, and the skip says so. Benchmarks run with small inputs, once, so that
-their times say nothing; they are never stored. tests/ops/test_pretend_gpu.py tests this file.
+There are no CUDA graphs, no second stream that runs at the same time, no memory of the device, and
+no torch.compile: tests of these are skipped, and the skip says so. Benchmarks run with small
+inputs, once, so that their times say nothing; they are never stored. tests/ops/test_pretend_gpu.py
+tests this file.
 """
 
 from __future__ import annotations
@@ -203,6 +204,19 @@ def _no_graph(*args: Any, **kwargs: Any) -> None:
     pytest.skip("the pretended GPU has no CUDA graphs")
 
 
+def _no_compile(model: Any = None, **options: Any) -> Callable[..., Any]:
+    """Return a function that skips the test that calls it. Some modules compile one on import."""
+
+    def skip(*args: Any, **kwargs: Any) -> None:
+        import pytest
+
+        pytest.skip("torch.compile looks below the tensors that pretend to be on a GPU")
+
+    if isinstance(model, torch.nn.Module):
+        skip()
+    return skip if model is not None else lambda function: skip
+
+
 def _set_sync(mode: str | int) -> None:
     MODE.sync = {0: "default", 1: "warn", 2: "error"}.get(mode, mode)  # type: ignore[arg-type]
 
@@ -241,6 +255,7 @@ def install() -> None:
     """Begin to pretend, in this thread and until the process ends."""
     for name, value in _REPLACED.items():
         setattr(torch.cuda, name, value)
+    torch.compile = _no_compile
     MODE.__enter__()
     # Modules that are set to a device must hold tensors that say they are on it.
     torch.__future__.set_overwrite_module_params_on_conversion(True)

@@ -38,9 +38,15 @@ OPS = [
     "test_merge_boxes_cuda.py",
     "test_multibox_loss_cuda.py",
     "test_nms_padded.py",
+    "test_one_stage_losses.py",
 ]
 TESTS = ["tests/ptx", *(f"tests/ops/{name}" for name in OPS)]
-CUDA_TESTS = [*TESTS, "-k", "not triton and not cpp", "--small"]
+KERNELS = "not triton and not cpp"
+CUDA_TESTS = [*TESTS, "--small", "-k", KERNELS]
+# These test what surrounds the kernels, or launch one hundreds of times on the same few numbers.
+# `make test` runs them too, so they run here with --nightly only.
+AROUND = " and not opcheck and not gradcheck and not compiles and not other_layouts"
+ONCE = [*TESTS, "--small", "-k", KERNELS + AROUND]
 TRITON_TESTS = ["-p", "ptx_triton", "tests/ops/test_ops.py", "-k", "triton and agrees", "--small"]
 # Kernels that read what atomics change: only the one of csrc/simt/faults.cu.
 OLD_VALUES = ("read_beside_atomic_kernel",)
@@ -137,7 +143,7 @@ def check_once(ptx: Path) -> bool:
     """Run the tests in one order, looking for races and for kernels that no test launches."""
     with tempfile.TemporaryDirectory() as folder:
         report = ["-p", "ptx_report"]
-        failed = run_tests(ptx, [*report, *CUDA_TESTS], MDSSD_PTX_REPORT=folder)
+        failed = run_tests(ptx, [*report, *ONCE], MDSSD_PTX_REPORT=folder)
         launches, notes = read_reports(Path(folder))
     never = sorted(title for title, count in launches.items() if count == 0)
     doubtful = [note for note in notes if not any(kernel in note for kernel in OLD_VALUES)]

@@ -1,4 +1,7 @@
-"""Peers of `multibox_loss`. Each returns (localisation, confidence) and is differentiable."""
+"""Peers of the losses. All are differentiable.
+
+Those of `multibox_loss` return (localisation, confidence), the others a scalar.
+"""
 
 from __future__ import annotations
 
@@ -94,3 +97,76 @@ PEERS: dict[str, Loss] = {
     "torch.compile": compiled,
 }
 ON_GPU = tuple(PEERS)
+
+
+# --- sigmoid_focal_loss --------------------------------------------------------------------------
+
+
+def mdssd_focal(logits: Tensor, labels: Tensor) -> Tensor:
+    return ops.sigmoid_focal_loss(logits, labels)
+
+
+def torchvision_focal(logits: Tensor, labels: Tensor) -> Tensor:
+    """Make one-hot targets and apply torchvision's published formula, as its RetinaNet does."""
+    targets = torch.zeros_like(logits)
+    image, prior = (labels > 0).nonzero(as_tuple=True)
+    targets[image, prior, labels[image, prior] - 1] = 1.0
+    kept = labels != -1
+    logits, targets = logits[kept], targets[kept]
+    p = torch.sigmoid(logits)
+    entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    p_t = p * targets + (1 - p) * (1 - targets)
+    loss = entropy * ((1 - p_t) ** 2)
+    loss = (0.25 * targets + 0.75 * (1 - targets)) * loss
+    return loss.sum() / max(1, len(image))
+
+
+def _focal(logits: Tensor, labels: Tensor) -> Tensor:
+    """Do the same without data-dependent shapes, which torch.compile needs."""
+    own = labels[..., None] == torch.arange(1, logits.shape[2] + 1, device=labels.device)
+    z = torch.where(own, logits, -logits)
+    loss = torch.sigmoid(-z) ** 2 * F.softplus(-z) * torch.where(own, 0.25, 0.75)
+    loss = torch.where((labels != -1)[..., None], loss, 0).sum()
+    return loss / (labels > 0).sum().clamp(min=1)
+
+
+FOCAL_PEERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "torchvision's way": torchvision_focal,
+    "torch.compile": torch.compile(_focal, dynamic=False),
+}
+FOCAL_ON_GPU = tuple(FOCAL_PEERS)
+
+
+# --- box_loss ------------------------------------------------------------------------------------
+
+
+def mdssd_giou(loc: Tensor, loc_targets: Tensor, labels: Tensor, priors: Tensor) -> Tensor:
+    return ops.box_loss(loc, loc_targets, labels, priors)
+
+
+def _decoded(loc: Tensor, priors: Tensor) -> Tensor:
+    centre = priors[..., :2] + 0.1 * loc[..., :2] * priors[..., 2:]
+    half = priors[..., 2:] * torch.exp(0.2 * loc[..., 2:]) / 2
+    return torch.cat([centre - half, centre + half], -1)
+
+
+def torchvision_giou(loc: Tensor, loc_targets: Tensor, labels: Tensor, priors: Tensor) -> Tensor:
+    """Decode the positives and apply torchvision's `generalized_box_iou_loss`."""
+    image, prior = (labels > 0).nonzero(as_tuple=True)
+    a, b = (_decoded(x[image, prior], priors[prior]) for x in (loc, loc_targets))
+    (x1, y1, x2, y2), (u1, v1, u2, v2) = a.unbind(1), b.unbind(1)
+    low_x, low_y = torch.max(x1, u1), torch.max(y1, v1)
+    high_x, high_y = torch.min(x2, u2), torch.min(y2, v2)
+    inside = torch.zeros_like(x1)
+    mask = (high_y > low_y) & (high_x > low_x)
+    inside[mask] = (high_x[mask] - low_x[mask]) * (high_y[mask] - low_y[mask])
+    union = (x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - inside
+    around = (torch.max(x2, u2) - torch.min(x1, u1)) * (torch.max(y2, v2) - torch.min(y1, v1))
+    loss = 1 - (inside / union - (around - union) / around)
+    return loss.sum() / max(1, len(image))
+
+
+BOX_PEERS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "torchvision's way": torchvision_giou,
+}
+BOX_ON_GPU = tuple(BOX_PEERS)

@@ -2,6 +2,7 @@
 
 from mdssd.ops._dispatch import backend, backends
 from mdssd.ops._values import checks
+from mdssd.ops.box_loss import box_loss
 from mdssd.ops.boxes import box_iou, decode_boxes, encode_boxes, just_above, just_below
 from mdssd.ops.detection_output import Detections, detection_output
 from mdssd.ops.l2norm import l2norm, l2norm_add_relu
@@ -15,6 +16,7 @@ from mdssd.ops.merge_boxes import (
 from mdssd.ops.multibox_loss import multibox_loss
 from mdssd.ops.nms import PaddedKeep, batched_nms, nms, nms_padded
 from mdssd.ops.resize import resize
+from mdssd.ops.sigmoid_focal_loss import sigmoid_focal_loss
 
 __all__ = [
     "Detections",
@@ -27,6 +29,7 @@ __all__ = [
     "backends",
     "batched_nms",
     "box_iou",
+    "box_loss",
     "checks",
     "decode_boxes",
     "detection_output",
@@ -43,4 +46,5 @@ __all__ = [
     "nms",
     "nms_padded",
     "resize",
+    "sigmoid_focal_loss",
 ]

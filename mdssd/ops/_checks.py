@@ -136,12 +136,11 @@ def check_variances(op: str, variances: object) -> tuple[float, float]:
     return float(variances[0]), float(variances[1])
 
 
-def bad_label(labels: Tensor, classes: int) -> ValueError:
-    """Return the error of labels [B, N] of which `multibox_loss` found one out of range."""
-    image, prior = ((labels < -1) | (labels >= classes)).nonzero()[0].tolist()
+def bad_label(op: str, labels: Tensor, highest: int) -> ValueError:
+    """Return the error of labels [B, N] of which an operator found one out of range."""
+    image, prior = ((labels < -1) | (labels > highest)).nonzero()[0].tolist()
     return ValueError(
-        f"multibox_loss: labels[{image}, {prior}]: expected -1 to {classes - 1}, "
-        f"got {int(labels[image, prior])}"
+        f"{op}: labels[{image}, {prior}]: expected -1 to {highest}, got {int(labels[image, prior])}"
     )
 
 

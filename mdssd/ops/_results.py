@@ -69,6 +69,15 @@ def new_losses(
     )
 
 
+def new_mean_loss(x: Tensor, labels: Tensor, per_image: bool) -> tuple[Tensor, Tensor]:
+    """Loss and normaliser of `sigmoid_focal_loss` and `box_loss`."""
+    groups = (labels.shape[0],) if per_image else ()
+    return (
+        x.new_empty(groups, dtype=accumulation_dtype(x.dtype)),
+        x.new_empty(groups, dtype=torch.int64),
+    )
+
+
 def new_map(x: Tensor, like: Tensor | None = None) -> Tensor:
     """A map of the shape of `x`, in the memory format of `x` or `like`."""
     layout = map_format(x if like is None else like)

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple, get_type_hints
 METHODS = ("nms", "greedy_nmm", "nmm", "wbf")
 # Of `match_priors`. The order is that of `enum class Force` in csrc/ops.h.
 FORCES = ("best_prior", "low_quality", "none")
+KINDS = ("giou", "diou", "ciou", "nwd")  # of `box_loss`: `enum class BoxLossKind` in csrc
+REDUCTIONS = ("batch", "image", "sum")  # of `sigmoid_focal_loss` and `box_loss`
 VARIANCES = (0.1, 0.2)  # of the centre and the size: the default of every operator
 
 
@@ -87,6 +89,28 @@ class MultiboxLossSettings(NamedTuple):
 
     neg_pos_ratio: float  # mined negatives per positive
     per_image: bool  # one loss per image instead of one per batch
+
+
+class SigmoidFocalLossSettings(NamedTuple):
+    """Settings of `sigmoid_focal_loss`."""
+
+    positive_weight: float  # of the entries of a prior's own class
+    negative_weight: float  # of all other entries
+    gamma: float  # exponent of the probability of what is wrong
+    per_image: bool  # one loss per image instead of one per batch
+    normalise: bool  # divide by the number of positives
+
+
+class BoxLossSettings(NamedTuple):
+    """Settings of `box_loss`."""
+
+    kind: int  # a place in KINDS
+    v0: float  # variance of the centre
+    v1: float  # variance of the size
+    nwd_constant: float  # divides Wasserstein's distance
+    eps: float  # added to what is divided by
+    per_image: bool  # one loss per image instead of one per batch
+    normalise: bool  # divide by the number of positives
 
 
 class DetectionOutputSettings(NamedTuple):

@@ -44,3 +44,12 @@ def map_format(x: Tensor) -> torch.memory_format:
     if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
         return torch.contiguous_format
     return torch.channels_last
+
+
+def group_sizes(labels: Tensor, per_image: bool) -> tuple[int, int]:
+    """Return the number of groups that have a loss of their own, and the rows of each.
+
+    `labels` is [B, N], and a group is an image or the batch.
+    """
+    images, num_priors = labels.shape
+    return (images, num_priors) if per_image else (1, images * num_priors)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mdssd.ops._settings import (
     BoxCodingSettings,
+    BoxLossSettings,
     DetectionOutputSettings,
     EncodeTargetsSettings,
     IgnorePriorsSettings,
@@ -24,6 +25,7 @@ from mdssd.ops._settings import (
     MergeBoxesSettings,
     MultiboxLossSettings,
     NmsSettings,
+    SigmoidFocalLossSettings,
 )
 
 # The coordinates of boxes in 0-1 stay below this, and the sizes of priors in pixels lie above that.
@@ -246,13 +248,29 @@ def multibox_loss(
     labels: Tensor,
     settings: MultiboxLossSettings,
 ) -> None:
-    op, classes = "multibox_loss", logits.shape[2]
-    in_range = (labels >= -1) & (labels < classes)
-    _require(op, "labels", labels, in_range, f"-1 to {classes - 1}")
+    op = "multibox_loss"
+    _labels(op, labels, logits.shape[2] - 1)
     _finite(op, "loc", loc)
     _logits(op, logits)
-    read = torch.isfinite(loc_targets) | (labels <= 0)[..., None]
-    _require(op, "loc_targets", loc_targets, read, "finite numbers at the positives")
+    _loc_targets(op, loc_targets, labels)
+
+
+def sigmoid_focal_loss(logits: Tensor, labels: Tensor, settings: SigmoidFocalLossSettings) -> None:
+    op = "sigmoid_focal_loss"
+    _labels(op, labels, logits.shape[2])
+    _require(op, "logits", logits, ~logits.isnan(), "no NaN")
+
+
+def box_loss(
+    loc: Tensor,
+    loc_targets: Tensor,
+    labels: Tensor,
+    priors: Tensor,
+    settings: BoxLossSettings,
+) -> None:
+    _finite("box_loss", "loc", loc)
+    _loc_targets("box_loss", loc_targets, labels)
+    _priors("box_loss", priors)
 
 
 def l2norm(x: Tensor, scale: Tensor, eps: float) -> None:
@@ -295,6 +313,15 @@ def _finite(op: str, argument: str, tensor: Tensor) -> None:
 def _logits(op: str, logits: Tensor) -> None:
     """Check for NaN and inf; -inf is how code rules out a class."""
     _require(op, "logits", logits, logits < torch.inf, "numbers below infinity")
+
+
+def _labels(op: str, labels: Tensor, highest: int) -> None:
+    _require(op, "labels", labels, (labels >= -1) & (labels <= highest), f"-1 to {highest}")
+
+
+def _loc_targets(op: str, loc_targets: Tensor, labels: Tensor) -> None:
+    read = torch.isfinite(loc_targets) | (labels <= 0)[..., None]
+    _require(op, "loc_targets", loc_targets, read, "finite numbers at the positives")
 
 
 def _boxes(op: str, argument: str, boxes: Tensor, empty: bool = True) -> None:

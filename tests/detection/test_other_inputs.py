@@ -28,7 +28,11 @@ def demo(size):
     return mdssd.create(f"mdssd{size}", 6, init=DEMO, **options).eval()
 
 
-@pytest.fixture(scope="module", params=["352", "448x320"])
+# A square input is what tests/detection/test_export.py exports.
+SQUARE = pytest.param("352", marks=pytest.mark.nightly("exports a second network, ten seconds"))
+
+
+@pytest.fixture(scope="module", params=[SQUARE, "448x320"])
 def model(request):
     return demo(request.param)
 
@@ -130,7 +134,13 @@ def test_checkpoints(name, tmp_path):
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("text, size", [("384", 384), ("416x256", [416, 256])])
+@pytest.mark.parametrize(
+    "text, size",
+    [
+        pytest.param("384", 384, marks=pytest.mark.nightly("the same path as that of 416x256")),
+        ("416x256", [416, 256]),
+    ],
+)
 def test_train_evaluate_and_detect(capsys, tmp_path, text, size):
     """The whole path at another input, and a resumed run."""
     out = tmp_path / "run"

@@ -219,6 +219,26 @@ _ARGUMENTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
         neg_pos_ratio=st.sampled_from([0.0, 1.0, 3.0, 2.5, 100.0]),
         reduction=st.sampled_from(["batch", "image"]),
     ),
+    "sigmoid_focal_loss": st.builds(
+        dict,
+        images=st.integers(0, 3),
+        priors=counts,
+        classes=st.sampled_from([1, 2, 3, 5, 20, 81]),
+        positives=st.sampled_from([0.0, 0.05, 0.5, 1.0]),
+        kind=st.sampled_from(["random", "nan", "inf", "large"]),
+        alpha=st.sampled_from([None, 0.25, 0.5]),
+        gamma=st.sampled_from([0.0, 0.5, 1.0, 2.0, 5.0]),
+        reduction=st.sampled_from(["batch", "image", "sum"]),
+    ),
+    "box_loss": st.builds(
+        dict,
+        images=st.integers(0, 3),
+        priors=counts,
+        positives=st.sampled_from([0.0, 0.05, 0.5, 1.0]),
+        kind=st.sampled_from(["giou", "diou", "ciou", "nwd"]),
+        boxes=st.sampled_from(["random", "same", "apart", "flat", "nan", "inf"]),
+        reduction=st.sampled_from(["batch", "image", "sum"]),
+    ),
     "resize": st.fixed_dictionaries(
         {
             "shape": st.tuples(*[st.integers(0, 2), *[st.integers(1, 9)] * 2, st.integers(0, 4)]),
@@ -255,7 +275,7 @@ def calls(draw: st.DrawFn, op: str) -> Call:
             isinstance(arg, Tensor)
             and arg.is_floating_point()
             and position
-            and op != "multibox_loss"
+            and op not in ("multibox_loss", "box_loss")
         ):
             arg = _maybe_other_dtype(draw, op, position, arg)
         laid.append(_lay_out_all(draw, arg))
@@ -370,5 +390,7 @@ def _keyword_names(op: str) -> list[str]:
         "l2norm": "eps",
         "l2norm_add_relu": "eps",
         "multibox_loss": "neg_pos_ratio reduction",
+        "sigmoid_focal_loss": "alpha gamma reduction",
+        "box_loss": "kind variances nwd_constant eps reduction",
     }
     return names.get(op, "").split()

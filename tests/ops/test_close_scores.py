@@ -49,11 +49,12 @@ def moved(logits: Tensor, scores: Tensor, seed: int) -> Tensor:
 @pytest.mark.parametrize("size, dtype", inputs_of(DETECTION))
 def test_detections_do_not_depend_on_the_last_bits_of_scores(size: str, dtype: torch.dtype) -> None:
     (loc, logits, priors), options = DETECTION.inputs(size, dtype)
-    scores = logits.to(torch.promote_types(dtype, torch.float32)).softmax(-1)
-    want = ops.detection_output(loc, scores, priors, softmax=False, **options)
+    wide = logits.to(torch.promote_types(dtype, torch.float32))
+    scores = wide.sigmoid() if options.pop("activation", "") == "sigmoid" else wide.softmax(-1)
+    want = ops.detection_output(loc, scores, priors, activation="none", **options)
     for seed in range(3):
         given = moved(logits, scores, seed)
-        got = ops.detection_output(loc, given, priors, softmax=False, **options)
+        got = ops.detection_output(loc, given, priors, activation="none", **options)
         for name in ("labels", "count", "boxes"):
             torch.testing.assert_close(
                 getattr(got, name), getattr(want, name), rtol=0, atol=0, equal_nan=True

@@ -25,9 +25,14 @@ def gpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
+def _pretended() -> bool:
+    return torch.cuda.get_device_name() == "pretended GPU"
+
+
 def sizes(case: Case) -> list[str]:
     """Names of the sizes to test: the one that fits no tile, and those of the benchmarks."""
-    names = [n for n, s in case.sizes.items() if s.benchmark or n in ("odd", "ragged")]
+    large = not _pretended()
+    names = [n for n, s in case.sizes.items() if s.benchmark and large or n in ("odd", "ragged")]
     return [n for n in names if torch.float32 in case.sizes[n].dtypes]
 
 
@@ -138,6 +143,8 @@ with ops.backend("{backend}"):
 
 def test_the_first_call_of_a_process_can_be_captured(gpu_backend: str) -> None:
     """The capture then also loads the module with the kernels. Triton compiles them before."""
+    if _pretended():
+        pytest.skip("the pretended GPU has no CUDA graphs")
     if gpu_backend == "triton":
         pytest.skip("Triton's kernels are compiled by a call before the capture")
     program = _FIRST_CALL.format(backend=gpu_backend)
@@ -175,10 +182,12 @@ def test_nothing_waits_for_the_device(case: Case) -> None:
             torch.cuda.set_sync_debug_mode("default")
 
 
-def test_an_argument_on_the_cpu_is_refused(case: Case) -> None:
+def test_an_argument_on_the_cpu_is_refused(case: Case, gpu_backend: str) -> None:
     args, kwargs = inputs(case, sizes(case)[0], seed=0)
     last = max(i for i, arg in enumerate(args) if isinstance(arg, Tensor | list))
     args[last] = to_device(args[last], "cpu")
+    if case.op == "resize" and gpu_backend == "triton" and _pretended():
+        pytest.skip("Triton's interpreter takes tensors of the CPU")
     if case.op == "resize":  # its only tensor, so the backend finds it on the wrong device
         with pytest.raises(RuntimeError, match="resize: backend .* cannot run on a cpu tensor"):
             case(*args, **kwargs)

@@ -28,6 +28,8 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "merge_boxes_padded": (BOXES, SCORES, LABELS),
     "detection_output": (LOC, LOGITS, BOXES),
     "multibox_loss": (LOC, LOGITS, LOC, LABELS[None]),
+    "sigmoid_focal_loss": (LOGITS, LABELS[None]),
+    "box_loss": (LOC, LOC, LABELS[None], BOXES),
     "l2norm": (MAP, SCORES),
     "l2norm_add_relu": (MAP, MAP, SCORES, SCORES),
     "resize": (IMAGE,),
@@ -46,6 +48,8 @@ NUMBERS: dict[str, list[str]] = {
     "detection_output": ["score_threshold", "nms_threshold", "top_k", "max_detections"]
     + ["iou_eps", "max_log_scale", "top_k_per_level"],
     "multibox_loss": ["neg_pos_ratio"],
+    "sigmoid_focal_loss": ["alpha", "gamma"],
+    "box_loss": ["nwd_constant", "eps"],
     "l2norm": ["eps"],
     "l2norm_add_relu": ["eps"],
     "just_above": ["threshold"],
@@ -55,6 +59,7 @@ PAIRS = {
     "encode_boxes": ["variances"],
     "decode_boxes": ["variances"],
     "encode_targets": ["variances"],
+    "box_loss": ["variances"],
     "detection_output": ["variances", "clip"],
     "resize": ["size"],
 }
@@ -62,6 +67,8 @@ CHOICES = {
     "match_priors": ["priors_form", "force", "metric"],
     "encode_targets": ["force", "metric"],
     "multibox_loss": ["reduction"],
+    "sigmoid_focal_loss": ["reduction"],
+    "box_loss": ["kind", "reduction"],
     "detection_output": ["softmax", "per_class", "keep_empty", "metric", "activation", "levels"]
     + ["background", "class_agnostic"],
     "nms": ["metric"],
@@ -80,6 +87,8 @@ GOOD = {
     ("detection_output", "top_k"): (),
     ("detection_output", "top_k_per_level"): (),
     ("multibox_loss", "neg_pos_ratio"): (math.inf, 1e300, 2**63, 2**64),
+    ("box_loss", "nwd_constant"): (1e300, 2**63, 2**64),
+    ("sigmoid_focal_loss", "alpha"): (None,),
 }
 
 

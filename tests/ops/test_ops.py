@@ -127,8 +127,13 @@ def test_gradient_agrees_with_reference(
         )
 
 
+# The others compute the reference's gradient, in float64 too: test_gradient_agrees_with_reference.
 @pytest.mark.cases(
-    case=lambda case: case.gradients, size=lambda size: size.gradcheck, reference=True
+    case=lambda case: case.gradients,
+    size=lambda size: size.gradcheck,
+    reference=True,
+    emulated=(),
+    rest_nightly=True,
 )
 def test_gradcheck(case: Case, size: str, backend: str, device: str) -> None:
     args, kwargs = case.inputs(size, torch.float64, device)
@@ -156,7 +161,13 @@ def _torch_arguments(case: Case, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     return recorded[0]
 
 
-@pytest.mark.cases(size=lambda size: not size.benchmark, reference=True, emulated=_FEW)
+# What it checks at the other sizes is registered once for all backends.
+@pytest.mark.cases(
+    size=lambda size: not size.benchmark,
+    reference=True,
+    emulated=("empty", "no_image", "one"),
+    rest_nightly=True,
+)
 def test_opcheck(case: Case, size: str, backend: str, device: str) -> None:
     args, kwargs = case.inputs(size, torch.float32, device)
     arguments = _torch_arguments(case, args, kwargs)
@@ -173,7 +184,7 @@ def test_opcheck(case: Case, size: str, backend: str, device: str) -> None:
         torch.library.opcheck(overload, arguments, test_utils=checks)
 
 
-@pytest.mark.cases(size=lambda size: not size.benchmark)
+@pytest.mark.cases(size=lambda size: not size.benchmark, emulated=(), rest_nightly=True)
 def test_compiles_without_a_graph_break(case: Case, backend: str, device: str) -> None:
     size = next(name for name in case.sizes if name in ("odd", "ragged"))
     args, kwargs = case.inputs(size, torch.float32, device)

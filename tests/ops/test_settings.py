@@ -24,6 +24,11 @@ SETTINGS = {
 SCHEMAS = """
 box_iou(Tensor a_xyxy, Tensor b_xyxy) -> Tensor
 box_iou_backward(Tensor grad, Tensor a_xyxy, Tensor b_xyxy) -> (Tensor, Tensor)
+box_loss(Tensor loc, Tensor loc_targets, Tensor labels, Tensor priors_cxcywh, int kind, float v0, \
+float v1, float nwd_constant, float eps, bool per_image, bool normalise) -> (Tensor, Tensor)
+box_loss_backward(Tensor grad_loss, Tensor loc, Tensor loc_targets, Tensor labels, \
+Tensor priors_cxcywh, Tensor normaliser, int kind, float v0, float v1, float nwd_constant, \
+float eps, bool per_image, bool normalise) -> Tensor
 decode_boxes(Tensor loc, Tensor priors_cxcywh, float v0, float v1) -> Tensor
 decode_boxes_backward(Tensor grad, Tensor loc, Tensor priors_cxcywh, float v0, float v1) -> Tensor
 detection_output(Tensor loc, Tensor logits, Tensor priors_cxcywh, float score_threshold, \
@@ -63,6 +68,11 @@ bool ios=False) -> Tensor
 nms_padded(Tensor boxes_xyxy, Tensor scores, Tensor? idxs, float iou_threshold, float iou_eps, \
 bool ios=False) -> (Tensor keep, Tensor count)
 resize(Tensor images, SymInt height, SymInt width) -> Tensor
+sigmoid_focal_loss(Tensor logits, Tensor labels, float positive_weight, float negative_weight, \
+float gamma, bool per_image, bool normalise) -> (Tensor, Tensor)
+sigmoid_focal_loss_backward(Tensor grad_loss, Tensor logits, Tensor labels, Tensor normaliser, \
+float positive_weight, float negative_weight, float gamma, bool per_image, bool normalise) \
+-> Tensor
 """
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -151,6 +152,31 @@ def test_development_builds_for_the_gpus_here(choose_cuda, tmp_path, said, expec
         archs="development", CUDACXX=fake_nvcc(tmp_path, CODE_13_0), PATH=path
     )
     assert (code, said["archs"]) == (0, expected)
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="no make")
+def test_the_nightly_run_has_what_the_usual_one_leaves_out():
+    given = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "NIGHTLY", "MFLAGS")}
+
+    def commands(*targets):
+        made = subprocess.run(
+            ["make", "-n", *targets],
+            cwd=ROOT,
+            env=given,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return made.stdout
+
+    usual, nightly = commands("test", "simt-check", "ptx-check"), commands("nightly")
+    assert "--nightly" not in usual and "in ; do" in usual
+    assert {"make test", "make simt-check", "make ptx-check", "make lint &"} <= {
+        line.partition(" #")[0] for line in (ROOT / ".ci" / "run").read_text().splitlines()
+    }
+    assert usual.count("pytest -q") == nightly.count("--dist worksteal --nightly")
+    for more in ("in 1 2 3; do", "ptx_check.py --nightly", "-DMDSSD_CUDA_ARCHS=all"):
+        assert more in nightly and more not in usual
 
 
 def test_requested_architectures_are_used_unchanged(choose_cuda, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
+
+from mdssd.ops import _modules
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / "tools"
@@ -71,7 +75,8 @@ def test_a_rehearsal_pretends_and_names_what_it_leaves_out(gpu_day, tmp_path):
         assert plugin or step.not_here or name == "report", name
     left_out = [name for name, step in steps.items() if step.not_here]
     sanitizers = [name for name in steps if name.endswith(("check-cuda", "check-triton"))]
-    assert left_out == ["build", *[f"profile-{k}" for k in range(1, 7)], *sanitizers, "ops-cpu"]
+    assert left_out[-2:] == ["ops-cpu", "bench-cpu"]
+    assert left_out[:-2] == ["build", *[f"profile-{k}" for k in range(1, 7)], *sanitizers]
     assert str(tmp_path) in steps["report"].command  # and not benchmarks/results
 
 
@@ -270,7 +275,7 @@ def test_two_calls_do_not_run_at_once(gpu_day, tmp_path):
     assert first.lock() and not second.lock()
 
 
-def test_a_folder_of_another_commit_or_device_is_refused(gpu_day, tmp_path, monkeypatch, capsys):
+def test_a_day_belongs_to_one_device_and_names_commits(gpu_day, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu_day, "plan", lambda folder, pretend: [])
     about = {"gpu": "NVIDIA H200", "driver": "d", "commit": "a"}
     monkeypatch.setattr(gpu_day, "facts", lambda pretend: dict(about))
@@ -279,9 +284,12 @@ def test_a_folder_of_another_commit_or_device_is_refused(gpu_day, tmp_path, monk
     handler = signal.getsignal(signal.SIGTERM)
     assert gpu_day.main() == 0
     about["commit"] = "b"
+    assert gpu_day.main() == 0
+    assert "what is done is of commit a" in capsys.readouterr().out
+    about["gpu"] = "NVIDIA H100"
     with pytest.raises(SystemExit):
         gpu_day.main()
-    assert "is about commit a, this is b; --fresh" in capsys.readouterr().err
+    assert "is about NVIDIA H200, this is NVIDIA H100; --fresh" in capsys.readouterr().err
     monkeypatch.setattr("sys.argv", ["gpu_day.py", "--folder", str(folder), "--fresh"])
     assert gpu_day.main() == 0
     assert len(list(tmp_path.glob("day-*/state.json"))) == 1  # the old one is kept
@@ -313,6 +321,16 @@ def test_what_ncu_saw_is_read_by_kernel(gpu_day, tmp_path):
     assert scan["memory"] == [71.5, "%"]
 
 
+def test_rows_of_another_commit_say_so(gpu_day, day):
+    for number, commit in enumerate(("0123", "4567")):
+        info = {"node": f"benchmarks/test_ops.py::{number}", "commit": commit}
+        line = {"row": {"extra_info": info}, "about": {"copy": [], "matmul": [], "commit": commit}}
+        day.record(f"bench-{number}").write_text(json.dumps(line) + "\n")
+    data = json.loads(gpu_day.write_day(day, []).read_text())
+    runs = [row["extra_info"].get("run") for row in data["benchmarks"]]
+    assert runs == [None, "commit 4567"] and data["mdssd"]["commit"] == "0123"
+
+
 def row(op: str, device_us: float, floor_us: float, peer: str = "mdssd cuda") -> dict[str, Any]:
     info = {"op": op, "peer": peer, "device_us": device_us, "floor_s": floor_us * 1e-6}
     return {"extra_info": info | {"node": f"benchmarks/test_ops.py::test[{op}-{device_us}]"}}
@@ -334,3 +352,49 @@ def test_the_operators_furthest_from_their_floor_are_profiled(gpu_day, tmp_path)
     command = profile.command("/bin/ncu", found[0], tmp_path)
     assert command[0] == "/bin/ncu" and command[-1].endswith("test[nms-160]")
     assert "none" in command[command.index("--clock-control") :]
+
+
+def test_test_files_are_left_out_where_a_package_is_missing(gpu_day, tmp_path, monkeypatch):
+    assert not gpu_day.gpu_check.left_out()
+    find = gpu_day.importlib.util.find_spec
+    monkeypatch.setattr(
+        gpu_day.importlib.util,
+        "find_spec",
+        lambda name: find(name) if name != "defusedxml" else None,
+    )
+    left_out = gpu_day.gpu_check.left_out()
+    assert left_out["benchmarks/test_loader.py"] == "needs defusedxml"
+    assert not {name for name in left_out if name.startswith(("tests/ops/test_ops", "tests/ptx"))}
+    steps = {step.name: step for step in gpu_day.plan(tmp_path, False)}
+    assert {f"--ignore={name}" for name in left_out if name.startswith("tests")} < set(
+        steps["suite"].command
+    )
+    assert "--ignore=benchmarks/test_tiles.py" in steps["bench-cpu"].command
+    assert not steps["bench-models"].not_here  # its rows of a Detector are skipped
+
+
+@pytest.mark.nightly("rehearses a day on a GPU, 15 minutes")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.skipif(_modules.simt is None, reason="no mdssd._simt")
+def test_a_whole_day_rehearses_green_and_leaves_no_result(tmp_path):
+    pytest.importorskip("pytest_benchmark", reason="needs pytest-benchmark")
+    results = {path: path.read_bytes() for path in (ROOT / "benchmarks/results").iterdir()}
+    pages = {path: path.read_bytes() for path in (ROOT / "docs/benchmarks.md", ROOT / "README.md")}
+    command = [sys.executable, str(TOOLS / "gpu_day.py"), "--pretend", "--folder", str(tmp_path)]
+    env = {k: v for k, v in os.environ.items() if k != "PYTEST_XDIST_WORKER"}
+    status, calls = 3, 0
+    while status == 3 and calls < 20:
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+        status, calls = done.returncode, calls + 1
+    assert status == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    kept = json.loads((tmp_path / "benchmarks/results/pretended-gpu.json").read_text())
+    assert kept["day"]["unfinished"] == [] and kept["mdssd"]["gpu"] == "pretended GPU"
+    ops = {row["extra_info"]["op"] for row in kept["benchmarks"]}
+    assert {"detection_output", "nms", "merge_boxes", "encode_targets", "network"} < ops
+    assert {"multibox_loss forward and backward", "training step", "detector"} < ops
+    assert "### What was checked" in (tmp_path / "docs/benchmarks.md").read_text()
+    assert "| training step |" in (tmp_path / "README.md").read_text()
+    assert results == {path: path.read_bytes() for path in (ROOT / "benchmarks/results").iterdir()}
+    assert pages == {path: path.read_bytes() for path in pages}
+    for what in ("build", "CUDA graphs", "profile"):
+        assert f"not rehearsed: {what}" in done.stdout

@@ -254,6 +254,7 @@ def test_error_in_one_process_ends_both_with_one_message(voc, tmp_path):
     assert "Traceback" not in errors
 
 
+@pytest.mark.nightly("takes ten seconds; the next test ends both processes by another signal")
 def test_interrupt_ends_both_with_one_message(voc, tmp_path):
     options = ["--data", voc, "--out", tmp_path, "--epochs", "1000", "--no-check-images"]
     with pair("-m", "mdssd", "train", *TINY, *options) as processes:

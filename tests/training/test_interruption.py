@@ -346,7 +346,7 @@ def test_full_disk_at_the_end_is_an_error_and_the_run_can_be_resumed(tmp_path, s
 # --- kill ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.nightly("takes minutes"))])
+@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.nightly("takes minutes"))])
 def test_killed_at_random_moments_the_newest_checkpoint_always_loads(tmp_path, kills, capsys):
     """Every checkpoint that exists after a kill loads, and none is lost."""
     out = tmp_path / "run"

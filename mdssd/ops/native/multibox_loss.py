@@ -41,7 +41,7 @@ def multibox_loss_cpp(
         torch.get_num_threads(),
     )
     if not labels_fit:
-        raise bad_label(labels, logits.shape[2])
+        raise bad_label("multibox_loss", labels, logits.shape[2] - 1)
     return losses[0].clone(), losses[1].clone(), selected, normaliser
 
 

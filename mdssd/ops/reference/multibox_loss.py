@@ -21,7 +21,7 @@ def multibox_loss(
     settings: MultiboxLossSettings,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if loc.device.type == "cpu" and ((labels < -1) | (labels >= logits.shape[2])).any():
-        raise bad_label(labels, logits.shape[2])
+        raise bad_label("multibox_loss", labels, logits.shape[2] - 1)
     dtype = accumulation_dtype(loc.dtype)
     log_probs = logits.to(dtype).log_softmax(-1)
     positive, background = labels > 0, labels == 0

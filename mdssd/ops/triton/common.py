@@ -1,4 +1,4 @@
-"""Functions that kernels share: loads and stores of boxes, and box arithmetic (csrc/box_math.h).
+"""Functions that kernels share: loads and stores of boxes, box arithmetic (csrc/box_math.h), sums.
 
 Each operation rounds as PyTorch's does, so that IoUs agree with the reference to the last bit. This
 is why divisions use `div_rn` and kernels are launched with `enable_fp_fusion=False`.
@@ -11,11 +11,14 @@ from typing import Any
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 # Triton's interpreter truncates float32 to bfloat16, whereas GPUs round to nearest.
 _INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 # Options of every launch. A fused multiply-add would round once where PyTorch rounds twice.
 OPTIONS: dict[str, Any] = {"enable_fp_fusion": False}
+_MOST_PROGRAMS = 2048  # of a kernel that stores sums; each stores once, after all its tiles
+_TERMS = 1024  # sums that finish_groups_kernel adds at a time
 
 
 def blocks(n: int, block: int) -> int:
@@ -136,3 +139,44 @@ def decode(ox, oy, ow, oh, cx, cy, w, h, v0, v1, max_log_scale):
     half_h = h * tl.exp(tl.where(scale_h > max_log_scale, max_log_scale, scale_h)) * 0.5
     x, y = cx + ox * v0 * w, cy + oy * v0 * h
     return x - half_w, y - half_h, x + half_w, y + half_h
+
+
+# --- sums over groups: the images, or the batch ---------------------------------------------------
+
+
+def programs_per_group(groups: int, wanted: int) -> int:
+    """Return the number of programs that add the rows of each group."""
+    return max(1, min(wanted, _MOST_PROGRAMS // groups))
+
+
+@triton.jit
+def finish_groups_kernel(
+    sums, counts, per_group, loss, normaliser, NORMALISE: tl.constexpr, TERMS: tl.constexpr
+):
+    """Add the sums of a group's programs and divide them by max(1, positives) if NORMALISE."""
+    group = tl.program_id(0)
+    index = tl.arange(0, TERMS)
+    total = tl.zeros((TERMS,), tl.float32)
+    positives = tl.zeros((TERMS,), tl.int64)
+    first_program = group.to(tl.int64) * per_group
+    for first in range(0, per_group, TERMS):
+        mask = first + index < per_group
+        total += tl.load(sums + first_program + first + index, mask=mask, other=0)
+        positives += tl.load(counts + first_program + first + index, mask=mask, other=0)
+    divisor = tl.sum(positives, 0)
+    divisor = tl.where(divisor < 1, 1, divisor)
+    if not NORMALISE:
+        divisor = tl.full((), 1, tl.int64)
+    tl.store(loss + group, tl.div_rn(tl.sum(total, 0), divisor.to(tl.float32)))
+    tl.store(normaliser + group, divisor)
+
+
+def finish_groups(
+    sums: Tensor, counts: Tensor, groups: int, per_group: int, normalise: bool,
+    loss: Tensor, normaliser: Tensor,
+) -> None:  # fmt: skip
+    """Write the losses [groups] of programs' sums, and what they are divided by."""
+    finish_groups_kernel[(groups,)](
+        sums, counts, per_group, loss, normaliser,
+        NORMALISE=normalise, TERMS=power_of_2(per_group, _TERMS), **OPTIONS,
+    )  # fmt: skip
