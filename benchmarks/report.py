@@ -226,9 +226,15 @@ def short_table(run: Run) -> list[str]:
         others = [r for r in rows if (r.op, r.row) == (op, best.row) and not r.ours]
         other = min(others, key=lambda r: r.median, default=None)
         against = f"{other.peer}: {milliseconds(other, best)}" if other else "-"
-        body.append([op, best.row, f"{milliseconds(best, None)} ms", share(best), against])
+        body.append([op, best.row, milliseconds(best, None), share(best), against])
     versions = ", ".join(f"{n} {v}" for n, v in run.about["versions"].items() if n == "torch")
-    head = [f"{run.about['gpu']}, {versions}", "", "mdssd", "share of floor", "fastest other, ms"]
+    head = [
+        f"{run.about['gpu']}, {versions}",
+        "",
+        "mdssd, ms",
+        "share of floor",
+        "fastest other, ms",
+    ]
     return table(head, body)
 
 

@@ -276,7 +276,7 @@ def test_the_page_and_the_readme_show_a_day_on_a_gpu(tmp_path, capsys):
     assert page.startswith(f"before\n{start}\n| NVIDIA H200, torch 2.0 |") and "old" not in page
     assert page.endswith(f"\n\n{end}\nafter\n")
     assert cells(page, "nms")[1:] == [
-        *("20,000 boxes", "2.00; on the device 0.250 ms", "50%"),
+        *("20,000 boxes", "2.00; on the device 0.250", "50%"),
         "torchvision: 4.00 (2.00x); on the device 0.250",
     ]
     assert cells(page, "mdssd300")[1:3] == ["float32, graph", "200 frames/s"]
