@@ -18,7 +18,7 @@ from mdssd.models.build import input_size
 from mdssd.ops.reference.boxes import to_xyxy
 from mdssd.priors import make_priors, mdssd_prior_layers, ssd_prior_layers
 
-_MOST = 32  # priors or boxes on a pretended GPU
+_MOST = 64  # priors or boxes on a pretended GPU
 
 
 def at_most(count: int, most: int = _MOST) -> int:

@@ -35,7 +35,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +65,6 @@ class Step:
         essential: Whether nothing after it may run if it fails.
         makes: A pattern of files. If there is none any more, the step runs again.
         not_here: Why it cannot run on this machine, or "".
-        judge: Returns an outcome that replaces "passed", or "".
     """
 
     name: str
@@ -76,7 +74,6 @@ class Step:
     essential: bool = False
     makes: str = ""
     not_here: str = ""
-    judge: Callable[[], str] | None = None
 
     @property
     def divisible(self) -> bool:
@@ -136,16 +133,9 @@ def _profiles(folder: Path, pretend: bool) -> Iterator[Step]:
     if pretend:
         why = f"not rehearsed: {gpu_check.NOT_REHEARSED['profile']}"
     for k in range(PROFILES):
-        if why or k >= len(rows):
-            absent = "the benchmarks have not measured so many operators yet"
-            yield Step(f"profile-{k + 1}", [], not_here=why or absent)
-            continue
-        yield Step(
-            f"profile-{k + 1}",
-            gpu_profile.command(program, rows[k], folder),
-            least=120,
-            judge=partial(gpu_profile.judge, gpu_profile.target(rows[k], folder)),
-        )
+        command = gpu_profile.command(program, rows[k], folder) if k < len(rows) else []
+        absent = "" if command else "the benchmarks have not measured so many operators yet"
+        yield Step(f"profile-{k + 1}", command, least=120, not_here=why or absent)
 
 
 def _report(folder: Path, pretend: bool) -> Step:
@@ -241,8 +231,6 @@ class Day:
         else:
             outcome = "passed" if code == 0 else f"failed, exit status {code}"
             row.update(outcome=outcome, finished=True)
-        if row["outcome"] == "passed" and step.judge:
-            row["outcome"] = step.judge() or "passed"
         row["seconds"] = round(row["seconds"] + time.monotonic() - start, 1)
         row.pop("output", None)
         if row["outcome"].startswith("failed"):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import glob
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -52,22 +51,12 @@ def furthest(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     return list(best.values())[:count]
 
 
-def target(row: dict[str, Any], folder: Path) -> Path:
-    """Return the path of the CSV for a row."""
-    return folder / f"ncu-{row['extra_info']['op'].replace(' ', '-')}.csv"
-
-
-def judge(path: Path) -> str:
-    """Return what went wrong, if a CSV of ncu has no kernel, or ""."""
-    if path.exists() and REFUSED in path.read_text(errors="replace"):
-        return f"not run: this user may not read the GPU's counters ({REFUSED})"
-    return "" if path.exists() and read(path) else "failed, ncu saw no kernel of mdssd"
-
-
 def command(program: str, row: dict[str, Any], folder: Path) -> list[str]:
     """Return the command that runs a row's test once under ncu, and writes what ncu sees as CSV."""
+    operator = row["extra_info"]["op"].replace(" ", "-")
+    out = folder / f"ncu-{operator}.csv"
     return [
-        *(program, "--csv", "--page", "details", "--log-file", str(target(row, folder))),
+        *(program, "--csv", "--page", "details", "--log-file", str(out)),
         *("--clock-control", "none", "--target-processes", "all"),
         *(word for name in _SECTIONS for word in ("--section", name)),
         *("--kernel-name-base", "demangled", "--kernel-name", "regex:mdssd::"),
@@ -111,7 +100,6 @@ def short(name: str) -> str:
     """Return a kernel's name without its namespaces and parameters."""
     head = name.replace("(anonymous namespace)::", "").replace("<unnamed>::", "")
     head = head.replace("mdssd::", "").removeprefix("void ")
-    head = re.sub(r"\((unsigned )?(int|bool|long|char)\)", "", head)  # in template arguments
     return head.partition("(")[0]
 
 

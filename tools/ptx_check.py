@@ -90,9 +90,9 @@ def tool(name: str) -> str:
     return str(beside) if beside.exists() else shutil.which(name) or name
 
 
-def build(folder: Path) -> Path:
+def build(folder: Path, source: Path = ROOT) -> Path:
     """Build the module that interprets PTX; return the folder that it is in."""
-    configure = [tool("cmake"), "-S", ROOT, "-B", folder, "-G", "Ninja"]
+    configure = [tool("cmake"), "-S", source, "-B", folder, "-G", "Ninja"]
     configure += [f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}", f"-DMDSSD_CUOBJDUMP={find_cuobjdump()}"]
     if not (folder / "CMakeCache.txt").exists():
         ask = [sys.executable, "-m", "pybind11", "--cmakedir"]

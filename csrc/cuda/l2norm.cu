@@ -244,7 +244,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int thread = threadIdx.x, lane = thread % kLanes, warp = thread / kLanes;
   const int vectors = int(shape.channels / kVector);
   const int groups = vectors < kThreads ? kThreads / vectors : 1;
-  const int group = vectors < kThreads ? thread / vectors : 0;
+  const int group = thread / vectors;
   T* const parts = p.parts + int64_t(blockIdx.x) * kMaps * shape.channels;
   for (int64_t tile = blockIdx.x; tile * kLanes < shape.all_pixels(); tile += gridDim.x) {
     const int64_t left = shape.all_pixels() - tile * kLanes;

@@ -84,7 +84,7 @@ inline unsigned grid_size(int64_t n, int64_t per_block, int64_t most = 0x7ffffff
 //
 // At least kGuard unused bytes follow each array, so that a read beyond its end finds memory that
 // was never written, which compute-sanitizer's initcheck reports, instead of the next array. On the
-// CPU, AddressSanitizer reports reads and writes there.
+// CPU, AddressSanitizer reports reads and writes there, and so does the checked build.
 class Workspace {
  public:
   explicit Workspace(void* memory) : memory_(static_cast<char*>(memory)) {}
@@ -98,6 +98,9 @@ class Workspace {
       ASAN_UNPOISON_MEMORY_REGION(memory_ + bytes_, size_t(used));
       ASAN_POISON_MEMORY_REGION(memory_ + bytes_ + used, size_t(taken - used));
     }
+#endif
+#ifdef SIMT_CHECKED
+    if (memory_) simt::forbid({memory_ + bytes_, size_t(used)}, size_t(taken - used));
 #endif
     bytes_ += taken;
     return array;

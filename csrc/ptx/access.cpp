@@ -76,7 +76,7 @@ void Machine::track(Warp& warp, const Instruction& i, int at, int lane, Shadow& 
       s32(warp.block->number),       warp.block->barriers, warp.syncs, s16(warp.index), s16(lane),
       warp.seen[size_t(lane)].data()};
   bool doubtful = false;
-  const char* wrong = check(shadow, now, access, i.strong, i.read_only, doubtful);
+  const char* wrong = check(shadow, now, access, {i.strong, i.narrow}, i.read_only, doubtful);
   if (!*wrong) return;
   if (!doubtful) fault(wrong + where(warp, at, lane));
   ++notes()[std::string(wrong) + " (" + kernel_.title + ": " + i.text + ")"];

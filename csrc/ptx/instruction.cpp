@@ -51,9 +51,8 @@ Class classify(const Instruction& i) {
 
 // Words after an opcode that change nothing here: memory is sequentially consistent and has no
 // caches, and rounding to nearest is the default.
-const std::set<std::string> kIgnored = {"rn",  "lo",   "sync",   "uni",     "clamp",
-                                        "gpu", "cta",  "sys",    "acq_rel", "release",
-                                        "to",  "weak", "aligned"};
+const std::set<std::string> kIgnored = {"rn",  "lo",      "sync",    "uni", "clamp", "gpu",
+                                        "sys", "acq_rel", "release", "to",  "weak",  "aligned"};
 
 using Setter = std::function<void(Instruction&)>;
 const std::map<std::string, Setter> kModifiers = {
@@ -68,6 +67,7 @@ const std::map<std::string, Setter> kModifiers = {
     {"volatile", [](Instruction& i) { i.strong = true; }},
     {"relaxed", [](Instruction& i) { i.strong = true; }},
     {"acquire", [](Instruction& i) { i.strong = true; }},
+    {"cta", [](Instruction& i) { i.narrow = true; }},
     {"rm", [](Instruction& i) { i.rounding = FE_DOWNWARD; }},
     {"rp", [](Instruction& i) { i.rounding = FE_UPWARD; }},
     {"rz", [](Instruction& i) { i.rounding = FE_TOWARDZERO; }},

@@ -151,6 +151,8 @@ EXPORT void mdssd_ptx_configure(int races, int noise, int ulps, uint64_t limit) 
   ptx::settings().limit = limit;
 }
 
+EXPORT void mdssd_ptx_set_environment(uint32_t value) { ptx::settings().environment = value; }
+
 // Adds the kernels of a PTX file. Returns an error message, which is empty if it succeeded.
 EXPORT const char* mdssd_ptx_load(const char* text) {
   try {

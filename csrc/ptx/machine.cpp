@@ -47,6 +47,7 @@ u64 Machine::special(const std::string& name, const Block& block, u32 thread) co
   if (name.compare(0, 6, "%ntid.") == 0) return dim_[size_t(axis)];
   if (name.compare(0, 8, "%nctaid.") == 0) return grid_[size_t(axis)];
   if (name == "%laneid") return lane;
+  if (name == "%envreg0") return settings().environment;
   if (name == "%warpid") return thread / kLanes;
   if (name == "%lanemask_lt") return (1u << lane) - 1;
   if (name == "%lanemask_le") return u32((2ull << lane) - 1);

@@ -186,7 +186,7 @@ struct Instruction {
   int rounding = 0;      // FE_*; 0 is to nearest
   int vector = 1, guard = -1, target = -1;
   bool guard_negated = false, to_integer = false, flush = false, saturate = false, wide = false,
-       high = false, approximate = false, read_only = false, strong = false, right = false,
+       high = false, approximate = false, read_only = false, strong = false, narrow = false, right = false,
        wrap = false, shift_amount = false, keep_nan = false, to_space = false;
   std::vector<Operand> operands;
   std::string text, label;

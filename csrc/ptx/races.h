@@ -12,6 +12,12 @@ namespace ptx {
 
 enum class Access : u8 { kRead, kWrite, kAtomic };
 
+// How an access is made. `strong` ones, which are volatile or atomic, are no race among themselves.
+// Those that are `narrow` are strong for the threads of their block only.
+struct Strength {
+  bool strong, narrow;
+};
+
 // A thread at a moment.
 struct Moment {
   s32 block;
@@ -25,16 +31,18 @@ class History {
  public:
   // Whether all of them come before an access at this moment.
   bool before(const Moment& now) const;
-  void add(const Moment& now, bool strong);
+  void add(const Moment& now, Strength strength);
   void clear() { any_ = false; }
   bool only_strong() const { return !plain_; }
+  // Whether all of them and this access are strong for each other.
+  bool strong_for(const Moment& now, Strength strength) const;
   bool any() const { return any_; }
 
  private:
   Moment last_;
   u32 lanes_ = 0, syncs_ = 0;  // of the last warp: the lanes, and the latest of their accesses
   // Whether more than one block, or warp of the block, has accessed it.
-  bool any_ = false, blocks_ = false, warps_ = false, plain_ = false;
+  bool any_ = false, blocks_ = false, warps_ = false, plain_ = false, narrow_ = false;
 };
 
 // What is known of a byte.
@@ -58,7 +66,7 @@ class ShadowMemory {
 // Records an access to a byte. Returns an error message, which is empty if the access is ordered
 // with the earlier ones. `doubtful` is set if it is only a plain read of a byte that other threads
 // change by atomics.
-const char* check(Shadow& shadow, const Moment& now, Access access, bool strong, bool read_only,
-                  bool& doubtful);
+const char* check(Shadow& shadow, const Moment& now, Access access, Strength strength,
+                  bool read_only, bool& doubtful);
 
 }  // namespace ptx

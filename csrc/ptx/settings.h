@@ -16,6 +16,8 @@ struct Settings {
   bool races = false;
   // The most instructions of a launch. One that takes more is in an endless loop.
   u64 limit = u64(1) << 32;
+  // What %envreg0 reads, which PTX leaves to the driver. tools/mutants.py chooses a mutant by it.
+  u32 environment = 0;
 };
 
 // At first those of the environment: MDSSD_PTX_NOISE, MDSSD_PTX_ULPS, MDSSD_PTX_RACES.

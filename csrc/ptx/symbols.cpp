@@ -13,7 +13,8 @@ const std::set<std::string> kSpecials = {
     "%tid.x",       "%tid.y",       "%tid.z",       "%ctaid.x",     "%ctaid.y",
     "%ctaid.z",     "%ntid.x",      "%ntid.y",      "%ntid.z",      "%nctaid.x",
     "%nctaid.y",    "%nctaid.z",    "%laneid",      "%warpid",      "%lanemask_lt",
-    "%lanemask_le", "%lanemask_gt", "%lanemask_ge", "%lanemask_eq", "%local"};
+    "%lanemask_le", "%lanemask_gt", "%lanemask_ge", "%lanemask_eq", "%local",
+    "%envreg0"};
 
 }  // namespace
 

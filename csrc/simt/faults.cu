@@ -25,6 +25,32 @@ __global__ void missing_barrier_kernel(int* out) {
   out[threadIdx.x] = numbers[(threadIdx.x + 1) % kThreads];
 }
 
+// A function that returns its result through memory, because it is too long for g++ to inline it.
+template <int kTurns>
+__device__ Four<int> four_of(int i, const int* numbers) {
+  Four<int> four = {i, i, i, i};
+  for (int k = 0; k < kTurns; ++k) {
+    const int next = numbers[(i + k) % kThreads];
+    four = {four.y + next, four.z ^ next, four.w - next, four.x * next};
+    four = next % 3 == 0 ? Four<int>{four.w, four.z, four.y, four.x} : four;
+    four = next % 5 == 0 ? Four<int>{four.z, four.x, four.w, four.y} : four;
+    if (next % 7 == 0) four.x += numbers[(i + 2 * k) % kThreads];
+    if (next % 11 == 0) four.y -= numbers[(i + 3 * k) % kThreads];
+  }
+  return four;
+}
+
+// The other threads read what it has returned.
+__global__ void missing_barrier_after_result_kernel(int* out) {
+  __shared__ Four<int> fours[kThreads];
+  fours[threadIdx.x] = four_of<9>(int(threadIdx.x), out);
+  const int sum = fours[(threadIdx.x + 1) % kThreads].x;
+  __syncthreads();
+  fours[threadIdx.x] = four_of<9>(sum & (kThreads - 1), out);
+  __syncthreads();
+  out[threadIdx.x] = fours[threadIdx.x].x;
+}
+
 // Half of the block never reaches the barrier.
 __global__ void partial_barrier_kernel(int* out) {
   if (threadIdx.x < kThreads / 2) __syncthreads();
@@ -74,6 +100,14 @@ __global__ void uninitialised_template_kernel(int* out) {
   out[threadIdx.x] = int(numbers[threadIdx.x]);
 }
 
+// One block reads what the other has written to its own shared memory.
+__global__ void left_by_a_block_kernel(int* out) {
+  __shared__ int numbers[kThreads];
+  if (blockIdx.x == 0) numbers[threadIdx.x] = 1;
+  __syncthreads();
+  if (blockIdx.x == 1) out[threadIdx.x] = numbers[threadIdx.x];
+}
+
 // A warp ahead of the others overwrites what they have not read. No result shows it while all warps
 // advance at the same pace.
 __global__ void overtaking_kernel(int* out) {
@@ -83,6 +117,17 @@ __global__ void overtaking_kernel(int* out) {
     __syncthreads();
     out[threadIdx.x] += numbers[1 - threadIdx.x / kWarpSize];
   }
+}
+
+// Never ends, because one thread is overtaken by the write that it should wait for.
+__global__ void endless_kernel(int* out) {
+  __shared__ int waiting;
+  if (threadIdx.x == 0) waiting = 1;
+  __syncthreads();
+  if (threadIdx.x == 0) waiting = 2;
+  const int seen = waiting;
+  while (threadIdx.x >= kWarpSize && __any_sync(kAllLanes, seen != 3)) continue;
+  out[threadIdx.x] = seen;
 }
 
 // The lanes of a warp exchange numbers through shared memory. The vote between orders no memory.
@@ -167,9 +212,18 @@ void bind_faults(py::module_& module) {
         },
         py::arg("out"), py::arg("bytes") = 0);
   };
+  faults["write_between"] = py::cpp_function([](uintptr_t out, size_t bytes) {
+    const simt::Call call({{reinterpret_cast<int*>(out), bytes}});
+    mdssd::Workspace memory(reinterpret_cast<int*>(out));
+    int* const numbers = memory.take<int>(mdssd::kThreads);
+    memory.take<int>(mdssd::kThreads);
+    mdssd::launch("write_between", mdssd::write_outside_kernel, 1, mdssd::kThreads, nullptr,
+                  numbers);
+  });
 #define MDSSD_FAULT(name, ...) add(#name, mdssd::name##_kernel, ##__VA_ARGS__)
   MDSSD_FAULT(rotate);
   MDSSD_FAULT(missing_barrier);
+  MDSSD_FAULT(missing_barrier_after_result);
   MDSSD_FAULT(partial_barrier);
   MDSSD_FAULT(two_barriers);
   MDSSD_FAULT(mask_too_wide);
@@ -178,7 +232,9 @@ void bind_faults(py::module_& module) {
   MDSSD_FAULT(shuffle_outside_mask);
   MDSSD_FAULT(uninitialised_shared);
   add("uninitialised_template", mdssd::uninitialised_template_kernel<int64_t>);
+  MDSSD_FAULT(left_by_a_block, 2);
   MDSSD_FAULT(overtaking);
+  MDSSD_FAULT(endless);
   MDSSD_FAULT(missing_syncwarp);
   MDSSD_FAULT(syncwarp);
   MDSSD_FAULT(syncwarp_of_half);

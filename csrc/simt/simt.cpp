@@ -95,6 +95,7 @@ constexpr size_t kStack = 256 << 10;  // AddressSanitizer makes stack frames lar
 constexpr size_t kStack = 64 << 10;
 #endif
 constexpr size_t kHostFrames = 64 << 10;  // where the frames of a launch's callers lie
+constexpr unsigned kMostTurns = 1 << 12, kMostTurnsAfterRace = 1 << 20;
 constexpr unsigned kMostThreads = 1024;
 constexpr int kLanes = 32;
 
@@ -117,7 +118,15 @@ struct Fiber {
   uint64_t result = 0;
 };
 
-thread_local std::vector<Array> arrays_of_call;
+thread_local std::vector<Array> arrays_of_call, forbidden_in_call;
+
+#ifdef SIMT_CHECKED
+bool overlap(const Array& a, const Array& b) {
+  const auto a_begin = reinterpret_cast<uintptr_t>(a.begin);
+  const auto b_begin = reinterpret_cast<uintptr_t>(b.begin);
+  return a_begin < b_begin + b.bytes && b_begin < a_begin + a.bytes;
+}
+#endif
 
 class Machine {
  public:
@@ -136,6 +145,7 @@ class Machine {
     make_fibers(unsigned(threads));
 #ifdef SIMT_CHECKED
     races_.begin_launch();
+    turns_after_race_ = 0;
     host_frame_ = static_cast<char*>(__builtin_frame_address(0));
 #endif
     std::vector<uint64_t> blocks(uint64_t(grid.x) * grid.y * grid.z);
@@ -147,7 +157,7 @@ class Machine {
 #ifdef SIMT_CHECKED
       races_.begin_block(uint32_t(b), count_);
 #endif
-      run_block();
+      run_block(b == blocks.front());
     }
 #ifdef SIMT_CHECKED
     if (!races_.found().empty()) throw std::runtime_error(describe_races());
@@ -258,8 +268,8 @@ class Machine {
     yield();
   }
 
-  void run_block() {
-    fill_shared();
+  void run_block(bool is_first) {
+    fill_shared(is_first);
     warps_.resize((count_ + kLanes - 1) / kLanes);
     std::iota(warps_.begin(), warps_.end(), 0u);
     std::iota(lanes_.begin(), lanes_.end(), 0u);
@@ -280,12 +290,13 @@ class Machine {
     }
   }
 
-  // Runs the lanes of a warp that are ready until none is. Under a seed, each has only one turn half
-  // of the times, so that warps run side by side too. Returns whether a lane was ready.
+  // Runs the lanes of a warp that are ready until none is, or for so long that it may wait for
+  // another warp. Under a seed, each lane has only one turn half of the times, so that warps run
+  // side by side too. Returns whether a lane was ready.
   bool run_warp(unsigned warp) {
-    const bool one_turn = random_ && next_random() >> 63;
+    const unsigned most = random_ && next_random() >> 63 ? 1 : kMostTurns;
     bool progress = false, again = true;
-    while (again) {
+    for (unsigned turn = 0; again && turn < most; ++turn) {
       again = false;
       shuffle(lanes_);
       for (const unsigned lane : lanes_) {
@@ -293,9 +304,13 @@ class Machine {
         if (i >= count_ || fibers_[i].state != State::kReady) continue;
         progress = again = true;
         resume(fibers_[i]);
+#ifdef SIMT_CHECKED
+        // A kernel that reads what a race has left may never end.
+        if (!races_.found().empty() && ++turns_after_race_ > kMostTurnsAfterRace)
+          fault_ = describe_races();
+#endif
         if (!fault_.empty()) raise();
       }
-      again &= !one_turn;
     }
     return progress;
   }
@@ -387,6 +402,8 @@ class Machine {
   // arguments of the launch, which lie on the stack of the host.
   bool may_access(const char* at, unsigned bytes) const {
     if (arrays_of_call.empty()) return true;
+    for (const Array& gap : forbidden_in_call)
+      if (overlap(gap, {at, bytes})) return false;
     for (const Array& array : arrays_of_call) {
       const auto* const begin = static_cast<const char*>(array.begin);
       if (at >= begin && at + bytes <= begin + array.bytes) return true;
@@ -445,9 +462,10 @@ class Machine {
   }
 
   // Without a seed the pattern is a NaN in every float type and -1 in every integer type; with a
-  // seed it is random. memset is not possible: AddressSanitizer puts poisoned gaps between
+  // seed it is random, or half of the times what the block before has left, as on a GPU. memset is not possible: AddressSanitizer puts poisoned gaps between
   // variables.
-  __attribute__((no_sanitize("address"))) void fill_shared() {
+  __attribute__((no_sanitize("address"))) void fill_shared(bool is_first) {
+    if (random_ && !is_first && next_random() >> 63) return;
     const uint64_t pattern = random_ ? next_random() : ~uint64_t(0);
     auto* const end = reinterpret_cast<uint64_t*>(simt_shared_end);
     for (auto* p = reinterpret_cast<uint64_t*>(simt_shared_begin); p < end; ++p) *p = pattern;
@@ -483,6 +501,7 @@ class Machine {
 #ifdef SIMT_CHECKED
   Races races_;
   char* host_frame_ = nullptr;
+  unsigned turns_after_race_ = 0;
 #endif
 };
 
@@ -498,8 +517,18 @@ uint64_t exchange(Exchange kind, unsigned mask, uint64_t value, int source, cons
 }
 int lane() { return Machine::machine().lane(); }
 Call::Call(std::vector<Array> arrays) { arrays_of_call = std::move(arrays); }
-Call::~Call() { arrays_of_call.clear(); }
+Call::~Call() {
+  arrays_of_call.clear();
+  forbidden_in_call.clear();
+}
 #ifdef SIMT_CHECKED
+void forbid(Array array, size_t bytes_after) {
+  const Array gap = {static_cast<const char*>(array.begin) + array.bytes, bytes_after};
+  auto& gaps = forbidden_in_call;
+  const auto is_old = [&](const Array& old) { return overlap(old, array) || overlap(old, gap); };
+  gaps.erase(std::remove_if(gaps.begin(), gaps.end(), is_old), gaps.end());
+  if (!arrays_of_call.empty()) gaps.push_back(gap);
+}
 void before_atomic(const void* address, size_t bytes) {
   Machine::machine().access(address, unsigned(bytes), true, true,
                             reinterpret_cast<uintptr_t>(__builtin_return_address(0)));

@@ -17,7 +17,7 @@
 //
 // With SIMT_CHECKED, g++ calls a hook before every access to memory (-fsanitize=thread, linked
 // without its runtime; simt.cpp has the hooks). A launch then also throws if
-//   - an access lies outside the arrays that the operator was given,
+//   - an access lies outside the arrays that the operator was given, or between those of a workspace,
 //   - two accesses are a data race (races.h): it names both lines and runs to its end before that.
 // Under a seed, lanes are switched at accesses too, not only where they wait.
 #pragma once
@@ -29,7 +29,12 @@
 #include "calls.h"
 
 #define __global__ static
+#ifdef SIMT_CHECKED
+// g++ calls no hook where a function stores its result directly into an array, so all are inlined.
+#define __device__ __attribute__((always_inline))
+#else
 #define __device__
+#endif
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
@@ -78,6 +83,8 @@ int lane();
 void set_shuffle(uint64_t seed);
 
 #ifdef SIMT_CHECKED
+// Until the call ends, its launches may access `array`, but not the bytes after it.
+void forbid(Array array, size_t bytes_after);
 void before_atomic(const void* address, size_t bytes);
 #else
 inline void before_atomic(const void*, size_t) {}

@@ -73,6 +73,24 @@ def test_many_fused_boxes_of_one_group(simt: Any, distance: float) -> None:
     torch.testing.assert_close(tuple(got), tuple(want), rtol=0, atol=0)
 
 
+def test_of_two_fused_boxes_that_overlap_as_much_the_first_takes_a_box(simt: Any) -> None:
+    left = torch.tensor([[0.0, 20.0, 40.0, 10.0]])
+    boxes = torch.cat([left, torch.zeros(1, 4), left + 20, torch.full((1, 4), 10.0)]).T
+    args = (boxes, torch.tensor([0.9, 0.8, 0.7, 0.6]), torch.zeros(4).long())
+    settings = {"method": "wbf", "threshold": 0.3}
+    got, want = merged("simt", *args, **settings), merged("reference", *args, **settings)
+    assert sorted(got.boxes[:3, 0].tolist()) == [4.0, 20.0, 40.0]
+    torch.testing.assert_close(tuple(got), tuple(want), rtol=0, atol=0)
+
+
+def test_a_parent_is_one_of_the_candidates_of_the_box(simt: Any) -> None:
+    boxes = torch.tensor([[50.0, 50, 60, 60], [0, 0, 10, 10], [0, 0, 10, 10]])
+    candidates, begin, end = (torch.tensor(row) for row in ([0, 2, 1], [0, 0, 0], [0, 1, 3]))
+    parents = torch.full((3,), -1)
+    simt.merge_parents_cuda(boxes, candidates, begin, end, 3, SETTINGS, parents, 0, 0)
+    assert parents.tolist() == [0, 1, 2]
+
+
 def test_workspace_grows_with_the_boxes(simt: Any) -> None:
     sizes = [simt.merge_fused_workspace(n, 0) for n in (10_000, 110_000, 1_110_000)]
     per_box = [(b - a) / n for a, b, n in zip(sizes, sizes[1:], (1e5, 1e6), strict=False)]

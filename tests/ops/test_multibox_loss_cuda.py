@@ -71,6 +71,27 @@ def test_mines_the_priors_of_the_reference(kind: str, ratio: float, dtype: torch
     assert torch.equal(got[2], want[2]) and got[3] == want[3]
 
 
+# A block copies its rows to shared memory in units of 16 bytes: a last block with more than a unit
+# for each thread and a few bytes beside them, and blocks that take a second round of rows.
+@pytest.mark.parametrize(
+    "priors, classes",
+    [
+        (33, 21),
+        pytest.param(2048 * 32 + 32, 33, marks=pytest.mark.nightly("two million logits")),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_that_are_copied_in_parts(priors: int, classes: int, dtype: torch.dtype) -> None:
+    loc, logits, targets, labels = make(1, priors, classes)
+    arguments = loc.to(dtype), logits.to(dtype), targets, labels, 3.0, False
+    with ops.backend("reference"):
+        want = torch.ops.mdssd.multibox_loss(*arguments)
+    with ops.backend("simt"):
+        got = torch.ops.mdssd.multibox_loss(*arguments)
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w, rtol=1e-5, atol=0)
+
+
 def test_sizes_beyond_a_32_bit_index_are_refused_by_name() -> None:
     for size in ((1, 2**31, 2), (1, 1, 2**31)):
         with pytest.raises(ValueError, match="multibox_loss: more than 2.31 - 1 priors or classes"):

@@ -99,6 +99,11 @@ def test_shared_memory_that_was_never_written_shows(name):
     assert len({launch(name, seed)[7] for seed in range(1, 6)}) == 5
 
 
+def test_shared_memory_may_have_what_another_block_left():
+    assert launch("left_by_a_block") == [UNSET] * 64
+    assert any(launch("left_by_a_block", seed) == [1] * 64 for seed in range(1, 20))
+
+
 @unchecked
 def test_a_warp_that_overtakes_another_gives_a_wrong_result():
     """It does so where one warp runs as far as it can; in step, each reads what it should."""
@@ -109,6 +114,7 @@ def test_a_warp_that_overtakes_another_gives_a_wrong_result():
 # The kernel, and the lines of the two accesses as they stand in its code.
 RACES = {
     "missing_barrier": ("numbers[threadIdx.x] = int", "out[threadIdx.x] = numbers"),
+    "missing_barrier_after_result": ("fours[threadIdx.x] = four_of", "const int sum = fours"),
     "overtaking": ("= turn;", "out[threadIdx.x] += "),
     "missing_syncwarp": ("numbers[threadIdx.x] = int", "out[threadIdx.x] = numbers"),
     "syncwarp_of_half": ("numbers[threadIdx.x] = int", "out[threadIdx.x] = numbers"),
@@ -135,6 +141,12 @@ def test_a_race_is_found_in_any_order_with_both_lines(name, seed):
 
 
 @checked
+def test_a_race_is_found_in_a_kernel_that_never_ends():
+    with pytest.raises(RuntimeError, match=r"^simt: endless: data race\n"):
+        launch("endless")
+
+
+@checked
 @pytest.mark.parametrize("name, what", [("write_outside", "a write"), ("read_outside", "a read")])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_an_access_outside_of_the_arrays_does_not_happen(name, what, seed):
@@ -142,6 +154,14 @@ def test_an_access_outside_of_the_arrays_does_not_happen(name, what, seed):
     with pytest.raises(RuntimeError, match=message) as error:
         launch(name, seed)
     assert kernel_of(int(re.match(message, str(error.value))[1])) == name
+
+
+@checked
+def test_the_bytes_between_the_arrays_of_a_workspace_are_outside():
+    out = torch.zeros(256, dtype=torch.int32)
+    with pytest.raises(RuntimeError, match=r"^simt: write_between: a write outside of the arrays"):
+        _modules.simt.faults["write_between"](out.data_ptr(), out.nbytes)
+    assert not out.any()
 
 
 @checked

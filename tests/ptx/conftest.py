@@ -50,6 +50,10 @@ class Interpreter:
         )
         self.configure(bool(races), noise, ulps)
 
+    def choose(self, number: int) -> None:
+        """Set what %envreg0 reads."""
+        self._library.mdssd_ptx_set_environment(number)
+
     def device_fault(self) -> str:
         return self._library.mdssd_ptx_device_fault().decode()
 
@@ -61,8 +65,10 @@ class Interpreter:
         wrong = self._library.mdssd_ptx_load(text.encode()).decode()
         assert not wrong, wrong
 
-    def run(self, code: str, x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """Run PTX in a block with a thread for each number of x.
+    def run(
+        self, code: str, x: torch.Tensor, dtype: torch.dtype | None = None, blocks: int = 1
+    ) -> torch.Tensor:
+        """Run PTX in blocks with a thread for each number of x.
 
         %rd0 is the address of the thread's number, %rd1 that of its result, and %r0 its index.
         """
@@ -77,7 +83,7 @@ class Interpreter:
         pointers = (ctypes.c_void_p * 2)(*map(ctypes.addressof, addresses))
         three = ctypes.c_uint32 * 3
         wrong = self._library.mdssd_ptx_launch(
-            name.encode(), three(1, 1, 1), three(len(x), 1, 1), pointers, ctypes.c_size_t(0)
+            name.encode(), three(blocks, 1, 1), three(len(x), 1, 1), pointers, ctypes.c_size_t(0)
         ).decode()
         if wrong:
             raise RuntimeError(wrong)

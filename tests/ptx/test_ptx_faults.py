@@ -93,6 +93,28 @@ def test_a_plain_read_of_what_atomics_change_is_noted(ptx):
     assert [note for note in ptx.report()["notes"] if "(read_beside_atomic_kernel: " in note]
 
 
+@pytest.mark.parametrize("scope, races", [("", False), (".gpu", False), (".cta", True)])
+def test_an_atomic_for_a_block_is_a_race_with_other_blocks(ptx, scope, races):
+    ptx.configure(races=True)
+    code = f"mov.u32 %r3, 1; atom{scope}.global.add.u32 %r2, [%rd1], %r3;"
+    x = torch.zeros(4, dtype=torch.int32)
+    assert ptx.run(code, x, blocks=1).tolist() == [1] * 4
+    if not races:
+        assert ptx.run(code, x, blocks=3).tolist() == [3] * 4
+        return
+    with pytest.raises(RuntimeError, match="a race: two threads write"):
+        ptx.run(code, x, blocks=3)
+
+
+def test_a_kernel_reads_the_number_that_chooses_a_mutant(ptx):
+    code = "mov.u32 %r3, %envreg0; st.global.u32 [%rd1], %r3;"
+    x = torch.zeros(2, dtype=torch.int32)
+    ptx.choose(7)
+    assert ptx.run(code, x).tolist() == [7, 7]
+    ptx.choose(0)
+    assert ptx.run(code, x).tolist() == [0, 0]
+
+
 def test_the_kernel_that_asks_a_device_for_an_answer_runs(ptx):
     assert ptx.device_fault() == ""
 

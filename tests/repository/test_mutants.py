@@ -1,12 +1,16 @@
 """tools/mutants.py: which faults it plants in the kernels."""
 
 import importlib.util
+import json
 import re
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+
+from mdssd.ops import _modules
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = """
@@ -73,3 +77,39 @@ def test_every_barrier_and_atomic_of_the_kernels_has_a_mutant(mutants):
         if path.suffix in (".cu", ".h"):
             assert {kind: kinds[kind] for kind in wanted} == wanted, path.name
             assert path.name in mutants.OPERATORS or not planted
+
+
+def test_the_table_counts_what_each_build_finds(mutants, tmp_path, monkeypatch):
+    planted = mutants.plant("nms.cu", SOURCE, 1)[1]
+    kept = {flavour: tmp_path / flavour for flavour in mutants.FLAVOURS}
+    for flavour, path in kept.items():
+        found = {m.name: "a race" if flavour == "checked" else "" for m in planted}
+        found[planted[1].name] = "" if flavour != "on" else "another result"
+        path.write_text(json.dumps({"seconds": 90, "results": found}))
+    monkeypatch.setattr(mutants, "EXPLAINED", {planted[1].name: "It only saves work."})
+    lines = mutants.table(planted, kept, "abc123").splitlines()
+    assert "| a `__syncthreads` | 0 of 1 | 1 of 1 | 0 of 1 |" in lines
+    assert "| a comparison with a bound | 1 of 4 | 3 of 4 | 0 of 4 |" in lines
+    assert "| minutes of one processor | 1.5 | 1.5 | 1.5 |" in lines
+    both = "simt with it, compiled code"
+    assert f"| `nms.cu a_kernel bounds 1: i >= n` | {both} | It only saves work. |" in lines
+    others = "simt without its race check, compiled code"
+    assert f"| `nms.cu sum barrier 1: __syncthreads()` | {others} | not explained |" in lines
+
+
+def test_a_reason_without_a_survivor_is_wrong(mutants, monkeypatch):
+    planted = mutants.plant("nms.cu", SOURCE, 1)[1]
+    results = {mutant.name: "a race" for mutant in planted}
+    results[planted[2].name] = ""
+    reasons = dict.fromkeys([planted[0].name, "nms.cu gone"], "A reason.")
+    monkeypatch.setattr(mutants, "EXPLAINED", reasons)
+    wrong = mutants.unexplained(planted, results)
+    assert sorted(wrong) == sorted([planted[2].name, planted[0].name, "nms.cu gone"])
+
+
+@pytest.mark.nightly("ten minutes: each fault of each kernel")
+@pytest.mark.skipif(_modules.simt is None, reason="no mdssd._simt: it comes with pip install -e .")
+def test_the_race_check_finds_every_fault_that_is_not_explained():
+    command = [sys.executable, ROOT / "tools" / "mutants.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
