@@ -45,11 +45,14 @@ def assert_same_detections(got, want, tolerance=1e-3):
         torch.testing.assert_close(g["boxes"], w["boxes"], rtol=0, atol=100 * tolerance)
 
 
-def test_openvino_returns_the_detections_of_eager():
+@pytest.mark.parametrize(
+    "counts", [[3], pytest.param([1, 3], marks=pytest.mark.nightly("converts the network twice"))]
+)
+def test_openvino_returns_the_detections_of_eager(counts):
     pytest.importorskip("openvino", reason="openvino is not installed")
     eager, other = Detector(model(), **OPTIONS), Detector(model(), runtime="openvino", **OPTIONS)
     expected = eager(images(5))
-    for count in (1, 3):
+    for count in counts:
         assert_same_detections(other(images(count)), expected[:count], 1e-5)
     # The second batch has two images and is filled up to three.
     results = list(other.stream(images(5), workers=0))
