@@ -161,7 +161,8 @@ class Found:
 
     def __init__(self, ptx: Any) -> None:
         self.ptx = ptx
-        self.inputs: dict[str, list[tuple[int, Input, list[Tensor]]]] = defaultdict(list)
+        # By kernel: what an input costs it, and may cost at most, and what the reference says.
+        self.inputs: dict[str, list[tuple[int, int, Input, list[Tensor]]]] = defaultdict(list)
         ptx.configure(races=True)
         ptx.module.set_shuffle(0)
         for case in CASES:
@@ -183,9 +184,14 @@ class Found:
                 return
         except RuntimeError:  # a fault without a mutation
             return
-        for name, kernel in self.ptx.report()["kernels"].items():
-            if cost := kernel["warp_instructions"] - before[name]["warp_instructions"]:
-                self.inputs[name].append((cost, chosen, want))
+        costs = {
+            name: kernel["warp_instructions"] - before[name]["warp_instructions"]
+            for name, kernel in self.ptx.report()["kernels"].items()
+        }
+        limit = 10 * sum(costs.values()) + 100_000  # a mutant may never end
+        for name, cost in costs.items():
+            if cost:
+                self.inputs[name].append((cost, limit, chosen, want))
 
     def by(self, mutant: Mutant) -> str:
         """Return what shows the mutant, "not reached" if no input executes the place, or ""."""
@@ -199,7 +205,8 @@ class Found:
     def _shown(self, mutant: Mutant, instruction: str) -> str:
         self.ptx.load(mutant.text(instruction))
         notes = self.ptx.report()["notes"]
-        for _, chosen, want in self.inputs[mutant.kernel]:
+        for _, limit, chosen, want in self.inputs[mutant.kernel]:
+            self.ptx.configure(races=True, limit=limit)
             try:
                 if not agree(chosen, run("simt", chosen), want):
                     return f"another result of {chosen.case.op}-{chosen.size}"
