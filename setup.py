@@ -5,9 +5,10 @@ on the CPU for the tests.
 
 Environment variables:
     MDSSD_CUDA: auto, on or off. Default: auto, which builds the CUDA backend if nvcc is found.
-    MDSSD_CUDA_ARCHS: all, development or a list such as "90;100". "all", the default, compiles for
-        every supported architecture that nvcc knows. "development", the default of an editable
-        install, compiles for this machine's GPUs, or for 80 and 90 if it has none.
+    MDSSD_CUDA_ARCHS: all, ends, development or a list such as "90;100". "all", the default,
+        compiles for every supported architecture that nvcc knows, "ends" for the oldest and the
+        newest of them. "development", the default of an editable install, compiles for this
+        machine's GPUs, or for 80 and 90 if it has none.
     MDSSD_WERROR: on or off (default). "on" makes compiler warnings and register spills errors.
     CXX, CUDACXX, CUDAHOSTCXX: the compilers.
 """

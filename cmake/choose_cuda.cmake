@@ -63,7 +63,7 @@ endfunction()
 
 # Lists the architectures to build. A list in MDSSD_CUDA_ARCHS is used as it is. "development" means
 # this machine's GPUs, or 80 and 90 if it has none. "all" means every architecture below that this
-# nvcc supports. Except for a list and for this machine's GPUs, PTX for the newest one is added,
+# nvcc supports, and "ends" the oldest and the newest of these. Except for a list and for this machine's GPUs, PTX for the newest one is added,
 # which the driver compiles for later GPUs. PTX for 100 is added with 120, since no GPU between the
 # two, such as 110, can use code for 120.
 function(choose_archs nvcc archs_out)
@@ -82,12 +82,12 @@ function(choose_archs nvcc archs_out)
     endforeach()
     list(TRANSFORM archs APPEND -real)
     set(ours 80 90)
-  elseif(NOT MDSSD_CUDA_ARCHS STREQUAL "all")
+  elseif(NOT MDSSD_CUDA_ARCHS MATCHES "^(all|ends)$")
     string(REGEX REPLACE "[ ,;]+" ";" archs "${MDSSD_CUDA_ARCHS}")
     foreach(arch IN LISTS archs)
       if(NOT arch MATCHES "^([0-9]+)[af]?(-real|-virtual)?$" OR NOT CMAKE_MATCH_1 IN_LIST known)
         message(FATAL_ERROR "MDSSD_CUDA_ARCHS: '${arch}' is not an architecture that ${nvcc} "
-          "builds; it builds ${known} (each may end in -real or -virtual), all or development")
+          "builds; it builds ${known} (each may end in -real or -virtual), all, ends or development")
       endif()
     endforeach()
   endif()
@@ -98,7 +98,11 @@ function(choose_archs nvcc archs_out)
         set(newest ${arch})
       endif()
     endforeach()
-    if(newest GREATER 100 AND 100 IN_LIST known)
+    if(MDSSD_CUDA_ARCHS STREQUAL "ends")
+      list(GET archs 0 oldest)
+      set(archs ${oldest} ${newest}-real)
+      list(REMOVE_DUPLICATES archs)
+    elseif(newest GREATER 100 AND 100 IN_LIST known)
       list(APPEND archs 100-virtual)
     endif()
     list(APPEND archs ${newest}-virtual)

@@ -187,6 +187,22 @@ def test_requested_architectures_are_used_unchanged(choose_cuda, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    "codes, expected",
+    [
+        (CODE_12_4, "70-real;90-real;90-virtual"),
+        (CODE_12_8, "70-real;120-real;120-virtual"),
+        (CODE_13_0, "75-real;120-real;120-virtual"),
+        ([90], "90-real;90-virtual"),
+    ],
+)
+def test_the_ends_are_the_oldest_and_the_newest_architecture(
+    choose_cuda, tmp_path, codes, expected
+):
+    code, said, _ = choose_cuda(archs="ends", CUDACXX=fake_nvcc(tmp_path, codes))
+    assert (code, said["archs"]) == (0, expected)
+
+
 @pytest.mark.parametrize("archs", ["70", "sm_90", "90;hopper"])
 def test_an_architecture_that_nvcc_lacks_is_an_error(choose_cuda, tmp_path, archs):
     code, _, text = choose_cuda(archs=archs, CUDACXX=fake_nvcc(tmp_path, CODE_13_0))
