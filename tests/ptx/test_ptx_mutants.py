@@ -62,6 +62,8 @@ EXPLAINED = {
         "block_sum begins with a barrier for its next call. The first calls with `counts` and with "
         "`losses` need none.",
     ),
+    ("multibox_loss", "finish_kernel"): (2, "The same, for `losses` and `counts`."),
+    ("multibox_loss", "row_kernel"): (1, "The same, for `scratch`."),
 }
 
 
