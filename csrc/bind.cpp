@@ -283,6 +283,7 @@ void bind_cuda(py::module_& module) {
   MDSSD_BIND(match_priors_workspace);
   MDSSD_BIND(match_priors_cuda);
   MDSSD_BIND(encode_targets_cuda);
+  MDSSD_BIND(ignore_priors_cuda);
   MDSSD_BIND(nms_workspace);
   MDSSD_BIND(nms_cuda);
   MDSSD_BIND(merge_parents_cuda);

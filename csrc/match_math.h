@@ -68,7 +68,8 @@ MDSSD_INLINE T overlap_of(T rank, Eps, Exp) {
 }
 template <class T, class Exp>
 MDSSD_INLINE T overlap_of(T rank, Nwd<T> metric, Exp exp) {
-  return exp(-std::sqrt(mirrored(rank) * T(0.5)) / metric.constant);
+  using std::sqrt;
+  return exp(-sqrt(mirrored(rank) * T(0.5)) / metric.constant);
 }
 
 // The thresholds as ranks. A prior is ignored if its best rank is at least `low` but below `high`.

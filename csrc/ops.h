@@ -269,17 +269,22 @@ void decode_boxes_backward_cuda(const void* grad, const void* loc, const void* p
                                 int64_t num_priors, const BoxCodingSettings& settings,
                                 void* grad_loc, DType dtype, Stream stream);
 
-// gt S, but not double; priors float; offsets on the host, read before the call returns.
+// gt S, but not double, and float with nwd_constant, top_k above 1 or Force::kLowQuality; priors
+// float; offsets on the host, read before the call returns.
 void match_priors_cuda(const void* gt, const int64_t* offsets, int64_t images, const void* priors,
                        int64_t num_priors, const MatchPriorsSettings& settings, int64_t* index,
                        float* iou, void* workspace, DType dtype, Stream stream);
-// gt and loc S, but not double.
+// gt and loc S, as above.
 void encode_targets_cuda(const void* gt, const int64_t* gt_labels, const int64_t* offsets,
                          int64_t images, const void* priors, int64_t num_priors,
                          const EncodeTargetsSettings& settings, void* loc, int64_t* labels,
                          void* workspace, DType dtype, Stream stream);
-// For both; num_truths is offsets[images].
-int64_t match_priors_workspace(int64_t num_truths);
+// For both; num_truths is offsets[images], and top_k at most num_priors.
+int64_t match_priors_workspace(int64_t num_truths, int64_t top_k);
+// ignored and priors float; offsets as above.
+void ignore_priors_cuda(const int64_t* marks, const void* ignored, const int64_t* offsets,
+                        int64_t images, const void* priors, int64_t num_priors,
+                        const IgnorePriorsSettings& settings, int64_t* result, Stream stream);
 
 // boxes [num_boxes, 4] S; order [num_boxes], the indices of the boxes by falling score ->
 // keep [num_boxes]: the kept ones in this order, then zeros; kept [1]: how many they are.

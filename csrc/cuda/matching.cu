@@ -1,4 +1,4 @@
-// match_priors and encode_targets.
+// match_priors, encode_targets and ignore_priors.
 //
 // match_kernel: each thread owns one prior of one image. The block loads the image's ground truths
 // into shared memory, 128 at a time, and each thread compares them with its prior and keeps the
@@ -8,16 +8,26 @@
 // instruction, over the block in shared memory, and over the grid by one atomicMax per ground truth
 // and block, on a 64-bit number that packs the IoU and the prior. The order of the blocks cannot
 // change a maximum, so the result is deterministic. These priors are known only after all blocks
-// have finished, so force_kernel, with one block per image, writes them afterwards.
+// have finished, so force_kernel, with one block per image, writes them afterwards. With top_k,
+// claim_kernel first finds the others: a block has one ground truth and finds one prior after the
+// other. With Force::kLowQuality, match_kernel runs a second time instead, now that the highest
+// rank of each ground truth is known.
+//
+// Below, a rank (match_math.h) is the IoU, or the closeness of the corners: higher is better, and 0
+// is no overlap.
 //
 // Most pairs do not overlap. Priors are sorted by rows and columns of their feature map, so the 32
 // priors of a warp lie close together. For 32 ground truths at a time, each lane tests one of them
 // against the common bounds of the warp's priors, and all lanes compute IoUs only for those that
-// pass. A skipped pair has an IoU of 0, which cannot change the result.
+// pass. A skipped pair has an IoU of 0, which cannot change the result. With Nwd, all pass.
 //
-// Memory: 8 bytes per ground truth. With 50 ground truths per image, the kernels are expected to be
+// Memory: 8 bytes per ground truth and, with top_k, per prior that it takes. With 50 ground truths per image, the kernels are expected to be
 // bound by instructions (a prediction, benchmarks/NOTES.md, "first CUDA kernels").
+#include <algorithm>
 #include <limits>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
 
 #include "../match_math.h"
 #include "../ops.h"
@@ -38,13 +48,13 @@ struct Images {
   int begin[kImages + 1];
 };
 
-// The best prior of a ground truth. The upper half has the bits of the IoU, which order like the
-// IoU itself because it is not negative. The lower half has the complement of the prior, so that
-// the lower prior wins if IoUs are equal. 0 means that no prior overlaps.
+// A prior of a ground truth. The upper half has the bits of the rank, which order like the rank
+// itself because it is not negative. The lower half has the complement of the prior, so that the
+// lower prior wins if ranks are equal. 0 means that no prior overlaps.
 using Packed = unsigned long long;
 
-__device__ __forceinline__ Packed pack(unsigned iou_bits, unsigned prior) {
-  return Packed(iou_bits) << 32 | ~prior;
+__device__ __forceinline__ Packed pack(unsigned rank_bits, unsigned prior) {
+  return Packed(rank_bits) << 32 | ~prior;
 }
 
 __device__ __forceinline__ unsigned prior_of(Packed best) {
@@ -79,15 +89,26 @@ __device__ __forceinline__ CentreBox<float> load_prior(const float* priors, int6
   return {p.x1, p.y1, p.x2, p.y2};
 }
 
+__device__ __forceinline__ Box<float> prior_corners(const float* priors, bool corners, int64_t i) {
+  return corners ? load_box(priors, i) : to_corners(load_prior(priors, i));
+}
+
+// Whether the rank of a box with some prior within the bounds may be above 0.
+template <class Metric>
+__device__ __forceinline__ bool may_match(Box<float> b, Box<float> bounds, Metric) {
+  return b.x1 < bounds.x2 && b.x2 > bounds.x1 && b.y1 < bounds.y2 && b.y2 > bounds.y1;
+}
+__device__ __forceinline__ bool may_match(Box<float>, Box<float>, Nwd<float>) { return true; }
+
 // The two operators differ in what they write for a match. `truth` is an index into the batch's
-// ground truths, or -1 for background. `begin` is the first index of the image.
+// ground truths, -1 for background or -2 for ignored. `begin` is the first index of the image.
 struct WriteMatch {
   int64_t* index;
   float* iou;
 
-  __device__ void best(int64_t row, int64_t, int truth, int begin, float best_iou) const {
-    index[row] = truth < 0 ? -1 : truth - begin;
-    iou[row] = best_iou;
+  __device__ void best(int64_t row, int64_t, int truth, int begin, float overlap) const {
+    index[row] = truth < 0 ? truth : truth - begin;
+    iou[row] = overlap;
   }
   __device__ void forced(int64_t row, int64_t, int truth, int begin) const {
     index[row] = truth - begin;
@@ -106,7 +127,7 @@ struct WriteTargets {
   __device__ void best(int64_t row, int64_t prior, int truth, int begin, float) const {
     if (truth >= 0) return forced(row, prior, truth, begin);
     store_four(loc, row, 0, 0, 0, 0);
-    labels[row] = 0;
+    labels[row] = truth + 1;
   }
   __device__ void forced(int64_t row, int64_t prior, int truth, int) const {
     const Offsets<float> o = encode(load_box(gt, truth), load_prior(priors, prior), v0, v1, Log{});
@@ -115,66 +136,77 @@ struct WriteTargets {
   }
 };
 
-// A block handles kThreads priors of the image blockIdx.y, one per thread.
-template <class S, class Write, class Eps>
+// A block handles kThreads priors of the image blockIdx.y, one per thread. With kRestore, the best
+// priors are known, and each prior with the highest rank of some ground truth takes its own best
+// one. A ground truth whose highest rank is 0 has it with every prior.
+template <class S, class Write, class Metric, bool kRestore>
 __global__ void __launch_bounds__(kThreads)
     match_kernel(const Images images, const S* __restrict__ gt, const float* __restrict__ priors,
-                 bool corners, unsigned num_priors, float threshold, Eps eps, Packed* best_priors,
-                 const Write write) {
+                 bool corners, unsigned num_priors, MatchLimits<float> limits, Metric metric,
+                 Packed* best_priors, const Write write) {
   __shared__ Four<float> truths[kTile];
   __shared__ float areas[kTile];
-  __shared__ Packed tops[kWarps][kTile];  // per warp, the best prior of each ground truth
+  // Per warp, the best prior of each ground truth. With kRestore the first row has that of all.
+  __shared__ Packed tops[kRestore ? 1 : kWarps][kTile];
   const int thread = threadIdx.x, lane = thread % kWarpSize, warp = thread / kWarpSize;
   const unsigned prior = blockIdx.x * kThreads + thread;
 
   Box<float> mine = nowhere();
-  if (prior < num_priors)
-    mine = corners ? load_box(priors, prior) : to_corners(load_prior(priors, prior));
+  if (prior < num_priors) mine = prior_corners(priors, corners, prior);
   const float own_area = area(mine);
-  if (own_area != own_area) mine = nowhere();  // a NaN has IoUs of 0 and must not reach the bounds
+  if (own_area != own_area) mine = nowhere();  // a NaN has ranks of 0 and must not reach the bounds
   const Box<float> bounds = {-warp_largest(-mine.x1), -warp_largest(-mine.y1),
                              warp_largest(mine.x2), warp_largest(mine.y2)};
 
   const int begin = images.begin[blockIdx.y], end = images.begin[blockIdx.y + 1];
   float best = 0;
   int best_truth = begin;
+  bool restored = false;
   for (int first = begin; first < end; first += kTile) {
     const int n = min(kTile, end - first);
     if (thread < n) {
       const Box<float> b = load_box(gt, first + thread);
       truths[thread] = {b.x1, b.y1, b.x2, b.y2};
       areas[thread] = area(b);
+      if (kRestore) tops[0][thread] = best_priors[first + thread];
     }
     __syncthreads();  // the new tile is loaded, and `tops` of the previous one has been read
     for (int start = 0; start < n; start += kWarpSize) {
       bool meets = false;
       if (start + lane < n) {
         const Box<float> b = load_box(&truths[0].x, start + lane);
-        meets = b.x1 < bounds.x2 && b.x2 > bounds.x1 && b.y1 < bounds.y2 && b.y2 > bounds.y1;
+        meets = may_match(b, bounds, metric);
       }
+      if (kRestore && __any_sync(kAllLanes, start + lane < n && tops[0][start + lane] == 0))
+        restored = true;
       // Lane k keeps the warp's best prior of ground truth start + k.
       int top_bits = 0, top_lane = 0;
       for (unsigned hits = __ballot_sync(kAllLanes, meets); hits != 0; hits &= hits - 1) {
         const int k = __ffs(int(hits)) - 1;
         const Box<float> truth = load_box(&truths[0].x, start + k);
-        const float value = iou(truth, areas[start + k], mine, own_area, eps);
+        const float value = match_rank(truth, areas[start + k], mine, own_area, metric);
         if (value > best) {  // on a tie, the lower index stays
           best = value;
           best_truth = first + start + k;
         }
-        const int bits = bit_cast<int>(value), warp_bits = warp_largest(bits);
+        const int bits = bit_cast<int>(value);
+        if (kRestore) {
+          restored |= bits > 0 && unsigned(bits) == unsigned(tops[0][start + k] >> 32);
+          continue;
+        }
+        const int warp_bits = warp_largest(bits);
         const unsigned winners = __ballot_sync(kAllLanes, bits == warp_bits);
         if (lane == k) {
           top_bits = warp_bits;
           top_lane = __ffs(int(winners)) - 1;
         }
       }
-      if (start + lane < n)
+      if (!kRestore && start + lane < n)
         tops[warp][start + lane] =
             top_bits == 0 ? 0 : pack(top_bits, prior - lane + top_lane);
     }
     __syncthreads();
-    if (thread < n) {
+    if (!kRestore && thread < n) {
       Packed top = 0;
       for (int w = 0; w < kWarps; ++w) top = max(top, tops[w][thread]);
       // This read only saves atomics. It may return an old value, which can only be too low.
@@ -183,61 +215,197 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
   if (prior >= num_priors) return;
-  const int truth = begin < end && best >= threshold ? best_truth : -1;
-  write.best((images.first + blockIdx.y) * int64_t(num_priors) + prior, prior, truth, begin, best);
+  const int64_t row = (images.first + blockIdx.y) * int64_t(num_priors) + prior;
+  if (kRestore) {
+    if (restored) write.forced(row, prior, best_truth, begin);
+    return;
+  }
+  const int other = begin < end && best >= limits.low ? -2 : -1;
+  const int truth = begin < end && best >= limits.high ? best_truth : other;
+  write.best(row, prior, truth, begin, overlap_of(best, metric, Exp{}));
 }
 
-// A block handles one image and assigns to each ground truth its best prior. If several ground
-// truths share a best prior, the last one gets it. In each round, a thread has one ground truth and
-// leaves the prior to a later one of the same round; later rounds overwrite earlier ones.
+// A block handles one ground truth of the batch and finds the top_k priors that it takes, the best
+// first. Each round finds the largest number below that of the round before.
+template <class Metric>
+__global__ void __launch_bounds__(kThreads)
+    claim_kernel(const float* __restrict__ gt, const float* __restrict__ priors, bool corners,
+                 int64_t num_priors, Metric metric, int64_t top_k,
+                 const Packed* __restrict__ best_priors, Packed* __restrict__ claims) {
+  __shared__ Packed tops[kWarps];
+  const int thread = threadIdx.x;
+  const Box<float> truth = load_box(gt, blockIdx.x);
+  const float truth_area = area(truth);
+  Packed last = best_priors[blockIdx.x];
+  for (int64_t rank = 0; rank < top_k; ++rank) {
+    if (thread == 0) claims[blockIdx.x * top_k + rank] = last;
+    if (last == 0) continue;  // no other prior overlaps
+    Packed next = 0;
+    for (int64_t i = thread; i < num_priors; i += kThreads) {
+      const Box<float> b = prior_corners(priors, corners, i);
+      const float value = match_rank(truth, truth_area, b, area(b), metric);
+      const Packed packed = value > 0 ? pack(bit_cast<unsigned>(value), unsigned(i)) : 0;
+      if (packed < last && packed > next) next = packed;
+    }
+    next = warp_max(next);
+    if (thread % kWarpSize == 0) tops[thread / kWarpSize] = next;
+    __syncthreads();
+    for (int w = 0; w < kWarps; ++w) next = max(next, tops[w]);
+    __syncthreads();
+    last = next;
+  }
+}
+
+
+// A block handles one image and assigns to each ground truth the top_k priors that it takes. If
+// several ground truths take a prior, the one that has it first in its order gets it, and the last
+// of several such. So claims are written from the last rank to the first. In each round, a thread
+// has one claim and leaves the prior to a later one of the same round; later rounds overwrite
+// earlier ones.
 template <class Write>
 __global__ void __launch_bounds__(kThreads)
-    force_kernel(const Images images, const Packed* __restrict__ best_priors, int64_t num_priors,
-                 const Write write) {
+    force_kernel(const Images images, const Packed* __restrict__ claims, int64_t top_k,
+                 int64_t num_priors, const Write write) {
+  constexpr unsigned kNone = 0xffffffff;
   __shared__ unsigned priors[kThreads];
   const int thread = threadIdx.x;
-  const int begin = images.begin[blockIdx.x], end = images.begin[blockIdx.x + 1];
-  for (int first = begin; first < end; first += kThreads) {
-    const int n = min(kThreads, end - first);
-    const unsigned prior = thread < n ? prior_of(best_priors[first + thread]) : 0u;
+  const int begin = images.begin[blockIdx.x], truths = images.begin[blockIdx.x + 1] - begin;
+  const int64_t all = truths * top_k;
+  for (int64_t first = 0; first < all; first += kThreads) {
+    const int n = int(min(int64_t(kThreads), all - first));
+    unsigned prior = kNone;
+    int truth = begin;
+    if (thread < n) {
+      const int64_t rank = top_k - 1 - (first + thread) / truths;
+      truth += int((first + thread) % truths);
+      const Packed claim = claims[truth * top_k + rank];
+      if (rank == 0 || claim != 0) prior = prior_of(claim);
+    }
     priors[thread] = prior;
     __syncthreads();
-    bool last = thread < n;
+    bool last = prior != kNone;
     for (int k = 0; k < n; ++k)
       if (k > thread && priors[k] == prior) last = false;
     if (last)
-      write.forced((images.first + blockIdx.x) * num_priors + prior, prior, first + thread, begin);
+      write.forced((images.first + blockIdx.x) * num_priors + prior, prior, truth, begin);
     __syncthreads();
   }
 }
 
-Packed* best_priors_of(Workspace& workspace, int64_t num_truths) {
-  return workspace.take<Packed>(num_truths);
+// A thread handles one prior of the image blockIdx.y.
+__global__ void __launch_bounds__(kThreads)
+    ignore_kernel(const Images images, const int64_t* __restrict__ marks,
+                  const float* __restrict__ ignored, const float* __restrict__ priors, bool corners,
+                  int64_t num_priors, float threshold, int64_t background,
+                  int64_t* __restrict__ result) {
+  const int64_t prior = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (prior >= num_priors) return;
+  const int64_t row = (images.first + blockIdx.y) * num_priors + prior;
+  int64_t mark = marks[row];
+  if (mark == background) {
+    const Box<float> mine = prior_corners(priors, corners, prior);
+    const float own_area = area(mine);
+    for (int k = images.begin[blockIdx.y]; k < images.begin[blockIdx.y + 1]; ++k) {
+      const Box<float> box = load_box(ignored, k);
+      const float intersection = areas(box, 0.0f, mine, 0.0f, NoEps{}).intersection;
+      if (intersection > 0 && intersection / own_area >= threshold && !has_nan(box))
+        mark = background - 1;
+    }
+  }
+  result[row] = mark;
 }
 
-template <class S, class Write>
-void match(const char* op, const void* gt, const int64_t* offsets, int64_t images,
-           const void* priors, int64_t num_priors, const MatchPriorsSettings& settings,
-           void* workspace, const Write& write, Stream stream) {
-  if (images == 0 || num_priors == 0) return;
-  const int64_t num_truths = offsets[images];
-  constexpr int64_t kMost = std::numeric_limits<int>::max() - kThreads;
-  if (num_truths > kMost || num_priors > kMost)
+struct MatchMemory {
+  Packed* best_priors;
+  Packed* claims;  // of top_k priors; with one, it is the best
+};
+MatchMemory memory_of(Workspace& workspace, int64_t num_truths, int64_t top_k) {
+  Packed* const best_priors = workspace.take<Packed>(num_truths);
+  return {best_priors, top_k > 1 ? workspace.take<Packed>(num_truths * top_k) : best_priors};
+}
+
+constexpr int64_t kMost = std::numeric_limits<int>::max() - kThreads;
+
+void check_sizes(const char* op, int64_t num_boxes, int64_t num_priors) {
+  if (num_boxes > kMost || num_priors > kMost)
     throw std::length_error(std::string(op) + ": more than 2^31 - 257 boxes or priors");
-  Workspace memory(workspace);
-  Packed* const best_priors = best_priors_of(memory, num_truths);
-  zero(op, best_priors, num_truths * int64_t(sizeof(Packed)), stream);
+}
+
+// Calls body(group, size) for groups of the batch's images.
+template <class Body>
+void for_groups(const int64_t* offsets, int64_t images, const Body& body) {
   for (int64_t first = 0; first < images; first += kImages) {
     Images group = {};
     group.first = first;
     const auto size = unsigned(images - first < kImages ? images - first : kImages);
     for (unsigned i = 0; i <= size; ++i) group.begin[i] = int(offsets[first + i]);
-    with_eps<float>(settings.iou_eps, [&](auto eps) {
-      launch(op, match_kernel<S, Write, decltype(eps)>, dim3(grid_size(num_priors, kThreads), size),
-             kThreads, stream, group, static_cast<const S*>(gt), static_cast<const float*>(priors),
-             settings.corners, num_priors, settings.iou_threshold, eps, best_priors, write);
+    body(group, size);
+  }
+}
+
+// Runs match_kernel on a group, or restores priors. Not every S has every metric: see match.
+template <class S, class Write, class Metric, bool kRestore = false>
+void match_group(const char* op, const Images& group, unsigned size, const void* gt,
+                 const void* priors, int64_t num_priors, const MatchPriorsSettings& by,
+                 Metric metric, Packed* best_priors, const Write& write, Stream stream) {
+  launch(op, match_kernel<S, Write, Metric, kRestore>,
+         dim3(grid_size(num_priors, kThreads), size), kThreads, stream, group,
+         static_cast<const S*>(gt), static_cast<const float*>(priors), by.corners, num_priors,
+         match_limits<float>(by), metric, best_priors, write);
+}
+
+// Calls body(metric) with the IoU, whose epsilon may be 0, or Nwd.
+template <class Body>
+void with_nwd(const MatchPriorsSettings& by, Body body) {
+  if (by.nwd_constant)
+    body(Nwd<float>{float(*by.nwd_constant)});
+  else
+    body(float(by.iou_eps));
+}
+
+// With Nwd, top_k and kLowQuality, S is float: Python widens the boxes. This saves kernels.
+template <class S, class Write>
+void match(const char* op, const void* gt, const int64_t* offsets, int64_t images,
+           const void* priors, int64_t num_priors, const MatchPriorsSettings& by, void* workspace,
+           const Write& write, Stream stream) {
+  if (images == 0 || num_priors == 0) return;
+  const int64_t num_truths = offsets[images];
+  check_sizes(op, num_truths, num_priors);
+  const int64_t top_k = std::min(by.top_k, num_priors);
+  const Force force = Force(by.force);
+  Workspace workspace_left(workspace);
+  const MatchMemory memory = memory_of(workspace_left, num_truths, top_k);
+  Packed* const best_priors = memory.best_priors;
+  const auto group_with = [&](const Images& group, unsigned size, auto metric) {
+    match_group<S>(op, group, size, gt, priors, num_priors, by, metric, best_priors, write, stream);
+  };
+  zero(op, best_priors, num_truths * int64_t(sizeof(Packed)), stream);
+  for_groups(offsets, images, [&](const Images& group, unsigned size) {
+    if (!by.nwd_constant)
+      with_eps<float>(by.iou_eps, [&](auto eps) { group_with(group, size, eps); });
+    if constexpr (std::is_same_v<S, float>) {
+      if (by.nwd_constant) group_with(group, size, Nwd<float>{float(*by.nwd_constant)});
+      if (force == Force::kLowQuality)
+        with_nwd(by, [&](auto metric) {
+          match_group<S, Write, decltype(metric), true>(op, group, size, gt, priors, num_priors, by,
+                                                        metric, best_priors, write, stream);
+        });
+    }
+    if (force == Force::kBestPrior && top_k == 1)
+      launch(op, force_kernel<Write>, size, kThreads, stream, group, best_priors, top_k, num_priors,
+             write);
+  });
+  if constexpr (std::is_same_v<S, float>) {
+    if (top_k == 1 || num_truths == 0) return;
+    with_nwd(by, [&](auto metric) {
+      launch(op, claim_kernel<decltype(metric)>, grid_size(num_truths, 1), kThreads, stream,
+             static_cast<const float*>(gt), static_cast<const float*>(priors), by.corners,
+             num_priors, metric, top_k, best_priors, memory.claims);
     });
-    launch(op, force_kernel<Write>, size, kThreads, stream, group, best_priors, num_priors, write);
+    for_groups(offsets, images, [&](const Images& group, unsigned size) {
+      launch(op, force_kernel<Write>, size, kThreads, stream, group, memory.claims, top_k,
+             num_priors, write);
+    });
   }
 }
 
@@ -251,9 +419,9 @@ void with_float_storage(DType dtype, Body body) {
 
 }  // namespace
 
-int64_t match_priors_workspace(int64_t num_truths) {
+int64_t match_priors_workspace(int64_t num_truths, int64_t top_k) {
   Workspace measure(nullptr);
-  best_priors_of(measure, num_truths);
+  memory_of(measure, num_truths, top_k);
   return measure.bytes();
 }
 
@@ -282,6 +450,19 @@ void encode_targets_cuda(const void* gt, const int64_t* gt_labels, const int64_t
                                    labels};
     match<S>("encode_targets", gt, offsets, images, priors, num_priors, match_settings(settings),
              workspace, write, stream);
+  });
+}
+
+void ignore_priors_cuda(const int64_t* marks, const void* ignored, const int64_t* offsets,
+                        int64_t images, const void* priors, int64_t num_priors,
+                        const IgnorePriorsSettings& settings, int64_t* result, Stream stream) {
+  if (images == 0 || num_priors == 0) return;
+  const char* const op = settings.background == 0 ? "encode_targets" : "match_priors";
+  check_sizes(op, offsets[images], num_priors);
+  for_groups(offsets, images, [&](const Images& group, unsigned size) {
+    launch(op, ignore_kernel, dim3(grid_size(num_priors, kThreads), size), kThreads, stream, group,
+           marks, static_cast<const float*>(ignored), static_cast<const float*>(priors),
+           settings.corners, num_priors, float(settings.threshold), settings.background, result);
   });
 }
 

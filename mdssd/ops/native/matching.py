@@ -13,7 +13,12 @@ from torch import Tensor
 
 from mdssd.ops._modules import native
 from mdssd.ops._results import new_matches, new_targets
-from mdssd.ops._settings import EncodeTargetsSettings, IgnorePriorsSettings, MatchPriorsSettings
+from mdssd.ops._settings import (
+    FORCES,
+    EncodeTargetsSettings,
+    IgnorePriorsSettings,
+    MatchPriorsSettings,
+)
 from mdssd.ops._tensors import accumulation_dtype, aligned, dtype_code, widened
 from mdssd.ops.reference import matching as reference
 
@@ -94,6 +99,22 @@ def ignore_priors_cpp(
     return result
 
 
+def _for_kernels(gt: Tensor, settings: MatchPriorsSettings | EncodeTargetsSettings) -> Tensor:
+    """Return the boxes in a dtype for which there are kernels: float32 for some of the rules."""
+    ssd = settings.nwd_constant is None and settings.top_k == 1
+    return gt if ssd and FORCES[settings.force] != "low_quality" else gt.float()
+
+
+def _workspace(
+    kernels: Any,
+    gt: Tensor,
+    num_priors: int,
+    settings: MatchPriorsSettings | EncodeTargetsSettings,
+) -> Tensor:
+    size = kernels.match_priors_workspace(gt.shape[0], min(settings.top_k, num_priors))
+    return gt.new_empty(size, dtype=torch.uint8)
+
+
 def match_priors_cuda(
     kernels: Any,
     stream: int,
@@ -102,12 +123,12 @@ def match_priors_cuda(
     priors: Tensor,
     settings: MatchPriorsSettings,
 ) -> tuple[Tensor, Tensor]:
-    if gt.dtype == torch.float64 or settings[3:] != (None, 0, 1, None):
+    if gt.dtype == torch.float64:
         return reference.match_priors(gt, offsets, priors, settings)
     images, num_priors = offsets.shape[0] - 1, priors.shape[0]
-    gt, priors = aligned(gt), aligned(priors.float())
+    gt, priors = aligned(_for_kernels(gt, settings)), aligned(priors.float())
     result = new_matches(gt, offsets, priors)
-    workspace = gt.new_empty(kernels.match_priors_workspace(gt.shape[0]), dtype=torch.uint8)
+    workspace = _workspace(kernels, gt, num_priors, settings)
     kernels.match_priors_cuda(
         gt,
         offsets,
@@ -132,12 +153,14 @@ def encode_targets_cuda(
     priors: Tensor,
     settings: EncodeTargetsSettings,
 ) -> tuple[Tensor, Tensor]:
-    if gt.dtype == torch.float64 or settings[4:] != (None, 0, 1, None):
+    if gt.dtype == torch.float64:
         return reference.encode_targets(gt, gt_labels, offsets, priors, settings)
+    dtype = gt.dtype
     images, num_priors = offsets.shape[0] - 1, priors.shape[0]
-    gt, gt_labels, priors = aligned(gt), gt_labels.contiguous(), aligned(priors.float())
-    result = new_targets(gt, offsets, priors)
-    workspace = gt.new_empty(kernels.match_priors_workspace(gt.shape[0]), dtype=torch.uint8)
+    gt, priors = aligned(_for_kernels(gt, settings)), aligned(priors.float())
+    gt_labels = gt_labels.contiguous()
+    loc, labels = new_targets(gt, offsets, priors)
+    workspace = _workspace(kernels, gt, num_priors, settings)
     kernels.encode_targets_cuda(
         gt,
         gt_labels,
@@ -146,12 +169,13 @@ def encode_targets_cuda(
         priors,
         num_priors,
         settings,
-        *result,
+        loc,
+        labels,
         workspace,
         dtype_code(gt),
         stream,
     )
-    return result
+    return (loc if loc.dtype == dtype else loc.to(dtype)), labels
 
 
 def ignore_priors_cuda(
@@ -163,4 +187,18 @@ def ignore_priors_cuda(
     priors: Tensor,
     settings: IgnorePriorsSettings,
 ) -> Tensor:
-    return reference.ignore_priors(marks, ignored, offsets, priors, settings)
+    if ignored.dtype == torch.float64:
+        return reference.ignore_priors(marks, ignored, offsets, priors, settings)
+    result = torch.empty_like(marks, memory_format=torch.contiguous_format)
+    kernels.ignore_priors_cuda(
+        marks.contiguous(),
+        aligned(ignored.float()),
+        offsets,
+        offsets.shape[0] - 1,
+        aligned(priors.float()),
+        priors.shape[0],
+        settings,
+        result,
+        stream,
+    )
+    return result
