@@ -557,10 +557,10 @@ CASES = [
             "band": Size({"priors": 257, "boxes": (3, 0, 50), "low_threshold": 0.3}),
             "band_at_0": Size({"priors": 257, "boxes": (3, 0), "low_threshold": 0.0}, _SINGLE),
             "no_force": Size(
-                {"priors": 513, "boxes": (9, 40), "kind": "ties", **_BAND, "force": "none"}, _HALVES
+                {"priors": 513, "boxes": (9, 40), "kind": "ties", **_BAND, "force": "none"}, _SINGLE
             ),
             "low_quality": Size(
-                {"priors": 513, "boxes": (40, 3, 0, 1), "kind": "ties", **_BAND, **_LOW_QUALITY}
+                {"priors": 257, "boxes": (40, 3, 0, 1), "kind": "ties", **_BAND, **_LOW_QUALITY}
             ),
             "low_quality_nan": Size(
                 {"priors": 300, "boxes": (9, 40), "kind": "nan", **_LOW_QUALITY}, _SINGLE
@@ -568,9 +568,9 @@ CASES = [
             "low_quality_rows": Size(
                 {"priors": 1025, "boxes": (40, 7), "kind": "rows", **_LOW_QUALITY}, _SINGLE
             ),
-            "top_9": Size({"priors": 513, "boxes": (20, 0, 3), "top_k": 9}),
+            "top_9": Size({"priors": 257, "boxes": (9, 0, 3), "top_k": 9}, _SINGLE),
             "top_3_of_ties": Size(
-                {"priors": 513, "boxes": (40, 9), "kind": "ties", "top_k": 3}, _HALVES
+                {"priors": 257, "boxes": (20, 9), "kind": "ties", "top_k": 3}, _HALVES
             ),
             "top_k_of_few": Size({"priors": 3, "boxes": (20, 0, 1), "top_k": 5}, _SINGLE),
             "top_3_nan": Size({"priors": 257, "boxes": (9,), "kind": "nan", "top_k": 3}, _SINGLE),
@@ -579,7 +579,7 @@ CASES = [
                 {"priors": 1025, "boxes": (40, 7), "kind": "rows", "top_k": 3, **_NWD}, _SINGLE
             ),
             "nwd_ties": Size(
-                {"priors": 513, "boxes": (40, 9), "kind": "ties", **_LOW_QUALITY, **_NWD}, _HALVES
+                {"priors": 257, "boxes": (20, 9), "kind": "ties", **_LOW_QUALITY, **_NWD}, _SINGLE
             ),
             "nwd_nan": Size({"priors": 257, "boxes": (9,), "kind": "nan", **_NWD}, _SINGLE),
             "nwd_inf": Size(
@@ -638,12 +638,12 @@ CASES = [
                 {"priors": 513, "boxes": (9, 40), "kind": "ties", **_BAND, "force": "none"}, _SINGLE
             ),
             "low_quality": Size(
-                {"priors": 513, "boxes": (40, 3, 0, 1), "kind": "ties", **_BAND, **_LOW_QUALITY}
+                {"priors": 257, "boxes": (40, 3, 0, 1), "kind": "ties", **_BAND, **_LOW_QUALITY}
             ),
             "low_quality_rows": Size(
                 {"priors": 1025, "boxes": (40, 7), "kind": "rows", **_LOW_QUALITY}, _SINGLE
             ),
-            "top_9": Size({"priors": 513, "boxes": (20, 0, 3), "top_k": 9}, _HALVES),
+            "top_9": Size({"priors": 257, "boxes": (9, 0, 3), "top_k": 9}, _SINGLE),
             "nwd": Size({"priors": 257, "boxes": (3, 0, 50), **_NWD}),
             "nwd_no_force": Size(
                 {"priors": 1025, "boxes": (40, 7), "kind": "rows", "force": "none", **_NWD}, _SINGLE

@@ -300,19 +300,18 @@ __global__ void __launch_bounds__(kThreads)
                   int64_t* __restrict__ result) {
   const int64_t prior = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (prior >= num_priors) return;
-  const int64_t row = (images.first + blockIdx.y) * num_priors + prior;
-  int64_t mark = marks[row];
-  if (mark == background) {
-    const Box<float> mine = prior_corners(priors, corners, prior);
-    const float own_area = area(mine);
-    for (int k = images.begin[blockIdx.y]; k < images.begin[blockIdx.y + 1]; ++k) {
-      const Box<float> box = load_box(ignored, k);
-      const float intersection = areas(box, 0.0f, mine, 0.0f, NoEps{}).intersection;
-      if (intersection > 0 && intersection / own_area >= threshold && !has_nan(box))
-        mark = background - 1;
-    }
+  const Box<float> mine = prior_corners(priors, corners, prior);
+  const float own_area = area(mine);
+  bool covered = false;
+#pragma unroll 1
+  for (int k = images.begin[blockIdx.y]; k < images.begin[blockIdx.y + 1] && !covered; ++k) {
+    const Box<float> box = load_box(ignored, k);
+    const float intersection = areas(box, 0.0f, mine, 0.0f, NoEps{}).intersection;
+    covered = intersection > 0 && intersection / own_area >= threshold && !has_nan(box);
   }
-  result[row] = mark;
+  const int64_t row = (images.first + blockIdx.y) * num_priors + prior;
+  const int64_t mark = marks[row];
+  result[row] = covered && mark == background ? background - 1 : mark;
 }
 
 struct MatchMemory {

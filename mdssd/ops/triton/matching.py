@@ -355,11 +355,13 @@ def _match(
     best_priors = torch.zeros(total, dtype=torch.int64, device=gt.device)
     encoded: dict[str, Any] = {"ENCODE": gt_labels is not None, **OPTIONS}
     metric: dict[str, Any] = {"CORNERS": settings.corners, "NWD": nwd}
-    programs, eps = blocks(num_priors, PRIORS), settings.iou_eps or None
+    eps = settings.iou_eps or None
     for restore in (False, True) if force == "low_quality" else (False,):
+        size = PRIORS // 2 if restore else PRIORS  # with all, restoring would spill registers
+        programs = blocks(num_priors, size)
         match_kernel[(programs * images,)](
             gt, gt_labels, begins, priors, best_priors, *outputs, num_priors, programs,
-            *_limits(settings), eps, settings.nwd_constant, *variances, PRIORS=PRIORS, LIST=LIST,
+            *_limits(settings), eps, settings.nwd_constant, *variances, PRIORS=size, LIST=LIST,
             TILE=TILE, RESTORE=restore, num_warps=4, **metric, **encoded,
         )  # fmt: skip
     if total and force == "best_prior":
