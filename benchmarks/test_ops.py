@@ -353,6 +353,47 @@ def test_targets(
     _measure_matching("encode_targets", 24, model, boxes, peer, make, device, measure)
 
 
+def _measure_rule(
+    rule: str,
+    make_ours: Callable[..., Any],
+    boxes: int,
+    peer: str,
+    make: Callable[..., Any],
+    device: str,
+    measure: Callable[..., None],
+) -> None:
+    """Measure another rule than SSD's, after comparing two images with the reference."""
+    x = generators.to(device, (generators.truth(2, boxes), generators.priors("mdssd300")))
+    with ops.backend("reference"):
+        want = make_ours(*x)()
+    for got, expected in zip(make(*x)(), want, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+    _measure_matching("match_priors", 12, "mdssd300", boxes, peer, make, device, measure, rule)
+
+
+@pytest.mark.parametrize(
+    "peer, make, device", contenders(matching.mdssd_band, matching.BAND_PEERS, matching.BAND_PEERS)
+)
+@pytest.mark.parametrize("boxes", [10, 50])
+def test_matching_with_a_band(
+    boxes: int, peer: str, make: Callable[..., Any], device: str, measure: Callable[..., None]
+) -> None:
+    rule = ", ignored from 0.4"
+    _measure_rule(rule, matching.mdssd_band, boxes, peer, make, device, measure)
+
+
+@pytest.mark.parametrize(
+    "peer, make, device",
+    contenders(matching.mdssd_retinanet, matching.RETINANET_PEERS, matching.RETINANET_PEERS),
+)
+@pytest.mark.parametrize("boxes", [10, 50])
+def test_matching_of_retinanet(
+    boxes: int, peer: str, make: Callable[..., Any], device: str, measure: Callable[..., None]
+) -> None:
+    rule = ", ignored from 0.4, low-quality matches"
+    _measure_rule(rule, matching.mdssd_retinanet, boxes, peer, make, device, measure)
+
+
 def _measure_matching(
     op: str,
     bytes_a_prior: int,
@@ -362,12 +403,13 @@ def _measure_matching(
     make: Callable[..., Any],
     device: str,
     measure: Callable[..., None],
+    rule: str = "",
 ) -> None:
     x, priors = generators.to(device, (generators.truth(_IMAGES, boxes), generators.priors(model)))
     measure(
         make(x, priors),
         op=op,
-        row=f"{_IMAGES} images, {len(priors):,} x {boxes}",
+        row=f"{_IMAGES} images, {len(priors):,} x {boxes}{rule}",
         peer=peer,
         device=device,
         dtype=torch.float32,

@@ -18,7 +18,7 @@ from benchmarks.generators import Truth
 from mdssd import ops
 from mdssd.ops.reference.boxes import to_xyxy
 
-THRESHOLD = 0.5
+THRESHOLD, LOW_THRESHOLD = 0.5, 0.4
 Pair = tuple[Tensor, Tensor]
 Call = Callable[[], Any]
 
@@ -29,6 +29,15 @@ def mdssd(x: Truth, priors: Tensor) -> Call:
 
 def mdssd_targets(x: Truth, priors: Tensor) -> Call:
     return lambda: ops.encode_targets(x.boxes, x.labels, priors, THRESHOLD)
+
+
+def mdssd_band(x: Truth, priors: Tensor) -> Call:
+    return lambda: ops.match_priors(x.boxes, priors, THRESHOLD, low_threshold=LOW_THRESHOLD)
+
+
+def mdssd_retinanet(x: Truth, priors: Tensor) -> Call:
+    rules: dict[str, Any] = {"low_threshold": LOW_THRESHOLD, "force": "low_quality"}
+    return lambda: ops.match_priors(x.boxes, priors, THRESHOLD, **rules)
 
 
 def _iou_pairs(boxes: Tensor, priors: Tensor) -> Tensor:
@@ -74,6 +83,23 @@ def _match(iou: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Pair]:
     return of_image
 
 
+def _match_band(boxes: Tensor, labels: Tensor, priors: Tensor, corners: Tensor) -> Pair:
+    """Match with a band of ignored priors, SSD's way."""
+    positive, which, best = _assign(_iou_split(boxes, corners))
+    return torch.where(positive, which, torch.where(best >= LOW_THRESHOLD, -2, -1)), best
+
+
+def _match_retinanet(boxes: Tensor, labels: Tensor, priors: Tensor, corners: Tensor) -> Pair:
+    """Match by the Matcher of torchvision and detectron2, with low-quality matches."""
+    iou = _iou_split(boxes, corners)
+    best, which = iou.max(0)
+    other = torch.where(best >= LOW_THRESHOLD, -2, -1)
+    index = torch.where(best >= THRESHOLD, which, other)
+    restored = torch.where(iou == iou.max(1, keepdim=True).values)[1]
+    index[restored] = which[restored]
+    return index, best
+
+
 def _encode(boxes: Tensor, labels: Tensor, priors: Tensor, corners: Tensor) -> Pair:
     """Encode all priors, including the background, as ssd.pytorch does."""
     positive, which, _ = _assign(_iou_pairs(boxes, corners))
@@ -116,6 +142,8 @@ PEERS = {
     "torch, coordinates split": _each(_match(_iou_split)),
     "torch.compile": _each(_match(_iou_pairs), compiled=True),
 }
+BAND_PEERS = {"torch, coordinates split": _each(_match_band)}
+RETINANET_PEERS = {"torch, Matcher of torchvision": _each(_match_retinanet)}
 TARGET_PEERS = {
     "torch, usual": _each(_encode),
     "torch, split, matched only": _each(_encode_some),

@@ -12,13 +12,12 @@ import pytest
 
 from mdssd import ops
 
-MEASURE = """
+EXTRA = """
 import ctypes, json
 from pathlib import Path
 import torch
 from mdssd import ops
 
-PRIORS, CLASSES, BOXES = 90_100, 81, 200
 MB = 1e6
 
 def status(name):
@@ -32,6 +31,11 @@ def extra(call):
     before = status("VmRSS")
     outputs = call()
     return (status("VmHWM") - before - sum(t.nbytes for t in outputs)) / MB
+
+"""
+
+MEASURE = """
+PRIORS, CLASSES, BOXES = 90_100, 81, 200
 
 make = torch.Generator().manual_seed(0)
 priors = torch.rand(PRIORS, 4, generator=make) * 0.2 + 0.1
@@ -68,21 +72,62 @@ print(json.dumps({name: extra(call) for name, call in large.items()}))
 """
 
 
-@pytest.mark.skipif(
-    not os.access("/proc/self/clear_refs", os.W_OK), reason="the kernel does not reset the peak"
-)
-def test_cpp_takes_little_memory() -> None:
-    assert "cpp" in ops.backends()["detection_output"]
+# A matrix of these priors and boxes would take 8 GB.
+MATCH = """
+make = torch.Generator().manual_seed(0)
+side = torch.arange(1_000_000)
+priors = torch.rand(1_000_000, 4, generator=make) * 0.02 + 0.01
+priors[:, 0], priors[:, 1] = (side % 1000 + 0.5) / 1000, (side // 1000 + 0.5) / 1000
+corner = torch.rand(2_000, 2, generator=make)
+boxes = [torch.cat([corner, corner + torch.rand(2_000, 2, generator=make) * 0.05], 1)]
+labels = [torch.ones(2_000, dtype=torch.int64)]
+rules = {
+    "usual": {},
+    "band": {"low_threshold": 0.4, "force": "low_quality"},
+    "top_k, nwd": {"top_k": 9, "metric": "nwd", "nwd_constant": 0.02},
+    "ignored": {"ignored_xyxy": boxes, "force": "none"},
+}
+ops.match_priors(boxes, priors[:100])  # the first call of an op allocates what stays
+ops.encode_targets(boxes, labels, priors[:100])
+found = {}
+for name, rule in rules.items():
+    found[name] = extra(lambda: ops.match_priors(boxes, priors, **rule))
+    found[name + ", targets"] = extra(lambda: ops.encode_targets(boxes, labels, priors, **rule))
+print(json.dumps(found))
+"""
+
+
+def measured(script: str) -> dict[str, float]:
+    """Return the megabytes that a script prints."""
     # Large buffers are then returned to the system, so every call counts them again.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}
     environment.pop("MALLOC_MMAP_MAX_", None)
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE],
+        [sys.executable, "-c", EXTRA + script],
         capture_output=True,
         text=True,
         env=environment,
         cwd=Path(__file__).parents[2],
         check=True,
     )
-    megabytes = json.loads(done.stdout)
+    megabytes: dict[str, float] = json.loads(done.stdout)
+    return megabytes
+
+
+@pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK), reason="the kernel does not reset the peak"
+)
+def test_cpp_takes_little_memory() -> None:
+    assert "cpp" in ops.backends()["detection_output"]
+    megabytes = measured(MEASURE)
     assert max(megabytes.values()) < 8, megabytes
+
+
+@pytest.mark.nightly("a million priors and two thousand boxes")
+@pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK), reason="the kernel does not reset the peak"
+)
+def test_matching_builds_no_matrix() -> None:
+    assert "cpp" in ops.backends()["match_priors"]
+    megabytes = measured(MATCH)
+    assert max(megabytes.values()) < 100, megabytes
