@@ -117,6 +117,8 @@ class LabelReader:
         if (usual := _usual_row(line)) is not None:
             return usual
         fields = _fields(line, kinds)
+        if not fields:
+            raise ValueError("has no number, only commas")
         numbers = _numbers(fields)
         bad = len(numbers)
         if bad < len(fields):

@@ -108,6 +108,7 @@ def test_values_a_little_outside_are_kept(tmp_path):
         ("9 0.5 0.5 0.25 0.5", "class 9 has no name in data.yaml"),
         ("0 0.1 0.1 0.2 0.2 0.3 0.1 0.4 nan", "value nan is not finite"),
         ("0 0.1 0.1 0.1 0.2 0.1 0.3", "polygon without area"),
+        (" , ,", "has no number, only commas"),
     ],
 )
 def test_a_row_that_cannot_be_used(tmp_path, row, reason):
