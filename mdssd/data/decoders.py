@@ -88,7 +88,12 @@ def decode_tiff(data: bytes, name: str, max_pixels: int) -> NDArray[Any]:
     pixels = None
     if not tiff.planar or tiff.bits <= 8:  # otherwise OpenCV mixes the channels up
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None or (tiff.bits > 8 and pixels.dtype == np.uint8):
+    grey = pixels is not None and pixels.ndim == 2
+    if (
+        pixels is None
+        or (tiff.bits > 8 and pixels.dtype == np.uint8)
+        or (grey and tiff.channels > 2)  # colours that the file says are grey
+    ):
         how = " one after another (planar)" if tiff.planar else ""
         raise DataError(
             f"{name}: is a damaged TIFF, or of a kind that cannot be read, with {kind}{how}; "
@@ -100,6 +105,8 @@ def decode_tiff(data: bytes, name: str, max_pixels: int) -> NDArray[Any]:
         pixels = pixels[..., :3]
         if pixels.dtype == np.uint8:  # otherwise scaling makes a copy
             pixels = np.ascontiguousarray(pixels)
+    elif pixels.dtype == np.uint8:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
     return _black_is_zero(pixels) if tiff.white_is_zero else pixels
 
 

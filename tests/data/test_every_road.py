@@ -132,6 +132,12 @@ def test_deep_colours_one_after_another_are_refused_not_mixed_up(bits, tile):
             decode_image(tiff(odd, extra=0))
 
 
+@pytest.mark.parametrize("photometric", [0, 1])
+def test_colours_that_a_tiff_says_are_grey(photometric):
+    with pytest.raises(DataError, match="is a damaged TIFF.* with 3 channels of 8 bits"):
+        decode_image(tiff(RGB, photometric=photometric), "a.tif")
+
+
 def test_deep_tiffs_have_a_limit_of_their_bytes():
     data = tiff((RGB / 255).astype(np.float32))
     pixels = HEIGHT * WIDTH
