@@ -58,9 +58,10 @@ EXPLAINED = {
         "backward_nchw_kernel has one in each turn of a loop, where many_pixels shows it.",
     ),
     ("multibox_loss", "select_kernel"): (
-        2,
+        3,
         "block_sum begins with a barrier for its next call. The first calls with `counts` and with "
-        "`losses` need none.",
+        "`losses` need none. The barrier after the first count of digits has those of block_sum "
+        "between it and the first reader.",
     ),
     ("multibox_loss", "finish_kernel"): (2, "The same, for `losses` and `counts`."),
     ("multibox_loss", "row_kernel"): (1, "The same, for `scratch`."),
