@@ -500,7 +500,8 @@ def main() -> int:
             f"what is done is of commit {day.about['commit']}, and says so; --again runs it again"
         )
     day.about = about
-    for again in again_steps(options.again, day, steps(), parser):
+    names = again_steps(options.again, day, steps(), parser)
+    for again in (*names, "report") if names else ():  # the report is then of what is new
         day.forget(again, all_tests=options.again != "failed")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     done = options.report or go_on(day, steps, options.minutes)

@@ -300,6 +300,23 @@ def test_a_day_belongs_to_one_device_and_names_commits(gpu_day, tmp_path, monkey
     signal.signal(signal.SIGTERM, handler)
 
 
+def test_after_a_step_that_runs_again_the_report_is_written_again(gpu_day, tmp_path, monkeypatch):
+    counts = {name: tmp_path / name for name in ("mended", "report")}
+    steps = [
+        script(gpu_day, name, f"open({str(path)!r}, 'a').write('x'); raise SystemExit({code})")
+        for (name, path), code in zip(counts.items(), (4, 0), strict=True)
+    ]
+    monkeypatch.setattr(gpu_day, "plan", lambda folder, pretend: steps)
+    about = {"gpu": "NVIDIA H200", "driver": "d", "commit": "a"}
+    monkeypatch.setattr(gpu_day, "facts", lambda pretend: about)
+    monkeypatch.setattr(gpu_day.signal, "signal", lambda *_: None)
+    command = ["gpu_day.py", "--folder", str(tmp_path / "day")]
+    for more in ([], [], ["--again", "failed"]):
+        monkeypatch.setattr("sys.argv", [*command, *more])
+        assert gpu_day.main() == 1
+    assert [path.read_text() for path in counts.values()] == ["xx", "xx"]
+
+
 CSV = """==PROF== Connected to process 7
 "ID","Kernel Name","Block Size","Grid Size","Section Name","Metric Name","Metric Unit","Metric Value"
 "0","void mdssd::(anonymous namespace)::scan_kernel<mdssd::Half>(int)","(256, 1, 1)","(8, 1, 1)","S","Duration","us","2.50"
