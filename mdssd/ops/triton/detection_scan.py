@@ -148,8 +148,8 @@ def scan_kernel(
                 of = skip + c[None, :] + 0 * r[:, None]
             key = (distance << index_bits) | index
             if level < levels:
-                searched = tl.where(level == 0, 1, searched) > 0
-                here = passes & searched & ((key >> (shift + DIGIT_BITS)) == limit)
+                counted = (searched > 0) | (level == 0)
+                here = passes & counted & ((key >> (shift + DIGIT_BITS)) == limit)
                 digit = ((key >> shift) & (BINS - 1)).to(tl.int32)
                 bins = histogram + (of * BINS + digit)
                 tl.atomic_add(bins, tl.full(key.shape, 1, tl.int32), mask=here, sem="relaxed")
