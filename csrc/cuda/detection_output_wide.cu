@@ -143,7 +143,7 @@ __global__ void __launch_bounds__(kDigitThreads, 4)
   search.above[list] = above + cell.above;
   search.bound[list] = settles ? prefix << shift : prefix;
   search.settled[list] = settles;
-  if (!settles && digit + 1 < digits) search.unfinished[digit + 1] = 1;
+  if (!settles && digit + 1 < digits) atomicOr(search.unfinished + digit + 1, 1u);
 }
 
 // A group gets a power of two of places, for sorting, and at least a word of bits; none if it is
