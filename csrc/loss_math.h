@@ -222,7 +222,7 @@ MDSSD_INLINE BoxLoss<T> box_loss(Offsets<T> o, Offsets<T> target, T width, T hei
                                  const BoxLossNumbers<T>& s, Exp exp) {
   const CentreBox<T> a = decode_here(o, width, height, s.v0, s.v1, exp);
   const CentreBox<T> b = decode_here(target, width, height, s.v0, s.v1, exp);
-  constexpr T kNan = std::numeric_limits<T>::quiet_NaN();
+  constexpr T kNan = NAN;
   if (!(finite(a) & finite(b))) return {kNan, {kNan, kNan, kNan, kNan}};
   const BoxLoss<T> of = s.kind == BoxLossKind::kNwd ? nwd_loss(a, b, s.nwd_constant, exp)
                                                     : iou_loss(a, b, s.kind, s.eps);
