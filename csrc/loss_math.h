@@ -1,6 +1,7 @@
 // The terms of sigmoid_focal_loss and of box_loss and their slopes, shared by the native backends.
 #pragma once
 
+#include <cfloat>
 #include <cmath>
 
 #include "box_math.h"
@@ -76,7 +77,7 @@ MDSSD_INLINE T focal(T z, Power power, T gamma, Exp exp) {
 // product with `right`, which is 0, counts as 0.
 template <class T, class Exp>
 MDSSD_INLINE T focal_slope(T z, Power power, T gamma, Exp exp) {
-  constexpr T kMost = std::numeric_limits<T>::max();
+  constexpr T kMost = static_cast<T>(sizeof(T) == sizeof(float) ? double{FLT_MAX} : DBL_MAX);
   const Logistic<T> of = logistic(z, exp);
   const T bounded = of.minus_log_right > kMost ? kMost : of.minus_log_right;
   return modulation(of, power, gamma, exp) * (gamma * (of.right * bounded) + of.wrong);
