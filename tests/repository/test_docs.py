@@ -192,6 +192,7 @@ def options() -> frozenset[str]:
 FOREIGN = frozenset(
     ("--simt-shuffle", "--small", "--nightly", "--dry-run", "--add", "--benchmark-only")
     + ("--draw", "--max-restarts", "--nproc-per-node", "--no-deps", "--fresh", "--report")
+    + ("--flavour", "--table")
 )
 
 
