@@ -241,6 +241,7 @@ __global__ void __launch_bounds__(kThreads)
     if (thread == 0) claims[blockIdx.x * top_k + rank] = last;
     if (last == 0) continue;  // no other prior overlaps
     Packed next = 0;
+#pragma unroll 1
     for (int64_t i = thread; i < num_priors; i += kThreads) {
       const Box<float> b = prior_corners(priors, corners, i);
       const float value = match_rank(truth, truth_area, b, area(b), metric);
