@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(kSumThreads)
 }
 
 template <class S>
-__global__ void __launch_bounds__(kSumThreads)
+__global__ void __launch_bounds__(kSumThreads, 4)
     sigmoid_focal_loss_backward_kernel(Input<S> in, const Wide<S>* __restrict__ grad_loss,
                                        const int64_t* __restrict__ normaliser,
                                        S* __restrict__ grad_logits) {
