@@ -148,7 +148,7 @@ def scan_kernel(
                 of = skip + c[None, :] + 0 * r[:, None]
             key = (distance << index_bits) | index
             if level < levels:
-                counted = (searched > 0) | (level == 0)
+                counted = tl.where(level == 0, 1, searched) > 0
                 here = passes & counted & ((key >> (shift + DIGIT_BITS)) == limit)
                 digit = ((key >> shift) & (BINS - 1)).to(tl.int32)
                 bins = histogram + (of * BINS + digit)
