@@ -218,5 +218,5 @@ def detect_jointly(
         keys, boxes, allowed, kept_boxes, kept_columns, *result, foreground, index_bits, count,
         settings.max_detections, settings.nms_threshold, settings.iou_eps or None,
         TILE=SUPPRESSED, KEEP_EMPTY=settings.keep_empty, IOS=settings.ios,
-        AGNOSTIC=settings.class_agnostic, PER_CLASS=settings.per_class, num_warps=16, **OPTIONS,
+        AGNOSTIC=settings.class_agnostic, PER_CLASS=settings.per_class, num_warps=8, **OPTIONS,
     )  # fmt: skip
