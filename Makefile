@@ -37,7 +37,7 @@ help:
 	@echo "                 kernels compiled for all architectures: hours, where .ci/run takes minutes"
 	@echo "make ptx-counts  write what each kernel costs into csrc/cuda/counts.txt (needs nvcc)"
 	@echo "make gpu-check   build and check the kernels on an NVIDIA GPU, with PYTHON as it is"
-	@echo "make gpu-day     build, check, measure and profile on an NVIDIA GPU, MINUTES (9) a call; again: goes on"
+	@echo "make gpu-day     build, check, measure and profile on an NVIDIA GPU, MINUTES (9) a call; call it again to continue"
 	@echo "make bench       install, measure, write benchmarks/results/<machine>.json"
 	@echo "make bench-report  write docs/benchmarks.md from the newest result, or from FILES='...'"
 	@echo "make resources   list registers and shared memory of the kernels in resources.txt (needs nvcc)"

@@ -239,7 +239,7 @@ def short_table(run: Run) -> list[str]:
 
 
 def day_lines(day: dict[str, Any]) -> list[str]:
-    """Return what tools/gpu_day.py checked and what it could not, and the profiles."""
+    """Return the steps of tools/gpu_day.py with their results, and the profiles."""
     names = ("passed", "failed", "skipped", "seconds", "outcome")
     body = [[r["step"], *(str(r.get(name, "")) for name in names)] for r in day["steps"]]
     lines = ["### What was checked", "", *table(["step", *names], body)]

@@ -645,6 +645,9 @@ CASES = [
             ),
             "top_9": Size({"priors": 257, "boxes": (9, 0, 3), "top_k": 9}, _SINGLE),
             "nwd": Size({"priors": 257, "boxes": (3, 0, 50), **_NWD}),
+            "nwd_low_quality": Size(
+                {"priors": 257, "boxes": (20, 9), "kind": "ties", **_LOW_QUALITY, **_NWD}, _SINGLE
+            ),
             "nwd_no_force": Size(
                 {"priors": 1025, "boxes": (40, 7), "kind": "rows", "force": "none", **_NWD}, _SINGLE
             ),
@@ -979,22 +982,43 @@ CASES = [
                 | {"top_k": 1100, "max_detections": 1100, "nms_threshold": 0.9},
                 _SINGLE,
             ),
+            # The first class keeps fewer boxes than the result has rows, and the third more.
+            "levels_few": Size(
+                _focal(2, 129, 5, kind="untrained", levels=(100, 29), top_k_per_level=60)
+                | {"max_detections": 23},
+                _SINGLE,
+            ),
+            "levels_fewer": Size(
+                _focal(2, 129, 5, kind="untrained", levels=(100, 29), top_k_per_level=60)
+                | {"max_detections": 5},
+                _SINGLE,
+            ),
             "levels_softmax": Size(
                 {"images": 2, "priors": 257, "classes": 40}
                 | {"levels": (200, 57), "top_k_per_level": 9, "kind": "ties"},
-                _SINGLE,
+                _HALVES,
             ),
             "level_of_scores": Size(
                 {"images": 2, "priors": 129, "classes": 140}
                 | {"softmax": False, "top_k_per_level": 20, "top_k": 3},
-                _SINGLE,
+                _HALVES,
             ),
             "agnostic": Size(_focal(2, 257, 5, class_agnostic=True)),
+            "agnostic_nan": Size(_focal(2, 129, 5, class_agnostic=True) | {"kind": "nan"}, _SINGLE),
             "agnostic_levels": Size(
-                _focal(2, 257, 21, levels=(200, 57), top_k_per_level=70, class_agnostic=True)
+                _focal(2, 129, 9, levels=(100, 29), top_k_per_level=70, class_agnostic=True)
                 | {"top_k": 90, "keep_empty": False, "kind": "empty"},
-                _SINGLE,
+                _HALVES,
             ),
+            **{
+                f"agnostic_{name}{'' if keep else '_once'}": Size(
+                    _focal(2, 65, 3, kind="empty", class_agnostic=True)
+                    | {"keep_empty": keep, **overlap},
+                    _HALVES,
+                )
+                for name, overlap in (("ios", {"metric": "ios"}), ("eps", {"iou_eps": 0.01}))
+                for keep in (True, False)
+            },
             "mdssd300": Size(
                 {"images": 2, "priors": 31232, "classes": 21}, _SINGLE, benchmark=True
             ),

@@ -2,11 +2,12 @@
 
     python tools/gpu_day.py [--minutes 9] [--plan] [--again NAMES] [--fresh] [--report] [--pretend]
 
-Runs the steps that `plan()` lists, for at most --minutes. The same command again goes on where the
-time ran out, where it was stopped or where the machine was lost: build/gpu-day has the state, one
-log for each step, and for steps of pytest a record of every test (tools/resuming.py). A step that
-fails does not hold up the next; only without the build and the facts of the machine nothing else
-begins. `--again failed` runs what failed once more, `--again NAMES` other steps from the start.
+Runs the steps that `plan()` lists, for at most --minutes. The same command again continues where
+the time ran out, where it was stopped or where the machine was lost: build/gpu-day has the state,
+one log for each step, and for steps of pytest a record of every test (tools/resuming.py). A step
+that fails does not hold up the next; only without the build and the facts of the machine nothing
+else begins. `--again failed` runs what failed once more, `--again NAMES` other steps from the
+start.
 
 At the end one JSON, with the steps, all rows of the benchmarks and the profiles, goes into
 benchmarks/results, and docs/benchmarks.md and the table in README.md are written from it; --report
@@ -356,7 +357,7 @@ def go_on(day: Day, steps: Callable[[], list[Step]], minutes: float) -> bool:
         print(f"== {name}: {' '.join(step.command)}", flush=True)
         write_day(day, steps())
         if not day.run(step, left, whole):
-            print(f"-- {name} goes on in the next call", flush=True)
+            print(f"-- {name} continues in the next call", flush=True)
             return False
         row = day.steps[name]
         print(f"   {row['outcome']}, {row['seconds']:.0f} s", flush=True)

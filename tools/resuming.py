@@ -1,4 +1,4 @@
-"""Let pytest record every test as it ends, stop in time, and go on where it stopped.
+"""Let pytest record every test as it ends, stop in time, and continue where it stopped.
 
     MDSSD_RECORD=build/suite.jsonl PYTHONPATH=tools python -m pytest -p resuming tests
 

@@ -2,7 +2,7 @@
 //
 // A level, or without levels the image, has one list of at most 2 * `most` candidates of all classes.
 // A full list drops its lower half and raises its limit. The sigmoid rises with the logit, so the
-// limit becomes one of the logits, and what is below it costs a comparison, without an exponential.
+// limit becomes one of the logits, and a logit below it costs a comparison, without an exponential.
 #pragma once
 
 #include <cmath>

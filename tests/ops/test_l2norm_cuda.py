@@ -17,7 +17,7 @@ def gradients(backend: str, x: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
 
 
 # Each of the first four blocks takes a second tile of 32 pixels. Its threads have more than one
-# channel each, so that nothing but one barrier keeps a warp from the next tile.
+# channel each, so that one barrier alone keeps a warp from the next tile.
 @pytest.mark.nightly("four million numbers on simulated threads")
 def test_a_block_finishes_a_tile_of_many_channels_before_the_next() -> None:
     x = torch.randn(1, 257, 129, 128, generator=torch.Generator().manual_seed(0))
