@@ -77,6 +77,15 @@ void visit_fields(NmsSettings& settings, const Visit& visit) {
 }
 
 template <class Visit>
+void visit_fields(SoftNmsSettings& settings, const Visit& visit) {
+  FIELD(gaussian);
+  FIELD(iou_threshold);
+  FIELD(sigma);
+  FIELD(score_threshold);
+  FIELD(max_detections);
+}
+
+template <class Visit>
 void visit_fields(MergeBoxesSettings& settings, const Visit& visit) {
   FIELD(threshold);
   FIELD(method);
@@ -255,6 +264,7 @@ void bind_cpu(py::module_& module) {
   MDSSD_BIND(encode_targets_cpu);
   MDSSD_BIND(ignore_priors_cpu);
   MDSSD_BIND(nms_cpu);
+  MDSSD_BIND(soft_nms_cpu);
   MDSSD_BIND(merge_boxes_cpu);
   MDSSD_BIND(detection_output_cpu);
   MDSSD_BIND(l2norm_cpu);
@@ -319,6 +329,7 @@ void bind_settings_fields(py::module_& module) {
   MDSSD_FIELDS(IgnorePriorsSettings);
   MDSSD_FIELDS(EncodeTargetsSettings);
   MDSSD_FIELDS(NmsSettings);
+  MDSSD_FIELDS(SoftNmsSettings);
   MDSSD_FIELDS(MergeBoxesSettings);
   MDSSD_FIELDS(MultiboxLossSettings);
   MDSSD_FIELDS(SigmoidFocalLossSettings);

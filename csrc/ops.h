@@ -64,6 +64,14 @@ struct NmsSettings {
   bool ios;              // divide by the area of the smaller box instead of the union's
 };
 
+struct SoftNmsSettings {
+  bool gaussian;          // the decay of scores; if false, it is linear
+  double iou_threshold;   // linear: scores decay above this IoU
+  double sigma;           // gaussian: the width of the decay
+  double score_threshold;  // a box is chosen as long as its score is not below this
+  std::optional<int64_t> max_detections;  // boxes of the result; empty: no limit
+};
+
 // The order is that of METHODS in mdssd/ops/_settings.py.
 enum class MergeMethod : int { kNms, kGreedyNmm, kNmm, kWbf };
 
@@ -162,6 +170,13 @@ void ignore_priors_cpu(const int64_t* marks, const void* ignored, const int64_t*
 // Returns how many entries of keep are set; the others are left as they are.
 int64_t nms_cpu(const void* boxes, const void* scores, const int64_t* idxs, int64_t num_boxes,
                 const NmsSettings& settings, int64_t* keep, DType dtype, int threads);
+
+// boxes [num_boxes, 4] W, scores [num_boxes] W, labels [num_boxes] or null -> keep and
+// kept_scores W, with room for min(num_boxes, max_detections) entries. Returns how many are set; the
+// others are left as they are.
+int64_t soft_nms_cpu(const void* boxes, const void* scores, const int64_t* labels,
+                     int64_t num_boxes, const SoftNmsSettings& settings, int64_t* keep,
+                     void* kept_scores, DType dtype, int threads);
 
 // boxes [num_boxes, 4] W, scores [num_boxes] W, labels and images [num_boxes] or null ->
 // merged_boxes [num_boxes, 4] W, merged_scores [num_boxes] W, index [num_boxes]. Returns how many

@@ -228,6 +228,20 @@ def _nms_padded(
     return (boxes, scores, threshold), {"idxs": idxs, **options}
 
 
+def _soft_nms(
+    generator: Generator,
+    dtype: torch.dtype,
+    n: int,
+    kind: str = "random",
+    classes: int | None = None,
+    **options: Any,
+) -> Any:
+    (boxes, scores, _), _ = _nms(generator, dtype, n, kind)
+    if classes is not None:
+        options["labels"] = torch.randint(-1, classes, (n,), generator=generator) * 10_000_000_000
+    return (boxes, scores), options
+
+
 def _merge_boxes(
     generator: Generator,
     dtype: torch.dtype,
@@ -724,6 +738,45 @@ CASES = [
             "large": Size({"n": 5000}, _SINGLE, benchmark=True),
         },
         exact=(0, 1),
+    ),
+    Case(
+        "soft_nms",
+        _soft_nms,
+        {
+            "empty": Size({"n": 0}),
+            "odd": Size({"n": 65, "classes": 3}),
+            "gaussian": Size({"n": 65, "method": "gaussian"}, _TWO),
+            "large": Size({"n": 4000, "classes": 20}, _SINGLE, benchmark=True),
+        },
+        exact=(0, 1),
+    ),
+    Case(
+        "soft_nms_padded",
+        _soft_nms,
+        {
+            "empty": Size({"n": 0}),
+            "one": Size({"n": 1}),
+            "odd": Size({"n": 129, "classes": 3}),
+            "gaussian": Size({"n": 129, "classes": 3, "method": "gaussian"}),
+            "ties": Size({"n": 65, "kind": "ties", "classes": 2}, _SINGLE),
+            "ties_gaussian": Size({"n": 65, "kind": "ties", "method": "gaussian"}, _SINGLE),
+            "degenerate": Size({"n": 65, "kind": "degenerate"}, _SINGLE),
+            "nan": Size({"n": 65, "kind": "nan", "method": "gaussian"}, _SINGLE),
+            "inf": Size({"n": 65, "kind": "inf"}, _SINGLE),
+            # Every box is kept. A sigma so small that factors become 0.
+            "all": Size(
+                {"n": 65, "method": "gaussian", "sigma": 1e-3, "score_threshold": 0.0}, _TWO
+            ),
+            "limit": Size({"n": 129, "kind": "ties", "classes": 2, "max_detections": 9}, _TWO),
+            # A kernel keeps the boxes of a thread in registers, up to 1024 in all; the C++ code
+            # sorts them along a curve from 128.
+            "in_space": Size({"n": 300, "method": "gaussian"}, _SINGLE),
+            "in_memory": Size({"n": 1100, "max_detections": 20}, _TWO),
+            "large": Size(
+                {"n": 4000, "classes": 20, "method": "gaussian"}, _SINGLE, benchmark=True
+            ),
+        },
+        exact=(0, 1, 2),
     ),
     Case(
         "merge_boxes",

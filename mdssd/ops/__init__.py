@@ -17,6 +17,7 @@ from mdssd.ops.multibox_loss import multibox_loss
 from mdssd.ops.nms import PaddedKeep, batched_nms, nms, nms_padded
 from mdssd.ops.resize import resize
 from mdssd.ops.sigmoid_focal_loss import sigmoid_focal_loss
+from mdssd.ops.soft_nms import PaddedSoftKeep, SoftKeep, soft_nms, soft_nms_padded
 
 __all__ = [
     "Detections",
@@ -24,6 +25,8 @@ __all__ = [
     "MergedBoxes",
     "PaddedKeep",
     "PaddedMergedBoxes",
+    "PaddedSoftKeep",
+    "SoftKeep",
     "Targets",
     "backend",
     "backends",
@@ -47,4 +50,6 @@ __all__ = [
     "nms_padded",
     "resize",
     "sigmoid_focal_loss",
+    "soft_nms",
+    "soft_nms_padded",
 ]

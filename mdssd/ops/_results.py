@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mdssd.ops._settings import DetectionOutputSettings
+from mdssd.ops._settings import DetectionOutputSettings, SoftNmsSettings
 from mdssd.ops._tensors import accumulation_dtype, map_format
 
 
@@ -41,6 +41,18 @@ def new_detections(
         new((*lists, rows), dtype=dtype),
         new((*lists, rows), dtype=torch.int64),
         new(lists, dtype=torch.int64),
+    )
+
+
+def new_soft_keep(boxes: Tensor, settings: SoftNmsSettings) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices, scores and count of `soft_nms_padded`, all zeros."""
+    rows = boxes.shape[0]
+    if settings.max_detections is not None:
+        rows = torch.sym_min(rows, settings.max_detections)
+    return (
+        boxes.new_zeros(rows, dtype=torch.int64),
+        boxes.new_zeros(rows),
+        boxes.new_zeros((), dtype=torch.int64),
     )
 
 

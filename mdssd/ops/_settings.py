@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 # Of `merge_boxes`. The order is that of `enum class MergeMethod` in csrc/ops.h.
 METHODS = ("nms", "greedy_nmm", "nmm", "wbf")
+DECAYS = ("linear", "gaussian")  # of `soft_nms`
 # Of `match_priors`. The order is that of `enum class Force` in csrc/ops.h.
 FORCES = ("best_prior", "low_quality", "none")
 KINDS = ("giou", "diou", "ciou", "nwd")  # of `box_loss`: `enum class BoxLossKind` in csrc
@@ -73,6 +74,16 @@ class NmsSettings(NamedTuple):
     iou_threshold: float  # a box is kept if its IoU with every kept box is at most this
     iou_eps: float  # added to the area of the union
     ios: bool = False  # divide by the area of the smaller box instead of the union's
+
+
+class SoftNmsSettings(NamedTuple):
+    """Settings of `soft_nms` and `soft_nms_padded`."""
+
+    gaussian: bool  # the decay of scores; if False, it is linear
+    iou_threshold: float  # linear: scores decay above this IoU
+    sigma: float  # gaussian: the width of the decay
+    score_threshold: float  # a box is chosen as long as its score is not below this
+    max_detections: int | None  # boxes of the result; None: no limit
 
 
 class MergeBoxesSettings(NamedTuple):

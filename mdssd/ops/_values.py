@@ -26,6 +26,7 @@ from mdssd.ops._settings import (
     MultiboxLossSettings,
     NmsSettings,
     SigmoidFocalLossSettings,
+    SoftNmsSettings,
 )
 
 # The coordinates of boxes in 0-1 stay below this, and the sizes of priors in pixels lie above that.
@@ -201,6 +202,20 @@ def nms(boxes: Tensor, scores: Tensor, idxs: Tensor | None, settings: NmsSetting
 def nms_padded(boxes: Tensor, scores: Tensor, idxs: Tensor | None, settings: NmsSettings) -> None:
     _boxes("nms_padded", "boxes_xyxy", boxes)
     _finite("nms_padded", "scores", scores)
+
+
+def soft_nms(
+    boxes: Tensor, scores: Tensor, labels: Tensor | None, settings: SoftNmsSettings
+) -> None:
+    _boxes("soft_nms", "boxes_xyxy", boxes)
+    _finite("soft_nms", "scores", scores)
+
+
+def soft_nms_padded(
+    boxes: Tensor, scores: Tensor, labels: Tensor | None, settings: SoftNmsSettings
+) -> None:
+    _boxes("soft_nms_padded", "boxes_xyxy", boxes)
+    _finite("soft_nms_padded", "scores", scores)
 
 
 def merge_boxes(

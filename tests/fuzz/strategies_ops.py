@@ -159,6 +159,21 @@ _ARGUMENTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
         }
     ),
     **dict.fromkeys(
+        ("soft_nms", "soft_nms_padded"),
+        st.tuples(
+            st.fixed_dictionaries(
+                {"n": counts, "classes": st.none() | st.integers(0, 4), "kind": kinds}
+            ),
+            _keywords(
+                method=st.sampled_from(["linear", "gaussian"]),
+                iou_threshold=thresholds,
+                sigma=st.sampled_from([1e-6, 0.01, 0.5, 1e6]),
+                score_threshold=thresholds,
+                max_detections=st.none() | st.integers(1, 300),
+            ),
+        ).map(lambda pair: pair[0] | pair[1]),
+    ),
+    **dict.fromkeys(
         ("merge_boxes", "merge_boxes_padded"),
         st.fixed_dictionaries(
             {
@@ -385,6 +400,8 @@ def _keyword_names(op: str) -> list[str]:
         "nms": "iou_eps metric",
         "batched_nms": "iou_eps metric",
         "nms_padded": "iou_eps metric",
+        "soft_nms": "labels method iou_threshold sigma score_threshold max_detections",
+        "soft_nms_padded": "labels method iou_threshold sigma score_threshold max_detections",
         "merge_boxes": "method metric threshold per_class images models",
         "merge_boxes_padded": "method metric threshold per_class images models",
         "l2norm": "eps",

@@ -50,6 +50,8 @@ def call(case: Case, args: list[Any], kwargs: Any) -> tuple[Tensor, ...]:
     if case.op in ("nms", "batched_nms"):
         boxes, scores, *idxs, threshold = args
         return tuple(ops.nms_padded(boxes, scores, threshold, *idxs))
+    if case.op == "soft_nms":
+        return tuple(ops.soft_nms_padded(*args, **kwargs))
     if case.op == "merge_boxes":
         return tuple(ops.merge_boxes_padded(*args, **kwargs))
     results = case(*args, **kwargs)

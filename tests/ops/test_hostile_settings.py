@@ -24,6 +24,8 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "nms": (BOXES, SCORES),
     "batched_nms": (BOXES, SCORES, LABELS),
     "nms_padded": (BOXES, SCORES),
+    "soft_nms": (BOXES, SCORES),
+    "soft_nms_padded": (BOXES, SCORES),
     "merge_boxes": (BOXES, SCORES, LABELS),
     "merge_boxes_padded": (BOXES, SCORES, LABELS),
     "detection_output": (LOC, LOGITS, BOXES),
@@ -43,6 +45,8 @@ NUMBERS: dict[str, list[str]] = {
     "nms": ["iou_threshold", "iou_eps"],
     "batched_nms": ["iou_threshold", "iou_eps"],
     "nms_padded": ["iou_threshold", "iou_eps"],
+    "soft_nms": ["iou_threshold", "sigma", "score_threshold", "max_detections"],
+    "soft_nms_padded": ["iou_threshold", "sigma", "score_threshold", "max_detections"],
     "merge_boxes": ["threshold", "models"],
     "merge_boxes_padded": ["threshold", "models"],
     "detection_output": ["score_threshold", "nms_threshold", "top_k", "max_detections"]
@@ -74,6 +78,8 @@ CHOICES = {
     "nms": ["metric"],
     "batched_nms": ["metric"],
     "nms_padded": ["metric"],
+    "soft_nms": ["method"],
+    "soft_nms_padded": ["method"],
     "merge_boxes": ["method", "metric", "per_class"],
     "merge_boxes_padded": ["method", "metric", "per_class"],
 }

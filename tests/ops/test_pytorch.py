@@ -157,7 +157,7 @@ def assert_vmap_is_a_loop(
 
 
 @pytest.mark.cases(
-    case=lambda case: case.op not in ("nms", "batched_nms", "merge_boxes"),
+    case=lambda case: case.op not in ("nms", "batched_nms", "soft_nms", "merge_boxes"),
     reference=True,
     emulated=(),
 )
@@ -212,6 +212,8 @@ def test_vmap_of_nms_names_the_op_to_use() -> None:
     boxes, scores = torch.rand(2, 5, 4), torch.rand(2, 5)
     with pytest.raises(NotImplementedError, match="nms: torch.func.vmap: .* use nms_padded"):
         torch.func.vmap(lambda b, s: ops.nms(b, s, 0.5))(boxes, scores)
+    with pytest.raises(NotImplementedError, match="soft_nms: torch.func.vmap: .* soft_nms_padded"):
+        torch.func.vmap(ops.soft_nms)(boxes, scores)
     labels, settings = torch.ones(5).long(), {"method": "wbf", "threshold": 0.5}
     with pytest.raises(NotImplementedError, match="merge_boxes: torch.func.vmap: .* merge_boxes_p"):
         torch.func.vmap(lambda b, s: ops.merge_boxes(b, s, labels, **settings))(boxes, scores)

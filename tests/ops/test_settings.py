@@ -73,6 +73,11 @@ float gamma, bool per_image, bool normalise) -> (Tensor, Tensor)
 sigmoid_focal_loss_backward(Tensor grad_loss, Tensor logits, Tensor labels, Tensor normaliser, \
 float positive_weight, float negative_weight, float gamma, bool per_image, bool normalise) \
 -> Tensor
+soft_nms(Tensor boxes_xyxy, Tensor scores, Tensor? labels, bool gaussian, float iou_threshold, \
+float sigma, float score_threshold, int? max_detections) -> (Tensor keep, Tensor scores)
+soft_nms_padded(Tensor boxes_xyxy, Tensor scores, Tensor? labels, bool gaussian, \
+float iou_threshold, float sigma, float score_threshold, int? max_detections) \
+-> (Tensor keep, Tensor scores, Tensor count)
 """
 
 
