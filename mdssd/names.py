@@ -27,6 +27,8 @@ AUTO_PRIORS = "auto"
 FREEZABLE = ("base", "batch-norm")
 # Boxes that training can take for neither objects nor background.
 IGNORABLE = ("cut", "crowd", "difficult")
+# By which measure of a prior and an object training matches them, see `ops.match_priors`.
+MATCH_METRICS = ("iou", "nwd")
 # What boxes refer to where EXIF turns an image. "auto": what the stated size or the format says.
 ORIENTATIONS = ("auto", "upright", "stored")
 # Backends of the operators. Development installs also have "simt", which is for tests only.

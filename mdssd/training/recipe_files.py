@@ -21,7 +21,7 @@ from mdssd.models.options import ModelOptions
 from mdssd.names import AUTO_PRIORS, PRIOR_SCALES
 from mdssd.priors import check_sizes
 from mdssd.system.files import read_regular
-from mdssd.training.settings import WINDOW_SETTINGS, Recipe, shown
+from mdssd.training.settings import MATCH_SETTINGS, WINDOW_SETTINGS, Recipe, shown
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -175,7 +175,8 @@ def combine(
 def format_recipe(model: Mapping[str, Any], recipe: Recipe) -> str:
     """Return all settings of a run, defaults included, as TOML that `read_recipe` can read.
 
-    Those about windows are left out if the run draws none, and ignore if it ignores no boxes.
+    Those about windows are left out if the run draws none, ignore if it ignores no boxes, and
+    those about matching if they have SSD's values.
 
     Args:
         model: options of the model, of which "model" (its name) is required.
@@ -198,6 +199,10 @@ def format_recipe(model: Mapping[str, Any], recipe: Recipe) -> str:
         settings = {name: settings[name] for name in settings if name not in WINDOW_SETTINGS}
     if not recipe.ignore:
         del settings["ignore"]
+    if all(settings[name] == getattr(Recipe, name) for name in MATCH_SETTINGS):
+        settings = {name: settings[name] for name in settings if name not in MATCH_SETTINGS}
+    elif recipe.match_metric != "nwd":
+        del settings["nwd_constant"]
     tables = ({name: options[name] for name in MODEL_OPTIONS}, settings)
     return "\n".join(
         "".join(f"{key} = {_toml(value)}\n" for key, value in table.items() if value is not None)

@@ -9,7 +9,15 @@ from typing import Any
 
 from mdssd.data.tiles import Tiling, make_tiling
 from mdssd.data.windows import WindowDraws
-from mdssd.names import AMP, FREEZABLE, IGNORABLE, INPUT_SIZES, NORMALIZERS, SCHEDULES
+from mdssd.names import (
+    AMP,
+    FREEZABLE,
+    IGNORABLE,
+    INPUT_SIZES,
+    MATCH_METRICS,
+    NORMALIZERS,
+    SCHEDULES,
+)
 from mdssd.priors.maps import InputSize
 
 # Fractions of the run after which the learning rate falls to a tenth and to a hundredth.
@@ -17,6 +25,7 @@ from mdssd.priors.maps import InputSize
 DROPS: dict[str, tuple[float, ...]] = {"mdssd": (1 / 2, 5 / 6), "ssd": (2 / 3, 5 / 6)}
 # The settings that only matter beside `tile`.
 WINDOW_SETTINGS = ("tile_scale", "tile_jitter", "background_share", "min_visible")
+MATCH_SETTINGS = ("match_metric", "match_threshold", "match_top_k", "nwd_constant")
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,12 @@ class Recipe:
         keep: how many of the newest checkpoints stay.
         ignore: boxes that are neither objects nor background, some of "cut", "crowd" and
             "difficult"; see `mdssd.data.Augmentation`.
+        match_metric: "iou", or "nwd" to match priors and objects by their normalised Wasserstein
+            distance, which is above 0 also for those that do not overlap.
+        match_threshold: a prior learns the object with which its IoU or NWD is at least this.
+        match_top_k: so many priors learn each object in any case, in the order of that measure.
+        nwd_constant: the distance, in pixels of the network's input, at which the NWD is 1 / e;
+            the mean side of the objects is usual.
 
     Raises:
         ValueError: a setting is out of range.
@@ -127,6 +142,10 @@ class Recipe:
     save_iterations: int | None = None
     keep: int = 1
     ignore: Sequence[str] = ()
+    match_metric: str = "iou"
+    match_threshold: float = 0.5
+    match_top_k: int = 1
+    nwd_constant: float = 12.8
 
     def __post_init__(self) -> None:
         for name, what, known in (
@@ -160,6 +179,11 @@ class Recipe:
                     f"Recipe: {name}: expected one of {', '.join(map(str, choices))}; "
                     f"got {shown(value)}"
                 )
+        if self.match_metric != "nwd" and self.nwd_constant != Recipe.nwd_constant:
+            raise ValueError(
+                "Recipe: nwd_constant: needs the match_metric nwd, got "
+                f"match_metric={shown(self.match_metric)}"
+            )
         self._check_drops()
         self._check_tile()
         object.__setattr__(self, "drops", None if self.drops is None else tuple(self.drops))
@@ -260,6 +284,16 @@ _RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
         "a whole number from 1",
         lambda value: _is_whole(value) and value >= 1,
     ),
+    (
+        "match_top_k",
+        "a whole number from 1 to 1000",
+        lambda value: _is_whole(value) and 1 <= value <= 1000,
+    ),
+    (
+        "nwd_constant",
+        "a number of pixels from 0.1 to 10000",
+        lambda value: _is_number(value) and 0.1 <= value <= 10_000,
+    ),
     ("warmup seed", "a whole number from 0", lambda value: _is_whole(value) and value >= 0),
     (
         "minutes lr clip_gradient bias_lr_factor",
@@ -298,7 +332,7 @@ _RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ),
     ("expand", "a number of at least 1", lambda value: _is_number(value) and value >= 1),
     (
-        "crop_min_scale min_visible",
+        "crop_min_scale min_visible match_threshold",
         "a number above 0 and at most 1",
         lambda value: _is_number(value) and 0 < value <= 1,
     ),
@@ -307,4 +341,5 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "schedule": SCHEDULES,
     "normalizer": NORMALIZERS,
     "amp": (None, *AMP),
+    "match_metric": MATCH_METRICS,
 }

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mdssd import ops
 from mdssd.models import SingleShotDetector
+from mdssd.priors.maps import width_height
 from mdssd.system import distributed
 from mdssd.training.settings import Recipe
 
@@ -67,6 +68,7 @@ class TrainingStep:
         self._settings = settings
         # The losses are in float32, whatever smaller type the weights have.
         self._dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
+        self._pixels = torch.tensor(width_height(model.input_size) * 2).to(model.priors)
         self._parallel: DistributedDataParallel | None = None
         if distributed.running():
             self._parallel = DistributedDataParallel(model, gradient_as_bucket_view=True)
@@ -123,7 +125,7 @@ class TrainingStep:
             ignored, _ = _upload(_chosen(boxes_xyxy, others), _chosen(labels, others), device)
             boxes_xyxy, labels = _chosen(boxes_xyxy, objects), _chosen(labels, objects)
         boxes_xyxy, labels = _upload(boxes_xyxy, labels, device)
-        targets = ops.encode_targets(boxes_xyxy, labels, self.model.priors, ignored_xyxy=ignored)
+        targets = self._targets(boxes_xyxy, labels, ignored)
         parts = max(1, min(self._settings.accumulate, len(images)))
         split = [
             tensor.tensor_split(parts)
@@ -142,6 +144,23 @@ class TrainingStep:
                 self._scaler.scale(losses.sum()).backward()
         loc, conf, count = read()
         return Losses(loc, conf, round(count))
+
+    def _targets(
+        self, boxes_xyxy: list[Tensor], labels: list[Tensor], ignored_xyxy: list[Tensor] | None
+    ) -> ops.Targets:
+        """Return what the network is to learn. The boxes are fractions of the image."""
+        settings, priors = self._settings, self.model.priors
+        rules: dict[str, Any] = {"top_k": settings.match_top_k}
+        if settings.match_metric == "nwd":
+            # A distance needs the same unit along both axes. Offsets do not depend on the unit.
+            rules |= {"metric": "nwd", "nwd_constant": settings.nwd_constant}
+            priors = priors * self._pixels
+            boxes_xyxy = [boxes * self._pixels for boxes in boxes_xyxy]
+            if ignored_xyxy is not None:
+                ignored_xyxy = [boxes * self._pixels for boxes in ignored_xyxy]
+        return ops.encode_targets(
+            boxes_xyxy, labels, priors, settings.match_threshold, ignored_xyxy=ignored_xyxy, **rules
+        )
 
     def update(self, lr: float, iteration: int) -> None:
         """Apply the gradients. `iteration` counts from 0 and sets the decay of the average."""

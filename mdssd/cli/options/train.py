@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from mdssd.cli import values
+from mdssd.cli.options.matching import add_matching_options
 from mdssd.cli.options.shared import (
     DATA,
     IMAGE_DIR,
@@ -68,6 +69,7 @@ def add_to(verbs: Verbs) -> None:
     _add_model_options(parser.add_argument_group("model"))
     _add_optimiser_options(parser.add_argument_group("optimiser"))
     _add_ignore_option(add_augmentation_options(parser))
+    add_matching_options(parser)
     _add_window_options(parser.add_argument_group("windows, for small objects in large images"))
     _add_run_options(parser.add_argument_group("run"))
     _add_speed_options(parser.add_argument_group("speed and memory"))
