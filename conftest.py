@@ -208,7 +208,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _simt_order(request: pytest.FixtureRequest) -> None:
     # Set before each test, so that a test has the same order alone and among others.
     if _modules.simt is not None:
-        _modules.simt.set_shuffle(request.config.getoption("simt_shuffle"))
+        seed = request.config.getoption("simt_shuffle")
+        _modules.simt.set_shuffle(seed)
+        # torch.empty then returns NaN and large numbers: memory that no kernel wrote shows.
+        torch.use_deterministic_algorithms(seed > 0, warn_only=True)
 
 
 # The same examples in every run, so that a test does not fail by chance; new ones every night.
