@@ -6,8 +6,8 @@ import os
 import re
 import statistics
 import subprocess
-import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.stored import PRETENDED, ROOT
+from benchmarks.turns import Side, Slice, Times, median
 
 # These settings make glibc keep freed memory. Otherwise it returns every large buffer to the system
 # and faults it in again, which slows eager PyTorch down by up to 25 times. glibc reads them when a
@@ -106,18 +107,6 @@ def _said(*command: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def seconds_of(call: Callable[[], Any], device: str, rounds: int = 10) -> float:
-    """Return the median time of `rounds` calls, after one untimed call."""
-    times = []
-    for _ in range(rounds + 1):
-        synchronise(device)
-        start = time.perf_counter()
-        call()
-        synchronise(device)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
-
-
 def device_microseconds(call: Callable[[], Any], capture: bool) -> float:
     """Return the time of a call on an NVIDIA GPU without most of the host's part.
 
@@ -147,55 +136,101 @@ def device_microseconds(call: Callable[[], Any], capture: bool) -> float:
     return statistics.median(times)
 
 
+_COPY, _MATMUL = "copy", "torch.mm"
+
+
 class Ceilings:
-    """The rates of copying and multiplying that bound every kernel, measured on first use."""
+    """The rates of copying and multiplying that bound every kernel.
+
+    They are sides of the rows, so that a moment in which the machine is slow slows them as well.
+    """
 
     def __init__(self) -> None:
-        self.copied: dict[tuple[str, int], float] = {}
-        self.multiplied: dict[tuple[str, str], float] = {}
+        self.copied: dict[tuple[str, int], list[float]] = defaultdict(list)
+        self.multiplied: dict[tuple[str, str], list[float]] = defaultdict(list)
 
-    def bandwidth(self, device: str, moved: int) -> float:
-        """Return the bytes per second, read and written, of a copy that moves `moved` bytes.
+    def sides(self, device: str, moved: int, flops: float, dtype: torch.dtype) -> dict[str, Side]:
+        """Return a copy of `moved` bytes, read and written, and a product of two matrices.
 
-        The size is rounded up to a power of two from 1 MiB to 256 MiB, so that a copy fits into the
-        same cache as the kernel's data.
+        The copy has the size of the kernel's data, from 1 MiB to 256 MiB, so that it fits into the
+        same cache. On a GPU short copies are repeated, as launching one takes longer.
         """
-        size = 2 ** min(max((moved - 1).bit_length(), 20), 28)
-        if (device, size) not in self.copied:
+        sides = {}
+        if moved:
+            size, calls = _copy_size(moved, device)
             source = torch.zeros(size // 8, device=device)  # half is read, half is written
             target = torch.ones_like(source)
-            calls = max(1, 2**25 // size)
 
             def copy() -> None:
                 for _ in range(calls):
                     target.copy_(source)
+                synchronise(device)
 
-            self.copied[device, size] = calls * size / seconds_of(copy, device)
-        return self.copied[device, size]
-
-    def flops(self, device: str, dtype: torch.dtype) -> float:
-        """Return the operations per second of torch.mm; a multiply-add counts as two."""
-        key = (device, str(dtype).removeprefix("torch."))
-        if key not in self.multiplied:
-            side = 1024 if device == "cpu" or pretended() else 8192
+            sides[_COPY] = Side(copy)
+        if flops:
+            side = _matrix_side(device)
             a = torch.randn(side, side, device=device).to(dtype)
-            seconds = seconds_of(lambda: torch.mm(a, a), device)
-            self.multiplied[key] = 2 * side**3 / seconds
-        return self.multiplied[key]
 
-    def floor(self, device: str, moved: int, flops: float, dtype: torch.dtype) -> float:
-        """Return the least time for moving `moved` bytes and executing `flops` operations."""
-        seconds = moved / self.bandwidth(device, moved) if moved else 0.0
-        return max(seconds, flops / self.flops(device, dtype) if flops else 0.0)
+            def multiply() -> None:
+                torch.mm(a, a)
+                synchronise(device)
+
+            sides[_MATMUL] = Side(multiply)
+        return sides
+
+    def floor(
+        self,
+        times: Mapping[str, Times],
+        sides: Mapping[str, Side],
+        device: str,
+        moved: int,
+        flops: float,
+        dtype: torch.dtype,
+    ) -> Times:
+        """Return the least time of each round for moving `moved` bytes and `flops` operations.
+
+        Args:
+            times: Those of a row whose sides include `sides`, the result of the method `sides`.
+        """
+        floors = []
+        if _COPY in sides:
+            size, calls = _copy_size(moved, device)
+            rate = calls * size / median(times[_COPY])
+            self.copied[device, 2 ** (size - 1).bit_length()].append(rate)
+            floors.append((times[_COPY], moved / (calls * size)))
+        if _MATMUL in sides:
+            operations = 2 * _matrix_side(device) ** 3
+            key = (device, str(dtype).removeprefix("torch."))
+            self.multiplied[key].append(operations / median(times[_MATMUL]))
+            floors.append((times[_MATMUL], flops / operations))
+        rounds = set.intersection(*(set(part) for part, _ in floors)) if floors else set()
+        return {
+            r: Slice(
+                max(part[r].seconds * factor for part, factor in floors),
+                max(part[r].waited for part, _ in floors),
+            )
+            for r in sorted(rounds)
+        }
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the median rates of all rows, by device and by size or type."""
         return {
             "copy": [
-                {"device": device, "bytes": size, "bytes_per_second": rate}
-                for (device, size), rate in sorted(self.copied.items())
+                {"device": d, "bytes": size, "bytes_per_second": statistics.median(rates)}
+                for (d, size), rates in sorted(self.copied.items())
             ],
             "matmul": [
-                {"device": device, "dtype": dtype, "flops": rate}
-                for (device, dtype), rate in sorted(self.multiplied.items())
+                {"device": d, "dtype": dtype, "flops": statistics.median(rates)}
+                for (d, dtype), rates in sorted(self.multiplied.items())
             ],
         }
+
+
+def _copy_size(moved: int, device: str) -> tuple[int, int]:
+    """Return the bytes of a copy, and how many copies make one call."""
+    size = min(max(8 * (moved // 8), 2**20), 2**28)
+    return size, 1 if device == "cpu" else max(1, 2**25 // size)
+
+
+def _matrix_side(device: str) -> int:
+    return 512 if device == "cpu" or pretended() else 4096

@@ -5,6 +5,7 @@ python -m benchmarks.report [FILE ...]    use these files, or the newest of benc
 python -m benchmarks.report --keep FILE   store a run's JSON there, named after the machine
 python -m benchmarks.report --add FILE    replace or add rows in the stored JSON of the machine
 python -m benchmarks.report --gpu-day FILE  store what tools/gpu_day.py measured, write the page
+python -m benchmarks.report --compare A B   list the ratios of two runs that differ by more than 15%
 
 The newest run on a GPU also gives the table of README.md, between the lines `README_MARKS`.
 """
@@ -28,6 +29,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 from benchmarks.stored import ROOT, Row, Run, add, keep, load, newest, refuse_pretended
 from mdssd.system.files import atomic_write
 
+ALIKE = 1.15  # ratios of two runs that differ by at most this factor are alike
 FIRST = ("mdssd cpp", "mdssd cuda")  # the default backends
 OURS, OTHERS = "#1f5fa8", "#b4b8bd"
 README_MARKS = ("<!-- from benchmarks/report.py -->", "<!-- end -->")
@@ -43,12 +45,17 @@ How to read the tables:
 - Times are medians in milliseconds. The number in brackets says how many times longer a tool takes
   than mdssd's default backend for the same input in the same run. Only these ratios carry over to
   another machine.
+- The tools of a row take turns: a round times each of them once, in a shuffled order, so that what
+  slows the machine down slows all of them down. The ratio is the median of the rounds' ratios, of
+  those without other processes on the cores if there are enough, and ± is its 95% interval. A row
+  with more than 7% is measured up to three times and then marked as wide, and as disturbed if other
+  processes had the cores in most of its rounds.
 - Every row was checked against the plain PyTorch reference before it was timed. A note below a
   table names the tools that do less than mdssd, or something different.
 - Share of the floor: the shortest possible time, divided by the measured time. The shortest
   possible time is that of a copy of all bytes that any implementation must move, or that of
-  `torch.mm` for as many operations. The copy has the size of the data, so if the data fits a
-  cache, so does the copy.
+  `torch.mm` for as many operations. Both take turns with the tools. The copy has the size of the
+  data, so if the data fits a cache, so does the copy.
 - "on the device" leaves out the host's part of a call. It is measured in a CUDA graph if the call
   can be captured.
 
@@ -112,11 +119,28 @@ def unique(items: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(items))
 
 
+def ratio(row: Row, base: Row, inverse: bool = False) -> str:
+    """Format the ratio of a row's time to that of `base`, and its spread if it was measured.
+
+    Args:
+        inverse: Format the ratio of the rates instead.
+    """
+    value = row.info.get("ratio", row.median / base.median)
+    text = f"{number(1 / value if inverse else value)}x"
+    if "spread" in row.info:
+        text += f" ±{100 * row.info['spread']:.0f}%" + marks(row.info)
+    return text
+
+
+def marks(info: dict[str, Any]) -> str:
+    return "".join(f", {name}" for name in ("wide", "disturbed") if info.get(name))
+
+
 def milliseconds(row: Row, base: Row | None) -> str:
     """Format a row's time, and its ratio to the time of `base`."""
     text = number(1000 * row.median)
     if base and base is not row:
-        text += f" ({number(row.median / base.median)}x)"
+        text += f" ({ratio(row, base)})"
     if "device_us" in row.info:
         text += f"; on the device {number(row.info['device_us'] / 1000)}"
     return text if row.rounds >= 20 else f"{text}, {row.rounds} rounds"
@@ -125,7 +149,9 @@ def milliseconds(row: Row, base: Row | None) -> str:
 def share(row: Row | None) -> str:
     if row is None or "floor_share" not in row.info:
         return "-"
-    return f"{100 * row.info['floor_share']:.0f}%"
+    return f"{100 * row.info['floor_share']:.0f}%" + (
+        ", wide" if row.info.get("floor_wide") else ""
+    )
 
 
 def peers_table(rows: list[Row], first_ours: bool = True) -> list[str]:
@@ -158,13 +184,14 @@ def rate_table(rows: list[Row]) -> list[str]:
     peers = unique(r.peer for r in rows)
     body = []
     for name in unique(r.row for r in rows):
-        found = {r.peer: r.info["images"] / r.median for r in rows if r.row == name}
+        found = {r.peer: r for r in rows if r.row == name}
         base = found.get(peers[0])
         body.append([name])
         for peer in peers:
-            text = number(found[peer]) if peer in found else "-"
-            if peer in found and base and peer != peers[0]:
-                text += f" ({number(found[peer] / base)}x)"
+            row = found.get(peer)
+            text = number(row.info["images"] / row.median) if row else "-"
+            if row and base and row is not base:
+                text += f" ({ratio(row, base, inverse=True)})"
             body[-1].append(text)
     return table(["JPEG, images/s", *peers], body)
 
@@ -484,6 +511,37 @@ def write_readme(run: Run, readme: Path) -> bool:
     return True
 
 
+def compare(first: Path, second: Path) -> bool:
+    """Print how the ratios of two runs differ; return whether all differ by at most `ALIKE`.
+
+    A share of the floor is a ratio as well: that of a copy or a product to the row's first side.
+    """
+    runs = []
+    for path in (first, second):
+        rows = {row.key: row.info for row in load(path).rows}
+        found = {key: info for key, info in rows.items() if "ratio" in info}
+        for key, info in rows.items():
+            if "ratio" not in info and "floor_share" in info:
+                names = {"ratio": "floor_share", "spread": "floor_spread", "wide": "floor_wide"}
+                found[(*key, "share of floor")] = {a: info[b] for a, b in names.items()}
+        runs.append(found)
+    both = [key for key in runs[0] if key in runs[1]]
+    off = {key: abs(math.log(runs[1][key]["ratio"] / runs[0][key]["ratio"])) for key in both}
+    worse = [key for key in sorted(both, key=off.__getitem__) if off[key] > math.log(ALIKE)]
+    for key in worse:
+        texts = [
+            f"{number(run[key]['ratio'])} ±{100 * run[key]['spread']:.0f}%" + marks(run[key])
+            for run in runs
+        ]
+        print(f"{', '.join(key)}: {texts[0]} and {texts[1]}")
+    marked = [key for key in worse if any(marks(run[key]) for run in runs)]
+    print(
+        f"{len(both)} ratios in both; {len(both) - len(worse)} differ by at most "
+        f"{100 * (ALIKE - 1):.0f}%; of the other {len(worse)}, {len(marked)} are marked"
+    )
+    return not worse
+
+
 def publish(paths: Sequence[Path], root: Path) -> None:
     """Write docs/benchmarks.md, and the table of README.md if one of the runs was on a GPU."""
     print(write(paths, root / "docs"))
@@ -504,6 +562,7 @@ def main() -> int:
     store.add_argument("--keep", type=Path, metavar="FILE", help="store a run's JSON instead")
     store.add_argument("--add", type=Path, metavar="FILE", help="add its rows to the stored JSON")
     store.add_argument("--gpu-day", type=Path, metavar="FILE", help="store it, then write the page")
+    store.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two runs' ratios")
     parser.add_argument("--folder", type=Path, help="write there, as if it were this repository")
     options = parser.parse_args()
     root = options.folder or ROOT
@@ -513,6 +572,8 @@ def main() -> int:
             print(keep(options.keep, results))
         elif options.add:
             print(add(options.add, results))
+        elif options.compare:
+            return 0 if compare(*options.compare) else 1
         elif options.gpu_day:
             print(keep(options.gpu_day, results))
             publish(newest(results), root)

@@ -31,6 +31,10 @@ class Row:
     info: dict[str, Any]
 
     @property
+    def key(self) -> tuple[str, ...]:
+        return key_of(self.info)
+
+    @property
     def ours(self) -> bool:
         return self.peer.startswith("mdssd ")
 
@@ -54,6 +58,11 @@ class Run:
     day: dict[str, Any] = field(default_factory=dict)
 
 
+def key_of(info: dict[str, Any]) -> tuple[str, ...]:
+    """Return what identifies a row and its side among those of one machine."""
+    return tuple(info[name] for name in ("op", "row", "peer", "device", "dtype"))
+
+
 def load(path: Path) -> Run:
     """Read a run. Raises ValueError if the file is not the JSON of these benchmarks."""
     data = json.loads(path.read_text())
@@ -61,7 +70,7 @@ def load(path: Path) -> Run:
         raise ValueError(f"{path}: not the JSON of `pytest benchmarks/ --benchmark-json`")
     rows = [
         Row(
-            *(entry["extra_info"][key] for key in ("op", "row", "peer", "device", "dtype")),
+            *key_of(entry["extra_info"]),
             *(entry["stats"][key] for key in ("median", "mean", "rounds")),
             entry["extra_info"],
         )
@@ -108,7 +117,7 @@ def keep(path: Path, folder: Path) -> Path:
 
 
 def add(path: Path, folder: Path) -> Path:
-    """Add a run's rows to the stored file of its machine; they replace rows of the same name.
+    """Add a run's rows to the stored file of its machine; they replace the same sides of a row.
 
     Each row records its run, with the versions that differ from those of the stored file.
     Raises ValueError if there is no stored file.
@@ -124,8 +133,8 @@ def add(path: Path, folder: Path) -> Path:
     label = ", ".join([f"commit {run.about['commit'][:12]}", run.date, *newer])
     for entry in data["benchmarks"]:
         entry["extra_info"]["run"] = label
-    names = {entry["name"] for entry in data["benchmarks"]}
-    others = [entry for entry in kept["benchmarks"] if entry["name"] not in names]
+    new = {key_of(entry["extra_info"]) for entry in data["benchmarks"]}
+    others = [entry for entry in kept["benchmarks"] if key_of(entry["extra_info"]) not in new]
     _write({**kept, "benchmarks": others + data["benchmarks"]}, target)
     return target
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import nullcontext
+from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -28,6 +29,8 @@ from torch import Tensor
 
 from benchmarks import generators
 from benchmarks.peers.detection import Found, differences
+from benchmarks.rows import Sides
+from benchmarks.turns import Side
 from mdssd import ops
 from mdssd.integrations import lufficc, nvidia, qfgaohao, ssd_pytorch, torchvision
 
@@ -39,6 +42,18 @@ class _Made(NamedTuple):
     targets: tuple[Any, ...]
     call: Callable[[], Any]
     found: Callable[[Any], Found] = Found._make  # converts a call's result
+
+
+# Whether the codebase is patched
+_SIDES = Sides("cpu", {"mdssd cpp": True, "its own way": False})
+
+
+def _prepare(made: _Made, check: Callable[[], None], peer: str, patched: bool) -> Side:
+    """Return a side that patches the codebase for each of its turns, or not at all."""
+    around = partial(made.adapter.patch, *made.targets) if patched else nullcontext
+    with around():
+        check()
+    return Side(made.call, around)
 
 
 def _package(name: str) -> ModuleType:
@@ -121,13 +136,11 @@ def native_nms(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchvision_ssd.torchvision.ops.boxes, "batched_nms", batched_nms)
 
 
-@pytest.mark.parametrize("patched", [True, False], ids=["mdssd", "own"])
 @pytest.mark.parametrize("candidates", [500, None], ids=["trained", "untrained"])
 @pytest.mark.parametrize("codebase", _DETECTIONS)
 def test_post_processing(
     codebase: str,
     candidates: int | None,
-    patched: bool,
     native_nms: None,
     measure: Callable[..., None],
 ) -> None:
@@ -135,25 +148,24 @@ def test_post_processing(
     x = generators.network_output("ssd300", _CLASSES, candidates)
     made = _DETECTIONS[codebase](x)
     want = made.found(made.call())
-    with ExitStack() as stack:
-        if patched:
-            stack.enter_context(made.adapter.patch(*made.targets))
-        scale = torch.tensor(_SIDE if float(want.boxes.max()) > 10 else 1)
-        got, want = (Found(f.boxes / scale, *f[1:]) for f in (made.found(made.call()), want))
-        assert not (lines := differences(got, want)), "\n".join(lines[:10])
-        measure(
-            made.call,
-            op="post-processing of other codebases",
-            row=f"{codebase}, {'trained' if candidates else 'untrained'}",
-            peer="mdssd cpp" if patched else "its own way",
-            device="cpu",
-            dtype=torch.float32,
-            shape=str(list(x.logits.shape)),
-        )
+    scale = torch.tensor(_SIDE if float(want.boxes.max()) > 10 else 1)
+
+    def check() -> None:
+        pair = made.found(made.call()), want
+        got, expected = (Found(f.boxes / scale, *f[1:]) for f in pair)
+        assert not (lines := differences(got, expected)), "\n".join(lines[:10])
+
+    measure(
+        _SIDES,
+        partial(_prepare, made, check),
+        op="post-processing of other codebases",
+        row=f"{codebase}, {'trained' if candidates else 'untrained'}",
+        dtype=torch.float32,
+        shape=str(list(x.logits.shape)),
+    )
 
 
-@pytest.mark.parametrize("patched", [True, False], ids=["mdssd", "own"])
-def test_ssd_pytorch_nms(patched: bool, measure: Callable[..., None]) -> None:
+def test_ssd_pytorch_nms(measure: Callable[..., None]) -> None:
     """Run only NMS, on all priors for one class."""
     x = generators.network_output("ssd300", _CLASSES, None)
     boxes, scores = ops.decode_boxes(x.loc, x.priors)[0], x.logits[0].softmax(-1)[:, 1].contiguous()
@@ -164,20 +176,19 @@ def test_ssd_pytorch_nms(patched: bool, measure: Callable[..., None]) -> None:
         return result
 
     want, count = call()
-    with ExitStack() as stack:
-        if patched:
-            stack.enter_context(ssd_pytorch.patch(_package("ssd_pytorch.layers")))
+
+    def check() -> None:
         got, kept = call()
         assert kept == count and torch.equal(got[:count], want[:count])
-        measure(
-            call,
-            op="post-processing of other codebases",
-            row="ssd.pytorch, NMS alone, untrained",
-            peer="mdssd cpp" if patched else "its own way",
-            device="cpu",
-            dtype=torch.float32,
-            shape=str(list(boxes.shape)),
-        )
+
+    measure(
+        _SIDES,
+        partial(_prepare, _Made(ssd_pytorch, (_package("ssd_pytorch.layers"),), call), check),
+        op="post-processing of other codebases",
+        row="ssd.pytorch, NMS alone, untrained",
+        dtype=torch.float32,
+        shape=str(list(boxes.shape)),
+    )
 
 
 # --- targets and loss ----------------------------------------------------------------------------
@@ -275,24 +286,22 @@ def _flat(value: Any) -> Iterable[Tensor]:
             yield from _flat(item)
 
 
-@pytest.mark.parametrize("patched", [True, False], ids=["mdssd", "own"])
 @pytest.mark.parametrize("what", _TRAINING)
-def test_training(what: str, patched: bool, measure: Callable[..., None]) -> None:
+def test_training(what: str, measure: Callable[..., None]) -> None:
     """Run the losses, forward and backward, and the matching."""
     x, truth = generators.loss_input("ssd300", _IMAGES, _CLASSES), generators.truth(_IMAGES, 10)
     made = _TRAINING[what](x, truth)
     want = made.call()
-    with ExitStack() as stack:
-        if patched:
-            stack.enter_context(made.adapter.patch(*made.targets))
+
+    def check() -> None:
         for g, w in zip(_flat(made.call()), _flat(want), strict=True):
             torch.testing.assert_close(g, w, rtol=1e-4, atol=1e-6)
-        measure(
-            made.call,
-            op="training of other codebases",
-            row=f"{what}, {_IMAGES} images",
-            peer="mdssd cpp" if patched else "its own way",
-            device="cpu",
-            dtype=torch.float32,
-            shape=str(list(x.logits.shape)),
-        )
+
+    measure(
+        _SIDES,
+        partial(_prepare, made, check),
+        op="training of other codebases",
+        row=f"{what}, {_IMAGES} images",
+        dtype=torch.float32,
+        shape=str(list(x.logits.shape)),
+    )

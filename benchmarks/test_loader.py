@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from benchmarks.peers import augmentation
+from benchmarks.rows import Sides, by_device
 from mdssd.data import Augmentation, SyntheticScenes, TrainingSet, subtract_mean
 from mdssd.data.images import read_bytes
 from mdssd.data.photos import PhotoDataset
@@ -83,21 +84,23 @@ _WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", _WAYS)
-def test_loader(way: str, photos: _Photos, measure: Callable[..., None]) -> None:
+@pytest.mark.parametrize("sides", by_device(Sides("cpu", _WAYS)))
+def test_loader(sides: Sides, photos: _Photos, measure: Callable[..., None]) -> None:
     """Augment 32 JPEG files as SSD does, to 300 x 300."""
-    item = _WAYS[way](photos)
-    _check(way, item, photos)
     side = cv2.imread(str(photos.image_path(0))).shape[0]
+
+    def prepare(way: str, make: Callable[[_Photos], Callable[[int], Any]]) -> Callable[[], Any]:
+        item = make(photos)
+        _check(way, item, photos)
+        return lambda: [item(k) for k in range(_IMAGES)]
+
     measure(
-        lambda: [item(k) for k in range(_IMAGES)],
+        sides,
+        prepare,
         op="loader",
         row=f"{side} x {side}",
-        peer=way,
-        device="cpu",
         dtype=torch.float32,
         shape=f"[{_IMAGES}, 3, {_SIZE}, {_SIZE}]",
-        rounds=5,
         images=_IMAGES,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import mdssd
 from benchmarks.generators import at_most
 from benchmarks.machine import cpu_flags, pretended
 from benchmarks.peers import need, network
-from benchmarks.rows import contenders, params
+from benchmarks.rows import Sides, by_device, contenders, ours
 from mdssd import ops
 from mdssd.models.build import input_size
 
@@ -88,32 +89,34 @@ def _measure_network(
     name: str,
     batch: int,
     dtype: torch.dtype,
-    peer: str,
-    make: Callable[..., Any],
-    device: str,
+    sides: Sides,
     **more: Any,
 ) -> None:
-    if dtype == torch.bfloat16 and device == "cpu" and not _BF16 & cpu_flags():
+    if dtype == torch.bfloat16 and sides.device == "cpu" and not _BF16 & cpu_flags():
         pytest.skip("this processor has no instructions for bfloat16")
     batch = at_most(batch, 2)
     weights, want, flops = _expected(name, batch)
-    model = _with_weights(name, weights)
-    images = _images(name, batch).to(device, dtype)
-    call = make(model, images)
-    _check(call(), want, dtype)
-    elements = sum(p.numel() for p in model.parameters()) + images.numel()
-    elements += sum(part.numel() for part in want)
+    images = _images(name, batch).to(sides.device, dtype)
+
+    def prepare(peer: str, make: Callable[..., Any]) -> Callable[[], Any]:
+        if peer == "torch.compile" and sides.device == "cpu" and name.endswith("512"):
+            pytest.skip("takes minutes to compile on a CPU; measured at 300 only")
+        call: Callable[[], Any] = make(_with_weights(name, weights), images)
+        _check(call(), want, dtype)
+        return call
+
+    elements = sum(p.numel() for p in _with_weights(name, weights).parameters())
+    elements += images.numel() + sum(part.numel() for part in want)
     measure(
-        call,
+        sides,
+        prepare,
         op="network",
         row=f"{name}, batch {batch}",
-        peer=peer,
-        device=device,
         dtype=dtype,
         shape=str(list(images.shape)),
         moved=elements * images.element_size(),
         flops=flops,
-        capture=peer.startswith("mdssd"),
+        capture=ours,
         **more,
     )
 
@@ -122,33 +125,27 @@ _PEERS = contenders(network.mdssd, network.PEERS, network.ON_GPU)
 _OURS = contenders(network.mdssd, {})
 
 
-@pytest.mark.parametrize("peer, make, device", _PEERS)
+@pytest.mark.parametrize("sides", _PEERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["ssd300", "mdssd300", "ssd512", "mdssd512"])
 def test_network(
     name: str,
     dtype: torch.dtype,
-    peer: str,
-    make: Callable[..., Any],
-    device: str,
+    sides: Sides,
     measure: Callable[..., None],
 ) -> None:
     """Run a network on one image."""
-    if peer == "torch.compile" and device == "cpu" and name.endswith("512"):
-        pytest.skip("takes minutes to compile on a CPU; measured at 300 only")
-    _measure_network(measure, name, 1, dtype, peer, make, device)
+    _measure_network(measure, name, 1, dtype, sides)
 
 
-@pytest.mark.parametrize("peer, make, device", _OURS)
+@pytest.mark.parametrize("sides", _OURS)
 @pytest.mark.parametrize("batch", [1, 2, 4, 8, 32])
-def test_network_by_batch(
-    batch: int, peer: str, make: Callable[..., Any], device: str, measure: Callable[..., None]
-) -> None:
-    if device == "cpu" and batch > 4:
+def test_network_by_batch(batch: int, sides: Sides, measure: Callable[..., None]) -> None:
+    if sides.device == "cpu" and batch > 4:
         pytest.skip("takes seconds per call on a CPU, where latency grows with the batch")
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    dtype = torch.bfloat16 if sides.device == "cuda" else torch.float32
     more = {"axis": "batch", "x": batch}
-    _measure_network(measure, "mdssd300", batch, dtype, peer, make, device, **more)
+    _measure_network(measure, "mdssd300", batch, dtype, sides, **more)
 
 
 # Frames per second of the paper's MDSSD on a GTX 1080 Ti, batch 1, NMS included.
@@ -158,37 +155,46 @@ _IMAGES = {("mdssd300", "cuda"): 2000, ("mdssd512", "cuda"): 2000,
            ("mdssd300", "cpu"): 10, ("mdssd512", "cpu"): 5}  # fmt: skip
 
 
-_RUNTIMES = [("eager", "cpu"), ("openvino", "cpu"), ("eager", "cuda"), ("graph", "cuda")]
+def _runtimes(device: str, *names: str) -> Sides:
+    return Sides(device, {f"mdssd Detector, {name}": name for name in names})
 
 
-@pytest.mark.parametrize("runtime, device", params(_RUNTIMES))
+_RUNTIMES = by_device(_runtimes("cpu", "eager", "openvino"), _runtimes("cuda", "eager", "graph"))
+
+
+@pytest.mark.parametrize("sides", _RUNTIMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", list(_TARGETS))
 def test_detector(
-    name: str, dtype: torch.dtype, runtime: str, device: str, measure: Callable[..., None]
+    name: str, dtype: torch.dtype, sides: Sides, measure: Callable[..., None]
 ) -> None:
     """Detect objects in photographs of 500 x 375 in memory, one at a time, as the paper does."""
-    if dtype == torch.bfloat16 and device == "cpu" and not _BF16 & cpu_flags():
+    if dtype == torch.bfloat16 and sides.device == "cpu" and not _BF16 & cpu_flags():
         pytest.skip("this processor has no instructions for bfloat16")
-    for package in ("simplejpeg", "defusedxml", *(["openvino"] if runtime == "openvino" else [])):
+    for package in ("simplejpeg", "defusedxml"):
         need(package)
     random = np.random.default_rng(0)
     photos = [random.integers(0, 256, (375, 500, 3), np.uint8) for _ in range(8)]
     weights, _, flops = _expected(name, 1)
-    detector = mdssd.Detector(
-        _with_weights(name, weights), device=device, batch_size=1, runtime=runtime, dtype=dtype
-    )
-    together, alone = detector(photos[:2]), [detector(photo)[0] for photo in photos[:2]]
-    for a, b in zip(together, alone, strict=True):
-        torch.testing.assert_close(a, b)
-    images = _IMAGES[name, device]
-    turn = iter(range(10 * images))
+
+    def prepare(peer: str, runtime: str) -> Callable[[], Any]:
+        if runtime == "openvino":
+            need(runtime)
+        model = _with_weights(name, weights)
+        options: dict[str, Any] = {"device": sides.device, "runtime": runtime, "dtype": dtype}
+        detector = mdssd.Detector(model, batch_size=1, **options)
+        together, alone = detector(photos[:2]), [detector(photo)[0] for photo in photos[:2]]
+        for a, b in zip(together, alone, strict=True):
+            torch.testing.assert_close(a, b)
+        turn = count()
+        return lambda: detector(photos[next(turn) % len(photos)])
+
+    images = _IMAGES[name, sides.device]
     measure(
-        lambda: detector(photos[next(turn) % len(photos)]),
+        sides,
+        prepare,
         op="detector",
         row=f"{name}, {images:,} images one by one",
-        peer=f"mdssd Detector, {runtime}",
-        device=device,
         dtype=dtype,
         shape="[375, 500, 3] uint8",
         flops=flops,

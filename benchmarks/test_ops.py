@@ -1,8 +1,7 @@
 """Benchmark the operators on every backend, and other implementations on the same inputs.
 
-Run with `make bench` or `pytest benchmarks/ --benchmark-only`. Each row first checks its result
-against the reference. The rows of an input run directly after one another, so that their ratios are
-fair.
+Run with `make bench` or `pytest benchmarks/ --benchmark-only`. Each test is a row: it checks the
+result of each side against the reference, and times the sides in turns (turns.py).
 """
 
 from __future__ import annotations
@@ -17,44 +16,44 @@ import torch
 from benchmarks import generators
 from benchmarks.machine import pretended
 from benchmarks.peers import detection, fusion, loss, matching, merging, retinanet, suppression
-from benchmarks.rows import contenders, forced, params
+from benchmarks.rows import Sides, backends, by_device, contenders, on_cuda, ours, params
+from benchmarks.turns import Side
 from mdssd import ops
 from mdssd.testing import Case
 
+_DEVICES = ["cpu", *(name for name in ("cuda", "xpu") if getattr(torch, name).is_available())]
 _READS_BACK = ("nms", "batched_nms", "merge_boxes")  # the host waits for the number of boxes
 
 
-@pytest.mark.cases(size=lambda size: size.benchmark, reference=True, emulated=())
+@pytest.mark.cases(size=lambda size: size.benchmark)
+@pytest.mark.parametrize("sides", by_device(*(Sides(name, {}) for name in _DEVICES)))
 def test_latency(
-    case: Case,
-    size: str,
-    dtype: torch.dtype,
-    backend: str,
-    device: str,
-    measure: Callable[..., None],
+    case: Case, size: str, dtype: torch.dtype, sides: Sides, measure: Callable[..., None]
 ) -> None:
     """Run the benchmark sizes of CASES on every backend that can run here."""
     if pretended():
         size = next(name for name in ("odd", "ragged", *case.sizes) if name in case.sizes)
-    args, kwargs = case.inputs(size, dtype, device)
+    args, kwargs = case.inputs(size, dtype, sides.device)
     with ops.backend("reference"):
         want = case(*args, **kwargs)
-    with ops.backend(backend):
-        got = case(*args, **kwargs)
+
+    def prepare(peer: str, backend: str) -> Side:
+        with ops.backend(backend):
+            got = case(*args, **kwargs)
         for position, (g, w) in enumerate(zip(got, want, strict=True)):
             rtol, atol = case.allowed(position, dtype, kwargs)
             torch.testing.assert_close(g, w, rtol=rtol, atol=atol, equal_nan=True)
-        measure(
-            lambda: case(*args, **kwargs),
-            op=case.op,
-            row=f"test size {size}",
-            peer=f"mdssd {backend}",
-            device=device,
-            dtype=dtype,
-            shape=str(case.sizes[size].arguments),
-            rounds=3 if backend == "reference" else None,
-            capture=backend != "reference" and case.op not in _READS_BACK,
-        )
+        return Side(lambda: case(*args, **kwargs), partial(ops.backend, backend))
+
+    measure(
+        sides._replace(makes=backends(case.op, sides.device)),
+        prepare,
+        op=case.op,
+        row=f"test size {size}",
+        dtype=dtype,
+        shape=str(case.sizes[size].arguments),
+        capture=lambda peer: peer != "mdssd reference" and case.op not in _READS_BACK,
+    )
 
 
 # --- detection_output --------------------------------------------------------------------------
@@ -89,32 +88,26 @@ def _check_detection(peer: str, make: Callable[..., Any], device: str, *argument
     return call
 
 
-@pytest.mark.parametrize(
-    "peer, make, device", contenders(detection.mdssd, detection.PEERS, detection.ON_GPU)
-)
+@pytest.mark.parametrize("sides", contenders(detection.mdssd, detection.PEERS, detection.ON_GPU))
 @pytest.mark.parametrize("model, classes, candidates", _DETECTION)
 def test_detection_output(
     model: str,
     classes: int,
     candidates: int | None,
-    peer: str,
-    make: Callable[..., Any],
-    device: str,
+    sides: Sides,
     measure: Callable[..., None],
 ) -> None:
-    call = _check_detection(peer, make, device, model, classes, candidates)
     logits = generators.network_output(model, classes, candidates).logits
     measure(
-        call,
+        sides,
+        lambda peer, make: _check_detection(peer, make, sides.device, model, classes, candidates),
         op="detection_output",
         row=f"{logits.shape[1]:,} x {classes}, {'trained' if candidates else 'untrained'}",
-        peer=peer,
-        device=device,
         dtype=torch.float32,
         shape=str(list(logits.shape)),
         moved=logits.nbytes,
         flops=3.0 * logits.numel(),  # a difference, an exponential, a sum
-        capture=peer.startswith("mdssd"),
+        capture=ours,
     )
 
 
@@ -126,39 +119,39 @@ _RETINANET = [
 ]
 
 
-@pytest.mark.parametrize(
-    "peer, make, device", contenders(retinanet.mdssd, retinanet.PEERS, retinanet.ON_GPU)
-)
+@pytest.mark.parametrize("sides", contenders(retinanet.mdssd, retinanet.PEERS, retinanet.ON_GPU))
 @pytest.mark.parametrize("width, height, classes, kind", _RETINANET)
 def test_retinanet(
     width: int,
     height: int,
     classes: int,
     kind: str,
-    peer: str,
-    make: Callable[..., Any],
-    device: str,
+    sides: Sides,
     measure: Callable[..., None],
 ) -> None:
     x = generators.retina_output(width, height, classes, kind)
     with ops.backend("reference"):
         want = retinanet.mdssd(x)()
-    call = make(generators.to(device, x))
-    found = detection.Found(*(part[: len(want.scores)].cpu() for part in call()))
-    want = detection.Found(*(part[: len(found.scores)] for part in want))
-    lines = detection.differences(found, want, 1e-3)
-    assert not lines, "\n".join(lines[:10])
+    there = generators.to(sides.device, x)
+
+    def prepare(peer: str, make: Callable[..., Any]) -> Callable[[], Any]:
+        call = make(there)
+        found = detection.Found(*(part[: len(want.scores)].cpu() for part in call()))
+        wanted = detection.Found(*(part[: len(found.scores)] for part in want))
+        lines = detection.differences(found, wanted, 1e-3)
+        assert not lines, "\n".join(lines[:10])
+        return call
+
     measure(
-        call,
+        sides,
+        prepare,
         op="RetinaNet post-processing",
         row=f"{x.logits.shape[1]:,} x {classes}, {kind}",
-        peer=peer,
-        device=device,
         dtype=torch.float32,
         shape=str(list(x.logits.shape)),
         moved=x.logits.nbytes,
         flops=1.0 * x.logits.numel(),  # a comparison
-        capture=peer.startswith("mdssd"),
+        capture=ours,
     )
 
 
@@ -181,29 +174,32 @@ def _kept(*arguments: Any) -> torch.Tensor:
         return suppression.mdssd(generators.scored_boxes(*arguments))()
 
 
+def _check_nms(
+    x: generators.Scored, want: torch.Tensor, peer: str, make: Callable[..., Any]
+) -> Callable[[], Any]:
+    call: Callable[[], Any] = make(x)
+    assert torch.equal(call().cpu().sort().values, want.sort().values)
+    return call
+
+
 @pytest.mark.parametrize(
-    "peer, make, device", contenders(suppression.mdssd, suppression.PEERS, suppression.ON_GPU)
+    "sides", contenders(suppression.mdssd, suppression.PEERS, suppression.ON_GPU)
 )
 @pytest.mark.parametrize("count, kind, classes", _NMS)
 def test_nms(
     count: int,
     kind: str,
     classes: int | None,
-    peer: str,
-    make: Callable[..., Any],
-    device: str,
+    sides: Sides,
     measure: Callable[..., None],
 ) -> None:
     x = generators.scored_boxes(count, kind, classes)
-    call = make(generators.to(device, x))
-    assert torch.equal(call().cpu().sort().values, _kept(count, kind, classes).sort().values)
     row = f"{classes} classes x {count // classes}" if classes else f"{count:,} boxes, {kind}"
     measure(
-        call,
+        sides,
+        partial(_check_nms, generators.to(sides.device, x), _kept(count, kind, classes)),
         op="batched_nms" if classes else "nms",
         row=row,
-        peer=peer,
-        device=device,
         dtype=torch.float32,
         shape=str(list(x.boxes.shape)),
         moved=x.boxes.nbytes + x.scores.nbytes,
@@ -224,14 +220,11 @@ _MERGING = [
 
 
 def _merging_rows() -> list[Any]:
-    """Return parameters (count, kind, classes, method, metric, peer, make, device)."""
+    """Return parameters (count, kind, classes, method, metric, sides)."""
     rows = []
     for setting in _MERGING:
-        peers = merging.PEERS[setting[3]]
-        rows += [(*setting, "mdssd cpp", merging.mdssd, "cpu")]
-        rows += [(*setting, name, make, "cpu") for name, make in peers.items()]
-        for name in ("cuda", "triton"):
-            rows += [(*setting, f"mdssd {name}", forced(merging.mdssd, name), "cuda")]
+        on_cpu = Sides("cpu", {"mdssd cpp": merging.mdssd, **merging.PEERS[setting[3]]})
+        rows += [(*setting, sides) for sides in (on_cpu, on_cuda(merging.mdssd, {}))]
     return params(rows)
 
 
@@ -249,35 +242,35 @@ def _merged(backend: str, *arguments: Any) -> torch.Tensor:
         return _in_order(merging.mdssd(generators.tiled_boxes(*generated), method, metric)())
 
 
-@pytest.mark.parametrize(
-    "count, kind, classes, method, metric, peer, make, device", _merging_rows()
-)
+@pytest.mark.parametrize("count, kind, classes, method, metric, sides", _merging_rows())
 def test_merge_boxes(
     count: int,
     kind: str,
     classes: int,
     method: str,
     metric: str,
-    peer: str,
-    make: Callable[..., Any],
-    device: str,
+    sides: Sides,
     measure: Callable[..., None],
 ) -> None:
-    # The result is compared with the reference on 2,000 boxes, and with ours on all of them.
-    for boxes, backend in ((2000, "reference"), (count, "cpp")):
-        x = generators.tiled_boxes(boxes, kind, classes)
-        call = make(generators.to(device, x), method, metric)
-        want, got = _merged(backend, boxes, kind, classes, method, metric), _in_order(call())
-        if peer == "sahi, groups only":
-            assert torch.equal(got[:, 4:], want[:, 4:])
-        else:
-            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    x = generators.tiled_boxes(count, kind, classes)
+
+    def prepare(peer: str, make: Callable[..., Any]) -> Callable[[], Any]:
+        # Compare with the reference on 2,000 boxes, and with ours on all of them.
+        for boxes, backend in ((2000, "reference"), (count, "cpp")):
+            some = generators.tiled_boxes(boxes, kind, classes)
+            call: Callable[[], Any] = make(generators.to(sides.device, some), method, metric)
+            want, got = _merged(backend, boxes, kind, classes, method, metric), _in_order(call())
+            if peer == "sahi, groups only":
+                assert torch.equal(got[:, 4:], want[:, 4:])
+            else:
+                torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+        return call
+
     measure(
-        call,
+        sides,
+        prepare,
         op="merge_boxes",
         row=f"{method}, {metric}, {count:,} boxes, {kind}, of {classes} classes",
-        peer=peer,
-        device=device,
         dtype=torch.float32,
         shape=str(list(x.boxes.shape)),
         moved=2 * (x.boxes.nbytes + x.scores.nbytes),
@@ -288,6 +281,7 @@ def test_merge_boxes(
 
 _MATCHING = [("mdssd300", m) for m in (1, 10, 50, 200)] + [("mdssd512", m) for m in (10, 50, 200)]
 _IMAGES = 32
+_SSD_RULE = "mdssd, SSD's rule"
 
 
 @lru_cache(maxsize=4)
@@ -299,7 +293,7 @@ def _expected_matches(model: str, m: int) -> tuple[ops.Match, ops.Targets]:
 
 
 def _check_matching(
-    peer: str, make: Callable[..., Any], device: str, model: str, m: int, targets: bool
+    device: str, model: str, m: int, targets: bool, peer: str, make: Callable[..., Any]
 ) -> None:
     """Compare two images with the reference.
 
@@ -320,78 +314,74 @@ def _check_matching(
     assert far.double().mean() <= (1e-4 if targets and peer == "torch.compile" else 0)
 
 
-@pytest.mark.parametrize(
-    "peer, make, device", contenders(matching.mdssd, matching.PEERS, matching.ON_GPU)
-)
+@pytest.mark.parametrize("sides", contenders(matching.mdssd, matching.PEERS, matching.ON_GPU))
 @pytest.mark.parametrize("model, boxes", _MATCHING)
 def test_matching(
     model: str,
     boxes: int,
-    peer: str,
-    make: Callable[..., Any],
-    device: str,
+    sides: Sides,
     measure: Callable[..., None],
 ) -> None:
-    _check_matching(peer, make, device, model, boxes, targets=False)
-    _measure_matching("match_priors", 12, model, boxes, peer, make, device, measure)
+    check = partial(_check_matching, sides.device, model, boxes, False)
+    _measure_matching("match_priors", 12, model, boxes, sides, check, measure)
 
 
 @pytest.mark.parametrize(
-    "peer, make, device",
+    "sides",
     contenders(matching.mdssd_targets, matching.TARGET_PEERS, matching.TARGETS_ON_GPU),
 )
 @pytest.mark.parametrize("model, boxes", _MATCHING)
 def test_targets(
     model: str,
     boxes: int,
-    peer: str,
-    make: Callable[..., Any],
-    device: str,
+    sides: Sides,
     measure: Callable[..., None],
 ) -> None:
-    _check_matching(peer, make, device, model, boxes, targets=True)
-    _measure_matching("encode_targets", 24, model, boxes, peer, make, device, measure)
+    check = partial(_check_matching, sides.device, model, boxes, True)
+    _measure_matching("encode_targets", 24, model, boxes, sides, check, measure)
 
 
 def _measure_rule(
     rule: str,
     make_ours: Callable[..., Any],
     boxes: int,
-    peer: str,
-    make: Callable[..., Any],
-    device: str,
+    sides: Sides,
     measure: Callable[..., None],
 ) -> None:
-    """Measure another rule than SSD's, after comparing two images with the reference."""
-    x = generators.to(device, (generators.truth(2, boxes), generators.priors("mdssd300")))
+    """Measure another rule than SSD's, after comparing two images with the reference.
+
+    SSD's rule is a side as well.
+    """
+    x = generators.to(sides.device, (generators.truth(2, boxes), generators.priors("mdssd300")))
     with ops.backend("reference"):
         want = make_ours(*x)()
-    for got, expected in zip(make(*x)(), want, strict=True):
-        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
-    _measure_matching("match_priors", 12, "mdssd300", boxes, peer, make, device, measure, rule)
+
+    def check(peer: str, make: Callable[..., Any]) -> None:
+        if peer != _SSD_RULE:
+            for got, expected in zip(make(*x)(), want, strict=True):
+                torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+
+    sides = sides._replace(makes={**sides.makes, _SSD_RULE: matching.mdssd})
+    _measure_matching("match_priors", 12, "mdssd300", boxes, sides, check, measure, rule)
 
 
 @pytest.mark.parametrize(
-    "peer, make, device", contenders(matching.mdssd_band, matching.BAND_PEERS, matching.BAND_PEERS)
+    "sides", contenders(matching.mdssd_band, matching.BAND_PEERS, matching.BAND_PEERS)
 )
 @pytest.mark.parametrize("boxes", [10, 50])
-def test_matching_with_a_band(
-    boxes: int, peer: str, make: Callable[..., Any], device: str, measure: Callable[..., None]
-) -> None:
+def test_matching_with_a_band(boxes: int, sides: Sides, measure: Callable[..., None]) -> None:
     rule = ", ignored from 0.4"
-    _measure_rule(rule, matching.mdssd_band, boxes, peer, make, device, measure)
+    _measure_rule(rule, matching.mdssd_band, boxes, sides, measure)
 
 
 @pytest.mark.parametrize(
-    "peer, make, device",
+    "sides",
     contenders(matching.mdssd_retinanet, matching.RETINANET_PEERS, matching.RETINANET_PEERS),
 )
 @pytest.mark.parametrize("boxes", [10, 50])
-def test_matching_of_retinanet(
-    boxes: int, peer: str, make: Callable[..., Any], device: str, measure: Callable[..., None]
-) -> None:
+def test_matching_of_retinanet(boxes: int, sides: Sides, measure: Callable[..., None]) -> None:
     rule = ", ignored from 0.4, low-quality matches"
-    _measure_rule(rule, matching.mdssd_retinanet, boxes, peer, make, device, measure)
+    _measure_rule(rule, matching.mdssd_retinanet, boxes, sides, measure)
 
 
 def _measure_matching(
@@ -399,23 +389,27 @@ def _measure_matching(
     bytes_a_prior: int,
     model: str,
     boxes: int,
-    peer: str,
-    make: Callable[..., Any],
-    device: str,
+    sides: Sides,
+    check: Callable[[str, Callable[..., Any]], None],
     measure: Callable[..., None],
     rule: str = "",
 ) -> None:
-    x, priors = generators.to(device, (generators.truth(_IMAGES, boxes), generators.priors(model)))
+    inputs = generators.truth(_IMAGES, boxes), generators.priors(model)
+    x, priors = generators.to(sides.device, inputs)
+
+    def prepare(peer: str, make: Callable[..., Any]) -> Any:
+        check(peer, make)
+        return make(x, priors)
+
     measure(
-        make(x, priors),
+        sides,
+        prepare,
         op=op,
         row=f"{_IMAGES} images, {len(priors):,} x {boxes}{rule}",
-        peer=peer,
-        device=device,
         dtype=torch.float32,
         shape=f"[{_IMAGES}, {len(priors)}] x {boxes}",
         moved=_IMAGES * len(priors) * bytes_a_prior,
-        capture=peer.startswith("mdssd"),
+        capture=ours,
     )
 
 
@@ -430,40 +424,40 @@ _MAPS = [
 ]
 
 
-@pytest.mark.parametrize(
-    "peer, make, device", contenders(fusion.mdssd, fusion.PEERS, fusion.ON_GPU)
-)
+@pytest.mark.parametrize("sides", contenders(fusion.mdssd, fusion.PEERS, fusion.ON_GPU))
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("shape", _MAPS, ids=lambda shape: "x".join(map(str, shape)))
 def test_fusion(
     shape: tuple[int, int, int, int],
     channels_last: bool,
-    peer: str,
-    make: Callable[..., Any],
-    device: str,
+    sides: Sides,
     measure: Callable[..., None],
 ) -> None:
-    if channels_last and peer == "openvino":
-        pytest.skip("openvino's inputs are NCHW")
     x = generators.maps(shape, channels_last)
-    call = make(generators.to(device, x))
-    if peer not in fusion.OTHER_RESULT:
-        with ops.backend("reference"):
-            want = fusion.mdssd(x)()
-        torch.testing.assert_close(call().cpu(), want, rtol=2e-5, atol=2e-6)
+    there = generators.to(sides.device, x)
+    with ops.backend("reference"):
+        want = fusion.mdssd(x)()
+
+    def prepare(peer: str, make: Callable[..., Any]) -> Callable[[], Any]:
+        if channels_last and peer == "openvino":
+            pytest.skip("openvino's inputs are NCHW")
+        call: Callable[[], Any] = make(there)
+        if peer not in fusion.OTHER_RESULT:
+            torch.testing.assert_close(call().cpu(), want, rtol=2e-5, atol=2e-6)
+        return call
+
     layout = "channels-last" if channels_last else "NCHW"
     measure(
-        call,
+        sides,
+        prepare,
         op="l2norm_add_relu",
         row=f"{' x '.join(map(str, shape))}, {layout}",
-        peer=peer,
-        device=device,
         dtype=torch.float32,
         shape=str(list(shape)),
         moved=3 * x.a.nbytes,
         # Per map a square, a sum and two products; then a sum and a maximum.
         flops=9.0 * x.a.numel(),
-        capture=True,
+        capture=lambda peer: True,
     )
 
 
@@ -485,7 +479,7 @@ def _expected_gradients(shape: tuple[int, int, int, int], channels_last: bool) -
 
 
 @pytest.mark.parametrize(
-    "peer, make, device",
+    "sides",
     contenders(
         partial(_fusion_gradients, fusion.mdssd),
         {name: partial(_fusion_gradients, fusion.PEERS[name]) for name in fusion.DIFFERENTIABLE},
@@ -497,24 +491,26 @@ def _expected_gradients(shape: tuple[int, int, int, int], channels_last: bool) -
 def test_fusion_gradients(
     shape: tuple[int, int, int, int],
     channels_last: bool,
-    peer: str,
-    make: Callable[..., Any],
-    device: str,
+    sides: Sides,
     measure: Callable[..., None],
 ) -> None:
     """Run forward and backward, with the result as the incoming gradient."""
-    x = generators.to(device, generators.maps(shape, channels_last))
-    call = make(x)
-    for got, want in zip(call(), _expected_gradients(shape, channels_last), strict=True):
-        # A map's gradient is a difference of two terms, whose size bounds the rounding error.
-        torch.testing.assert_close(got.cpu(), want, rtol=1e-3, atol=1e-5 * float(want.abs().max()))
+    x = generators.to(sides.device, generators.maps(shape, channels_last))
+
+    def prepare(peer: str, make: Callable[..., Any]) -> Callable[[], Any]:
+        call: Callable[[], Any] = make(x)
+        for got, want in zip(call(), _expected_gradients(shape, channels_last), strict=True):
+            # A map's gradient is a difference of two terms, whose size bounds the rounding error.
+            atol = 1e-5 * float(want.abs().max())
+            torch.testing.assert_close(got.cpu(), want, rtol=1e-3, atol=atol)
+        return call
+
     layout = "channels-last" if channels_last else "NCHW"
     measure(
-        call,
+        sides,
+        prepare,
         op="l2norm_add_relu forward and backward",
         row=f"{' x '.join(map(str, shape))}, {layout}",
-        peer=peer,
-        device=device,
         dtype=torch.float32,
         shape=str(list(shape)),
         # Forward reads two maps and writes one. Backward reads those three and a gradient, and
@@ -545,28 +541,30 @@ def _expected_losses(*arguments: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "peer, make, device",
+    "sides",
     contenders(
         partial(_loss_call, loss.mdssd),
         {name: partial(_loss_call, peer) for name, peer in loss.PEERS.items()},
         loss.ON_GPU,
     ),
 )
-def test_loss(
-    peer: str, make: Callable[..., Any], device: str, measure: Callable[..., None]
-) -> None:
+def test_loss(sides: Sides, measure: Callable[..., None]) -> None:
     """Run forward and backward."""
     model, images, classes = "mdssd300", 32, 21
     x = generators.loss_input(model, images, classes)
-    call = make(generators.to(device, x))
-    for got, want in zip(call(), _expected_losses(model, images, classes), strict=True):
-        torch.testing.assert_close(got.cpu(), want, rtol=1e-4, atol=1e-7)
+    there = generators.to(sides.device, x)
+
+    def prepare(peer: str, make: Callable[..., Any]) -> Callable[[], Any]:
+        call: Callable[[], Any] = make(there)
+        for got, want in zip(call(), _expected_losses(model, images, classes), strict=True):
+            torch.testing.assert_close(got.cpu(), want, rtol=1e-4, atol=1e-7)
+        return call
+
     measure(
-        call,
+        sides,
+        prepare,
         op="multibox_loss forward and backward",
         row=f"{images} x {x.logits.shape[1]:,} x {classes}",
-        peer=peer,
-        device=device,
         dtype=torch.float32,
         shape=str(list(x.logits.shape)),
         # Reads logits, offsets, targets and labels, and writes two gradients.
@@ -589,32 +587,35 @@ def _scalar_call(loss: Callable[..., Any], x: torch.Tensor, *rest: Any) -> Calla
     return call
 
 
-def _check_loss(call: Callable[[], Any], mdssd: Callable[..., Any], *arguments: Any) -> None:
+def _prepare_loss(
+    mdssd: Callable[..., Any], device: str, *arguments: torch.Tensor
+) -> Callable[[str, Any], Callable[[], Any]]:
+    """Return a function that makes the call of a peer and compares it with the reference."""
     with ops.backend("reference"):
         expected = _scalar_call(mdssd, *arguments)()
-    for got, want in zip(call(), expected, strict=True):
-        torch.testing.assert_close(got.cpu(), want, rtol=1e-4, atol=1e-7)
+    there = [generators.to(device, argument) for argument in arguments]
+
+    def prepare(peer: str, make: Callable[..., Any]) -> Callable[[], Any]:
+        call = _scalar_call(make, *there)
+        for got, want in zip(call(), expected, strict=True):
+            torch.testing.assert_close(got.cpu(), want, rtol=1e-4, atol=1e-7)
+        return call
+
+    return prepare
 
 
-@pytest.mark.parametrize(
-    "peer, make, device", contenders(loss.mdssd_focal, loss.FOCAL_PEERS, loss.FOCAL_ON_GPU)
-)
-def test_focal_loss(
-    peer: str, make: Callable[..., Any], device: str, measure: Callable[..., None]
-) -> None:
+@pytest.mark.parametrize("sides", contenders(loss.mdssd_focal, loss.FOCAL_PEERS, loss.FOCAL_ON_GPU))
+def test_focal_loss(sides: Sides, measure: Callable[..., None]) -> None:
     """Run forward and backward, with an eighth of the priors ignored."""
     images, classes = 4, 20
     x = generators.loss_input("mdssd300", images, classes)
     labels = x.labels.clone()
     labels[:, ::8] = -1
-    call = _scalar_call(make, *generators.to(device, (x.logits, labels)))
-    _check_loss(call, loss.mdssd_focal, x.logits, labels)
     measure(
-        call,
+        sides,
+        _prepare_loss(loss.mdssd_focal, sides.device, x.logits, labels),
         op="sigmoid_focal_loss forward and backward",
         row=f"{images} x {x.logits.shape[1]:,} x {classes}",
-        peer=peer,
-        device=device,
         dtype=torch.float32,
         shape=str(list(x.logits.shape)),
         # Forward reads the logits; backward reads them and writes their gradient.
@@ -623,23 +624,16 @@ def test_focal_loss(
     )
 
 
-@pytest.mark.parametrize(
-    "peer, make, device", contenders(loss.mdssd_giou, loss.BOX_PEERS, loss.BOX_ON_GPU)
-)
-def test_box_loss(
-    peer: str, make: Callable[..., Any], device: str, measure: Callable[..., None]
-) -> None:
+@pytest.mark.parametrize("sides", contenders(loss.mdssd_giou, loss.BOX_PEERS, loss.BOX_ON_GPU))
+def test_box_loss(sides: Sides, measure: Callable[..., None]) -> None:
     """Run GIoU forward and backward."""
     x = generators.loss_input("mdssd300", 32, 21)
     arguments = x.loc, x.loc_targets, x.labels, generators.priors("mdssd300")
-    call = _scalar_call(make, *generators.to(device, arguments))
-    _check_loss(call, loss.mdssd_giou, *arguments)
     measure(
-        call,
+        sides,
+        _prepare_loss(loss.mdssd_giou, sides.device, *arguments),
         op="box_loss forward and backward",
         row=f"32 x {x.loc.shape[1]:,}",
-        peer=peer,
-        device=device,
         dtype=torch.float32,
         shape=str(list(x.loc.shape)),
         # Reads the labels twice and writes the gradient.
@@ -650,15 +644,13 @@ def test_box_loss(
 
 # --- half precision on a GPU: one image, and a batch of shifted copies of it ---------------------
 
-_ON_GPU = params([("cuda", "cuda"), ("triton", "cuda")])
-
 
 def _batch(x: torch.Tensor, images: int) -> torch.Tensor:
     """Return [images, ...] float16, shifted copies of x [1, ...]."""
     return torch.cat([x.half().roll(97 * k, 1) for k in range(images)])
 
 
-@pytest.mark.parametrize("backend, device", _ON_GPU)
+@pytest.mark.parametrize("sides", by_device(on_cuda(detection.mdssd, {})))
 @pytest.mark.parametrize("images", [1, 32])
 @pytest.mark.parametrize("model, classes, candidates", _DETECTION[1:])
 def test_detection_output_in_half_precision(
@@ -666,60 +658,67 @@ def test_detection_output_in_half_precision(
     classes: int,
     candidates: int | None,
     images: int,
-    backend: str,
-    device: str,
+    sides: Sides,
     measure: Callable[..., None],
 ) -> None:
     x = generators.network_output(model, classes, candidates)
     images = generators.at_most(images, 2)
     x = generators.NetworkOutput(_batch(x.loc, images), _batch(x.logits, images), x.priors)
-    call = forced(detection.mdssd, backend)(generators.to(device, x))
-    if candidates:  # untrained scores are too close in half precision to rank in the same order
-        with ops.backend("reference"):
-            one = generators.NetworkOutput(x.loc[:1], x.logits[:1], x.priors)
-            want = detection.mdssd(one)()
-        kept = int((want.scores > 0).sum())
-        found, want = (detection.Found(*(p[:kept].cpu() for p in f)) for f in (call(), want))
-        assert not (lines := detection.differences(found, want)), "\n".join(lines[:10])
+    there = generators.to(sides.device, x)
+
+    def prepare(peer: str, make: Callable[..., Any]) -> Callable[[], Any]:
+        call: Callable[[], Any] = make(there)
+        if candidates:  # untrained scores are too close in half precision to rank in this order
+            with ops.backend("reference"):
+                one = generators.NetworkOutput(x.loc[:1], x.logits[:1], x.priors)
+                want = detection.mdssd(one)()
+            kept = int((want.scores > 0).sum())
+            found, want = (detection.Found(*(p[:kept].cpu() for p in f)) for f in (call(), want))
+            assert not (lines := detection.differences(found, want)), "\n".join(lines[:10])
+        return call
+
     kind = "trained" if candidates else "untrained"
     measure(
-        call,
+        sides,
+        prepare,
         op="detection_output",
         row=f"{images} x {x.logits.shape[1]:,} x {classes}, {kind}, float16",
-        peer=f"mdssd {backend}",
-        device=device,
         dtype=torch.float16,
         shape=str(list(x.logits.shape)),
         moved=x.logits.nbytes,
         flops=3.0 * x.logits.numel(),
-        capture=True,
+        capture=lambda peer: True,
     )
 
 
-@pytest.mark.parametrize("backend, device", _ON_GPU)
+@pytest.mark.parametrize("sides", by_device(on_cuda(fusion.mdssd, {})))
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
 def test_fusion_in_half_precision(
-    channels_last: bool, backend: str, device: str, measure: Callable[..., None]
+    channels_last: bool, sides: Sides, measure: Callable[..., None]
 ) -> None:
     x = generators.maps((1, 256, 75, 75), channels_last)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     a, b = (_batch(part, 32).contiguous(memory_format=layout) for part in (x.a, x.b))
     x = generators.Maps(a, b, x.scale_a.half(), x.scale_b.half())
-    call = forced(fusion.mdssd, backend)(generators.to(device, x))
+    there = generators.to(sides.device, x)
     with ops.backend("reference"):
         want = fusion.mdssd(generators.Maps(x.a[:1], x.b[:1], x.scale_a, x.scale_b))()
-    torch.testing.assert_close(call()[:1].cpu(), want, rtol=2e-3, atol=1e-3)
+
+    def prepare(peer: str, make: Callable[..., Any]) -> Callable[[], Any]:
+        call: Callable[[], Any] = make(there)
+        torch.testing.assert_close(call()[:1].cpu(), want, rtol=2e-3, atol=1e-3)
+        return call
+
     measure(
-        call,
+        sides,
+        prepare,
         op="l2norm_add_relu",
         row=f"{' x '.join(map(str, x.a.shape))}, {'channels-last' if channels_last else 'NCHW'}, "
         "float16",
-        peer=f"mdssd {backend}",
-        device=device,
         dtype=torch.float16,
         shape=str(list(x.a.shape)),
         moved=3 * x.a.nbytes,
-        capture=True,
+        capture=lambda peer: True,
     )
 
 
@@ -731,7 +730,7 @@ def _some(peers: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "peer, make, device",
+    "sides",
     contenders(detection.mdssd, _some(detection.PEERS, "onnxruntime", "openvino DetectionOutput")),
 )
 @pytest.mark.parametrize(
@@ -743,53 +742,50 @@ def test_detection_output_grows(
     axis: str,
     priors: int,
     classes: int,
-    peer: str,
-    make: Callable[..., Any],
-    device: str,
+    sides: Sides,
     measure: Callable[..., None],
 ) -> None:
     x = generators.network_output("mdssd512", classes, priors // 20, priors)
-    call = make(generators.to(device, x))
+    there = generators.to(sides.device, x)
     want = detection.mdssd(x)()
     count = int((want.scores > 0).sum())
     want = detection.Found(*(part[:count] for part in want))
-    got = detection.Found(*(part[:count].cpu() for part in call()))
-    assert not (lines := detection.differences(got, want)), "\n".join(lines[:10])
+
+    def prepare(peer: str, make: Callable[..., Any]) -> Callable[[], Any]:
+        call: Callable[[], Any] = make(there)
+        got = detection.Found(*(part[:count].cpu() for part in call()))
+        assert not (lines := detection.differences(got, want)), "\n".join(lines[:10])
+        return call
+
     measure(
-        call,
+        sides,
+        prepare,
         op="detection_output",
         row=f"{priors:,} x {classes}, by {axis}",
-        peer=peer,
-        device=device,
         dtype=torch.float32,
         shape=str(list(x.logits.shape)),
         moved=x.logits.nbytes,
-        capture=peer.startswith("mdssd"),
+        capture=ours,
         axis=axis,
         x=priors if axis == "priors" else classes,
     )
 
 
 @pytest.mark.parametrize(
-    "peer, make, device",
+    "sides",
     contenders(
         suppression.mdssd,
         _some(suppression.PEERS, "onnxruntime", "openvino NonMaxSuppression", "lsnms"),
     ),
 )
 @pytest.mark.parametrize("count", [100, 300, 1000, 3000, 10000, 20000])
-def test_nms_grows(
-    count: int, peer: str, make: Callable[..., Any], device: str, measure: Callable[..., None]
-) -> None:
+def test_nms_grows(count: int, sides: Sides, measure: Callable[..., None]) -> None:
     x = generators.scored_boxes(count)
-    call = make(generators.to(device, x))
-    assert torch.equal(call().cpu().sort().values, _kept(count).sort().values)
     measure(
-        call,
+        sides,
+        partial(_check_nms, generators.to(sides.device, x), _kept(count)),
         op="nms",
         row=f"{count:,} boxes, by boxes",
-        peer=peer,
-        device=device,
         dtype=torch.float32,
         shape=str(list(x.boxes.shape)),
         axis="boxes",
@@ -798,25 +794,27 @@ def test_nms_grows(
 
 
 @pytest.mark.parametrize(
-    "peer, make, device",
+    "sides",
     contenders(matching.mdssd, _some(matching.PEERS, "torch, usual", "torch, coordinates split")),
 )
 @pytest.mark.parametrize("boxes", [1, 3, 10, 30, 100, 300])
-def test_matching_grows(
-    boxes: int, peer: str, make: Callable[..., Any], device: str, measure: Callable[..., None]
-) -> None:
+def test_matching_grows(boxes: int, sides: Sides, measure: Callable[..., None]) -> None:
     """Match one image."""
-    _check_matching(peer, make, device, "mdssd300", boxes, targets=False)
-    x = generators.to(device, (generators.truth(1, boxes), generators.priors("mdssd300")))
+    inputs = generators.truth(1, boxes), generators.priors("mdssd300")
+    x = generators.to(sides.device, inputs)
+
+    def prepare(peer: str, make: Callable[..., Any]) -> Any:
+        _check_matching(sides.device, "mdssd300", boxes, False, peer, make)
+        return make(*x)
+
     measure(
-        make(*x),
+        sides,
+        prepare,
         op="match_priors",
         row=f"1 image, {len(x[1]):,} x {boxes}, by boxes",
-        peer=peer,
-        device=device,
         dtype=torch.float32,
         shape=f"[1, {len(x[1])}] x {boxes}",
-        capture=peer.startswith("mdssd"),
+        capture=ours,
         axis="boxes",
         x=boxes,
     )

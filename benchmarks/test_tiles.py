@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from benchmarks.peers import tiled
+from benchmarks.rows import Sides, by_device
+from benchmarks.turns import Side
 from mdssd import Detector
 from mdssd.data import Sample, SyntheticScenes
 from mdssd.metrics import voc_ap
@@ -66,26 +68,28 @@ def _mean_ap(find: tiled.Find, scenes: list[tuple[Path, Sample]]) -> float:
 
 
 @pytest.mark.parametrize("threshold", [0.01, 0.3])
-@pytest.mark.parametrize("way", _WAYS)
+@pytest.mark.parametrize("sides", by_device(Sides("cpu", _WAYS)))
 def test_tiles(
-    way: str,
+    sides: Sides,
     threshold: float,
     scenes: list[tuple[Path, Sample]],
     measure: Callable[..., None],
 ) -> None:
     """Detect objects in the tiles of two JPEG files, on one core."""
-    find = _WAYS[way](threshold)
-    mean_ap, ours = _mean_ap(find, scenes), _mean_ap(_WAYS["mdssd Detector"](threshold), scenes)
-    assert ours > 0.7 and ours >= mean_ap, f"mAP {ours:.3f}, {way} {mean_ap:.3f}"
+    ours = _mean_ap(_WAYS["mdssd Detector"](threshold), scenes)
+
+    def prepare(way: str, make: Callable[[float], tiled.Find]) -> Side:
+        find = make(threshold)
+        mean_ap = _mean_ap(find, scenes)
+        assert ours > 0.7 and ours >= mean_ap, f"mAP {ours:.3f}, {way} {mean_ap:.3f}"
+        return Side(lambda: [find(path) for path, _ in scenes], more={"mean_ap": round(mean_ap, 3)})
+
     measure(
-        lambda: [find(path) for path, _ in scenes],
+        sides,
+        prepare,
         op="detection in tiles",
         row=f"{_IMAGES} JPEG of {_SIDE} x {_SIDE}, scores from {threshold}",
-        peer=way,
-        device="cpu",
         dtype=torch.float32,
         shape=f"[{_SIDE}, {_SIDE}, 3] uint8",
-        rounds=5,
         images=_IMAGES,
-        mean_ap=round(mean_ap, 3),
     )

@@ -12,7 +12,7 @@ import mdssd
 from benchmarks import generators
 from benchmarks.machine import pretended
 from benchmarks.peers import loss, matching
-from benchmarks.rows import params
+from benchmarks.rows import Sides, by_device
 from mdssd import ops
 
 _CLASSES = 21
@@ -22,18 +22,24 @@ def _ours(truth: generators.Truth, priors: torch.Tensor) -> Any:
     return ops.encode_targets(*truth, priors)
 
 
-# The targets and the loss differ; the network is the same.
-_WAYS = {
-    "mdssd": (_ours, loss.mdssd),
-    "ssd.pytorch's way": (matching.torch_targets, loss.ssd_pytorch),
-    "torchvision's way": (matching.torch_targets, loss.torchvision_way),
-}
+_Way = tuple[Callable[..., Any], loss.Loss]  # the targets and the loss
+_OURS: _Way = (_ours, loss.mdssd)
+
+
+def _sides(device: str, backend: str) -> Sides:
+    """Return ways whose targets and loss differ; the network is the same."""
+    ways: dict[str, _Way] = {
+        f"mdssd {backend}": _OURS,
+        "ssd.pytorch's way": (matching.torch_targets, loss.ssd_pytorch),
+        "torchvision's way": (matching.torch_targets, loss.torchvision_way),
+    }
+    return Sides(device, ways)
 
 
 class _Step:
     """A network and a call that trains it on the same batch each time."""
 
-    def __init__(self, name: str, width: float, batch: int, way: str, device: str) -> None:
+    def __init__(self, name: str, width: float, batch: int, way: _Way, device: str) -> None:
         torch.manual_seed(0)
         build = getattr(mdssd, name)
         self.model = build(_CLASSES, width=width, batch_norm=True).to(device)
@@ -43,7 +49,7 @@ class _Step:
         images = 60 * torch.randn(batch, 3, self.model.input_size, self.model.input_size)
         self.images = images.to(device).contiguous(memory_format=torch.channels_last)
         self.truth = generators.to(device, generators.truth(batch, 10))
-        self.targets, self.loss = _WAYS[way]
+        self.targets, self.loss = way
 
     def __call__(self) -> torch.Tensor:
         loc, logits = self.model(self.images)
@@ -55,27 +61,28 @@ class _Step:
         return total.detach()
 
 
-@pytest.mark.parametrize(
-    "way, device", params((way, device) for device in ("cpu", "cuda") for way in _WAYS)
-)
+@pytest.mark.parametrize("sides", by_device(_sides("cpu", "cpp"), _sides("cuda", "cuda")))
 @pytest.mark.parametrize("name", ["ssd300", "mdssd300"])
-def test_step(name: str, way: str, device: str, measure: Callable[..., None]) -> None:
+def test_step(name: str, sides: Sides, measure: Callable[..., None]) -> None:
     """Train in float32, with a quarter of the width on a CPU and the full width on a GPU."""
-    width, batch = (1.0, 32) if device == "cuda" else (0.25, 4)
+    width, batch = (1.0, 32) if sides.device == "cuda" else (0.25, 4)
     if pretended():
         width, batch = 0.0625, 2
-    step = _Step(name, width, batch, way, device)
     with ops.backend("reference"):
-        want = _Step(name, width, batch, "mdssd", device)()
-    torch.testing.assert_close(step(), want, rtol=1e-3, atol=0)
+        reference = _Step(name, width, batch, _OURS, sides.device)
+        want, shape = reference(), str(list(reference.images.shape))
+
+    def prepare(peer: str, way: _Way) -> _Step:
+        step = _Step(name, width, batch, way, sides.device)
+        torch.testing.assert_close(step(), want, rtol=1e-3, atol=0)
+        return step
+
     measure(
-        step,
+        sides,
+        prepare,
         op="training step",
         row=f"{name}, width {width}, batch {batch}",
-        peer=way if way != "mdssd" else f"mdssd {'cuda' if device == 'cuda' else 'cpp'}",
-        device=device,
         dtype=torch.float32,
-        shape=str(list(step.images.shape)),
-        rounds=5 if device == "cpu" else None,
+        shape=shape,
         images=batch,
     )

@@ -116,7 +116,6 @@ def _check(step: gpu_check.Step) -> Step:
 
 
 def _rows(name: str, key: str, path: str, pretend: bool) -> Step:
-    key += " and not triton" if pretend else ""
     ignored = [f"--ignore={file}" for file in gpu_check.left_out() if file.startswith("benchmarks")]
     command = gpu_check.pytest("--benchmark-only", "-k", key, *ignored, path)
     command = gpu_check.pretended(command, pretend)
@@ -369,21 +368,27 @@ def go_on(day: Day, steps: Callable[[], list[Step]], minutes: float) -> bool:
 
 def measured(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, list[str]]]:
     """Return the rows of the benchmarks so far, the facts of the machine, and the skipped rows."""
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
     about: dict[str, Any] = {}
     rates: dict[str, dict[Any, Any]] = {"copy": {}, "matmul": {}}
     skipped: dict[str, list[str]] = {}
     for path in sorted(folder.glob("*.jsonl")):
         lines = resuming.read(path)
+        left_out: dict[str, list[str]] = {}
         for line in lines:
+            if "left_out" in line:
+                left_out.setdefault(line["why"], []).append(line["left_out"])
             if "row" not in line:
                 continue
-            rows[line["row"]["extra_info"]["node"]] = line["row"]
+            info = line["row"]["extra_info"]
+            rows[info["node"], info["peer"]] = line["row"]
             about = line["about"]
             for rate in about["copy"]:
                 rates["copy"][rate["device"], rate["bytes"]] = rate
             for rate in about["matmul"]:
                 rates["matmul"][rate["device"], rate["dtype"]] = rate
+        for why, names in left_out.items():
+            skipped.setdefault(why, []).extend(dict.fromkeys(names))
         for id, end in resuming.ends(lines).items():
             if end["outcome"] == "skipped" and id.startswith("benchmarks/"):
                 skipped.setdefault(end["why"], []).append(id.partition("::")[2])

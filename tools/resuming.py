@@ -9,8 +9,9 @@ failed test that leaves the GPU unusable the session stops, so that the next tes
 process.
 
 The file has one JSON object a line: {"begin": ID}, {"end": ID, "outcome": ..., "why": ...,
-"seconds": ...}, {"row": ..., "about": ...} for a row of the benchmarks, and {"session": STATUS,
-"stopped": ...} when a session is over. tools/gpu_day.py reads it.
+"seconds": ...}, {"row": ..., "about": ...} for a side of a row of the benchmarks, {"left_out": ...,
+"why": ...} for a side that cannot run here, and {"session": STATUS, "stopped": ...} when a session
+is over. tools/gpu_day.py reads it.
 """
 
 from __future__ import annotations

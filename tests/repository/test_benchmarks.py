@@ -168,6 +168,41 @@ def test_numbers_have_three_digits(value, text):
     assert report.number(value) == text
 
 
+def test_report_has_the_spread_of_a_ratio_and_its_marks(tmp_path):
+    calm = {"ratio": 2.25, "spread": 0.03, "wide": False, "disturbed": False}
+    marked = {"ratio": 3.0, "spread": 0.2, "wide": True, "disturbed": True}
+    entries = [
+        entry("nms", "small", "mdssd cpp", 0.001, floor_share=0.25, floor_wide=True),
+        entry("nms", "small", "other", 0.0025, **calm),
+        entry("nms", "small", "third", 0.004, **marked),
+        entry("loader", "640 x 640", "mdssd loader", 0.1, images=32),
+        entry("loader", "640 x 640", "OpenCV by hand", 0.4, images=32, **(calm | {"ratio": 5.0})),
+    ]
+    text = report.write([saved(tmp_path / "run.json", entries)], tmp_path / "docs").read_text()
+    other, third = "2.50 (2.25x ±3%)", "4.00 (3.00x ±20%, wide, disturbed)"
+    assert cells(text, "small") == ["small", "25%, wide", "1.00", other, third]
+    assert cells(text, "640 x 640") == ["640 x 640", "320", "80.0 (0.200x ±3%)"]
+
+
+def test_two_runs_are_compared_by_their_ratios(tmp_path, capsys):
+    def run(name, *values):
+        entries = [entry("nms", "small", "mdssd cpp", 1.0, floor_share=values[0])]
+        entries[0]["extra_info"] |= {"floor_spread": 0.01, "floor_wide": False}
+        for number, value in enumerate(values[1:]):
+            more = {"ratio": value, "spread": 0.125, "wide": number == 1, "disturbed": False}
+            entries.append(entry("nms", "small", f"peer {number}", value, **more))
+        return saved(tmp_path / name, entries)
+
+    first, second = run("a.json", 0.5, 2.0, 3.0), run("b.json", 0.55, 2.2, 4.0, 9.0)
+    assert report.compare(first, run("c.json", 0.44, 2.3, 3.1))
+    assert capsys.readouterr().out.startswith("3 ratios in both; 3 differ by at most 15%")
+    assert not report.compare(first, second)
+    assert capsys.readouterr().out.splitlines() == [
+        "nms, small, peer 1, cpu, float32: 3.00 ±12%, wide and 4.00 ±12%, wide",
+        "3 ratios in both; 2 differ by at most 15%; of the other 1, 1 are marked",
+    ]
+
+
 def test_a_row_runs_with_the_allocator_set_and_others_say_why_not(tmp_path):
     """Without the settings of the allocator, the run sets them and re-executes itself."""
     pytest.importorskip(
@@ -180,7 +215,7 @@ def test_a_row_runs_with_the_allocator_set_and_others_say_why_not(tmp_path):
         [
             *(sys.executable, "-m", "pytest", "-q", "benchmarks/test_ops.py"),
             "--benchmark-only",
-            *("-k", "test_detection_output and ssd300-21-500 and mdssd_c"),
+            *("-k", "test_box_loss"),
             f"--benchmark-json={out}",
         ],
         cwd=ROOT,
@@ -189,14 +224,19 @@ def test_a_row_runs_with_the_allocator_set_and_others_say_why_not(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    row = json.loads(out.read_text())["benchmarks"][0]
+    row, peer = json.loads(out.read_text())["benchmarks"]
     for name, value in ALLOCATOR.items():
         assert f"{name}={value}" in row["extra_info"]["allocator"]
-    assert row["extra_info"]["peer"] == "mdssd cpp" and row["stats"]["rounds"] >= 20
-    assert row["extra_info"]["floor_share"] > 0
+    assert row["extra_info"]["peer"] == "mdssd cpp" and row["stats"]["rounds"] >= 6
+    assert row["extra_info"]["floor_share"] > 0 and "ratio" not in row["extra_info"]
+    info = peer["extra_info"]
+    assert info["peer"] == "torchvision's way" and info["ratio"] > 0 and info["spread"] >= 0
+    assert {"wide", "disturbed", "attempts"} <= set(info)
+    assert f"{info['peer']} {info['ratio']:.3g}x ±" in done.stdout
+    assert row["name"] == "test_box_loss[cpu], mdssd cpp" != peer["name"]
     if not torch.cuda.is_available():
-        assert "mdssd_cuda-cuda]: torch sees no NVIDIA GPU here" in done.stdout
-    assert "8,732 x 21, trained" in report.write([out], tmp_path / "docs").read_text()
+        assert "test_box_loss[cuda]: torch sees no NVIDIA GPU here" in done.stdout
+    assert "| 32 x 31,232 |" in report.write([out], tmp_path / "docs").read_text()
 
 
 def test_small_objects_page_shows_each_figure_and_keeps_the_rest(tmp_path, monkeypatch):

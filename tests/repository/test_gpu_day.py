@@ -340,12 +340,26 @@ def test_what_ncu_saw_is_read_by_kernel(gpu_day, tmp_path):
 
 def test_rows_of_another_commit_say_so(gpu_day, day):
     for number, commit in enumerate(("0123", "4567")):
-        info = {"node": f"benchmarks/test_ops.py::{number}", "commit": commit}
+        info = {"node": f"benchmarks/test_ops.py::{number}", "commit": commit, "peer": "mdssd cuda"}
         line = {"row": {"extra_info": info}, "about": {"copy": [], "matmul": [], "commit": commit}}
         day.record(f"bench-{number}").write_text(json.dumps(line) + "\n")
     data = json.loads(gpu_day.write_day(day, []).read_text())
     runs = [row["extra_info"].get("run") for row in data["benchmarks"]]
     assert runs == [None, "commit 4567"] and data["mdssd"]["commit"] == "0123"
+
+
+def test_every_side_of_a_row_is_kept_and_the_last_measurement_of_each(gpu_day, day):
+    lines = []
+    for peer, value in (("mdssd cuda", 1), ("torchvision", 2), ("mdssd cuda", 3)):
+        info = {"node": "benchmarks/test_ops.py::test_nms[cuda]", "commit": "0123", "peer": peer}
+        about = {"copy": [], "matmul": [], "commit": "0123"}
+        lines.append({"row": {"extra_info": info, "value": value}, "about": about})
+    lines += 2 * [{"left_out": "test_nms[cuda], lsnms", "why": "needs lsnms"}]
+    day.record("bench").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows, about, skipped = gpu_day.measured(day.folder)
+    found = [(row["extra_info"]["peer"], row["value"]) for row in rows]
+    assert found == [("mdssd cuda", 3), ("torchvision", 2)]
+    assert skipped == {"needs lsnms": ["test_nms[cuda], lsnms"]}
 
 
 def row(op: str, device_us: float, floor_us: float, peer: str = "mdssd cuda") -> dict[str, Any]:
