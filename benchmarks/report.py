@@ -45,11 +45,11 @@ How to read the tables:
 - Times are medians in milliseconds. The number in brackets says how many times longer a tool takes
   than mdssd's default backend for the same input in the same run. Only these ratios carry over to
   another machine.
-- The tools of a row take turns: a round times each of them once, in a shuffled order, so that what
-  slows the machine down slows all of them down. The ratio is the median of the rounds' ratios, of
-  those without other processes on the cores if there are enough, and ± is its 95% interval. A row
-  with more than 7% is measured up to three times and then marked as wide, and as disturbed if other
-  processes had the cores in most of its rounds.
+- The tools of a row take turns: each round times every tool once, in a shuffled order, so that a
+  slow moment slows all of them down. A ratio is the median of the rounds' ratios, with its 95%
+  interval after ±; rounds in which other processes had the cores count only if there are too few
+  others. A ratio that is not known within 7% is measured up to three times and then marked as wide,
+  or as disturbed if other processes had the cores in most rounds.
 - Every row was checked against the plain PyTorch reference before it was timed. A note below a
   table names the tools that do less than mdssd, or something different.
 - Share of the floor: the shortest possible time, divided by the measured time. The shortest
