@@ -18,6 +18,8 @@ MODELS = (
 INPUT_SIZES = range(256, 1025, 32)
 # The most pixels of a tile, whose part beyond the image is filled.
 MOST_TILE_PIXELS = 100_000_000
+# The least side of a tile. Each tile is enlarged to the input and costs a run of the network.
+LEAST_TILE_SIDE = 32
 # Sets of prior sizes. SSD has the first two; "paper" and "small" exist for MDSSD only.
 SSD_PRIOR_SCALES = ("voc", "coco")
 PRIOR_SCALES = (*SSD_PRIOR_SCALES, "paper", "small")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mdssd.names import INPUT_SIZES, MOST_TILE_PIXELS
+from mdssd.names import INPUT_SIZES, LEAST_TILE_SIDE, MOST_TILE_PIXELS
 from mdssd.system.kinds import kind_of_file
 
 # Counts end in 32-bit fields of files and libraries.
@@ -100,6 +100,11 @@ def tile(text: str) -> int | tuple[int, int] | str:
         raise argparse.ArgumentTypeError(
             "expected auto, a number of pixels such as 300, or width x height such as 640x384, of "
             f"at most {MOST_TILE_PIXELS:,} pixels in all; got {text!r}"
+        )
+    if min(width, height) < LEAST_TILE_SIDE:
+        raise argparse.ArgumentTypeError(
+            f"expected sides of {LEAST_TILE_SIDE} pixels or more, as each tile is enlarged to the "
+            f"network's input and costs a run of the network; got {text!r}"
         )
     return width if width == height else (width, height)
 

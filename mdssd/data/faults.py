@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from mdssd.data.dataset import DataPart, DetectionDataset
 from mdssd.data.opened import check_file
+from mdssd.data.rasters import NEEDS
 from mdssd.data.reasons import grouped
 from mdssd.data.sample import DataError
 from mdssd.system.progress import progress_bar
@@ -78,7 +79,10 @@ def check_faults(dataset: DetectionDataset, faults: Sequence[str]) -> None:
     if faults:
         count = f"{dataset.name}: {len(faults)} files cannot be used; " if len(faults) > 1 else ""
         reasons = "; ".join(grouped(faults)[:_REASONS])
-        raise DataError(f"{count}{reasons}; --allow-faults leaves such files out")
+        remedy = "; --allow-faults leaves such files out"
+        if all(fault.endswith(NEEDS) for fault in faults):
+            remedy = ""  # the faults say what to install
+        raise DataError(f"{count}{reasons}{remedy}")
 
 
 def left_out(dataset: DetectionDataset) -> str:

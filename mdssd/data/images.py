@@ -76,6 +76,8 @@ class ImageLimits:
         pixels = header.width * header.height
         if cost * pixels > self.max_pixels:
             remedy = f"; if it is meant to be so large, use --max-pixels {cost * pixels}"
+            if header.format == "TIFF":
+                remedy += ", or --tile, which reads TIFF files by windows"
             raise DataError(
                 f"{name}: has {header.width:,} x {header.height:,} pixels, expected at most "
                 f"{self.max_pixels // cost:,} in all{remedy if pixels < _MOST_PIXELS else ''}"

@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdssd.data.dataset import DetectionDataset
-from mdssd.data.images import read_header, read_image
-from mdssd.data.rasters import Raster
+from mdssd.data.image_headers import ImageHeader
+from mdssd.data.images import ImageLimits, read_header, read_image
+from mdssd.data.rasters import NEEDS, Raster, has_rasterio
+from mdssd.data.sample import DataError
 
 
 def raster_of(dataset: DetectionDataset, index: int) -> Raster | None:
@@ -29,6 +31,32 @@ def raster_of(dataset: DetectionDataset, index: int) -> Raster | None:
     if path is None or not limits.by_windows or not limits.is_raster(read_header(path)):
         return None
     return Raster(path, upright=dataset.upright(index))
+
+
+def check_rasterio(header: ImageHeader, limits: ImageLimits, name: str) -> None:
+    """Refuse a file above the limits, which is read by windows, if rasterio is not installed.
+
+    Args:
+        header: the header of the file.
+        limits: the limits.
+        name: the name of the file, for the message.
+
+    Raises:
+        DataError: rasterio is not installed.
+
+    Example:
+        >>> import importlib.util
+        >>> from mdssd.data.images import ImageLimits
+        >>> from mdssd.data.image_headers import ImageHeader
+        >>> from mdssd.data.opened import check_rasterio
+        >>> if importlib.util.find_spec("rasterio") is not None:
+        ...     check_rasterio(ImageHeader(20_000, 20_000, 1, "TIFF"), ImageLimits(), "a.tif")
+    """
+    if not has_rasterio():
+        raise DataError(
+            f"{name}: has {header.width:,} x {header.height:,} pixels, above the "
+            f"{limits.max_pixels:,} of --max-pixels; reading it by windows {NEEDS}"
+        )
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import numpy as np
 from mdssd.data.dataset import DetectionDataset, describe
 from mdssd.data.image_headers import ImageHeader
 from mdssd.data.images import ImageLimits, read_header, read_image
+from mdssd.data.opened import check_rasterio
 from mdssd.data.sample import NO_IMAGE, Annotation, BoxRow, DataError, Sample
 from mdssd.data.sizes import place
 from mdssd.names import ORIENTATIONS
@@ -91,7 +92,9 @@ class PhotoDataset(DetectionDataset):
             DataError: the file is missing or no image.
         """
         header = self.read_header(path)
-        if not (self.limits.by_windows and self.limits.is_raster(header)):
+        if self.limits.by_windows and self.limits.is_raster(header):
+            check_rasterio(header, self.limits, str(path))
+        else:
             self.limits.check(header, str(path))
         placement = place(header, stated, path.name, where, self._orientation, self._shown_upright)
         if relative:

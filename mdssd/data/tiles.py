@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mdssd.names import MOST_TILE_PIXELS
+from mdssd.names import LEAST_TILE_SIDE, MOST_TILE_PIXELS
 from mdssd.priors.maps import InputSize, width_height
+from mdssd.system.text import plural
 
 # Of two neighbouring tiles; 0.9 already means a hundred times as many tiles as no overlap.
 MOST_OVERLAP = 0.9
@@ -103,8 +104,8 @@ def make_tiling(
     """Return the tiling that the options of a command or of `Detector` describe.
 
     Args:
-        tile: side of a tile, or (width, height), in pixels of the image after it is enlarged;
-            "auto" is the size of the network's input. None makes no tiles, and returns None.
+        tile: side of a tile, or (width, height), in pixels of the image after it is enlarged, 32 or
+            more; "auto" is the size of the network's input. None makes no tiles, and returns None.
         input_size: the size of the network's input.
         overlap: see `Tiling`.
         scale: how much larger the image is made before it is divided. With 2, a tile of 300
@@ -112,7 +113,7 @@ def make_tiling(
         with_whole: see `Tiling`.
 
     Raises:
-        ValueError: a value is out of range.
+        ValueError: a value is out of range, or without a tile another than its default.
 
     Example:
         >>> from mdssd.data.tiles import make_tiling
@@ -120,6 +121,10 @@ def make_tiling(
         Tiling(width=150, height=150, overlap=0.2, with_whole=False)
     """
     if tile is None:
+        given = {"overlap": overlap != 0.2, "tile_scale": scale != 1, "with_whole": with_whole}
+        if any(given.values()):
+            first = next(name for name, is_given in given.items() if is_given)
+            raise ValueError(f"{first}: needs a tile beside it")
         return None
     if not 0 < scale <= _MOST_SCALE:
         raise ValueError(f"tile_scale: expected a number above 0, up to {_MOST_SCALE}, got {scale}")
@@ -128,7 +133,7 @@ def make_tiling(
             raise ValueError(f"tile: expected a number of pixels or 'auto', got {tile!r}")
         tile = input_size
     sides = width_height(tile)
-    _check_sides(*sides)
+    _check_sides(*sides, LEAST_TILE_SIDE)
     if sides[0] / scale * (sides[1] / scale) > MOST_TILE_PIXELS:
         raise ValueError(
             f"tile_scale: expected tiles that show at most {MOST_TILE_PIXELS:,} pixels of the "
@@ -138,9 +143,11 @@ def make_tiling(
     return Tiling(width, height, overlap, with_whole)
 
 
-def _check_sides(width: int, height: int) -> None:
-    if min(width, height) < 1:
-        raise ValueError(f"tile: expected sides of 1 pixel or more, got {width} x {height}")
+def _check_sides(width: int, height: int, least: int = 1) -> None:
+    if min(width, height) < least:
+        raise ValueError(
+            f"tile: expected sides of {plural(least, 'pixel')} or more, got {width} x {height}"
+        )
     if width * height > MOST_TILE_PIXELS:
         raise ValueError(
             f"tile: expected at most {MOST_TILE_PIXELS:,} pixels, got {width:,} x {height:,}"

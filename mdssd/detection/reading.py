@@ -17,7 +17,8 @@ from torch import Tensor
 from mdssd.data import DataError, Preprocess, decode_image, read_image
 from mdssd.data.image_headers import ImageHeader, parse_header
 from mdssd.data.images import ImageLimits, from_pillow, read_header
-from mdssd.data.rasters import NEEDS, Raster, has_rasterio
+from mdssd.data.opened import check_rasterio
+from mdssd.data.rasters import Raster
 from mdssd.system.memory import release_memory
 
 # Images of more pixels are decoded one at a time in the main process, and are not kept, so that
@@ -151,11 +152,8 @@ class Reader:
             return None
         if self.preprocess is not None or not self._is_raster(source, header):
             limits.check(header, name)
-        elif not has_rasterio():
-            raise DataError(
-                f"{name}: has {header.width:,} x {header.height:,} pixels, above the "
-                f"{limits.max_pixels:,} of --max-pixels; reading it by windows {NEEDS}"
-            )
+        else:
+            check_rasterio(header, limits, name)
         return header
 
     def _is_raster(self, source: Image, header: ImageHeader) -> bool:

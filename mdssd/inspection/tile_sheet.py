@@ -13,12 +13,12 @@ from mdssd.data.opened import opened
 from mdssd.data.rasters import Raster
 from mdssd.data.tiled_boxes import best_windows, shown_whole
 from mdssd.data.tiles import Tiling
-from mdssd.inspection.plots import grid_of
 from mdssd.system.text import plural
 
 Color = tuple[int, int, int]
 
 _SIDE = 3600  # of the whole picture, at most
+_GAP = 8  # between two images
 _WIDE = 600  # pixels of an image with room for its name
 _WHOLE: Color = (60, 255, 60)
 _CUT: Color = (255, 40, 40)
@@ -34,7 +34,7 @@ def tile_sheet(
 
     What several tiles share is darker. A box that some tile shows whole is green, one that every
     tile cuts is red; without the whole image that `with_whole` adds, which cuts nothing. A line
-    above each image says how many there are.
+    above each image says how many there are. The highest images stand at the top.
 
     Args:
         dataset: the data set.
@@ -43,7 +43,7 @@ def tile_sheet(
         seed: the seed of the choice.
 
     Returns:
-        uint8 [H, W, 3], RGB: the images, in a grid of at most about 3600 pixels.
+        uint8 [H, W, 3], RGB: the images in columns, of at most about 3600 pixels in all.
 
     Raises:
         DataError: an image cannot be read.
@@ -59,18 +59,28 @@ def tile_sheet(
     if count < 1:
         raise ValueError(f"tile_sheet: count must be at least 1, got {count}")
     order = np.random.default_rng(seed).permutation(len(dataset))[:count]
-    longest = _SIDE // math.ceil(math.sqrt(len(order)))
+    columns = math.ceil(math.sqrt(len(order)))
+    longest = _SIDE // columns
     pictures = []
     for index in order.tolist():
         with opened(dataset, index) as image:
             pictures.append(_picture(dataset.annotation(index), image, tiling, longest))
-    height, width = np.max([picture.shape[:2] for picture in pictures], 0)
-    cells = []
-    for picture in pictures:
-        cell = np.full((height, width, 3), 255, np.uint8)
-        cell[: picture.shape[0], : picture.shape[1]] = picture
-        cells.append(cell)
-    return grid_of(cells)
+    return _in_columns(pictures, columns)
+
+
+def _in_columns(pictures: list[NDArray[np.uint8]], columns: int) -> NDArray[np.uint8]:
+    """Put each picture, the highest first, below those of the column that is shortest so far."""
+    across = max(picture.shape[1] for picture in pictures) + _GAP
+    down = [0] * columns
+    places = []
+    for picture in sorted(pictures, key=len, reverse=True):
+        column = down.index(min(down))
+        places.append((down[column], column * across, picture))
+        down[column] += len(picture) + _GAP
+    sheet = np.full((max(down) - _GAP, columns * across - _GAP, 3), 255, np.uint8)
+    for y, x, picture in places:
+        sheet[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
+    return sheet
 
 
 def _picture(

@@ -218,13 +218,13 @@ class Recipe:
                 "Recipe: tile: expected a number of pixels, a width and a height, or 'auto'; got "
                 f"{shown(self.tile)}"
             )
+        for name in WINDOW_SETTINGS:
+            if self.tile is None and getattr(self, name) != getattr(Recipe, name):
+                raise ValueError(f"Recipe: {name}: needs a tile, got {shown(getattr(self, name))}")
         try:  # the size of the input matters for "auto" only
             self.tiling(INPUT_SIZES[0])
         except ValueError as error:
             raise ValueError(f"Recipe: {error}") from None
-        for name in WINDOW_SETTINGS:
-            if self.tile is None and getattr(self, name) != getattr(Recipe, name):
-                raise ValueError(f"Recipe: {name}: needs a tile, got {shown(getattr(self, name))}")
 
     def _check_drops(self) -> None:
         if (self.schedule == "steps") != (self.drops is not None):

@@ -228,6 +228,8 @@ def test_too_many_pixels_are_refused_by_the_header(tmp_path):
     assert decode_image(encode(picture(), ".png"), limits=limits).shape == (40, 60, 3)
     with pytest.raises(DataError, match="if it is meant to be so large, use --max-pixels 2460"):
         decode_image(encode(picture(41, 60), ".png"), limits=limits)
+    with pytest.raises(DataError, match="2460, or --tile, which reads TIFF files by windows$"):
+        decode_image(encode(picture(41, 60), ".tif"), limits=limits)
     file = io.BytesIO()
     Image.fromarray(picture(40, 60)).save(file, "JPEG2000")
     with pytest.raises(DataError, match="60 x 40 pixels, expected at most 1,200 in all"):

@@ -76,7 +76,11 @@ def test_options():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"tile": 0}, "tile: expected sides of 1 pixel or more, got 0 x 0"),
+        ({"tile": 0}, "tile: expected sides of 32 pixels or more, got 0 x 0"),
+        ({"tile": (300, 31)}, "tile: expected sides of 32 pixels or more, got 300 x 31"),
+        ({"tile": None, "overlap": 0.3}, "overlap: needs a tile beside it"),
+        ({"tile": None, "scale": 2}, "tile_scale: needs a tile beside it"),
+        ({"tile": None, "with_whole": True}, "with_whole: needs a tile beside it"),
         ({"tile": 100_000}, "tile: expected at most 100,000,000 pixels, got 100,000 x 100,000"),
         ({"tile": "large"}, "tile: expected a number of pixels or 'auto', got 'large'"),
         ({"tile": 300, "overlap": 0.95}, "overlap: expected 0 to 0.9, got 0.95"),

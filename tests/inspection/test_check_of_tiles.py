@@ -160,6 +160,25 @@ def test_the_picture_of_tiles(tmp_path, capsys):
     assert picture[20, 230].tolist() == [255, 40, 40]  # cut in every tile
 
 
+def test_a_picture_of_images_that_are_all_left_out(tmp_path, capsys):
+    data = coco(tmp_path / "d", [WIDE], [BOXES])
+    whole = (data / "0.png").read_bytes()
+    (data / "0.png").write_bytes(whole[: len(whole) // 2])
+    for tiles in ([], ["--tile", 300]):
+        words = ["data", "show", data, "--allow-faults", "--out", tmp_path / "a.png", *tiles]
+        status, _, err = run(capsys, *words)
+        assert status == 2 and "no image can be used; `mdssd data check` says why" in err
+
+
+def test_images_of_several_heights_leave_no_gaps(tmp_path):
+    sizes = [(600, 100), (600, 600), (600, 100), (600, 100)]
+    sheet = tile_sheet(open_dataset(coco(tmp_path / "d", sizes, [[]] * 4)), Tiling(300, 300))
+    assert sheet.shape == (24 + 600, 600 + 8 + 600, 3)  # 24 for a line of text, 8 between images
+    low = sheet[:, 608:]
+    assert [bool((low[y : y + 8] == 255).all()) for y in (124, 256, 60)] == [True, True, False]
+    assert (low[388:] == 255).all()
+
+
 def test_large_images_are_made_smaller():
     scenes = SyntheticScenes(3, image_size=2400)
     sheet = tile_sheet(scenes, Tiling(600, 600), 2)

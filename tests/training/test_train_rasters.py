@@ -164,12 +164,26 @@ def test_the_commands(tmp_path, capsys, monkeypatch):
 def test_without_rasterio(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "rasterio", None)
     folder = csv_data(tmp_path / "d", ["a.tif"], noise())
+    cv2.imwrite(str(folder / "b.png"), np.zeros((30, 30, 3), np.uint8))
+    with (folder / "boxes.csv").open("a") as file:
+        file.write("\nb.png,10,10,26,26,dot\n")
     options = [str(folder), "--max-pixels", "1000", "--tile", "64"]
     out = ["--out", str(tmp_path / "run"), "--width", "0.0625", "--workers", "0"]
-    assert main(["train", "--data", *options, *out, "--iterations", "1"]) == 2
-    assert "needs rasterio: pip install 'mdssd[raster]'" in capsys.readouterr().err
+    needs = (
+        "a.tif: has 160 x 120 pixels, above the 1,000 of --max-pixels; reading it by windows needs "
+        "rasterio: pip install 'mdssd[raster]'"
+    )
+    picture = str(tmp_path / "a.png")
+    for words in (
+        ["train", "--data", *options, *out, "--iterations", "1"],
+        ["data", "show", *options, "--out", picture],
+    ):
+        assert main(words) == 2
+        assert capsys.readouterr().err == f"mdssd: error: {folder}/{needs}\n"
+    assert main(["data", "show", *options, "--out", picture, "--allow-faults"]) == 0
+    capsys.readouterr()
     assert main(["data", "check", *options]) == 1
-    assert "needs rasterio: pip install 'mdssd[raster]'" in "".join(capsys.readouterr())
+    assert f"files that cannot be used: 1\n  {needs}\n" in capsys.readouterr().out
 
 
 # VmHWM is the most memory, in KiB, since the program began; ru_maxrss counts that of pytest too.

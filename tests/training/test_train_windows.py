@@ -122,6 +122,7 @@ def test_priors_fit_the_objects_as_windows_show_them():
     [
         ({"tile": 0}, "tile: expected a number of pixels, a width and a height, or 'auto'; got 0"),
         ({"tile": "large"}, "tile: expected a number of pixels"),
+        ({"tile": 16}, "tile: expected sides of 32 pixels or more, got 16 x 16"),
         ({"tile": [1, 2, 3]}, "tile: expected a number of pixels"),
         ({"tile": True}, "tile: expected a number of pixels"),
         ({"tile": 300, "tile_jitter": 0.5}, "tile_jitter: expected a number from 1 to 4, got 0.5"),
@@ -177,7 +178,7 @@ def test_commands_train_resume_and_evaluate_on_tiles(tmp_path, capsys):
     [
         (["--tile", "0"], "argument --tile: expected auto, a number of pixels"),
         (["--tile", "300", "--min-visible", "0"], "argument --min-visible: expected a number"),
-        (["--min-visible", "0.3"], "--min-visible: needs a tile, got 0.3"),
+        (["--min-visible", "0.3"], "--min-visible: needs --tile beside it"),
     ],
 )
 def test_bad_options_are_one_line(tmp_path, capsys, options, message):

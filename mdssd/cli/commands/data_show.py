@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mdssd.cli.commands.shared import open_whole_data, show, tiling_of
-from mdssd.data import Augmentation
+from mdssd.data import Augmentation, DataError
 from mdssd.drawing import write_image
 from mdssd.inspection.plots import contact_sheet
 from mdssd.inspection.tile_sheet import tile_sheet
@@ -35,6 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
         )
     augmentation = Augmentation(size, **_augmentation_options(given))
     dataset = open_whole_data(given, input_size=size, by_windows=tiling is not None)
+    if not len(dataset):
+        raise DataError(f"{dataset.name}: no image can be used; `mdssd data check` says why")
     if tiling is None:
         count = arguments.count
         sheet = contact_sheet(dataset, augmentation, count, arguments.seed)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mdssd.cli.commands.shared import check_needs_tile
 from mdssd.cli.options.train import EPOCHS, WARMUP_FROM_SCRATCH
 from mdssd.models.build import default_options, with_input_size
 from mdssd.names import AUTO_PRIORS
@@ -19,7 +20,7 @@ from mdssd.training.recipe_files import (
     combine,
     read_recipe,
 )
-from mdssd.training.settings import Recipe
+from mdssd.training.settings import WINDOW_SETTINGS, Recipe
 from mdssd.weights.checkpoint_json import CheckpointError, find_checkpoint, read_meta
 from mdssd.weights.pretrained import is_checkpoint
 
@@ -74,6 +75,7 @@ def run_settings(given: Mapping[str, Any], out_dir: Path, *, resume: bool) -> Ru
         ValueError: an option has a wrong value, or options do not go together.
     """
     settings = _resumed_run(given, out_dir) if resume else _new_run(given)
+    check_needs_tile(given, WINDOW_SETTINGS, settings.recipe.get("tile"))
     try:
         Recipe(**settings.recipe)
     except ValueError as error:  # of an option, as read_recipe has checked the recipe

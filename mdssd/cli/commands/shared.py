@@ -140,12 +140,21 @@ def tiling_of(given: Mapping[str, Any], size: InputSize) -> Tiling | None:
     return make_tiling(options.pop("tile"), size, scale=scale, **options)
 
 
+def check_needs_tile(given: Mapping[str, Any], names: Sequence[str], tile: Any) -> None:
+    """Refuse options of tiles that were given without tiles.
+
+    given: the options that were given, by name.
+    names: those that need tiles.
+    tile: the size of the tiles, None without tiles.
+    """
+    needless = [name for name in names if name in given]
+    if tile is None and needless:
+        raise ValueError(f"--{needless[0].replace('_', '-')}: needs --tile beside it")
+
+
 def _tile_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    check_needs_tile(given, tuple(_OF_TILES), given.get("tile"))
     options = {name: given.get(name, value) for name, value in _OF_TILES.items()}
-    if given.get("tile") is None:
-        needless = [name for name in _OF_TILES if options[name] != _OF_TILES[name]]
-        if needless:
-            raise ValueError(f"--{needless[0].replace('_', '-')}: needs --tile beside it")
     try:  # the size of the input matters for "auto" only
         make_tiling(given.get("tile"), INPUT_SIZES[0], scale=options["tile_scale"])
     except ValueError as error:

@@ -65,7 +65,7 @@ def add_input_size(parser: argparse.ArgumentParser | Group, meaning: str) -> Non
 
 
 def add_tile_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that divide large images into tiles."""
+    """Add the options that divide large images into tiles; all but --tile absent if not given."""
     tiles = parser.add_argument_group("tiles, for small objects in large images")
     tiles.add_argument(
         "--tile",
@@ -77,20 +77,21 @@ def add_tile_options(parser: argparse.ArgumentParser) -> None:
     tiles.add_argument(
         "--overlap",
         type=values.overlap,
-        default=0.2,
+        default=argparse.SUPPRESS,
         metavar="S",
         help="the part of a tile that the next one shows too, 0 to 0.9 (default 0.2)",
     )
     tiles.add_argument(
         "--tile-scale",
         type=values.tile_scale,
-        default=1.0,
+        default=argparse.SUPPRESS,
         metavar="S",
         help="enlarge the image by S before it is divided, up to 16 (default 1)",
     )
     tiles.add_argument(
         "--with-whole",
         action="store_true",
+        default=argparse.SUPPRESS,
         help="show the whole image too, for objects larger than a tile",
     )
 
