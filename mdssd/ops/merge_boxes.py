@@ -134,8 +134,8 @@ def merge_boxes(
     _check_tensors(op, boxes_xyxy, scores, labels, images, per_class)
     own_labels = labels if per_class else None
     boxes, scores, index = _merge_boxes(boxes_xyxy, scores, own_labels, images, settings)
-    own_images = torch.zeros_like(index) if images is None else images[index]
-    return MergedBoxes(boxes, scores, labels[index], own_images, index)
+    own_images = torch.zeros_like(index) if images is None else images.index_select(0, index)
+    return MergedBoxes(boxes, scores, labels.index_select(0, index), own_images, index)
 
 
 def merge_boxes_padded(

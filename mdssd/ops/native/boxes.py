@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mdssd.ops._modules import native
 from mdssd.ops._settings import BoxCodingSettings
-from mdssd.ops._tensors import accumulation_dtype, aligned, dtype_code
+from mdssd.ops._tensors import accumulation_dtype, aligned, dtype_code, widened
 
 # --- cpp -----------------------------------------------------------------------------------------
 
@@ -55,7 +55,7 @@ def _code_cpp(
 ) -> Tensor:
     """Call one of the four coding functions, which differ in their formulas only."""
     rows = [tensor.contiguous() for tensor in rows]
-    priors = priors.to(accumulation_dtype(rows[0].dtype)).contiguous()
+    priors = widened(priors, accumulation_dtype(rows[0].dtype))
     out = torch.empty_like(rows[0])
     sizes = (out.numel() // 4, priors.shape[0])
     function(*rows, priors, *sizes, settings, out, dtype_code(out), torch.get_num_threads())

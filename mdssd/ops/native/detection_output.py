@@ -11,7 +11,7 @@ from mdssd.ops._checks import check_gpu_limits
 from mdssd.ops._modules import native
 from mdssd.ops._results import new_detections
 from mdssd.ops._settings import DetectionOutputSettings
-from mdssd.ops._tensors import aligned, dtype_code
+from mdssd.ops._tensors import aligned, dtype_code, widened
 from mdssd.ops.reference import detection_output as reference
 
 
@@ -22,7 +22,7 @@ def detection_output_cpp(
     dtype = result[0].dtype
     if loc.dtype != logits.dtype:
         loc, logits = loc.to(dtype), logits.to(dtype)
-    loc, logits, priors = loc.contiguous(), logits.contiguous(), priors.to(dtype).contiguous()
+    loc, logits, priors = loc.contiguous(), logits.contiguous(), widened(priors, dtype)
     native.detection_output_cpu(
         loc,
         logits,

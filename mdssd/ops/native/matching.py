@@ -27,8 +27,8 @@ def match_priors_cpp(
     gt: Tensor, offsets: Tensor, priors: Tensor, settings: MatchPriorsSettings
 ) -> tuple[Tensor, Tensor]:
     images, num_priors = offsets.shape[0] - 1, priors.shape[0]
-    gt = gt.to(accumulation_dtype(gt.dtype)).contiguous()
-    priors = priors.to(gt.dtype).contiguous()
+    gt = widened(gt, accumulation_dtype(gt.dtype))
+    priors = widened(priors, gt.dtype)
     result = torch.empty(images, num_priors, dtype=torch.int64), torch.empty(images, num_priors)
     native.match_priors_cpu(
         gt,
@@ -53,9 +53,9 @@ def encode_targets_cpp(
 ) -> tuple[Tensor, Tensor]:
     images, num_priors = offsets.shape[0] - 1, priors.shape[0]
     dtype = gt.dtype
-    gt = gt.to(accumulation_dtype(dtype)).contiguous()
+    gt = widened(gt, accumulation_dtype(dtype))
     gt_labels = gt_labels.contiguous()
-    priors = priors.to(gt.dtype).contiguous()
+    priors = widened(priors, gt.dtype)
     loc = gt.new_empty(images, num_priors, 4)
     labels = torch.empty(images, num_priors, dtype=torch.int64)
     native.encode_targets_cpu(
@@ -71,7 +71,7 @@ def encode_targets_cpp(
         dtype_code(gt),
         torch.get_num_threads(),
     )
-    return loc.to(dtype), labels
+    return widened(loc, dtype), labels
 
 
 def ignore_priors_cpp(

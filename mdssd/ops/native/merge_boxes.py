@@ -9,7 +9,6 @@ from torch import Tensor
 
 from mdssd.ops import _merging
 from mdssd.ops._modules import native
-from mdssd.ops._results import new_merged
 from mdssd.ops._settings import MergeBoxesSettings
 from mdssd.ops._tensors import accumulation_dtype, dtype_code, widened
 from mdssd.ops.native.nms import nms_padded_cuda
@@ -22,25 +21,15 @@ def merge_boxes_padded_cpp(
     images: Tensor | None,
     settings: MergeBoxesSettings,
 ) -> tuple[Tensor, ...]:
-    stored, dtype = boxes.dtype, accumulation_dtype(boxes.dtype)
-    boxes, scores = widened(boxes, dtype), widened(scores, dtype)
-    labels = None if labels is None else labels.contiguous()
-    images = None if images is None else images.contiguous()
-    out_boxes, out_scores, index, count = new_merged(boxes)
-    found = native.merge_boxes_cpu(
-        boxes,
-        scores,
-        labels,
-        images,
-        boxes.shape[0],
-        settings,
-        out_boxes,
-        out_scores,
-        index,
-        dtype_code(boxes),
-        torch.get_num_threads(),
+    num_boxes = boxes.shape[0]
+    results = (
+        boxes.new_zeros(num_boxes, 4, dtype=accumulation_dtype(boxes.dtype)),
+        boxes.new_zeros(num_boxes, dtype=accumulation_dtype(boxes.dtype)),
+        torch.zeros(num_boxes, dtype=torch.int64),
     )
-    return out_boxes.to(stored), out_scores.to(stored), index, count.fill_(found)
+    found = _merge(boxes, scores, labels, images, settings, results)
+    count = torch.scalar_tensor(found, dtype=torch.int64)
+    return widened(results[0], boxes.dtype), widened(results[1], boxes.dtype), results[2], count
 
 
 def merge_boxes_cpp(
@@ -50,8 +39,40 @@ def merge_boxes_cpp(
     images: Tensor | None,
     settings: MergeBoxesSettings,
 ) -> tuple[Tensor, ...]:
-    *rows, count = merge_boxes_padded_cpp(boxes, scores, labels, images, settings)
-    return tuple(row[: int(count)].clone() for row in rows)  # not views of N rows
+    num_boxes, dtype = boxes.shape[0], accumulation_dtype(boxes.dtype)
+    results = (
+        boxes.new_empty(num_boxes, 4, dtype=dtype),
+        boxes.new_empty(num_boxes, dtype=dtype),
+        torch.empty(num_boxes, dtype=torch.int64),
+    )
+    found = _merge(boxes, scores, labels, images, settings, results)
+    rows = (row.narrow_copy(0, 0, found) for row in results)  # not views of N rows
+    merged_boxes, merged_scores, index = rows
+    return widened(merged_boxes, boxes.dtype), widened(merged_scores, boxes.dtype), index
+
+
+def _merge(
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor | None,
+    images: Tensor | None,
+    settings: MergeBoxesSettings,
+    results: tuple[Tensor, Tensor, Tensor],
+) -> int:
+    """Fill the first rows of the results; return how many."""
+    dtype = results[0].dtype
+    found: int = native.merge_boxes_cpu(
+        widened(boxes, dtype),
+        widened(scores, dtype),
+        None if labels is None else labels.contiguous(),
+        None if images is None else images.contiguous(),
+        boxes.shape[0],
+        settings,
+        *results,
+        dtype_code(results[0]),
+        torch.get_num_threads(),
+    )
+    return found
 
 
 def _kernels(module: Any, stream: int, settings: MergeBoxesSettings) -> _merging.Kernels:

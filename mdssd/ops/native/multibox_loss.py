@@ -25,7 +25,7 @@ def multibox_loss_cpp(
     loc, logits, labels = loc.contiguous(), logits.contiguous(), labels.contiguous()
     groups = (logits.shape[0],) if settings.per_image else ()
     losses = loc.new_empty(2, *groups, dtype=dtype)
-    selected = torch.empty(labels.shape, dtype=torch.bool)
+    selected = torch.empty_like(labels, dtype=torch.bool)
     normaliser = torch.empty(groups, dtype=torch.int64)
     labels_fit = native.multibox_loss_cpu(
         loc,

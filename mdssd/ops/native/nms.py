@@ -9,26 +9,40 @@ from torch import Tensor
 
 from mdssd.ops._modules import native
 from mdssd.ops._settings import NmsSettings
-from mdssd.ops._tensors import accumulation_dtype, aligned, dtype_code
+from mdssd.ops._tensors import accumulation_dtype, aligned, dtype_code, widened
 
 
 def nms_padded_cpp(
     boxes: Tensor, scores: Tensor, idxs: Tensor | None, settings: NmsSettings
 ) -> tuple[Tensor, Tensor]:
-    dtype = accumulation_dtype(boxes.dtype)
-    boxes, scores = boxes.to(dtype).contiguous(), scores.to(dtype).contiguous()
-    idxs = None if idxs is None else idxs.contiguous()
-    num_boxes = boxes.shape[0]
-    keep = torch.zeros(num_boxes, dtype=torch.int64)
-    kept = native.nms_cpu(
-        boxes, scores, idxs, num_boxes, settings, keep, dtype_code(boxes), torch.get_num_threads()
-    )
-    return keep, torch.tensor(kept)
+    keep = torch.zeros(boxes.shape[0], dtype=torch.int64)
+    kept = _nms_cpp(boxes, scores, idxs, settings, keep)
+    return keep, torch.scalar_tensor(kept, dtype=torch.int64)
 
 
 def nms_cpp(boxes: Tensor, scores: Tensor, idxs: Tensor | None, settings: NmsSettings) -> Tensor:
-    keep, kept = nms_padded_cpp(boxes, scores, idxs, settings)
-    return keep[: int(kept)].clone()  # not a view of N rows
+    keep = torch.empty(boxes.shape[0], dtype=torch.int64)
+    kept = _nms_cpp(boxes, scores, idxs, settings, keep)
+    return keep.narrow_copy(0, 0, kept)  # not a view of N rows
+
+
+def _nms_cpp(
+    boxes: Tensor, scores: Tensor, idxs: Tensor | None, settings: NmsSettings, keep: Tensor
+) -> int:
+    """Fill the first entries of `keep`; return how many."""
+    dtype = accumulation_dtype(boxes.dtype)
+    boxes = widened(boxes, dtype)
+    kept: int = native.nms_cpu(
+        boxes,
+        widened(scores, dtype),
+        None if idxs is None else idxs.contiguous(),
+        boxes.shape[0],
+        settings,
+        keep,
+        dtype_code(boxes),
+        torch.get_num_threads(),
+    )
+    return kept
 
 
 def nms_padded_cuda(
