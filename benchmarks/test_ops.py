@@ -587,6 +587,11 @@ def _scalar_call(loss: Callable[..., Any], x: torch.Tensor, *rest: Any) -> Calla
     return call
 
 
+def _losses(mdssd: Callable[..., Any], peers: dict[str, Callable[..., Any]]) -> list[Any]:
+    calls = {name: partial(_scalar_call, peer) for name, peer in peers.items()}
+    return contenders(partial(_scalar_call, mdssd), calls, calls)
+
+
 def _prepare_loss(
     mdssd: Callable[..., Any], device: str, *arguments: torch.Tensor
 ) -> Callable[[str, Any], Callable[[], Any]]:
@@ -596,7 +601,7 @@ def _prepare_loss(
     there = [generators.to(device, argument) for argument in arguments]
 
     def prepare(peer: str, make: Callable[..., Any]) -> Callable[[], Any]:
-        call = _scalar_call(make, *there)
+        call: Callable[[], Any] = make(*there)
         for got, want in zip(call(), expected, strict=True):
             torch.testing.assert_close(got.cpu(), want, rtol=1e-4, atol=1e-7)
         return call
@@ -604,7 +609,7 @@ def _prepare_loss(
     return prepare
 
 
-@pytest.mark.parametrize("sides", contenders(loss.mdssd_focal, loss.FOCAL_PEERS, loss.FOCAL_ON_GPU))
+@pytest.mark.parametrize("sides", _losses(loss.mdssd_focal, loss.FOCAL_PEERS))
 def test_focal_loss(sides: Sides, measure: Callable[..., None]) -> None:
     """Run forward and backward, with an eighth of the priors ignored."""
     images, classes = 4, 20
@@ -624,7 +629,7 @@ def test_focal_loss(sides: Sides, measure: Callable[..., None]) -> None:
     )
 
 
-@pytest.mark.parametrize("sides", contenders(loss.mdssd_giou, loss.BOX_PEERS, loss.BOX_ON_GPU))
+@pytest.mark.parametrize("sides", _losses(loss.mdssd_giou, loss.BOX_PEERS))
 def test_box_loss(sides: Sides, measure: Callable[..., None]) -> None:
     """Run GIoU forward and backward."""
     x = generators.loss_input("mdssd300", 32, 21)

@@ -134,7 +134,6 @@ FOCAL_PEERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "torchvision's way": torchvision_focal,
     "torch.compile": torch.compile(_focal, dynamic=False),
 }
-FOCAL_ON_GPU = tuple(FOCAL_PEERS)
 
 
 # --- box_loss ------------------------------------------------------------------------------------
@@ -169,4 +168,3 @@ def torchvision_giou(loc: Tensor, loc_targets: Tensor, labels: Tensor, priors: T
 BOX_PEERS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "torchvision's way": torchvision_giou,
 }
-BOX_ON_GPU = tuple(BOX_PEERS)
