@@ -54,12 +54,20 @@ def merge(count, method):
     boxes, scores = (part[:count] for part in found)
     return ops.merge_boxes(boxes, scores, torch.ones(count).long(), method=method, threshold=0.3)
 
+def with_gradient(loss, x):
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(loss(x), x)
+
 def calls(loc, logits, priors, count):
     t = ops.encode_targets(boxes, labels, priors)
+    focal = lambda x: ops.sigmoid_focal_loss(x, t.labels)
+    box = lambda x: ops.box_loss(x, t.loc, t.labels, priors)
     return {
         "detection_output": lambda: ops.detection_output(loc, logits, priors),
         "encode_targets": lambda: ops.encode_targets(boxes, labels, priors),
         "multibox_loss": lambda: ops.multibox_loss(loc, logits, t.loc, t.labels),
+        "sigmoid_focal_loss": lambda: with_gradient(focal, logits),
+        "box_loss": lambda: with_gradient(box, loc),
         "merge_boxes, nmm": lambda: merge(count, "nmm"),
         "merge_boxes, wbf": lambda: merge(count, "wbf"),
     }
