@@ -22,7 +22,8 @@ from mdssd import ops
 from mdssd.testing import Case
 
 _DEVICES = ["cpu", *(name for name in ("cuda", "xpu") if getattr(torch, name).is_available())]
-_READS_BACK = ("nms", "batched_nms", "merge_boxes")  # the host waits for the number of boxes
+# The host waits for the number of boxes.
+_READS_BACK = ("nms", "batched_nms", "soft_nms", "merge_boxes")
 
 
 @pytest.mark.cases(size=lambda size: size.benchmark)

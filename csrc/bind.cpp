@@ -296,6 +296,7 @@ void bind_cuda(py::module_& module) {
   MDSSD_BIND(ignore_priors_cuda);
   MDSSD_BIND(nms_workspace);
   MDSSD_BIND(nms_cuda);
+  MDSSD_BIND(soft_nms_cuda);
   MDSSD_BIND(merge_parents_cuda);
   MDSSD_BIND(merge_members_cuda);
   MDSSD_BIND(merge_fused_workspace);

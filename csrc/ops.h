@@ -308,6 +308,13 @@ void nms_cuda(const void* boxes, const int64_t* order, const int64_t* idxs, int6
               DType dtype, Stream stream);
 int64_t nms_workspace(int64_t num_boxes, DType dtype);
 
+// The boxes [num_boxes, 4] W and their scores W are sorted by label; starts: the position of the
+// first box of each box's label, or null if all have one. keys: memory for num_boxes entries W ->
+// softened [num_boxes] W: the lowered scores of the chosen boxes, and -inf for the others.
+void soft_nms_cuda(const void* boxes, const void* scores, const int64_t* starts, int64_t num_boxes,
+                   const SoftNmsSettings& settings, void* keys, void* softened, DType dtype,
+                   Stream stream);
+
 // Three steps of merge_boxes, between which mdssd/ops/_merging.py sorts. The boxes [num_boxes, 4] W
 // are sorted by group (image and label) and, within a group, by falling score; a position is an
 // index into this order. All arrays have num_boxes entries unless a comment says otherwise.

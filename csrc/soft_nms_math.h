@@ -48,7 +48,7 @@ MDSSD_INLINE T exp_of_minus(T x) {
                                  1.0 / 24.0,         1.0 / 6.0,         0.5,
                                  1.0,                1.0};  // 1 / 13!, 1 / 12!, ..., 1 / 0!
   T sum = T(kFactors[13 - C::kTerms]);
-#ifdef __CUDACC__
+#ifdef __CUDA_ARCH__
 #pragma unroll
 #endif
   for (int i = 14 - C::kTerms; i < 14; ++i) sum = sum * r + T(kFactors[i]);

@@ -63,6 +63,8 @@ OPERATORS = {
     "nms.cu": ("nms", "batched_nms", "nms_padded"),
     "resize.cu": ("resize",),
     "sigmoid_focal_loss.cu": ("sigmoid_focal_loss",),
+    "soft_nms.cu": ("soft_nms", "soft_nms_padded"),
+    "soft_nms.h": ("soft_nms", "soft_nms_padded"),
     "group_sums.h": ("sigmoid_focal_loss", "box_loss"),
     "radix.h": ("detection_output", "multibox_loss"),
     "rows.h": ("detection_output", "multibox_loss"),
@@ -76,6 +78,7 @@ TESTS = {
     "merge_boxes": "test_merge_boxes_cuda.py",
     "multibox_loss": "test_multibox_loss_cuda.py",
     "nms_padded": "test_nms_padded.py",
+    "soft_nms": "test_soft_nms_cuda.py",
 }
 # What the mutated sources need in runtime.h. For g++, `planted` has no hook: it is no access of a
 # kernel. What nvcc compiles reads a register that csrc/ptx sets.

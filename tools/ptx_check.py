@@ -39,6 +39,7 @@ OPS = [
     "test_multibox_loss_cuda.py",
     "test_nms_padded.py",
     "test_one_stage_losses.py",
+    "test_soft_nms_cuda.py",
 ]
 TESTS = ["tests/ptx", *(f"tests/ops/{name}" for name in OPS)]
 KERNELS = "not triton and not cpp"

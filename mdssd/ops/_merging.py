@@ -50,7 +50,7 @@ def merge(
         if key is not None:
             order = order[key[order].argsort(stable=True)]
     sorted_boxes, sorted_scores = boxes[order].to(dtype), scores[order].to(dtype)
-    starts = _starts(order, labels, images)
+    starts = starts_of_groups(order, labels, images)
     if METHODS[settings.method] == "wbf":
         merged_boxes, merged_scores, first = kernels.fused(sorted_boxes, sorted_scores, starts)
     else:
@@ -73,11 +73,11 @@ def merge(
     )
 
 
-def _starts(order: Tensor, labels: Tensor | None, images: Tensor | None) -> Tensor:
+def starts_of_groups(order: Tensor, *keys: Tensor | None) -> Tensor:
     """Return the position of the first box of each position's group."""
     position = torch.arange(len(order), device=order.device)
     begins = position == 0
-    for key in (labels, images):
+    for key in keys:
         if key is not None:
             begins[1:] |= key[order[1:]] != key[order[:-1]]
     return torch.where(begins, position, 0).cummax(0).values

@@ -202,6 +202,8 @@ _soft_nms = define(
     settings=SoftNmsSettings,
     reference=reference.soft_nms,
     cpp=native.soft_nms_cpp,
+    cuda=native.soft_nms_cuda,
+    triton="soft_nms",
     values=_values.soft_nms,
     no_vmap="rows differ in how many boxes they keep; use soft_nms_padded",
     fake=_fake_soft_nms,
@@ -213,6 +215,8 @@ _soft_nms_padded = define(
     settings=SoftNmsSettings,
     reference=reference.soft_nms_padded,
     cpp=native.soft_nms_padded_cpp,
+    cuda=native.soft_nms_padded_cuda,
+    triton="soft_nms",
     values=_values.soft_nms_padded,
     fake=lambda boxes, scores, labels, settings: new_soft_keep(boxes, settings),
 )

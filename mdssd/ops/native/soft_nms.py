@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from mdssd.ops import _softening
 from mdssd.ops._modules import native
 from mdssd.ops._results import new_soft_keep
 from mdssd.ops._settings import SoftNmsSettings
-from mdssd.ops._tensors import accumulation_dtype, dtype_code, widened
+from mdssd.ops._tensors import accumulation_dtype, aligned, dtype_code, widened
 
 
 def soft_nms_padded_cpp(
@@ -37,4 +40,38 @@ def soft_nms_cpp(
 ) -> tuple[Tensor, Tensor]:
     keep, kept_scores, count = soft_nms_padded_cpp(boxes, scores, labels, settings)
     found = int(count)
+    return keep[:found].clone(), kept_scores[:found].clone()  # not views of N rows
+
+
+def soft_nms_padded_cuda(
+    kernels: Any,
+    stream: int,
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor | None,
+    settings: SoftNmsSettings,
+) -> tuple[Tensor, Tensor, Tensor]:
+    def kernel(boxes: Tensor, scores: Tensor, starts: Tensor | None) -> Tensor:
+        boxes, scores = aligned(boxes), scores.contiguous()
+        softened, keys = torch.empty_like(scores), torch.empty_like(scores)
+        dtype = dtype_code(boxes)
+        kernels.soft_nms_cuda(
+            boxes, scores, starts, len(boxes), settings, keys, softened, dtype, stream
+        )
+        return softened
+
+    return _softening.soften(boxes, scores, labels, settings, kernel)
+
+
+def soft_nms_cuda(
+    kernels: Any,
+    stream: int,
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor | None,
+    settings: SoftNmsSettings,
+) -> tuple[Tensor, Tensor]:
+    args = (boxes, scores, labels, settings)
+    keep, kept_scores, count = soft_nms_padded_cuda(kernels, stream, *args)
+    found = int(count)  # waits for the device
     return keep[:found].clone(), kept_scores[:found].clone()  # not views of N rows
