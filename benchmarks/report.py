@@ -80,6 +80,7 @@ NOTES = {
     "merge_boxes": "sahi is its postprocess class, with objects in and out, as its predictions use "
     "it. `sahi, groups only` is the function below it, which says which boxes belong together and "
     "merges none, so it does less. Both are compiled by numba.",
+    "soft_nms": "ensemble-boxes is its `soft_nms`, which is written in numpy.",
     "match_priors": "All return the index of the ground truth and the best IoU of each prior.",
     "encode_targets": 'All return offsets and labels. "torch, usual" and torch.compile also '
     "compute the offsets of the background, as ssd.pytorch does.",

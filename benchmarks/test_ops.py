@@ -15,7 +15,16 @@ import torch
 
 from benchmarks import generators
 from benchmarks.machine import pretended
-from benchmarks.peers import detection, fusion, loss, matching, merging, retinanet, suppression
+from benchmarks.peers import (
+    detection,
+    fusion,
+    loss,
+    matching,
+    merging,
+    retinanet,
+    softening,
+    suppression,
+)
 from benchmarks.rows import Sides, backends, by_device, contenders, on_cuda, ours, params
 from benchmarks.turns import Side
 from mdssd import ops
@@ -204,6 +213,47 @@ def test_nms(
         dtype=torch.float32,
         shape=str(list(x.boxes.shape)),
         moved=x.boxes.nbytes + x.scores.nbytes,
+    )
+
+
+# --- soft_nms ------------------------------------------------------------------------------------
+
+# boxes, classes, method
+_SOFTENING = [(1000, 20, "linear"), (1000, 20, "gaussian"), (4000, 1, "gaussian")]
+
+
+def _kept_boxes(result: tuple[Any, Any]) -> list[list[float]]:
+    """Return rows of class and box, in order."""
+    boxes, classes = (torch.as_tensor(part).double().cpu() for part in result)
+    return sorted(torch.cat([classes[:, None], boxes], 1).tolist())
+
+
+@pytest.mark.parametrize("sides", contenders(softening.mdssd, softening.PEERS))
+@pytest.mark.parametrize("count, classes, method", _SOFTENING)
+def test_soft_nms(
+    count: int,
+    classes: int,
+    method: str,
+    sides: Sides,
+    measure: Callable[..., None],
+) -> None:
+    x = generators.scored_boxes(count, "crowded", classes)
+    with ops.backend("reference"):
+        want = _kept_boxes(softening.mdssd(x, method)())
+
+    def prepare(peer: str, make: Callable[..., Any]) -> Callable[[], Any]:
+        call: Callable[[], Any] = make(generators.to(sides.device, x), method)
+        assert _kept_boxes(call()) == want
+        return call
+
+    measure(
+        sides,
+        prepare,
+        op="soft_nms",
+        row=f"{method}, {count:,} boxes of {classes} classes",
+        dtype=torch.float32,
+        shape=str(list(x.boxes.shape)),
+        moved=x.boxes.nbytes + 2 * x.scores.nbytes,
     )
 
 
