@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from importlib import import_module
@@ -10,6 +11,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from mdssd import ops
+from mdssd.ops.reference.boxes import pairwise_iou, to_xyxy
 
 _ABSENT = object()
 
@@ -20,6 +24,7 @@ class Replacement(NamedTuple):
     owner: Any
     name: str
     value: Any
+    new: bool = False  # whether the owner need not have the attribute
 
 
 class Patch:
@@ -40,17 +45,19 @@ class Patch:
 
     def __init__(self, replacements: Iterable[Replacement]) -> None:
         replacements = list(replacements)
-        for owner, name, _ in replacements:
-            getattr(owner, name)  # fail before anything is replaced
+        for owner, name, _, new in replacements:
+            if not new:
+                getattr(owner, name)  # fail before anything is replaced
         self._saved: list[Replacement] = []
-        for owner, name, value in replacements:
+        for owner, name, value, _ in replacements:
             self._saved.append(Replacement(owner, name, vars(owner).get(name, _ABSENT)))
             _set(owner, name, value)
 
     def undo(self) -> None:
         """Restore the attributes; a second call does nothing."""
         while self._saved:
-            _set(*self._saved.pop())
+            owner, name, value, _ = self._saved.pop()
+            _set(owner, name, value)
 
     def __enter__(self) -> Patch:
         return self
@@ -96,7 +103,7 @@ def patch_each(
                 replacements += of_object(target)
             else:
                 raise AttributeError("it is neither")
-        except (AttributeError, ImportError) as error:
+        except (AttributeError, ImportError, OSError, SystemExit) as error:
             raise TypeError(
                 f"{adapter}.patch: targets: expected {expected}, got {_short(target)}: {error}"
             ) from error
@@ -112,16 +119,54 @@ def submodule(package: ModuleType, path: str) -> ModuleType:
     return import_module(f"{package.__name__}.{path}")
 
 
-def method(owner: Any, name: str, function: Callable[..., Any]) -> Replacement:
+def imported(package: ModuleType, path: str) -> ModuleType | None:
+    """Return a module of a package if it is imported already, for one whose import does more."""
+    return sys.modules.get(f"{package.__name__}.{path}")
+
+
+def method(
+    owner: Any, name: str, function: Callable[..., Any], *, new: bool = False
+) -> Replacement:
     """Replace a method of one object by `function`, whose first argument is the object."""
     # Not a MethodType, which is pickled as the attribute with the function's name.
-    return Replacement(owner, name, partial(function, owner))
+    return Replacement(owner, name, partial(function, owner), new)
 
 
 def to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
     """Convert [..., 4] from corners to centre and size."""
     low, high = boxes_xyxy[..., :2], boxes_xyxy[..., 2:]
     return torch.cat([0.5 * (low + high), high - low], -1)
+
+
+def within(threshold: float) -> float:
+    """Return the threshold of a codebase in the operators' range, 0 to 1, with the same effect.
+
+    No score or overlap is above 1, so that every threshold from 1 on is like 1.
+    """
+    return min(threshold, 1.0)
+
+
+def match_index(
+    boxes_xyxy: Tensor, priors: Tensor, threshold: float, *, form: str, iou_eps: float = 0.0
+) -> Tensor:
+    """Match priors [N, 4] to the boxes [M, 4] of one image; return the index [N], see `ops.Match`.
+
+    These codebases do not widen their tensors first: beside float64 boxes, the area of a float32
+    prior is still rounded to float32, which decides between priors with almost the same IoU. So
+    boxes and priors of different types are matched in their way, by the matrix of all IoUs.
+    """
+    if boxes_xyxy.dtype == priors.dtype and priors.dtype in (torch.float32, torch.float64):
+        matched = ops.match_priors(
+            [boxes_xyxy], priors, threshold, iou_eps=iou_eps, priors_form=form
+        )
+        return matched.index[0]
+    corners = priors if form == "xyxy" else to_xyxy(priors)
+    overlap = pairwise_iou(boxes_xyxy[:, None], corners[None], iou_eps)  # [M, N]
+    best, index = overlap.max(0)
+    index = torch.where(best >= threshold, index, -1)
+    for box, prior in enumerate(overlap.argmax(1).tolist()):
+        index[prior] = box
+    return index
 
 
 def matched_boxes(boxes_xyxy: Tensor, index: Tensor, otherwise: Tensor) -> Tensor:

@@ -8,11 +8,15 @@ In the package `ssd`, this replaces `ssd.utils.box_utils.assign_priors`, with wh
 matches (in its worker processes too, if they start after the patch), and the `forward` of
 `ssd.modeling.backbone.vgg.L2Norm`. In `model`, an `SSDDetector`, it replaces
 `box_head.post_processor` and `box_head.loss_evaluator`. `hard_negative_mining` is not replaced,
-because the new loss does not call it.
+because the new loss does not call it. (The codebase itself ends Python at its import beside
+torchvision 0.10 or newer, because it compares versions as texts: remove that check from
+`ssd/utils/nms.py` first.)
 
 This stays the same:
 - Matching: labels count from 1. The denominator of the IoU contains 1e-5, so that an IoU of exactly
-  0.5 is background. If two boxes share their best prior, the later box gets it.
+  0.5 is background. If two boxes share their best prior, the later box gets it. Boxes of another
+  type than the priors, float64 beside float32, are matched in the codebase's own arithmetic, which
+  is slower.
 - Detections: scores must exceed the configured threshold. There is no limit per class. Boxes with
   an IoU of at most the threshold and boxes without area are kept. The best `MAX_PER_IMAGE` of all
   classes are returned by descending score, in pixels, not clipped, as a `Container` for each image.
@@ -24,6 +28,7 @@ This differs:
 - NMS never compares boxes of different classes. The codebase shifts the classes apart, which rounds
   the coordinates, and boxes with negative coordinates can meet those of another class.
 - Equal scores are ranked by the lower prior, then by class. (In the codebase it is undefined.)
+- A box with a NaN suppresses no others. (In the codebase it keeps the NMS from removing any.)
 - L2Norm has its eps, squared, under the root, which matters for vectors shorter than about 1e-4.
 """
 
@@ -36,7 +41,15 @@ from typing import Any
 from torch import Tensor
 
 from mdssd import ops
-from mdssd.integrations._patch import Patch, Replacement, matched_labels, patch_each, submodule
+from mdssd.integrations._patch import (
+    Patch,
+    Replacement,
+    match_index,
+    matched_labels,
+    patch_each,
+    submodule,
+    within,
+)
 from mdssd.integrations.ssd_pytorch import l2norm_forward
 
 IOU_EPS = 1e-5
@@ -95,9 +108,7 @@ def assign_priors(
             len(corner_form_priors)
         )
     nearest, index = (
-        ops.match_priors(
-            [gt_boxes], corner_form_priors, threshold, iou_eps=IOU_EPS, priors_form="xyxy"
-        ).index[0]
+        match_index(gt_boxes, corner_form_priors, threshold, form="xyxy", iou_eps=IOU_EPS)
         for threshold in (0.0, iou_threshold)
     )
     return gt_boxes[nearest], matched_labels(gt_labels, index)
@@ -154,7 +165,7 @@ class PostProcessor:
         while True:
             prior, column, is_all = _best(scores, test.CONFIDENCE_THRESHOLD, limit)
             score = scores[prior, column]
-            kept = ops.batched_nms(pixels[prior], score, column, test.NMS_THRESHOLD)
+            kept = ops.batched_nms(pixels[prior], score, column, within(test.NMS_THRESHOLD))
             if is_all or len(kept) >= most:  # all other candidates rank below these
                 break
             limit *= 8

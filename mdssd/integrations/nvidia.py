@@ -5,7 +5,9 @@
     nvidia.patch(ssd)                       # or: with nvidia.patch(ssd): ...
 
 This replaces `ssd.utils.Encoder.encode` and `decode_batch`, and `ssd.model.Loss.forward`. Encoders
-and losses made before the patch use them too.
+and losses made before the patch use them too. The loss is only replaced if `ssd.model` is imported
+before the patch, as the codebase's `main.py` does: that import downloads a ResNet-50, and who wants
+only the encoder may be offline.
 
 This stays the same:
 - Matching: a prior is positive if its IoU exceeds `criteria`, or if it is the best prior of a box.
@@ -30,17 +32,21 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mdssd import ops
 from mdssd.integrations._patch import (
     Patch,
     Replacement,
+    imported,
+    match_index,
     matched_boxes,
     matched_labels,
     patch_each,
     submodule,
     to_cxcywh,
+    within,
 )
 from mdssd.ops._tensors import accumulation_dtype
 
@@ -73,11 +79,14 @@ def patch(*targets: Any) -> Patch:
 
 def _of_package(ssd: ModuleType) -> list[Replacement]:
     encoder = submodule(ssd, "utils").Encoder
-    return [
+    replacements = [
         Replacement(encoder, "encode", encode),
         Replacement(encoder, "decode_batch", decode_batch),
-        Replacement(submodule(ssd, "model").Loss, "forward", loss_forward),
     ]
+    model = imported(ssd, "model")
+    if model is not None:
+        replacements.append(Replacement(model.Loss, "forward", loss_forward))
+    return replacements
 
 
 def encode(
@@ -85,8 +94,8 @@ def encode(
 ) -> tuple[Tensor, Tensor]:
     """Return the box [N, 4] cxcywh and the label [N] of each prior; bboxes_in is [M, 4] xyxy."""
     dboxes = self.dboxes.to(bboxes_in.device)
-    threshold = ops.just_above(criteria, accumulation_dtype(bboxes_in.dtype))
-    index = ops.match_priors([bboxes_in], dboxes, threshold, priors_form="xyxy").index[0]
+    dtype = accumulation_dtype(torch.promote_types(bboxes_in.dtype, dboxes.dtype))
+    index = match_index(bboxes_in, dboxes, ops.just_above(criteria, dtype), form="xyxy")
     return to_cxcywh(matched_boxes(bboxes_in, index, dboxes)), matched_labels(labels_in, index)
 
 
@@ -103,7 +112,7 @@ def decode_batch(
         scores_in.permute(0, 2, 1),
         self.dboxes_xywh[0].to(bboxes_in.device),
         score_threshold=SCORE_THRESHOLD,
-        nms_threshold=ops.just_below(criteria),
+        nms_threshold=within(ops.just_below(criteria)),
         top_k=TOP_K,
         max_detections=max_output,
         variances=(self.scale_xy, self.scale_wh),

@@ -29,7 +29,7 @@ from typing import Any
 from torch import Tensor
 
 from mdssd import ops
-from mdssd.integrations._patch import Patch, Replacement, patch_each, submodule
+from mdssd.integrations._patch import Patch, Replacement, patch_each, submodule, within
 from mdssd.integrations.lufficc import IOU_EPS, assign_priors, multibox_loss_forward
 
 
@@ -70,5 +70,6 @@ def hard_nms(
     """Return the kept rows [K, 5] of box_scores [N, 5], xyxy and score, by descending score."""
     scores = box_scores[:, -1]
     best = scores.argsort(descending=True, stable=True)[:candidate_size]
-    kept = best[ops.nms(box_scores[best, :4], scores[best], iou_threshold, iou_eps=IOU_EPS)]
+    limit = within(iou_threshold)
+    kept = best[ops.nms(box_scores[best, :4], scores[best], limit, iou_eps=IOU_EPS)]
     return box_scores[kept[:top_k] if top_k > 0 else kept]

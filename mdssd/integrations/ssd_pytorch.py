@@ -12,7 +12,8 @@ code that use those.
 
 This stays the same:
 - Matching: labels of the targets count from 0. An IoU of 0.5 is positive. If two boxes share their
-  best prior, the later box gets it. `match` encodes all priors.
+  best prior, the later box gets it. `match` encodes all priors. Boxes of another type than the
+  priors, float64 beside float32, are matched in the codebase's own arithmetic, which is slower.
 - Detections: scores must exceed 0.01, and the best 200 of each class enter NMS. Boxes with an IoU
   of at most the threshold are kept; of the boxes without area in a class only the best is kept.
   The result is [B, C, 200, 5] padded with 0, with an empty row 0, no limit over all classes and no
@@ -37,7 +38,14 @@ import torch
 from torch import Tensor
 
 from mdssd import ops
-from mdssd.integrations._patch import Patch, Replacement, patch_each, submodule
+from mdssd.integrations._patch import (
+    Patch,
+    Replacement,
+    match_index,
+    patch_each,
+    submodule,
+    within,
+)
 from mdssd.ops.reference.boxes import area
 
 
@@ -98,9 +106,10 @@ def match(
         loc_t[idx], conf_t[idx] = 0, 0
         return
     # Priors of the background get offsets too, to the box with the highest IoU.
-    nearest = ops.match_priors([truths], priors, 0.0).index[0]
-    index = ops.match_priors([truths], priors, threshold).index[0]
-    loc_t[idx] = ops.encode_boxes(truths[nearest], priors, (variances[0], variances[1]))
+    nearest = match_index(truths, priors, 0.0, form="cxcywh")
+    index = match_index(truths, priors, threshold, form="cxcywh")
+    nearest_boxes = truths[nearest].to(torch.promote_types(truths.dtype, priors.dtype))
+    loc_t[idx] = ops.encode_boxes(nearest_boxes, priors, (variances[0], variances[1]))
     conf_t[idx] = torch.where(index >= 0, labels[nearest] + 1, 0)
 
 
@@ -113,7 +122,12 @@ def _loss_forward(
     labels = [target[:, -1].detach().long() + 1 for target in targets]
     priors = priors[: loc.shape[1]].detach()
     variances = (self.variance[0], self.variance[1])
-    wanted = ops.encode_targets(truths, labels, priors, self.threshold, variances)
+    if all(boxes.dtype == priors.dtype for boxes in truths):
+        wanted = ops.encode_targets(truths, labels, priors, self.threshold, variances)
+    else:
+        wanted = ops.Targets(loc.new_zeros(loc.shape), labels[0].new_zeros(loc.shape[:2]))
+        for i, boxes in enumerate(truths):
+            match(self.threshold, boxes, priors, variances, labels[i] - 1, *wanted, i)
     return ops.multibox_loss(loc, conf, wanted.loc, wanted.labels, self.negpos_ratio)
 
 
@@ -128,7 +142,7 @@ def nms(
 ) -> tuple[Tensor, int]:
     """Return the kept indices [N], padded with 0, and their number."""
     best = scores.argsort(descending=True, stable=True)[:top_k]
-    kept = best[ops.nms(boxes[best], scores[best].to(boxes.dtype), overlap)]
+    kept = best[ops.nms(boxes[best], scores[best].to(boxes.dtype), within(overlap))]
     empty = area(boxes[kept]) == 0  # these suppress no others, so they can be removed last
     kept = kept[~empty | (empty.cumsum(0) == 1)]
     keep = kept.new_zeros(len(scores))
@@ -189,8 +203,8 @@ def _detect(
         loc,
         conf.reshape(loc.shape[0], -1, classes),
         priors,
-        score_threshold=conf_thresh,
-        nms_threshold=nms_thresh,
+        score_threshold=max(0.0, within(conf_thresh)),
+        nms_threshold=within(nms_thresh),
         top_k=top_k,
         max_detections=top_k,
         variances=(variance[0], variance[1]),

@@ -1,34 +1,57 @@
-"""Use this project's operators in torchvision's SSD.
+"""Use this project's operators in torchvision's detectors.
 
     from mdssd.integrations import torchvision as fast
     fast.patch(model)                       # or: with fast.patch(model): ...
 
-In a model such as `torchvision.models.detection.ssd300_vgg16(...)`, this replaces
-`model.postprocess_detections` by one call for the whole batch; `model.compute_loss`; and
-`model.proposal_matcher`, which leaves the matching to `compute_loss`. (`forward` still computes the
-IoU matrix before.) In the package `torchvision`, it replaces `torchvision.ops.batched_nms` and
-`torchvision.ops.boxes.batched_nms`, which all its detectors call.
+What it replaces depends on the model:
+
+- SSD and SSDlite: `postprocess_detections`, by one call for the whole batch; `compute_loss`; and
+  `proposal_matcher`, which leaves the matching to `compute_loss`. (`forward` still computes the IoU
+  matrix before.)
+- RetinaNet: `postprocess_detections`; `compute_loss`, which matches without the IoU matrix; and the
+  `compute_loss` of `head.classification_head`.
+- FCOS: `postprocess_detections`.
+- Faster, Mask and Keypoint R-CNN, or their `rpn`: `filter_proposals` and
+  `assign_targets_to_anchors` of the `rpn`.
+- The package `torchvision`: `nms` and `batched_nms` in `torchvision.ops` and
+  `torchvision.ops.boxes`, which all its detectors and many other projects call. A name that a
+  module imported by value before the patch, as `from torchvision.ops import nms` does, stays the
+  original there; patch before that import.
 
 This stays the same:
-- Training: an IoU of 0.5 is positive. Boxes and anchors are in pixels. Losses are divided by
-  max(1, positives).
-- Detections: scores must exceed `score_thresh`, and the best `topk_candidates` of each class enter
-  NMS. Boxes are clipped to the image before NMS, which keeps those with an IoU of at most
-  `nms_thresh`. The best `detections_per_img` are returned by descending score. The box coder's
-  limit on the growth of a box applies.
-- Each call reads all settings from the model.
+- Training: an IoU of exactly a threshold counts as at least that. Boxes and anchors are in pixels.
+  Losses are divided as torchvision divides them: by max(1, positives) of the batch in SSD, of each
+  image in RetinaNet. RetinaNet ignores anchors between its thresholds and restores the best ones of
+  every box. A label of 0 is an object without a class to SSD, and a class to RetinaNet.
+- Detections: scores must exceed `score_thresh`, and the best `topk_candidates` of each class (SSD)
+  or feature map (RetinaNet, FCOS) enter NMS. Boxes are clipped to the image before NMS, which keeps
+  those with an IoU of at most `nms_thresh`. The best `detections_per_img` are returned by
+  descending score. The box coder's limit on the growth of a box applies.
+- Each call reads all settings from the model. torchvision's own code runs where the operators do
+  not go: limits and thresholds outside of their range, integer and quantised boxes, wrong shapes,
+  boxes of another type than the anchors, matchers of another class.
+- `torch.jit.script`, `torch.jit.trace` and `torch.onnx.export` get torchvision's own code, so a
+  model exports as if it were not patched. A copy or a pickled model stays patched, with its own
+  settings, and `undo` does not reach it. Keys of the state dict do not change.
 
 This differs:
 - NMS never compares boxes of different classes. torchvision may shift the classes apart, which
   rounds the coordinates; in `batched_nms` boxes with negative coordinates can then meet those of
   another class.
 - If two boxes share their best anchor, the later box gets it on a GPU too (undefined). Equal scores
-  are ranked by the lower anchor (undefined). Detections have no gradient.
-- If more than a quarter of an image's anchors are positive, the loss counts none of them twice.
+  are ranked by the lower anchor (undefined), and a confident network has many: a float32 softmax
+  gives 1 to all that is close. Detections have no gradient.
+- If more than a quarter of an image's anchors are positive, SSD's loss counts none of them twice.
+- A candidate whose box has a NaN is not returned. (torchvision returns it, and one such box keeps
+  its NMS from removing any.)
+- In autocast to a narrow type on a CPU, boxes and scores are computed in float32 and then rounded
+  to the type that torchvision computes in.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -36,19 +59,16 @@ import torch
 from torch import Tensor
 
 from mdssd import ops
-from mdssd.integrations._patch import (
-    Patch,
-    Replacement,
-    matched_boxes,
-    matched_labels,
-    method,
-    patch_each,
-    to_cxcywh,
-)
+from mdssd.integrations import _torchvision as shared
+from mdssd.integrations._patch import Patch, Replacement, patch_each
+from mdssd.integrations._torchvision_levels import of_fcos, of_retinanet
+from mdssd.integrations._torchvision_rpn import of_rpn
+from mdssd.integrations._torchvision_ssd import of_ssd
+from mdssd.ops._tensors import FLOATS
 
 
 def patch(*targets: Any) -> Patch:
-    """Patch an SSD of torchvision, the package `torchvision`, or both, in any order.
+    """Patch a detector of torchvision, the package `torchvision`, or both, in any order.
 
     Returns:
         The patch. Its `undo()`, or the end of a `with` block, restores everything.
@@ -67,22 +87,56 @@ def patch(*targets: Any) -> Patch:
         >>> batched_nms(boxes, torch.tensor([0.8, 0.9, 0.7]), torch.tensor([1, 1, 1]), 0.5)
         tensor([1, 2])
     """
-    expected = "an SSD of torchvision or the package `torchvision`"
+    expected = "an SSD, RetinaNet, FCOS or Faster R-CNN of torchvision or the package `torchvision`"
     return patch_each("torchvision", expected, targets, _of_package, _of_model)
 
 
 def _of_package(torchvision: ModuleType) -> list[Replacement]:
-    owners = (torchvision.ops, torchvision.ops.boxes)
-    return [Replacement(owner, "batched_nms", batched_nms) for owner in owners]
+    replacements = []
+    for owner in (torchvision.ops, torchvision.ops.boxes):
+        replacements += [
+            Replacement(owner, "nms", _with_original(owner.nms, nms, _nms_fits)),
+            Replacement(
+                owner,
+                "batched_nms",
+                _with_original(owner.batched_nms, batched_nms, _batched_nms_fits),
+            ),
+        ]
+    return replacements
 
 
 def _of_model(model: Any) -> list[Replacement]:
-    _variances(model.box_coder)
-    return [
-        method(model, "postprocess_detections", _postprocess_detections),
-        method(model, "compute_loss", _compute_loss),
-        Replacement(model, "proposal_matcher", _Later(model.proposal_matcher)),
-    ]
+    if hasattr(model, "rpn"):
+        return of_rpn(model.rpn)
+    if hasattr(model, "filter_proposals"):
+        return of_rpn(model)
+    if hasattr(model, "center_sampling_radius"):
+        return of_fcos(model)
+    if hasattr(model, "neg_to_pos_ratio"):
+        return of_ssd(model)
+    return of_retinanet(model)
+
+
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """`ops.nms` with torchvision's argument names.
+
+    Args:
+        boxes: [N, 4] xyxy.
+        scores: [N].
+        iou_threshold: 0 to 1.
+
+    Returns:
+        [K] int64, indices of the kept boxes by falling score.
+
+    Example:
+        >>> import torch
+        >>> from mdssd.integrations.torchvision import nms
+        >>> boxes = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 0.9]])
+        >>> nms(boxes, torch.tensor([0.8, 0.9]), 0.5)
+        tensor([1])
+    """
+    dtype = torch.promote_types(boxes.dtype, scores.dtype)
+    return ops.nms(boxes.to(dtype), scores.to(dtype), iou_threshold)
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
@@ -92,92 +146,52 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     return ops.batched_nms(boxes.to(dtype), scores.to(dtype), idxs.long(), iou_threshold)
 
 
-class _Later:
-    """Replaces the matcher and returns nothing, because `compute_loss` matches the boxes."""
+def _with_original(
+    original: Callable[..., Tensor],
+    function: Callable[..., Tensor],
+    fits: Callable[..., bool],
+) -> Callable[..., Tensor]:
+    """Return `function` where its arguments fit, and torchvision's original otherwise."""
 
-    def __init__(self, original: Any) -> None:
-        self.high_threshold: float = original.high_threshold
+    @functools.wraps(original)
+    def call(*arguments: Any, **named: Any) -> Tensor:
+        if not shared.traced() and fits(*arguments, **named):
+            return function(*arguments, **named)
+        return original(*arguments, **named)
 
-    def __call__(self, match_quality_matrix: Tensor) -> None:
-        return None
-
-
-def _variances(box_coder: Any) -> tuple[float, float]:
-    wx, wy, ww, wh = box_coder.weights
-    if wx != wy or ww != wh:
-        raise AttributeError(f"box_coder.weights must be (c, c, s, s), are {box_coder.weights}")
-    return 1 / wx, 1 / ww
+    call.__prepare_scriptable__ = lambda: original  # type: ignore[attr-defined]  # for TorchScript
+    return call
 
 
-def _compute_loss(
-    self: Any,
-    targets: list[dict[str, Tensor]],
-    head_outputs: dict[str, Tensor],
-    anchors: list[Tensor],
-    matched_idxs: list[Tensor | None],
-) -> dict[str, Tensor]:
-    """Return both losses. matched_idxs are [N] for each image, -1 for background, or None."""
-    loc, logits = head_outputs["bbox_regression"], head_outputs["cls_logits"]
-    loc_targets, labels = [], []
-    for target, own, index in zip(targets, anchors, matched_idxs, strict=True):
-        boxes = target["boxes"]
-        if index is None:
-            threshold = self.proposal_matcher.high_threshold
-            index = ops.match_priors([boxes], own, threshold, priors_form="xyxy").index[0]
-        matched = matched_boxes(boxes, index, own)
-        loc_targets.append(ops.encode_boxes(matched, to_cxcywh(own), _variances(self.box_coder)))
-        labels.append(matched_labels(target["labels"], index))
-    localisation, confidence = ops.multibox_loss(
-        loc, logits, torch.stack(loc_targets), torch.stack(labels), self.neg_to_pos_ratio
+def _nms_fits(
+    boxes: Any = None, scores: Any = None, iou_threshold: Any = None, *more: Any, **others: Any
+) -> bool:
+    return (
+        not more
+        and not others
+        and isinstance(boxes, Tensor)
+        and isinstance(scores, Tensor)
+        and boxes.dtype in FLOATS
+        and scores.dtype in FLOATS
+        and boxes.ndim == 2
+        and boxes.shape[1] == 4
+        and scores.shape == boxes.shape[:1]
+        and scores.device == boxes.device
+        and shared.share(iou_threshold)
     )
-    return {"bbox_regression": localisation, "classification": confidence}
 
 
-def _postprocess_detections(
-    self: Any,
-    head_outputs: dict[str, Tensor],
-    image_anchors: list[Tensor],
-    image_shapes: list[tuple[int, int]],
-) -> list[dict[str, Tensor]]:
-    """Return boxes [K, 4] in pixels, scores [K] and labels [K] of each image."""
-    loc, logits = head_outputs["bbox_regression"], head_outputs["cls_logits"]
-    if _alike(image_anchors, image_shapes):
-        groups = [slice(0, len(loc))]
-    else:
-        groups = [slice(i, i + 1) for i in range(len(loc))]
-    detections: list[dict[str, Tensor]] = []
-    for images in groups:
-        height, width = image_shapes[images.start]
-        found = ops.detection_output(
-            loc[images],
-            logits[images],
-            to_cxcywh(image_anchors[images.start]),
-            score_threshold=self.score_thresh,
-            nms_threshold=self.nms_thresh,
-            top_k=self.topk_candidates,
-            max_detections=self.detections_per_img,
-            variances=_variances(self.box_coder),
-            max_log_scale=self.box_coder.bbox_xform_clip,
-            clip=(float(width), float(height)),
-        )
-        boxes, scores = found.boxes, found.scores
-        # In autocast on a GPU, torchvision's are float32.
-        if not torch.is_autocast_enabled(loc.device.type):
-            boxes, scores = boxes.to(loc.dtype), scores.to(logits.dtype)
-        for i, count in enumerate(found.count.tolist()):
-            detections.append(
-                {
-                    "boxes": boxes[i, :count],
-                    "scores": scores[i, :count],
-                    "labels": found.labels[i, :count],
-                }
-            )
-    return detections
-
-
-def _alike(anchors: list[Tensor], shapes: list[tuple[int, int]]) -> bool:
-    """Whether there are images and all have the same size and anchors."""
-    return len(shapes) > 0 and all(
-        tuple(shape) == tuple(shapes[0]) and torch.equal(own, anchors[0])
-        for own, shape in zip(anchors, shapes, strict=True)
+def _batched_nms_fits(
+    boxes: Any = None,
+    scores: Any = None,
+    idxs: Any = None,
+    iou_threshold: Any = None,
+    *more: Any,
+    **others: Any,
+) -> bool:
+    return (
+        _nms_fits(boxes, scores, iou_threshold, *more, **others)
+        and isinstance(idxs, Tensor)
+        and idxs.shape == boxes.shape[:1]
+        and idxs.device == boxes.device
     )

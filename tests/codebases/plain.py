@@ -52,6 +52,12 @@ def suppress(boxes: Tensor, limit: float) -> list[int]:
     return kept
 
 
+def suppress_all(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """Indices kept by descending score, as torchvision's nms."""
+    order = falling(scores)
+    return order[suppress(boxes[order], iou_threshold)]
+
+
 def suppress_by_class(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
     """Indices kept by descending score, separately for each class."""
     kept = []

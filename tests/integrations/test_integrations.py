@@ -9,14 +9,15 @@ import copy
 import importlib
 import math
 import pickle
+import sys
 from collections import OrderedDict
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from codebases import plain
+from codebases.compare import assert_same, both, with_gradients
 from codebases.lufficc.ssd.modeling.backbone import vgg
 from codebases.lufficc.ssd.modeling.box_head.box_head import SSDDetector
 from codebases.lufficc.ssd.utils import box_utils as lufficc_box_utils
@@ -101,40 +102,6 @@ def detector_outputs() -> tuple[Tensor, Tensor, Tensor]:
     loc, logits = outputs()
     loc[:, 40:60] = loc[:, :20]
     return loc, logits, repeated_priors()
-
-
-def both(targets: tuple[Any, ...], adapter: Any, call: Callable[[], Any]) -> None:
-    """Check that the call returns the same when patched, and exactly the same after `undo`."""
-    want = call()
-    with adapter.patch(*targets):
-        got = call()
-    assert_same(got, want)
-    assert_same(call(), want, exact=True)
-
-
-def assert_same(got: Any, want: Any, exact: bool = False) -> None:
-    if isinstance(want, Tensor):
-        tolerance = {"rtol": 0, "atol": 0} if exact else {"rtol": 1e-5, "atol": 2e-6}
-        if not exact and want.numel() and want.abs().max() > 10:
-            tolerance = {"rtol": 1e-5, "atol": 1e-4}  # pixels
-        torch.testing.assert_close(got, want, **tolerance, equal_nan=exact)
-    elif isinstance(want, dict):
-        assert got.keys() == want.keys()
-        assert_same(list(got.values()), list(want.values()), exact)
-    elif isinstance(want, tuple | list):
-        assert len(got) == len(want)
-        for g, w in zip(got, want, strict=True):
-            assert_same(g, w, exact)
-    else:
-        assert got == want
-
-
-def with_gradients(call: Callable[..., Any], *parameters: Tensor) -> list[Tensor]:
-    parameters = tuple(p.detach().requires_grad_() for p in parameters)
-    losses = call(*parameters)
-    losses = list(losses.values()) if isinstance(losses, dict) else list(losses)
-    weighted = sum(weight * loss for weight, loss in enumerate(losses, 2))
-    return [*losses, *torch.autograd.grad(weighted, parameters)]
 
 
 # --- ssd.pytorch -------------------------------------------------------------------------------
@@ -535,7 +502,8 @@ def test_two_float_types_as_in_autocast(dtype: torch.dtype) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             within = model(outputs, [(SIDE, SIDE)] * 3)[0]
     assert {alone[name].dtype for name in ("boxes", "scores")} == {dtype}
-    assert {within[name].dtype for name in ("boxes", "scores")} == {torch.float32}
+    # On a CPU, torchvision's are as narrow as the head's output.
+    assert {within[name].dtype for name in ("boxes", "scores")} == {dtype}
 
 
 def test_patched_models_can_be_copied_and_pickled() -> None:
@@ -549,6 +517,174 @@ def test_patched_models_can_be_copied_and_pickled() -> None:
             assert len(other(outputs, [(SIDE, SIDE)] * 3)[0]["scores"]) < len(want[0]["scores"])
 
 
+# --- types, limits and imports -------------------------------------------------------------------
+
+
+def similar_priors() -> Tensor:
+    """Priors cxcywh, many of which have almost the same IoU with a box."""
+    middles = _grid(8)[:, :2]
+    shapes = [(0.25, 0.25), (0.35, 0.18), (0.18, 0.35), (0.31, 0.31), (0.43, 0.14), (0.14, 0.43)]
+    sizes = [torch.tensor(shape).expand(64, 2) for shape in shapes]
+    return torch.cat([torch.cat([middles, size], 1) for size in sizes])
+
+
+def float64_boxes() -> list[Tensor]:
+    """Boxes that lie over whole cells, so that rounding decides between priors."""
+    generator = torch.Generator().manual_seed(5)
+    low = torch.randint(0, 6, (40, 3, 2), generator=generator) / 8
+    size = torch.randint(1, 3, (40, 3, 2), generator=generator) / 8
+    jitter = 1e-9 * torch.rand(40, 3, 1, generator=generator, dtype=torch.float64)
+    return list(torch.cat([low - jitter, low + size + jitter], -1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.float32])
+def test_boxes_of_another_type_match_as_in_the_codebase(dtype: torch.dtype) -> None:
+    """The codebases compute the areas of float32 priors in float32, also beside float64 boxes."""
+    priors = similar_priors()
+    corners = plain.corners(priors)
+    every = [boxes.to(dtype) for boxes in float64_boxes()]
+    labels = torch.tensor([1, 2, 3])
+    for adapter, package, box_utils in ASSIGN:
+        both(
+            (package,),
+            adapter,
+            lambda u=box_utils: [u.assign_priors(boxes, labels, corners, 0.5) for boxes in every],
+        )
+
+    def match() -> list[Tensor]:
+        loc_t, conf_t = torch.zeros(len(every), 384, 4), torch.zeros(len(every), 384).long()
+        for i, boxes in enumerate(every):
+            multibox_loss.match(0.5, boxes, priors, [0.1, 0.2], labels - 1.0, loc_t, conf_t, i)
+        return [loc_t, conf_t]
+
+    both((LAYERS,), ssd_pytorch, match)
+    criterion = multibox_loss.MultiBoxLoss(CLASSES, 0.5, 3)
+    rows = [torch.cat([boxes, labels[:, None].to(dtype) - 1], 1) for boxes in every]
+    generator = torch.Generator().manual_seed(6)
+    shape = (len(every), 384, CLASSES)
+    loc, conf = (torch.randn(shape, generator=generator) for _ in range(2))
+    both(
+        (LAYERS,),
+        ssd_pytorch,
+        lambda: with_gradients(lambda a, b: criterion((a, b, priors), rows), loc, conf),
+    )
+
+
+def test_thresholds_above_one_keep_every_box() -> None:
+    boxes, scores = pair_at_half()
+    boxes, scores = boxes[[0, 0, 1]], torch.tensor([0.9, 0.8, 0.7])
+    both((LAYERS,), ssd_pytorch, lambda: detection.nms(boxes, scores, 1.5))
+    rows = torch.cat([boxes, scores[:, None]], 1)
+    both((VISION,), qfgaohao, lambda: qfgaohao_box_utils.hard_nms(rows, 1.5))
+    encoder = nvidia_utils.Encoder(nvidia_utils.DefaultBoxes(plain.centres(boxes)))
+    logits = torch.tensor([[[0.0, 0.0, 0.0], [4.0, 3.0, 2.0]]])
+    loc = torch.zeros(1, 4, 3)
+    both((NVIDIA,), nvidia, lambda: encoder.decode_batch(loc, logits, 1.5))
+    found, _ = outputs()
+    model = TorchvisionSSD(SIDE * plain.corners(PRIORS))
+    heads = {"bbox_regression": found, "cls_logits": outputs()[1]}
+    for name, value in [
+        ("score_thresh", -1),
+        ("nms_thresh", 1.5),
+        ("detections_per_img", 0),
+        ("topk_candidates", 0),
+    ]:
+        kept = getattr(model, name)
+        setattr(model, name, value)
+        both((model,), fast_torchvision, lambda: model(heads, [(SIDE, SIDE)] * 3))
+        setattr(model, name, kept)
+
+
+@pytest.mark.parametrize("function", ["nms", "batched_nms"])
+def test_torchvisions_functions_get_what_the_operators_do_not_take(
+    function: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def original(*arguments: Any, **named: Any) -> str:
+        seen.append((arguments, named))
+        return "the original"
+
+    boxes, scores = pair_at_half()
+    rest = () if function == "nms" else (torch.tensor([1, 1]),)
+    for owner in (fake_torchvision.ops, fake_torchvision.ops.boxes):
+        monkeypatch.setattr(owner, function, original)
+    with fast_torchvision.patch(fake_torchvision):
+        call = getattr(fake_torchvision.ops, function)
+        assert call(boxes, scores, *rest, 0.4).tolist() == [0]
+        assert call(boxes, scores, *rest, iou_threshold=0.4).tolist() == [0] and not seen
+        for arguments in (
+            (boxes, scores, *rest, 1.5),
+            (boxes, scores, *rest, -0.5),
+            (boxes.long(), scores, *rest, 0.5),
+            (boxes[:, :3], scores, *rest, 0.5),
+            (boxes, scores[:1], *rest, 0.5),
+            (torch.empty(0), None, None, None),
+        ):
+            assert call(*arguments) == "the original"
+        assert len(seen) == 6
+        assert call.__prepare_scriptable__() is original
+
+
+def test_torchvision_labels_of_zero_have_offsets_but_no_class() -> None:
+    model = TorchvisionSSD(SIDE * plain.corners(PRIORS))
+    targets = [{"boxes": SIDE * boxes, "labels": labels.clone()} for boxes, labels in truth()]
+    targets[0]["labels"][:2] = 0
+
+    def call(loc: Tensor, logits: Tensor) -> Any:
+        outputs = {"bbox_regression": loc, "cls_logits": logits}
+        return model(outputs, [(SIDE, SIDE)] * 3, targets)
+
+    both((model,), fast_torchvision, lambda: with_gradients(call, *outputs()))
+
+
+def test_a_patched_model_is_compiled_and_traced_as_its_class() -> None:
+    heads, anchors = head_outputs()
+    model = TorchvisionSSD(anchors)
+    matcher = model.proposal_matcher
+    with fast_torchvision.patch(model), fast_torchvision.patch(model):
+        plain_model = model.__prepare_scriptable__()
+        assert plain_model.proposal_matcher is matcher
+        assert not {"compute_loss", "postprocess_detections"} & vars(plain_model).keys()
+        assert plain_model.anchors is anchors and "compute_loss" in vars(model)
+        calls: list[Any] = []
+        own = TorchvisionSSD.postprocess_detections
+
+        def traced(logits: Tensor) -> Tensor:
+            found = model(heads | {"cls_logits": logits}, [(SIDE, SIDE)] * 3)
+            return found[0]["scores"]
+
+        with pytest.MonkeyPatch.context() as patcher:
+            patcher.setattr(
+                TorchvisionSSD,
+                "postprocess_detections",
+                lambda *arguments: calls.append(1) or own(*arguments),
+            )
+            torch.jit.trace(traced, heads["cls_logits"], check_trace=False)
+            assert calls == [1]
+
+
+def test_nvidia_does_not_import_the_module_that_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "codebases.nvidia.ssd.model")
+    before = dict(vars(nvidia_model.Loss))
+    with nvidia.patch(NVIDIA):
+        assert nvidia_utils.Encoder.encode is nvidia.encode
+        assert "codebases.nvidia.ssd.model" not in sys.modules
+        assert dict(vars(nvidia_model.Loss)) == before
+
+
+def test_an_import_that_fails_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of these codebases calls exit() at its import beside newer versions of torchvision."""
+    for reason in (OSError("no network"), SystemExit(0), ImportError("no module")):
+
+        def fail(*_: Any, reason: BaseException = reason) -> None:
+            raise reason
+
+        monkeypatch.setattr("mdssd.integrations._patch.import_module", fail)
+        with pytest.raises(TypeError, match=r"^lufficc\.patch: targets: .* got <module"):
+            lufficc.patch(LUFFICC)
+
+
 # --- patching ----------------------------------------------------------------------------------
 
 
@@ -556,9 +692,10 @@ def everything() -> dict[str, tuple[Any, tuple[Any, ...], list[tuple[Any, tuple[
     """The adapter, its targets, and the replaced attributes of each owner."""
     net, detector = SSD(CLASSES, PRIORS), SSDDetector(PRIORS)
     model = TorchvisionSSD(PRIORS)
-    nms = ("batched_nms",)
+    nms = ("batched_nms", "nms")
     boxes = fake_torchvision.ops.boxes
     methods = ("postprocess_detections", "compute_loss", "proposal_matcher")
+    methods = (*methods, "__prepare_scriptable__")
     return {
         "ssd_pytorch": (
             ssd_pytorch,
