@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +28,8 @@ _AT_EDGE = 0.02
 # if the whole one has at least this part of its score.
 _GIVES_WAY, _LEAST_SCORE = 0.3, 0.25
 # Two cut boxes are parts of one object if their intersection is more than this part of the smaller.
-_JOINED = 0.5
+# One gives way to another if that has so many times its score: joined, it would spoil its box.
+_JOINED, _SURER = 0.5, 4.0
 _AT_A_TIME = 64  # cut boxes that are compared with all whole ones near them
 _LEAST_SIZE = 256.0  # whole boxes up to this many pixels are looked for together
 # So many times the images of a batch, or files that cannot be read, may wait until it is full.
@@ -170,7 +171,9 @@ def put_together(
     1. of whole boxes of a class whose IoU is above `nms_threshold`, the better is kept;
     2. a cut box gives way to a whole one of its class, from another tile, if their intersection is
        at least 30% of the smaller of the two and the whole one has at least a quarter of its score;
-    3. the other cut boxes, whose object no tile shows whole, are joined with one another if the
+    3. a cut box gives way to another cut one of its class with at least four times its score, if
+       their intersection is at least half of the smaller;
+    4. the other cut boxes, whose object no tile shows whole, are joined with one another if the
        intersection is more than half of the smaller (greedy non-maximum merging).
 
     Args:
@@ -193,7 +196,9 @@ def put_together(
     whole = (~cut).nonzero()[:, 0]
     whole = whole[ops.batched_nms(boxes[whole], scores[whole], labels[whole], nms_threshold)]
     parts = cut.nonzero()[:, 0]
-    parts = parts[~_gives_way(parts, whole, boxes, scores, labels, tile)]
+    every_box = _Boxes(boxes, scores, labels, tile)
+    parts = parts[~_gives_way(parts, whole, every_box, _GIVES_WAY, _LEAST_SCORE, same_tile=False)]
+    parts = parts[~_gives_way(parts, parts, every_box, _JOINED, _SURER, same_tile=True)]
     joined = ops.merge_boxes(
         boxes[parts],
         scores[parts],
@@ -236,31 +241,50 @@ def with_area(found: Found) -> Found:
     return {name: values[kept] for name, values in found.items()}
 
 
+class _Boxes(NamedTuple):
+    """The boxes of all tiles."""
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    tile: Tensor  # its number
+
+
 def _gives_way(
-    parts: Tensor, whole: Tensor, boxes: Tensor, scores: Tensor, labels: Tensor, tile: Tensor
+    parts: Tensor, others: Tensor, every: _Boxes, share: float, score: float, *, same_tile: bool
 ) -> Tensor:
-    """Return which of the cut boxes `parts` belong to one of `whole`.
+    """Return which of the cut boxes `parts` give way to one of the boxes `others` of their class.
 
     Both are indices, and `parts` are in the order of their tiles, so that those that are compared
-    at a time are neighbours. They are compared with the whole boxes near them only: the time grows
-    with the number of boxes, not with its square.
+    at a time are neighbours. They are compared with the boxes near them only: the time grows with
+    the number of boxes, not with its square.
+
+    Args:
+        parts: the cut boxes.
+        others: the boxes that they may give way to.
+        every: the boxes of all tiles.
+        share: the least intersection, as a part of the smaller of the two boxes.
+        score: the least score of the other box, as a multiple of that of the cut one.
+        same_tile: whether the other box may be from the same tile.
     """
+    boxes, scores, labels, tile = every
     gives_way = torch.zeros(len(parts), dtype=torch.bool)
-    if not (len(whole) and len(parts)):
+    if not (len(others) and len(parts)):
         return gives_way
-    places = _Places(whole, boxes)
+    places = _Places(others, boxes)
     for verdict, chunk in zip(gives_way.split(_AT_A_TIME), parts.split(_AT_A_TIME), strict=True):
         near = places.near(*boxes[chunk, :2].amin(0).tolist(), *boxes[chunk, 2:].amax(0).tolist())
-        (x1, y1, x2, y2), others = boxes[chunk].T[:, :, None], boxes[near].T
-        across = torch.minimum(x2, others[2]) - torch.maximum(x1, others[0])
-        down = torch.minimum(y2, others[3]) - torch.maximum(y1, others[1])
+        (x1, y1, x2, y2), other = boxes[chunk].T[:, :, None], boxes[near].T
+        across = torch.minimum(x2, other[2]) - torch.maximum(x1, other[0])
+        down = torch.minimum(y2, other[3]) - torch.maximum(y1, other[1])
         common = across.clamp_(min=0) * down.clamp_(min=0)
-        area, other_area = (x2 - x1) * (y2 - y1), (others[2] - others[0]) * (others[3] - others[1])
-        same = common >= _GIVES_WAY * torch.minimum(area, other_area)
+        area, other_area = (x2 - x1) * (y2 - y1), (other[2] - other[0]) * (other[3] - other[1])
+        same = common >= share * torch.minimum(area, other_area)
         same &= common > 0
         same &= labels[chunk, None] == labels[near]
-        same &= tile[chunk, None] != tile[near]
-        same &= scores[near] >= _LEAST_SCORE * scores[chunk, None]
+        same &= scores[near] >= score * scores[chunk, None]
+        if not same_tile:
+            same &= tile[chunk, None] != tile[near]
         verdict.copy_(same.any(1))
     return gives_way
 

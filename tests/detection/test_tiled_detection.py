@@ -155,6 +155,21 @@ def test_the_parts_of_an_object_that_no_tile_shows_whole_are_joined():
     assert found["scores"].tolist() == pytest.approx([0.9])
 
 
+def test_a_part_with_a_low_score_does_not_enlarge_a_sure_one():
+    left = found_in([0.7, 0.2, 1, 0.4])  # 70 to 110, with that of the right tile
+    right = found_in([0, 0.2, 0.3, 0.4], [0, 0.1, 0.9, 1], scores=[0.9, 0.2])
+    assert merged(left, right)[0] == [[70, 20, 110, 40]]
+    right["scores"][1] = 0.25  # more than a quarter of 0.9
+    assert merged(left, right)[0] == [[70, 10, 170, 100]]
+    right["scores"][1], right["labels"][1] = 0.2, 2
+    assert merged(left, right)[0] == [[70, 20, 110, 40], [80, 10, 170, 100]]
+    # In the same tile as well, but not where they share less than half of the smaller.
+    right = found_in([0, 0.2, 0.3, 0.4], [0, 0.1, 0.9, 1], scores=[0.9, 0.2])
+    assert merged(found_in(), right)[0] == [[80, 20, 110, 40]]
+    right = found_in([0, 0.2, 0.3, 0.4], [0, 0.31, 0.9, 1], scores=[0.9, 0.2])
+    assert merged(found_in(), right)[0] == [[80, 20, 110, 40], [80, 31, 170, 100]]
+
+
 def test_the_boxes_near_a_rectangle_are_those_that_meet_it():
     """Boxes of 1 to 5,000 pixels, of which some lie on the borders of groups and columns."""
     rng = np.random.default_rng(0)
