@@ -27,6 +27,9 @@ MDSSD_INLINE auto falling_key(T score) {
   return score != score ? Key(0) : Key(~rising);
 }
 
+template <class T>
+using KeyOf = decltype(falling_key(T()));
+
 // Does one counting sort per digit, from the least significant, and skips digits in which all keys
 // are equal. `items` and `spare` have the same size and may be swapped.
 template <int kBits, class Key>

@@ -87,6 +87,38 @@ def test_one_large_category_and_many_small(threads: int) -> None:
     assert torch.equal(got, want)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("first", ["crowded", "spread"])
+@pytest.mark.parametrize("step", [1, 2**40])
+def test_categories_of_both_kinds(kind: str, first: str, step: int, threads: int) -> None:
+    """Few boxes of a crowded category are kept, which are looked up; others are sorted."""
+    generator = torch.Generator().manual_seed(1)
+    rows = [placed(generator, count, k) for count, k in ((40, first), (300, kind), (2000, kind))]
+    rows.append(placed(generator, 333, "crowded"))
+    boxes = torch.cat(rows).float()
+    scores = (32 * torch.rand(len(boxes), generator=generator)).round() / 32
+    scores[::50], scores[1::50], scores[2::50] = torch.nan, torch.inf, -torch.inf
+    lengths = torch.tensor([len(row) for row in rows])
+    idxs = torch.tensor([-3, 5, 6, 9]).mul(step).repeat_interleave(lengths)
+    order = torch.cat(
+        [torch.zeros(1).long(), 1 + torch.randperm(len(idxs) - 1, generator=generator)]
+    )
+    boxes, idxs = boxes[order], idxs[order]
+    got, want = both(lambda: ops.batched_nms(boxes, scores, idxs, 0.3))
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [1, 2, 32, 33, 100, 300])
+def test_few_boxes(kind: str, count: int) -> None:
+    generator = torch.Generator().manual_seed(count)
+    boxes = placed(generator, count, kind).float()
+    scores = (16 * torch.rand(count, generator=generator)).round() / 16
+    for threshold in (0.0, 0.45, 1.0):
+        got, want = both(lambda t=threshold: ops.nms(boxes, scores, t))  # type: ignore[misc]
+        assert torch.equal(got, want)
+
+
 # --- detection_output ----------------------------------------------------------------------------
 
 
