@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import index
 from typing import NamedTuple
 
 from mdssd.names import LEAST_TILE_SIDE, MOST_TILE_PIXELS
@@ -132,7 +133,13 @@ def make_tiling(
         if tile != "auto":
             raise ValueError(f"tile: expected a number of pixels or 'auto', got {tile!r}")
         tile = input_size
-    sides = width_height(tile)
+    try:
+        across, down = map(index, width_height(tile))
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"tile: expected a number of pixels, a width and a height, or 'auto'; got {tile!r}"
+        ) from None
+    sides = across, down
     _check_sides(*sides, LEAST_TILE_SIDE)
     if sides[0] / scale * (sides[1] / scale) > MOST_TILE_PIXELS:
         raise ValueError(

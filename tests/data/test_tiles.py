@@ -78,6 +78,8 @@ def test_options():
     [
         ({"tile": 0}, "tile: expected sides of 32 pixels or more, got 0 x 0"),
         ({"tile": (300, 31)}, "tile: expected sides of 32 pixels or more, got 300 x 31"),
+        ({"tile": 300.5}, "tile: expected a number of pixels, .* or 'auto'; got 300.5"),
+        ({"tile": (300, 200, 3)}, r"tile: expected a number of .*; got \(300, 200, 3\)"),
         ({"tile": None, "overlap": 0.3}, "overlap: needs a tile beside it"),
         ({"tile": None, "scale": 2}, "tile_scale: needs a tile beside it"),
         ({"tile": None, "with_whole": True}, "with_whole: needs a tile beside it"),
