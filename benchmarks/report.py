@@ -513,7 +513,7 @@ def write_readme(run: Run, readme: Path) -> bool:
 
 
 def compare(first: Path, second: Path) -> bool:
-    """Print how the ratios of two runs differ; return whether all differ by at most `ALIKE`.
+    """Print the ratios of two runs that differ; return whether all of them have a mark.
 
     A share of the floor is a ratio as well: that of a copy or a product to the row's first side.
     """
@@ -522,7 +522,7 @@ def compare(first: Path, second: Path) -> bool:
         rows = {row.key: row.info for row in load(path).rows}
         found = {key: info for key, info in rows.items() if "ratio" in info}
         for key, info in rows.items():
-            if "ratio" not in info and "floor_share" in info:
+            if "ratio" not in info and "floor_spread" in info:
                 names = {"ratio": "floor_share", "spread": "floor_spread", "wide": "floor_wide"}
                 found[(*key, "share of floor")] = {a: info[b] for a, b in names.items()}
         runs.append(found)
@@ -535,12 +535,14 @@ def compare(first: Path, second: Path) -> bool:
             for run in runs
         ]
         print(f"{', '.join(key)}: {texts[0]} and {texts[1]}")
-    marked = [key for key in worse if any(marks(run[key]) for run in runs)]
+    marked = [key for key in both if any(marks(run[key]) for run in runs)]
+    alike = set(both).difference(worse)
     print(
-        f"{len(both)} ratios in both; {len(both) - len(worse)} differ by at most "
-        f"{100 * (ALIKE - 1):.0f}%; of the other {len(worse)}, {len(marked)} are marked"
+        f"{len(both)} ratios in both. At most {100 * (ALIKE - 1):.0f}% apart: "
+        f"{len(alike.difference(marked))} of {len(both) - len(marked)} without a mark, "
+        f"{len(alike.intersection(marked))} of {len(marked)} with one"
     )
-    return not worse
+    return set(worse) <= set(marked)
 
 
 def publish(paths: Sequence[Path], root: Path) -> None:

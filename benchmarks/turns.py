@@ -50,12 +50,12 @@ Times = dict[int, Slice]  # by round
 def calm(*sides: Times) -> list[int]:
     """Return the rounds in which all these sides took part and waited least.
 
-    These are all calm ones, and at least a quarter of all and `FEW`, if there are so many.
+    These are all calm ones, and at least `FEW`, if there are so many.
     """
     common = set(sides[0]).intersection(*sides[1:])
     waited = {r: max(times[r].waited for times in sides) for r in sorted(common)}
-    enough = min(max(FEW, len(common) // 4), len(common))
-    limit = max([CALM, *sorted(waited.values())[enough - 1 : enough]])
+    least = sorted(waited.values())[:FEW]
+    limit = max([CALM, *least])
     return [r for r, share in waited.items() if share <= limit]
 
 

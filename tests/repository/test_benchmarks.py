@@ -195,11 +195,14 @@ def test_two_runs_are_compared_by_their_ratios(tmp_path, capsys):
 
     first, second = run("a.json", 0.5, 2.0, 3.0), run("b.json", 0.55, 2.2, 4.0, 9.0)
     assert report.compare(first, run("c.json", 0.44, 2.3, 3.1))
-    assert capsys.readouterr().out.startswith("3 ratios in both; 3 differ by at most 15%")
-    assert not report.compare(first, second)
+    apart = "3 ratios in both. At most 15% apart: 2 of 2 without a mark, 1 of 1 with one\n"
+    assert capsys.readouterr().out == apart
+    assert not report.compare(first, run("d.json", 0.5, 2.4, 3.1))
+    capsys.readouterr()
+    assert report.compare(first, second)  # the ratio that differs is marked
     assert capsys.readouterr().out.splitlines() == [
         "nms, small, peer 1, cpu, float32: 3.00 ±12%, wide and 4.00 ±12%, wide",
-        "3 ratios in both; 2 differ by at most 15%; of the other 1, 1 are marked",
+        "3 ratios in both. At most 15% apart: 2 of 2 without a mark, 0 of 1 with one",
     ]
 
 
