@@ -124,6 +124,17 @@ def imported(package: ModuleType, path: str) -> ModuleType | None:
     return sys.modules.get(f"{package.__name__}.{path}")
 
 
+def everywhere(package: ModuleType, home: ModuleType, name: str, value: Any) -> list[Replacement]:
+    """Replace a function of `home` wherever a module of the package holds it under its name."""
+    original, prefix = getattr(home, name), package.__name__ + "."
+    owners = [
+        module
+        for key, module in list(sys.modules.items())
+        if (key + ".").startswith(prefix) and vars(module).get(name) is original
+    ]
+    return [Replacement(owner, name, value) for owner in owners]
+
+
 def method(
     owner: Any, name: str, function: Callable[..., Any], *, new: bool = False
 ) -> Replacement:
