@@ -1,7 +1,6 @@
-"""Replace the slow parts of other SSD codebases by this project's operators.
+"""Replace the slow parts of other detection codebases by this project's operators.
 
-Each module (`torchvision`, `ssd_pytorch`, `lufficc`, `qfgaohao`, `nvidia`) has a function `patch`
-for one codebase. No module imports its codebase; the caller passes the package or the model to
-patch. docs/integrations.md lists them in one table. `supervision` is another kind: it converts
-detections.
+Each module has a function `patch` for the codebase of its name. No module imports its codebase; the
+caller passes the package or the model to patch. docs/integrations.md lists them in one table.
+`supervision` converts detections, too.
 """

@@ -1,4 +1,18 @@
-"""Detections of supervision (Roboflow), and those of this project and torchvision.
+"""Detections of supervision (Roboflow), and this project's operators in it.
+
+    import supervision
+    from mdssd.integrations import supervision as fast
+    fast.patch(supervision)                 # or: with fast.patch(supervision): ...
+
+This replaces `box_non_max_suppression` and `box_non_max_merge`, with which `Detections.with_nms`,
+`Detections.with_nmm` and `InferenceSlicer` suppress and merge, in all modules of the package that
+have imported them. Masks and oriented boxes stay with the package.
+
+- The same: NMS keeps an overlap of at most `iou_threshold`, and merging takes one of at least that;
+  the overlap is the IoU or the IoS; equal scores are ranked as numpy's `argsort` ranks them.
+- The difference: memory grows with the number of boxes, not with its square.
+
+The other functions here convert detections:
 
     from mdssd.integrations.supervision import from_supervision, to_supervision
     (found,) = detector("photo.jpg")
@@ -15,12 +29,101 @@ from 0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from mdssd.integrations import _groups
+from mdssd.integrations._patch import Patch, Replacement, everywhere, patch_each, submodule
+
+
+def patch(*targets: Any) -> Patch:
+    """Patch the package `supervision`.
+
+    Returns:
+        The patch. Its `undo()`, or the end of a `with` block, restores everything.
+
+    Raises:
+        TypeError: the target is not that package. Nothing is replaced then.
+
+    Example:
+        >>> from mdssd.integrations.supervision import patch
+        >>> import supervision  # doctest: +SKIP
+        >>> with patch(supervision):  # doctest: +SKIP
+        ...     detections = detections.with_nms(0.5)
+    """
+    return patch_each("supervision", "the package `supervision`", targets, _of_package)
+
+
+def _of_package(supervision: ModuleType) -> list[Replacement]:
+    try:
+        home = submodule(supervision, "detection.utils.iou_and_nms")
+    except ImportError:
+        home = submodule(supervision, "detection.overlap_filter")  # before version 0.26
+    replacements = []
+    for name, function in (
+        ("box_non_max_suppression", _suppressed),
+        ("box_non_max_merge", _merged),
+    ):
+        value = _with_original(getattr(home, name), function)
+        replacements += everywhere(supervision, home, name, value)
+    return replacements
+
+
+def _with_original(
+    original: Callable[..., Any], function: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Return `function` where the arguments are what it takes, else the package's own."""
+
+    @functools.wraps(original)
+    def call(predictions: Any, iou_threshold: float = 0.5, *rest: Any, **named: Any) -> Any:
+        metric = [*rest, *named.values()]
+        name = str(getattr(metric[0], "value", metric[0])).lower() if metric else "iou"
+        if (
+            not isinstance(predictions, np.ndarray)
+            or predictions.ndim != 2
+            or predictions.shape[1] not in (5, 6)
+            or not 0 < iou_threshold <= 1
+            or len(metric) > 1
+            or named.keys() - {"overlap_metric"}
+            or name not in ("iou", "ios")
+        ):
+            return original(predictions, iou_threshold, *rest, **named)
+        return function(predictions, float(iou_threshold), name)
+
+    return call
+
+
+def _suppressed(predictions: NDArray[Any], threshold: float, metric: str) -> NDArray[np.bool_]:
+    """Return whether NMS keeps each row [N, 5 or 6]: xyxy, score, class."""
+    order = np.flip(predictions[:, 4].argsort())
+    boxes = _groups.as_tensor(predictions[order, :4])
+    categories = None
+    if predictions.shape[1] == 6:
+        classes = np.unique(predictions[order, 5], return_inverse=True)[1]
+        categories = torch.from_numpy(classes.astype(np.int64).reshape(-1))
+    keep = np.zeros(len(predictions), dtype=bool)
+    keep[order[_groups.kept(boxes, categories, threshold, metric)]] = True
+    return keep
+
+
+def _merged(predictions: NDArray[Any], threshold: float, metric: str) -> list[list[int]]:
+    """Return the rows of each group of boxes to merge, the best first, class by class."""
+    places = [np.arange(len(predictions))]
+    if predictions.shape[1] == 6:
+        places = [np.where(predictions[:, 5] == c)[0] for c in np.unique(predictions[:, 5])]
+    found = []
+    for place in places:
+        order = place[np.flip(predictions[place, 4].argsort())]
+        boxes = _groups.as_tensor(predictions[order, :4])
+        found += [order[group].tolist() for group in _groups.groups(boxes, threshold, metric)]
+    return found
 
 
 def to_supervision(found: Mapping[str, Tensor], classes: Sequence[str]) -> Any:
