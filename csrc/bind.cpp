@@ -140,6 +140,8 @@ void visit_fields(DetectionOutputSettings& settings, const Visit& visit) {
   FIELD(levels);
   FIELD(top_k_per_level);
   FIELD(class_agnostic);
+  FIELD(suppression);
+  FIELD(soft_sigma);
 }
 
 #undef FIELD

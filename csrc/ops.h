@@ -105,6 +105,9 @@ struct BoxLossSettings {
   bool normalise;       // divide by the number of positives
 };
 
+// The order is that of SUPPRESSIONS in mdssd/ops/_settings.py.
+enum class SuppressionKind : int { kNms, kSoftLinear, kSoftGaussian };
+
 struct DetectionOutputSettings {
   double score_threshold;               // a score must be above this
   double nms_threshold;                 // NMS keeps an IoU of at most this
@@ -125,6 +128,8 @@ struct DetectionOutputSettings {
   std::vector<int64_t> levels;          // priors of each feature map; empty for a single one
   std::optional<int64_t> top_k_per_level;  // candidates of a level, of all classes together
   bool class_agnostic;                  // one NMS, and one top_k, over all classes together
+  int64_t suppression;                  // a SuppressionKind
+  double soft_sigma;                    // the width of a Gaussian's decay
 };
 
 // --- CPU -----------------------------------------------------------------------------------------

@@ -1072,6 +1072,40 @@ CASES = [
                 for name, overlap in (("ios", {"metric": "ios"}), ("eps", {"iou_eps": 0.01}))
                 for keep in (True, False)
             },
+            "soft_linear": Size(
+                {"images": 2, "priors": 129, "classes": 5, "suppression": "soft_linear"}
+                | {"nms_threshold": 0.3}
+            ),
+            "soft_gaussian": Size(
+                _focal(1, 65, 3, suppression="soft_gaussian", soft_sigma=0.2, per_class=True)
+                | {"max_detections": 3, "metric": "ios"},
+                _HALVES,
+            ),
+            "soft_ties": Size(
+                {"images": 1, "priors": 65, "classes": 3, "kind": "ties", "softmax": False}
+                | {"suppression": "soft_linear", "nms_threshold": 0.1, "max_detections": 6},
+                _TWO,
+            ),
+            "soft_levels": Size(
+                _focal(1, 65, 3, levels=(50, 15), top_k_per_level=9)
+                | {"suppression": "soft_gaussian", "iou_eps": 0.01, "top_k": 7},
+                _SINGLE,
+            ),
+            "soft_levels_per_class": Size(
+                _focal(2, 65, 3, levels=(50, 15), top_k_per_level=9, per_class=True)
+                | {"suppression": "soft_linear", "max_detections": 4},
+                _SINGLE,
+            ),
+            "soft_agnostic": Size(
+                _focal(2, 33, 3, kind="empty", class_agnostic=True)
+                | {"suppression": "soft_linear", "keep_empty": False, "nms_threshold": 0.0},
+                _SINGLE,
+            ),
+            "soft_nan": Size(
+                {"images": 1, "priors": 129, "classes": 3, "kind": "nan"}
+                | {"suppression": "soft_gaussian"},
+                _SINGLE,
+            ),
             "mdssd300": Size(
                 {"images": 2, "priors": 31232, "classes": 21}, _SINGLE, benchmark=True
             ),

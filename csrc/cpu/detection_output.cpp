@@ -8,6 +8,7 @@
 // 3. A task handles one image. It goes through the candidates of all classes by falling score,
 //    decodes each and compares it with the kept boxes of its class, until max_detections are found.
 //    Candidates with lower scores are never decoded.
+//    With soft-NMS it softens the candidates class by class instead: soft_detection.h.
 // Memory is O(images x classes x top_k) and does not depend on the number of priors.
 //
 // If the candidates of all classes are counted together (top_k_per_level, class_agnostic), steps 1
@@ -22,6 +23,7 @@
 #include "joint_candidates.h"
 #include "parallel.h"
 #include "radix_sort.h"
+#include "soft_detection.h"
 #include "vector_math.h"
 
 namespace mdssd {
@@ -314,8 +316,9 @@ void detection_output(const S* loc, const S* logits, const Wide<S>* priors, Call
   const auto found = [&](int64_t image, std::vector<Scored<Wide<S>>>& scored) {
     const int64_t first = image * (call.settings.per_class ? call.foreground() : 1);
     const int64_t row = first * call.settings.max_detections;
-    detect(scored, loc + image * call.num_priors * 4, priors, call, boxes + 4 * row, scores + row,
-           labels + row, count + first);
+    const auto run = call.settings.suppression ? detect_softly<S> : detect<S>;
+    run(scored, loc + image * call.num_priors * 4, priors, call, boxes + 4 * row, scores + row,
+        labels + row, count + first);
   };
   if (call.settings.class_agnostic || call.settings.top_k_per_level) {
     find_joint_candidates(logits, call, threads, found);

@@ -21,7 +21,7 @@
 // depends neither on the order in which blocks run nor on the sample: with any bound, the list ends
 // up with the best top_k.
 //
-// Larger limits than kMostKept, and lists of candidates of all classes, take the way of
+// Larger limits than kMostKept, lists of candidates of all classes, and soft-NMS take the way of
 // detection_output_wide.cu instead.
 //
 // Memory is O(images x classes) and does not depend on the number of priors. Predicted times
@@ -367,7 +367,7 @@ void find_candidates(const S* logits, const Sizes& sizes, const Packing& packing
 }
 
 bool is_wide(int64_t num_priors, const DetectionOutputSettings& settings) {
-  return settings.class_agnostic || settings.top_k_per_level ||
+  return settings.class_agnostic || settings.top_k_per_level || settings.suppression ||
          std::min(settings.top_k, num_priors) > kMostKept || settings.max_detections > kMostKept;
 }
 

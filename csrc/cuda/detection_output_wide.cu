@@ -1,5 +1,6 @@
-// detection_output with larger limits than those of detection_output.cu, or with lists of candidates
-// of all classes. No limit is built in, and memory is in proportion to the limits that are given.
+// detection_output with larger limits than those of detection_output.cu, with lists of candidates of
+// all classes, or with soft-NMS. No limit is built in, and memory is in proportion to the limits that
+// are given.
 //
 // A list is what a number of candidates is for: a class of an image, a level of it (top_k_per_level),
 // or all of it (class_agnostic). A group is what one NMS is for: a class of an image, or all of it.
@@ -11,6 +12,7 @@
 //   3. offset_kernel gives every group its part of the image's memory, and group_kernel moves the
 //      candidates there.
 //   4. suppress_kernel, a block per group, sorts, decodes and suppresses.
+//      With soft-NMS it is soften_kernel, and the keys of the kept boxes have their lowered scores.
 //   5. place_kernel writes the results: a kept box counts the better ones in the other groups of its
 //      image by binary search, which gives its row.
 //
@@ -23,6 +25,7 @@
 #include "../ops.h"
 #include "detection_parts.h"
 #include "radix.h"
+#include "soft_nms.h"
 
 namespace mdssd {
 namespace {
@@ -69,6 +72,7 @@ struct Groups {
   Key* kept_keys;    // [images, room]: likewise, those that NMS keeps
   Box<float>* boxes;
   unsigned* removed;  // [images, room / kWarpSize]: a bit per box
+  ScoreKey<float>* soft_keys;  // [images, room], with soft-NMS
   int64_t taken_room, room;
 };
 
@@ -216,6 +220,51 @@ __global__ void __launch_bounds__(kSuppressThreads, 4)
     groups.kept[group] = unsigned(total < sizes.max_detections ? total : sizes.max_detections);
 }
 
+// As suppress_kernel. Of the boxes without area, only the first takes part unless `keep_empty`.
+template <class S>
+__global__ void __launch_bounds__(kSuppressThreads, 2)
+    soften_kernel(const S* __restrict__ loc, const float* __restrict__ priors, Sizes sizes,
+                  Packing packing, Division division, Softening<float> by,
+                  AnyMetric<float> metric, bool keep_empty, Decoding<float> decoding,
+                  Groups groups) {
+  __shared__ Best<float> bests[2][kSuppressThreads / kWarpSize];
+  __shared__ int empty;  // minus the number of the first box without area
+  const int64_t group = blockIdx.x, image = group / division.groups(sizes);
+  const int thread = int(threadIdx.x), found = int(groups.size[group]);
+  if (found == 0) return;  // `kept` is 0
+  const int64_t first = image * groups.room + groups.offset[group];
+  Key *const keys = groups.keys + first, *const kept = groups.kept_keys + first;
+  Box<float>* const boxes = groups.boxes + first;
+  ScoreKey<float>* const soft_keys = groups.soft_keys + first;
+  const int n = found < sizes.top_k ? found : int(sizes.top_k);
+  if (thread == 0) empty = -n;
+  sort_falling(keys, found);
+  for (int i = thread; i < n; i += kSuppressThreads) {
+    const int64_t prior = packing.index(keys[i]) / unsigned(sizes.foreground());
+    const Box<float> box =
+        decode_prior(loc, priors, image * sizes.num_priors + prior, prior, decoding);
+    boxes[i] = box;
+    soft_keys[i] = has_nan(box) ? kNoKey : int(packing.score_bits(keys[i]));
+    if (area(box) == 0) atomicMax(&empty, -i);
+  }
+  __syncthreads();
+  for (int i = thread; i < n && !keep_empty; i += kSuppressThreads)
+    if (i != -empty && area(boxes[i]) == 0) soft_keys[i] = kNoKey;
+  int total = 0;  // in thread 0
+  soften<kSuppressThreads>(
+      bests, soft_keys, n, by, metric, [&](int i) { return boxes[i]; },
+      [&](int i) { return packing.index(keys[i]); },
+      [&](int place, Ranked<float> ranked) {
+        const Key key = packing.pack(score_of<float>(ranked.key), ranked.index);
+        // A box of an equal score may have been chosen before one of a lower index.
+        for (; place > 0 && kept[place - 1] < key; --place) kept[place] = kept[place - 1];
+        kept[place] = key;
+        ++total;
+      });
+  if (thread == 0)
+    groups.kept[group] = unsigned(total < sizes.max_detections ? total : sizes.max_detections);
+}
+
 // Returns how many of the falling keys are above `key`.
 __device__ unsigned count_above(const Key* keys, unsigned size, Key key) {
   unsigned low = 0, high = size;
@@ -323,9 +372,35 @@ struct Plan {
     groups.kept_keys = memory.take<Key>(shape.images * groups.room);
     groups.boxes = memory.take<Box<float>>(shape.images * groups.room);
     groups.removed = memory.take<unsigned>(shape.images * groups.room / kWarpSize);
+    groups.soft_keys =
+        memory.take<ScoreKey<float>>(settings.suppression ? shape.images * groups.room : 0);
     bytes = memory.bytes();
   }
 };
+
+// Launches the kernel that suppresses the boxes of each group.
+template <class S>
+void suppress_groups(const S* loc, const float* priors, const Plan& plan,
+                     const DetectionOutputSettings& settings, Stream stream) {
+  const char* op = "detection_output";
+  const unsigned groups = grid_size(plan.all_groups, 1);
+  const Decoding<float> decoding = make_decoding<float>(settings);
+  if (settings.suppression) {
+    const Softening<float> by = {
+        {float(settings.nms_threshold), float(1 / settings.soft_sigma)},
+        SuppressionKind(settings.suppression) == SuppressionKind::kSoftGaussian,
+        bit_cast<float>(plan.packing.lowest),
+        plan.sizes.max_detections};
+    const AnyMetric<float> metric = {settings.ios, float(settings.iou_eps)};
+    launch(op, soften_kernel<S>, groups, kSuppressThreads, stream, loc, priors, plan.sizes,
+           plan.packing, plan.division, by, metric, settings.keep_empty, decoding, plan.groups);
+    return;
+  }
+  with_suppression(settings, [&](auto suppresses) {
+    launch(op, suppress_kernel<S, decltype(suppresses)>, groups, kSuppressThreads, stream, loc,
+           priors, plan.sizes, plan.packing, plan.division, suppresses, decoding, plan.groups);
+  });
+}
 
 template <class S, int kLanes>
 void select_best(const S* logits, const Plan& plan, Stream stream) {
@@ -376,11 +451,7 @@ void detection_output_wide(const void* loc, const void* logits, const void* prio
              int(plan.division.groups(shape)), plan.groups);
       launch(op, group_kernel, grid_size(images * plan.groups.taken_room, kGroupThreads, 4096),
              kGroupThreads, stream, plan.sizes, plan.packing, plan.division, plan.groups);
-      with_suppression(settings, [&](auto suppresses) {
-        launch(op, suppress_kernel<S, decltype(suppresses)>, groups, kSuppressThreads, stream,
-               offsets, prior_rows, plan.sizes, plan.packing, plan.division, suppresses, decoding,
-               plan.groups);
-      });
+      suppress_groups(offsets, prior_rows, plan, settings, stream);
       launch(op, place_kernel<S>, groups, kPlaceThreads, stream, offsets, prior_rows, plan.sizes,
              plan.packing, plan.division, decoding, plan.groups, static_cast<float*>(boxes),
              static_cast<float*>(scores), labels, count);

@@ -12,6 +12,18 @@
 namespace mdssd {
 namespace {  // simt.h requires internal linkage for __shared__ variables
 
+// The overlap of two boxes, chosen at run time so that a kernel is compiled once for all.
+template <class T>
+struct AnyMetric {
+  bool ios;
+  T eps;
+};
+template <class T>
+MDSSD_INLINE T divisor(T area_a, T area_b, T intersection, AnyMetric<T> by) {
+  if (by.ios) return mdssd::divisor(area_a, area_b, intersection, Smaller<T>{by.eps});
+  return mdssd::divisor(area_a, area_b, intersection, by.eps);
+}
+
 template <class T>
 struct Softening {
   Decay<T> decay;

@@ -16,6 +16,10 @@ from typing import Any, NamedTuple, get_type_hints
 # Of `merge_boxes`. The order is that of `enum class MergeMethod` in csrc/ops.h.
 METHODS = ("nms", "greedy_nmm", "nmm", "wbf")
 DECAYS = ("linear", "gaussian")  # of `soft_nms`
+# Of a Gaussian's decay: exp(-IoU^2 / sigma) is exp(-(IoU^2 * (1 / sigma))), finite in between.
+SIGMAS = (1e-6, 1e6)
+# Of `detection_output`. The order is that of `enum class SuppressionKind` in csrc/ops.h.
+SUPPRESSIONS = ("nms", "soft_linear", "soft_gaussian")
 # Of `match_priors`. The order is that of `enum class Force` in csrc/ops.h.
 FORCES = ("best_prior", "low_quality", "none")
 KINDS = ("giou", "diou", "ciou", "nwd")  # of `box_loss`: `enum class BoxLossKind` in csrc
@@ -148,6 +152,8 @@ class DetectionOutputSettings(NamedTuple):
     levels: tuple[int, ...] = ()  # priors of each feature map; () for a single one
     top_k_per_level: int | None = None  # candidates of a level, of all classes together
     class_agnostic: bool = False  # one NMS, and one top_k, over all classes together
+    suppression: int = 0  # a place in SUPPRESSIONS
+    soft_sigma: float = 0.5  # the width of a Gaussian's decay
 
 
 _SCHEMA_TYPES = {

@@ -23,7 +23,7 @@ from mdssd.ops._checks import (
 )
 from mdssd.ops._dispatch import define
 from mdssd.ops._results import new_detections
-from mdssd.ops._settings import VARIANCES, DetectionOutputSettings
+from mdssd.ops._settings import SIGMAS, SUPPRESSIONS, VARIANCES, DetectionOutputSettings
 from mdssd.ops.native import detection_output as native
 from mdssd.ops.reference import detection_output as reference
 
@@ -85,6 +85,8 @@ def detection_output(
     levels: Sequence[int] | None = None,
     top_k_per_level: int | None = None,
     class_agnostic: bool = False,
+    suppression: str = "nms",
+    soft_sigma: float = 0.5,
 ) -> Detections:
     """Turn the outputs of a network into detections, in tensors of a fixed size.
 
@@ -110,6 +112,8 @@ def detection_output(
         levels, top_k_per_level: the priors of each feature map, and how many pairs of prior and
             class of each, of all classes together, go on to `top_k`; without `levels`, one map.
         class_agnostic: one NMS, and one `top_k`, over all classes together.
+        suppression, soft_sigma: "nms", or "soft_linear" or "soft_gaussian" to lower scores as
+            `soft_nms` does, with `nms_threshold` or sigma; those above `score_threshold` stay.
 
     Raises:
         TypeError, ValueError: a wrong type, dtype, shape, device or range, or a contradiction. With
@@ -131,15 +135,12 @@ def detection_output(
         *check_variances(_OP, variances),
         check_flag(_OP, "softmax", softmax) if activation is None else activation == "softmax",
         check_flag(_OP, "per_class", per_class),
-        check_flag(_OP, "keep_empty", keep_empty),
-        check_eps(_OP, iou_eps),
-        _check_log_scale(max_log_scale),
-        *_check_clip(clip),
-        check_metric(_OP, metric),
+        *_check_boxes(keep_empty, iou_eps, max_log_scale, clip, metric),  # type: ignore[arg-type]
         activation is not None and _check_activation(activation, softmax),
         background,
         *_check_levels(levels, top_k_per_level, loc),
         check_flag(_OP, "class_agnostic", class_agnostic) and _check_joint(per_class),
+        *_check_suppression(suppression, soft_sigma),
     )
     return Detections(*_detection_output(loc.detach(), logits.detach(), priors_cxcywh, settings))
 
@@ -161,6 +162,18 @@ def _check_limits(
         check_number(_OP, "nms_threshold", nms_threshold, 0.0, 1.0),
         check_int(_OP, "top_k", top_k, _LARGEST),
         check_int(_OP, "max_detections", max_detections, 2**31 - 1),
+    )
+
+
+def _check_boxes(
+    keep_empty: object, iou_eps: object, max_log_scale: object, clip: object, metric: object
+) -> tuple[bool, float, float | None, float | None, float | None, bool]:
+    return (
+        check_flag(_OP, "keep_empty", keep_empty),
+        check_eps(_OP, iou_eps),
+        _check_log_scale(max_log_scale),
+        *_check_clip(clip),
+        check_metric(_OP, metric),
     )
 
 
@@ -211,6 +224,11 @@ def _check_levels(
             f"{loc.shape[1]}, the number of priors, got {shown(levels)}"
         )
     return tuple(levels), check_int(_OP, "top_k_per_level", top_k_per_level, _LARGEST)
+
+
+def _check_suppression(suppression: object, soft_sigma: object) -> tuple[int, float]:
+    choice = check_choice(_OP, "suppression", suppression, SUPPRESSIONS)
+    return SUPPRESSIONS.index(choice), check_number(_OP, "soft_sigma", soft_sigma, *SIGMAS)
 
 
 def _check_joint(per_class: bool) -> bool:

@@ -17,12 +17,10 @@ from mdssd.ops._checks import (
 )
 from mdssd.ops._dispatch import define
 from mdssd.ops._results import new_soft_keep
-from mdssd.ops._settings import DECAYS, SoftNmsSettings
+from mdssd.ops._settings import DECAYS, SIGMAS, SoftNmsSettings
 from mdssd.ops.native import soft_nms as native
 from mdssd.ops.reference import soft_nms as reference
 
-# exp(-IoU^2 / sigma) is computed as exp(-(IoU^2 * (1 / sigma))), which stays finite in between.
-_SIGMAS = (1e-6, 1e6)
 _MOST = 2**31 - 1
 
 
@@ -171,7 +169,7 @@ def _checked(
     return SoftNmsSettings(
         gaussian=check_choice(op, "method", method, DECAYS) == "gaussian",
         iou_threshold=check_number(op, "iou_threshold", iou_threshold, 0.0, 1.0),
-        sigma=check_number(op, "sigma", sigma, *_SIGMAS),
+        sigma=check_number(op, "sigma", sigma, *SIGMAS),
         score_threshold=check_number(op, "score_threshold", score_threshold, 0.0, 1.0),
         max_detections=max_detections
         if max_detections is None

@@ -219,6 +219,8 @@ _ARGUMENTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             background=st.booleans(),
             top_k_per_level=st.none() | st.sampled_from([1, 3, 50, 2**62]),
             class_agnostic=st.booleans(),
+            suppression=st.sampled_from(["nms", "nms", "soft_linear", "soft_gaussian"]),
+            soft_sigma=st.sampled_from([0.01, 0.5]),
         ),
     ).map(lambda pair: pair[0] | pair[1]),
     "l2norm": st.fixed_dictionaries({"shape": _SHAPES, "zeros": st.booleans()}),
@@ -390,7 +392,7 @@ def _keyword_names(op: str) -> list[str]:
     names = {
         "detection_output": "score_threshold nms_threshold top_k max_detections variances softmax "
         "per_class keep_empty iou_eps max_log_scale clip metric activation background levels "
-        "top_k_per_level class_agnostic",
+        "top_k_per_level class_agnostic suppression soft_sigma",
         "match_priors": "iou_threshold iou_eps priors_form low_threshold force top_k metric "
         "nwd_constant ignored_xyxy ignore_threshold",
         "encode_targets": "iou_threshold iou_eps variances low_threshold force top_k metric "

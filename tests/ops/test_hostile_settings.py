@@ -50,7 +50,7 @@ NUMBERS: dict[str, list[str]] = {
     "merge_boxes": ["threshold", "models"],
     "merge_boxes_padded": ["threshold", "models"],
     "detection_output": ["score_threshold", "nms_threshold", "top_k", "max_detections"]
-    + ["iou_eps", "max_log_scale", "top_k_per_level"],
+    + ["iou_eps", "max_log_scale", "top_k_per_level", "soft_sigma"],
     "multibox_loss": ["neg_pos_ratio"],
     "sigmoid_focal_loss": ["alpha", "gamma"],
     "box_loss": ["nwd_constant", "eps"],
@@ -74,7 +74,7 @@ CHOICES = {
     "sigmoid_focal_loss": ["reduction"],
     "box_loss": ["kind", "reduction"],
     "detection_output": ["softmax", "per_class", "keep_empty", "metric", "activation", "levels"]
-    + ["background", "class_agnostic"],
+    + ["background", "class_agnostic", "suppression"],
     "nms": ["metric"],
     "batched_nms": ["metric"],
     "nms_padded": ["metric"],

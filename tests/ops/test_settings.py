@@ -35,7 +35,8 @@ detection_output(Tensor loc, Tensor logits, Tensor priors_cxcywh, float score_th
 float nms_threshold, int top_k, int max_detections, float v0, float v1, bool softmax, \
 bool per_class, bool keep_empty, float iou_eps, float? max_log_scale, float? clip_width, \
 float? clip_height, bool ios=False, bool sigmoid=False, bool background=True, \
-SymInt[] levels=[], int? top_k_per_level=None, bool class_agnostic=False) \
+SymInt[] levels=[], int? top_k_per_level=None, bool class_agnostic=False, int suppression=0, \
+float soft_sigma=0.5) \
 -> (Tensor, Tensor, Tensor, Tensor)
 encode_boxes(Tensor boxes_xyxy, Tensor priors_cxcywh, float v0, float v1) -> Tensor
 encode_boxes_backward(Tensor grad, Tensor boxes_xyxy, Tensor priors_cxcywh, float v0, \

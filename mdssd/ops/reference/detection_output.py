@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from mdssd.ops._results import new_detections
-from mdssd.ops._settings import DetectionOutputSettings
+from mdssd.ops._settings import SUPPRESSIONS, DetectionOutputSettings, SoftNmsSettings
 from mdssd.ops.reference.boxes import area, decode
 from mdssd.ops.reference.nms import greedy
+from mdssd.ops.reference.soft_nms import soften
 
 
 def detection_output(
@@ -26,10 +27,13 @@ def detection_output(
         all_boxes = all_boxes.clamp(min=0).minimum(sides)
     all_scores = _scores(logits.to(dtype), settings)
     for image, (boxes, scores) in enumerate(zip(all_boxes, all_scores, strict=True)):
-        foreground, flat = scores.shape[1], scores.flatten()
+        foreground, flat = scores.shape[1], scores.flatten().clone()
         kept = []
         for row, candidates in enumerate(_candidates(scores, settings)):
-            mine = _suppressed(boxes, candidates, foreground, settings)
+            if settings.suppression:
+                mine = _softened(boxes, flat, candidates, foreground, settings)
+            else:
+                mine = _suppressed(boxes, candidates, foreground, settings)
             if settings.per_class:
                 _write(result, (image, row), boxes, flat, mine, foreground)
             kept.append(mine)
@@ -84,9 +88,52 @@ def _suppressed(
     overlap = settings.nms_threshold, settings.iou_eps, settings.ios
     kept = candidates[greedy(boxes[candidates // foreground], *overlap)]
     if not settings.keep_empty:  # these suppress no others, so they can be removed last
-        empty = area(boxes[kept // foreground]) == 0
-        kept = kept[~empty | (empty.cumsum(0) == 1)]
+        kept = kept[_first_of_empty(boxes[kept // foreground])]
     return kept[: settings.max_detections]
+
+
+def _softened(
+    boxes: Tensor,
+    flat: Tensor,
+    candidates: Tensor,
+    foreground: int,
+    settings: DetectionOutputSettings,
+) -> Tensor:
+    """Return the candidates that soft-NMS keeps, at most `max_detections`; lower their scores."""
+    candidates = candidates[~boxes[candidates // foreground].isnan().any(1)]
+    if not settings.keep_empty:
+        candidates = candidates[_first_of_empty(boxes[candidates // foreground])]
+    candidates = candidates.sort().values
+    soft = soft_settings(settings, flat.dtype)
+    positions, found = soften(
+        boxes[candidates // foreground],
+        flat[candidates],
+        soft,
+        settings.max_detections,
+        settings.iou_eps,
+        settings.ios,
+    )
+    kept = candidates[positions]
+    flat[kept] = found
+    return _best(flat, kept.sort().values, settings.max_detections)
+
+
+def soft_settings(settings: DetectionOutputSettings, dtype: torch.dtype) -> SoftNmsSettings:
+    """Return the settings of soft-NMS. Its scores are at least the lowest above the threshold."""
+    threshold, infinity = torch.tensor([settings.score_threshold, torch.inf], dtype=dtype)
+    return SoftNmsSettings(
+        gaussian=SUPPRESSIONS[settings.suppression] == "soft_gaussian",
+        iou_threshold=settings.nms_threshold,
+        sigma=settings.soft_sigma,
+        score_threshold=float(torch.nextafter(threshold, infinity)),
+        max_detections=settings.max_detections,
+    )
+
+
+def _first_of_empty(boxes: Tensor) -> Tensor:
+    """Return [N]: whether a box has an area other than 0, or is the first without."""
+    empty = area(boxes) == 0
+    return ~empty | (empty.cumsum(0) == 1)
 
 
 def _write(

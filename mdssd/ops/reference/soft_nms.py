@@ -34,7 +34,12 @@ def exp_of_minus(x: Tensor) -> Tensor:
 
 
 def soften(
-    boxes: Tensor, scores: Tensor, settings: SoftNmsSettings, most: int
+    boxes: Tensor,
+    scores: Tensor,
+    settings: SoftNmsSettings,
+    most: int,
+    iou_eps: float = 0.0,
+    ios: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return the positions of one label's boxes in the order in which they are chosen; scores.
 
@@ -51,7 +56,7 @@ def soften(
             break
         chosen.append(best)
         found.append(scores[best].clone())
-        overlap = pairwise_iou(boxes[best], boxes)
+        overlap = pairwise_iou(boxes[best], boxes, iou_eps, ios)
         if settings.gaussian:
             decay = exp_of_minus(overlap * overlap * (1 / settings.sigma))
         else:

@@ -28,6 +28,7 @@ from mdssd.ops.triton.detection_scan import (
     find_candidates,
     over,
 )
+from mdssd.ops.triton.detection_soft import Candidates, detect_softly
 
 RANKED, OTHERS = 128, 64  # a program compares RANKED candidates with OTHERS at a time
 SUPPRESSED = 64  # boxes per tile of suppress_kernel
@@ -213,6 +214,12 @@ def detect_jointly(
         min(settings.top_k, 2**31 - 1), settings.v0, settings.v1, *decoding_limits(settings),
         RANKED=RANKED, OTHERS=OTHERS, AGNOSTIC=settings.class_agnostic, num_warps=8, **OPTIONS,
     )  # fmt: skip
+    if settings.suppression:
+        keys = torch.where(allowed.view(-1) > 0, keys.view(-1), WORST.value).view(images, count)
+        index = keys & ((1 << index_bits) - 1)
+        scored = Candidates(boxes, keys, index_bits, index % foreground + 1)
+        detect_softly(scored, foreground, settings, result)
+        return
     kept_boxes, kept_columns = torch.empty_like(boxes), torch.empty_like(keys)
     suppress_kernel[(images,)](
         keys, boxes, allowed, kept_boxes, kept_columns, *result, foreground, index_bits, count,

@@ -45,6 +45,7 @@ from mdssd.ops.triton.detection_scan import (
     find_candidates,
     over,
 )
+from mdssd.ops.triton.detection_soft import Candidates, detect_softly
 
 RANK_PROGRAMS = 128
 RANKED, OTHERS = 128, 64  # a program compares RANKED candidates with OTHERS at a time
@@ -224,7 +225,7 @@ def detection_output(
     lists = images * foreground
     candidates, size, index_bits = find_candidates(logits, settings, top_k)
     capacity = candidates.shape[1]
-    keys = loc.new_empty(lists, top_k, dtype=torch.int64)
+    keys = loc.new_full((lists, top_k), WORST.value, dtype=torch.int64)
     sorted_boxes = loc.new_empty(lists, top_k, 4, dtype=torch.float32)
     parts = max(1, min(capacity // RANKED, RANK_PROGRAMS // lists))
     rank_kernel[(lists * parts,)](
@@ -232,6 +233,16 @@ def detection_output(
         top_k, settings.v0, settings.v1, *decoding_limits(settings), parts, CAPACITY=capacity,
         RANKED=RANKED, OTHERS=OTHERS, num_warps=8, **OPTIONS,
     )  # fmt: skip
+    if settings.suppression:
+        low = keys & 0xFFFFFFFF
+        scored = Candidates(
+            sorted_boxes.view(images, -1, 4),
+            keys.view(images, -1),
+            32,
+            low.view(images, -1) % (foreground + 1),
+        )
+        detect_softly(scored, foreground, settings, result)
+        return result
     # No more boxes of a list are kept than it has.
     most_kept = min(top_k, max_detections)
     kept_keys = loc.new_empty(lists, most_kept, dtype=torch.int64)

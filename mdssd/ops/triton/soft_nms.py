@@ -62,24 +62,19 @@ def softened_key(key, overlap, threshold, inverse_sigma, least, GAUSSIAN: tl.con
 
 @triton.jit
 def soft_nms_kernel(
-    boxes, scores, starts, keys, softened, num_boxes, threshold, inverse_sigma, least, most,
-    BOXES: tl.constexpr, GAUSSIAN: tl.constexpr,
+    boxes, scores, begins, ends, keys, softened, num_boxes, threshold, inverse_sigma, least, most,
+    eps, BOXES: tl.constexpr, GAUSSIAN: tl.constexpr, IOS: tl.constexpr,
 ):  # fmt: skip
-    """Choose boxes of the label that begins at this program's position, if one does.
+    """Choose boxes from begins[i] to ends[i] - 1 in program i, or of all.
 
     Step t chooses the t-th box, and lowers the scores of the others before it chooses the next.
     """
     begin = tl.program_id(0).to(tl.int64)
     n = num_boxes - begin
-    if starts is not None:
-        # The boxes of the label end where another one starts.
-        low, high = begin + 1, begin * 0 + num_boxes
-        while low < high:
-            middle = low + (high - low) // 2
-            mine = tl.load(starts + middle) == begin
-            low = tl.where(mine, middle + 1, low)
-            high = tl.where(mine, high, middle)
-        n = tl.where(tl.load(starts + begin) == begin, low - begin, 0)
+    if begins is not None:
+        n = tl.load(ends + begin)
+        begin = tl.load(begins + begin)
+        n -= begin
     boxes += begin * 4
     scores += begin
     keys += begin
@@ -89,7 +84,6 @@ def soft_nms_kernel(
         k = start + tl.arange(0, BOXES)
         score = tl.load(scores + k, mask=k < n, other=0)
         tl.store(keys + k, live_key(score, least), mask=k < n)
-        tl.store(softened + k, score * 0 - float("inf"), mask=k < n)
         start += BOXES
     tl.debug_barrier()  # other threads of the program read and write these next
     last = n * 0 - 1  # the box chosen last
@@ -110,7 +104,7 @@ def soft_nms_kernel(
             if tl.max(key, 0) >= 0:
                 ox1, oy1, ox2, oy2 = load_four(boxes, k, k < n)
                 its_area = area(ox1, oy1, ox2, oy2)
-                overlap = iou(x1, y1, x2, y2, size, ox1, oy1, ox2, oy2, its_area, None)
+                overlap = iou(x1, y1, x2, y2, size, ox1, oy1, ox2, oy2, its_area, eps, IOS)
                 lowered = softened_key(key, overlap, threshold, inverse_sigma, least, GAUSSIAN)
                 key = tl.where(last < 0, key, tl.where(k == last, -1, lowered))
                 tl.store(keys + k, key, mask=k < n)
@@ -127,21 +121,45 @@ def soft_nms_kernel(
         tl.debug_barrier()  # other threads of the program may read these keys next
 
 
+def run_kernel(
+    boxes: Tensor,
+    scores: Tensor,
+    bounds: tuple[Tensor, Tensor] | None,
+    settings: SoftNmsSettings,
+    iou_eps: float = 0.0,
+    ios: bool = False,
+) -> Tensor:
+    """Return the lowered scores of the chosen boxes, and -inf for the others.
+
+    `bounds` are where the boxes of each label begin and end. With None all are of one.
+    """
+    boxes, scores, num_boxes = boxes.contiguous(), scores.contiguous(), len(boxes)
+    softened = torch.full_like(scores, -torch.inf)
+    keys = torch.empty_like(scores, dtype=torch.int32)
+    begins, ends = bounds or (None, None)
+    most = num_boxes if settings.max_detections is None else settings.max_detections
+    soft_nms_kernel[(1 if begins is None else len(begins),)](
+        boxes, scores, begins, ends, keys, softened, num_boxes, settings.iou_threshold,
+        1 / settings.sigma, settings.score_threshold, most, iou_eps or None,
+        BOXES=power_of_2(num_boxes, BOXES), GAUSSIAN=settings.gaussian, IOS=ios, num_warps=4,
+        **OPTIONS,
+    )  # fmt: skip
+    return softened
+
+
 def soft_nms_padded(
     boxes: Tensor, scores: Tensor, labels: Tensor | None, settings: SoftNmsSettings
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run `mdssd.ops.soft_nms_padded`."""
 
     def kernel(boxes: Tensor, scores: Tensor, starts: Tensor | None) -> Tensor:
-        boxes, scores, num_boxes = boxes.contiguous(), scores.contiguous(), len(boxes)
-        softened, keys = torch.empty_like(scores), torch.empty_like(scores, dtype=torch.int32)
-        most = num_boxes if settings.max_detections is None else settings.max_detections
-        soft_nms_kernel[(1 if starts is None else num_boxes,)](
-            boxes, scores, starts, keys, softened, num_boxes, settings.iou_threshold,
-            1 / settings.sigma, settings.score_threshold, most,
-            BOXES=power_of_2(num_boxes, BOXES), GAUSSIAN=settings.gaussian, num_warps=4, **OPTIONS,
-        )  # fmt: skip
-        return softened
+        if starts is None:
+            return run_kernel(boxes, scores, None, settings)
+        # A program for each position; only those at which a label begins have boxes.
+        begins = torch.arange(len(boxes), device=boxes.device)
+        ends = torch.searchsorted(starts, starts, right=True)
+        bounds = begins, torch.where(starts == begins, ends, begins)
+        return run_kernel(boxes, scores, bounds, settings)
 
     return _softening.soften(boxes, scores, labels, settings, kernel)
 
