@@ -137,3 +137,18 @@ def test_wrong_settings_are_named() -> None:
         ops.detection_output(*args, suppression="soft")
     with pytest.raises(ValueError, match="detection_output: soft_sigma: expected 1e-06 to 1000000"):
         ops.detection_output(*args, suppression="soft_gaussian", soft_sigma=0.0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("suppression", ["nms", "soft_gaussian"])
+def test_scores_that_are_not_dense(backend: str, suppression: str) -> None:
+    scores = torch.tensor([[[0.75, 0.5], [0.25, 0.6]]])
+    settings = {"activation": "none", "background": False, "top_k_per_level": 3}
+    args = torch.zeros(1, 2, 4), torch.eye(2, 4) + 0.1
+    with ops.backend(backend):
+        found, want = (
+            ops.detection_output(args[0], given, args[1], suppression=suppression, **settings)
+            for given in (scores.mT.contiguous().mT, scores)
+        )
+    torch.testing.assert_close(tuple(found), tuple(want), rtol=0, atol=0)
+    assert found.count.tolist() == [3]

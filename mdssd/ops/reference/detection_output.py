@@ -66,7 +66,7 @@ def _candidates(scores: Tensor, settings: DetectionOutputSettings) -> Iterator[T
     foreground, flat = scores.shape[1], scores.flatten()
     passes = (scores > settings.score_threshold) & (scores <= 1)
     if settings.top_k_per_level is not None:
-        best, start = torch.zeros_like(passes), 0
+        best, start = passes.new_zeros(passes.shape), 0  # dense, whatever the layout
         for size in settings.levels or [len(scores)]:
             level = passes[start : start + size].flatten().nonzero()[:, 0] + start * foreground
             best.view(-1)[_best(flat, level, settings.top_k_per_level)] = True
