@@ -21,6 +21,7 @@ namespace py = pybind11;
 void bind_faults(py::module_& module);
 #else
 void bind_build_info(py::module_& module);
+void bind_call_checks(py::module_& module);
 #endif
 
 namespace mdssd {
@@ -189,8 +190,15 @@ template <class T>
 struct FromPython<const T&> {  // settings
   T value{};
   void read(py::handle from) {
+    // A tuple has the fields in the same order (a test compares them), and is faster to read.
+    PyObject* const tuple = PyTuple_Check(from.ptr()) ? from.ptr() : nullptr;
+    Py_ssize_t place = 0;
     visit_fields(value, [&](py::handle name, auto& field) {
-      field = from.attr(name).template cast<std::decay_t<decltype(field)>>();
+      using Field = std::decay_t<decltype(field)>;
+      if (tuple && place < PyTuple_GET_SIZE(tuple))
+        field = py::handle(PyTuple_GET_ITEM(tuple, place++)).cast<Field>();
+      else
+        field = from.attr(name).template cast<Field>();
     });
   }
 };
@@ -280,6 +288,9 @@ void bind_cpu(py::module_& module) {
   MDSSD_BIND(box_loss_cpu);
   MDSSD_BIND(box_loss_backward_cpu);
   MDSSD_BIND(resize_cpu);
+  MDSSD_BIND(largest_cpu);
+  MDSSD_BIND(number_cpu);
+  MDSSD_BIND(lowest_cpu);
 }
 #endif
 
@@ -359,6 +370,7 @@ PYBIND11_MODULE(_simt, module) {
 #else
 PYBIND11_MODULE(_C, module) {
   bind_build_info(module);
+  bind_call_checks(module);
   bind_settings_fields(module);
   bind_cpu(module);
 #ifdef MDSSD_WITH_CUDA

@@ -267,6 +267,12 @@ void l2norm_add_relu_backward_cpu(const void* grad, const void* y, const void* a
 void resize_cpu(const uint8_t* images, int64_t num_images, int64_t height, int64_t width,
                 int64_t channels, int64_t out_height, int64_t out_width, uint8_t* out, int threads);
 
+// The largest of the numbers S (NaN if one is NaN, -infinity if there is none), one of them, and the
+// lowest of other numbers.
+double largest_cpu(const void* numbers, int64_t count, DType dtype);
+double number_cpu(const void* numbers, int64_t place, DType dtype);
+int64_t lowest_cpu(const int64_t* numbers, int64_t count);
+
 // --- CUDA ----------------------------------------------------------------------------------------
 //
 // The shapes are those of the CPU functions unless a comment says otherwise. Arrays are on the

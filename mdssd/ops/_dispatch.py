@@ -23,8 +23,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from mdssd.names import BACKENDS
 from mdssd.ops._modules import native, native_error, simt
@@ -193,25 +194,32 @@ def _no_gradient(name: str) -> NotImplementedError:
 
 def _plain(args: tuple[Any, ...]) -> bool:
     """Whether the dispatcher would only call the backend: no gradient, no mode, no subclass."""
+    if is_compiling() or not _CAN_LOOK:  # first: Dynamo cannot follow the others
+        return False
     if (
-        torch.compiler.is_compiling()  # first: Dynamo cannot follow the others
-        or not _CAN_LOOK
-        or _has_torch_function(args)
+        _has_torch_function(args)
         or _profiler_enabled()
         or forward_ad._current_level >= 0
-        or _keys_of_thread().raw_repr() & _OTHER_KEYS
-        or (torch.is_grad_enabled() and _any_requires_grad(*args))
+        or (is_grad_enabled() and _any_requires_grad(*args))
     ):
         return False
+    keys = _keys_of_thread().raw_repr()
     for arg in args:
-        if isinstance(arg, Tensor) and _keys_of_tensor(arg).raw_repr() & _OTHER_KEYS:
-            return False
-    return True
+        if isinstance(arg, Tensor):
+            keys |= _keys_of_tensor(arg).raw_repr()
+    return not keys & _OTHER_KEYS
+
+
+def plain_thread() -> bool:
+    """Whether nothing traces, records, transforms or fakes the calls of this thread."""
+    if is_compiling() or not _CAN_LOOK:
+        return False
+    return not (_profiler_enabled() or _keys_of_thread().raw_repr() & _OTHER_KEYS)
 
 
 def _transformed() -> bool:
     """Whether a transform of `torch.func`, or forward-mode differentiation, is active."""
-    if torch.compiler.is_compiling() or not _CAN_LOOK:
+    if is_compiling() or not _CAN_LOOK:
         return False
     return _transforms_active() or forward_ad._current_level >= 0
 

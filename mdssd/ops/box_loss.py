@@ -83,8 +83,8 @@ def box_loss(
     """
     op = "box_loss"
     check_tensor(op, "loc", loc, ("B", "N", 4))
-    check_tensor(op, "loc_targets", loc_targets, tuple(loc.shape), like=loc)
-    check_tensor(op, "labels", labels, tuple(loc.shape[:2]), dtypes=(torch.int64,), like=loc)
+    check_tensor(op, "loc_targets", loc_targets, loc.shape, like=loc)
+    check_tensor(op, "labels", labels, (*loc.shape[:2],), dtypes=(torch.int64,), like=loc)
     check_tensor(op, "priors_cxcywh", priors_cxcywh, (loc.shape[1], 4), like=loc)
     check_choice(op, "kind", kind, KINDS)
     check_choice(op, "reduction", reduction, REDUCTIONS)

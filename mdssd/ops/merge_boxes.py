@@ -182,10 +182,14 @@ def merge_boxes_padded(
     boxes, merged_scores, index, count = _merge_boxes_padded(
         boxes_xyxy, scores, own_labels, images, settings
     )
-    used = torch.arange(len(index), device=index.device) < count
-    own_images = torch.zeros_like(index) if images is None else images[index] * used
-    merged_labels = labels[index] * used
+    unused = torch.arange(index.shape[0], device=index.device) >= count
+    own_images = _rows(images, index, unused) if images is not None else torch.zeros_like(index)
+    merged_labels = _rows(labels, index, unused)
     return PaddedMergedBoxes(boxes, merged_scores, merged_labels, own_images, index, count)
+
+
+def _rows(numbers: Tensor, index: Tensor, unused: Tensor) -> Tensor:
+    return numbers.index_select(0, index).masked_fill_(unused, 0)
 
 
 def _checked(

@@ -42,7 +42,8 @@ def multibox_loss_cpp(
     )
     if not labels_fit:
         raise bad_label("multibox_loss", labels, logits.shape[2] - 1)
-    return losses[0].clone(), losses[1].clone(), selected, normaliser
+    # Copies, as the results of an op must not share memory.
+    return torch.select_copy(losses, 0, 0), torch.select_copy(losses, 0, 1), selected, normaliser
 
 
 def multibox_loss_backward_cpp(
