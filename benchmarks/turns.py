@@ -32,7 +32,7 @@ SECONDS = 2.0  # of one side in all rounds; a slow side takes part in fewer roun
 WARMED = 10_000_000  # nanoseconds; a shorter call is made once untimed before each slice
 WIDE = 0.07  # two ratios that are each right within 7% differ by at most 15%
 DISTURBED = 0.2  # of a slice
-CALM = 0.02  # of a slice; the threads waited less in a calm one
+CALM = 0.02  # of a slice; the threads wait no longer than this in a calm one
 FEW = 6  # rounds, from which on a median has an interval of 95%
 ATTEMPTS = 3
 
@@ -48,15 +48,14 @@ Times = dict[int, Slice]  # by round
 
 
 def calm(*sides: Times) -> list[int]:
-    """Return the rounds in which all these sides took part and waited least.
+    """Return the rounds in which all these sides took part and none waited for a core.
 
-    These are all calm ones, and at least `FEW`, if there are so many.
+    If these are fewer than `FEW`, or than a quarter, all rounds are returned: few calm ones, or the
+    least disturbed ones, were not like the others (NOTES.md).
     """
-    common = set(sides[0]).intersection(*sides[1:])
-    waited = {r: max(times[r].waited for times in sides) for r in sorted(common)}
-    least = sorted(waited.values())[:FEW]
-    limit = max([CALM, *least])
-    return [r for r, share in waited.items() if share <= limit]
+    common = sorted(set(sides[0]).intersection(*sides[1:]))
+    found = [r for r in common if max(times[r].waited for times in sides) <= CALM]
+    return found if len(found) >= max(FEW, len(common) / 4) else common
 
 
 @dataclass(frozen=True)

@@ -165,13 +165,14 @@ def test_the_interval_of_a_median_covers_95_percent():
     assert not of([0.97, 1.0, 1.03]).wide
 
 
-def test_the_calmest_rounds_are_used_if_none_is_calm():
-    times = {k: Slice(1, k / 10) for k in range(40)}
-    assert calm(times) == list(range(6))
-    assert calm({k: Slice(1, k // 10) for k in range(40)}) == list(range(10))
-    assert calm({k: times[k] for k in range(3)}) == [0, 1, 2]
-    assert calm(times, {k: Slice(1, 0) for k in (1, 5, 50)}) == [1, 5]
-    assert calm({k: Slice(1, 0) for k in range(4)}) == [0, 1, 2, 3]
+def test_all_rounds_are_used_if_few_are_calm():
+    some = {k: Slice(1, 0.5 * (k % 3 > 0)) for k in range(18)}
+    assert calm(some) == [0, 3, 6, 9, 12, 15]
+    assert calm({k: some[k] for k in range(15)}) == list(range(15))
+    assert calm(some, {k: Slice(1, 0) for k in (1, 6, 50)}) == [1, 6]
+    few = {k: Slice(1, 0.5 * (k > 8)) for k in range(40)}
+    assert calm(few) == list(range(40)) and calm({k: few[k] for k in range(36)}) == list(range(9))
+    assert calm(some, {k: Slice(1, 0.5 * (k == 3)) for k in some}) == list(some)
 
 
 def test_waiting_grows_only_and_is_read_from_this_process():
