@@ -72,13 +72,17 @@ std::vector<Softened<Wide<S>>> soften_class(std::vector<Scored<Wide<S>>>& scored
     scores.push_back(item.scored.candidate.score);
   }
   std::vector<Softened<T>> chosen;
-  with_metric<T>(settings.ios, settings.iou_eps, [&](auto metric) {
+  const auto run = [&](auto metric) {
     soften(boxes.data(), scores.data(), boxes.size(), soft_settings<T>(settings), metric,
            [&](size_t i, T score) {
              chosen.push_back(items[i]);
              chosen.back().scored.candidate.score = score;
            });
-  });
+  };
+  if (settings.ios)
+    run(Smaller<T>{T(settings.iou_eps)});
+  else
+    with_eps<T>(settings.iou_eps, run);
   return chosen;
 }
 

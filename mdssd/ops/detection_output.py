@@ -140,7 +140,7 @@ def detection_output(
         background,
         *_check_levels(levels, top_k_per_level, loc),
         check_flag(_OP, "class_agnostic", class_agnostic) and _check_joint(per_class),
-        *_check_suppression(suppression, soft_sigma),
+        *_check_suppression(suppression, soft_sigma, metric),
     )
     return Detections(*_detection_output(loc.detach(), logits.detach(), priors_cxcywh, settings))
 
@@ -226,8 +226,14 @@ def _check_levels(
     return tuple(levels), check_int(_OP, "top_k_per_level", top_k_per_level, _LARGEST)
 
 
-def _check_suppression(suppression: object, soft_sigma: object) -> tuple[int, float]:
+def _check_suppression(
+    suppression: object, soft_sigma: object, metric: object
+) -> tuple[int, float]:
     choice = check_choice(_OP, "suppression", suppression, SUPPRESSIONS)
+    if choice != "nms" and metric not in ("iou", "ios"):  # a score falls with what is 0 to 1
+        raise ValueError(
+            f"{_OP}: metric: expected 'iou' or 'ios' beside suppression={choice!r}, got {metric!r}"
+        )
     return SUPPRESSIONS.index(choice), check_number(_OP, "soft_sigma", soft_sigma, *SIGMAS)
 
 
