@@ -68,6 +68,7 @@ def calls(loc, logits, priors, count):
         "multibox_loss": lambda: ops.multibox_loss(loc, logits, t.loc, t.labels),
         "sigmoid_focal_loss": lambda: with_gradient(focal, logits),
         "box_loss": lambda: with_gradient(box, loc),
+        "soft_nms": lambda: ops.soft_nms(*(part[:count] for part in found), max_detections=500),
         "merge_boxes, nmm": lambda: merge(count, "nmm"),
         "merge_boxes, wbf": lambda: merge(count, "wbf"),
     }
