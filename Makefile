@@ -26,7 +26,7 @@ SANITIZED := $(CURDIR)/build/simt-sanitized
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo demo-checkpoint test simt-check ptx-check ptx-counts nightly all-archs resources gpu-check \
-	gpu-day bench bench-report lint format fuzz
+	gpu-day bench bench-report lint format fuzz compat
 
 help:
 	@echo "make demo    install what mdssd runs with into $(VENV), and detect objects in sample scenes"
@@ -39,6 +39,7 @@ help:
 	@echo "make gpu-check   build and check the kernels on an NVIDIA GPU, with PYTHON as it is"
 	@echo "make gpu-day     build, check, measure and profile on an NVIDIA GPU, MINUTES (9) a call; call it again to continue"
 	@echo "make bench       install, measure, write benchmarks/results/<machine>.json"
+	@echo "make compat      run the adapters' and operators' tests with the newest torch, torchvision and other packages"
 	@echo "make bench-report  write docs/benchmarks.md from the newest result, or from FILES='...'"
 	@echo "make resources   list registers and shared memory of the kernels in resources.txt (needs nvcc)"
 	@echo "make lint    install the same, run ruff and mypy"
@@ -175,6 +176,14 @@ fuzz: $(VENV)/mdssd-fuzz-installed
 		$(BIN)/python tools/fuzz_bytes.py $$target -max_total_time=$(SECONDS) -verbosity=0 \
 			-artifact_prefix=build/fuzz/$$target- || exit 1; \
 	done
+
+# TORCH, TORCHVISION: versions; without them, the newest. COMPAT: the environment's folder.
+TORCH ?=
+TORCHVISION ?=
+COMPAT ?= build/compat$(addprefix -,$(TORCH))
+
+compat: $(STAMP)
+	$(BIN)/python tools/compat.py --venv $(COMPAT) --torch "$(TORCH)" --torchvision "$(TORCHVISION)"
 
 lint: $(TEST_STAMP)
 	$(BIN)/ruff check

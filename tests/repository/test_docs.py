@@ -134,9 +134,18 @@ def patch_is_undone(names: dict[str, Any]) -> None:
     assert forward.__module__.startswith("codebases.")
 
 
+def own_detector_finds_both(names: dict[str, Any]) -> None:
+    found, boxes = names["found"], names["boxes"]
+    rows = slice(int(found.count))
+    for box, label in zip(boxes, names["labels"], strict=True):
+        own = found.boxes[0, rows][found.labels[0, rows] == label]
+        assert float(ops.box_iou(box[None], own).max()) > 0.5
+
+
 # After the block of this number on this page.
 CHECKS = {
     ("integrations.md", 0): patch_is_undone,
+    ("integrations.md", 1): own_detector_finds_both,
     ("pytorch.md", 1): compiled_finds_the_same,
     ("pytorch.md", 2): found_something,
     ("pytorch.md", 3): shapes_are_as_told,
