@@ -39,17 +39,26 @@ NEEDED_BY_ADAPTED = (
 )
 RUNS = {
     "adapters": ("tests/integrations",),
-    "operators": ("tests/ops", "--small", "-k", "cpp or reference"),
+    "operators": ("tests/ops", "--small", "-k", "cpp"),
 }
 HEAD = """# Which versions were seen to work
 
 `make compat` makes an environment with the newest torch and torchvision that pip finds. In it, it
-runs the tests of the adapters against the real packages and those of the operators, in C++ and in
-plain PyTorch, and writes this page. `make compat TORCH=2.6.0 TORCHVISION=0.21.0` takes other
-versions. Skipped tests need a package or a machine that was not there. A version that is not listed
-was not tried; pip accepts torch from 2.6 on.
+runs the tests of the adapters against the real packages and those of the operators in C++, and
+writes this page. `make compat TORCH=2.6.0 TORCHVISION=0.21.0` takes other versions. Skipped tests
+need a package or a machine that was not there. A version that is not listed was not tried; pip
+accepts torch from 2.6 on.
 
 """
+GAINS = """
+## What a patch gains
+
+On the real packages, on one thread of this project's machine, beside whatever else ran there: both
+sides in turns on the same inputs, the medians of their milliseconds, and the median of the ratios
+of neighbouring calls. `python -m benchmarks.real_codebases` in that environment writes this table.
+
+"""
+GAIN_COLUMNS = ("package", "call", "its own, ms", "patched, ms", "gain")
 COLUMNS = ("Python", "torch", "torchvision", "adapters", "operators", "other packages")
 
 
@@ -66,25 +75,43 @@ class Seen(NamedTuple):
 
 def rows(page: str) -> list[Seen]:
     """Return the rows that a page has."""
-    lines = [line for line in page.splitlines() if line.startswith("| ")]
-    return [Seen(*(cell.strip() for cell in line.strip("|").split("|"))) for line in lines[1:]]
+    return [Seen(*cells) for cells in _cells(page.partition(GAINS)[0])]
 
 
-def render(seen: Sequence[Seen]) -> str:
-    """Return the page with these rows, the newest torch first."""
+def gains(page: str) -> list[tuple[str, ...]]:
+    """Return the rows of the second table."""
+    return _cells(page.partition(GAINS)[2])
+
+
+def _cells(text: str) -> list[tuple[str, ...]]:
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines[1:]]
+
+
+def _table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    head = f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|\n"
+    return head + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def render(seen: Sequence[Seen], gained: Sequence[Sequence[str]] = ()) -> str:
+    """Return the page with these rows, the newest torch first, and the gains."""
 
     def version(row: Seen) -> tuple[list[int], str]:
         return [int(part) for part in re.findall(r"\d+", row.torch)[:3]], row.python
 
-    ordered = sorted(seen, key=version, reverse=True)
-    lines = [COLUMNS, ("---",) * len(COLUMNS), *ordered]
-    return HEAD + "".join(f"| {' | '.join(line)} |\n".replace("| --- ", "|---") for line in lines)
+    page = HEAD + _table(COLUMNS, sorted(seen, key=version, reverse=True))
+    return page + GAINS + _table(GAIN_COLUMNS, gained) if gained else page
 
 
 def with_row(page: str, row: Seen) -> str:
     """Return the page with a row in place of the one of the same versions, if there is one."""
     others = [old for old in rows(page) if old[:3] != row[:3]]
-    return render([*others, row])
+    return render([*others, row], gains(page))
+
+
+def with_gains(page: str, gained: Sequence[Sequence[str]]) -> str:
+    """Return the page with other gains."""
+    return render(rows(page), gained)
 
 
 def counted(output: str) -> str:

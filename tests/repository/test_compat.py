@@ -36,9 +36,19 @@ def test_a_row_takes_the_place_of_the_same_versions(compat: ModuleType) -> None:
     assert compat.rows(compat.with_row(page, again)) == [again, old]
 
 
+def test_gains_stay_when_versions_change(compat: ModuleType) -> None:
+    row = compat.Seen("3.11", "2.14.1", "0.29.1", "3 passed", "4 passed", "sahi 0.12.8")
+    gain = ("sahi 0.12.8", "NMSPostprocess, 2,000 boxes", "20", "2", "10x")
+    page = compat.with_gains(compat.with_row("", row), [gain])
+    assert compat.gains(page) == [gain] and compat.rows(page) == [row]
+    newer = row._replace(torch="2.15.0")
+    page = compat.with_row(page, newer)
+    assert compat.gains(page) == [gain] and compat.rows(page) == [newer, row]
+
+
 def test_the_page_is_as_the_tool_writes_it(compat: ModuleType) -> None:
     page = compat.PAGE.read_text()
-    assert page == compat.render(compat.rows(page)) and compat.rows(page)
+    assert page == compat.render(compat.rows(page), compat.gains(page)) and compat.rows(page)
     assert not any("failed" in row.adapters + row.operators for row in compat.rows(page))
 
 
