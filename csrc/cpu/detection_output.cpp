@@ -29,6 +29,8 @@
 namespace mdssd {
 namespace {
 
+// Starting threads takes longer than reading fewer logits of a single image.
+constexpr int64_t kParallelFrom = 1 << 17;
 constexpr int64_t kStride = 16;  // the estimate of the limits uses every kStride-th prior
 
 // Finds the first row in [begin, rows) with a score above the threshold. Returns `rows` if there is
@@ -313,6 +315,7 @@ void detection_output(const S* loc, const S* logits, const Wide<S>* priors, Call
                       int threads) {
   check_index("detection_output", call.num_priors);
   if (call.images == 0 || call.num_priors == 0) return;
+  if (call.images == 1 && call.num_priors * call.classes < kParallelFrom) threads = 1;
   const auto found = [&](int64_t image, std::vector<Scored<Wide<S>>>& scored) {
     const int64_t first = image * (call.settings.per_class ? call.foreground() : 1);
     const int64_t row = first * call.settings.max_detections;

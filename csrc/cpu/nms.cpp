@@ -12,7 +12,8 @@
 namespace mdssd {
 namespace {
 
-constexpr int64_t kParallelFrom = 2048;  // starting threads takes longer than fewer boxes
+// Starting threads takes longer than fewer boxes, if they are sorted or only looked up.
+constexpr int64_t kParallelSortedFrom = 2048, kParallelFrom = 16384;
 
 // Marks the boxes that are kept: flags[ranks[i]] for box i of a category.
 struct MarkKept {
@@ -32,6 +33,7 @@ int64_t nms_sorted(const T* boxes, const T* scores, const int64_t* idxs, int64_t
   const std::vector<int32_t> order = sorted(scores, num_boxes);
   const Grouped groups = grouped(order, {idxs});
   std::vector<char> kept(num_boxes);  // by rank
+  if (num_boxes < kParallelSortedFrom) threads = 1;
   parallel_for(threads, int64_t(groups.starts.size()) - 1, [&](int64_t category) {
     const int64_t begin = groups.starts[category], end = groups.starts[category + 1];
     std::vector<Box<T>> own(end - begin);
@@ -92,7 +94,6 @@ int64_t nms(const T* boxes, const T* scores, const int64_t* idxs, int64_t num_bo
             Metric metric, int64_t* keep, int threads) {
   check_index("nms", num_boxes);
   if (num_boxes == 0) return 0;
-  if (num_boxes < kParallelFrom) threads = 1;
   // The first category shows whether to look boxes up or to sort them.
   std::vector<int32_t> first, rest;
   for (int64_t i = 0; i < num_boxes && first.size() < kSpatialFrom; ++i)
@@ -109,6 +110,7 @@ int64_t nms(const T* boxes, const T* scores, const int64_t* idxs, int64_t num_bo
 
   const Grouped groups = by_category(idxs, num_boxes);
   std::vector<char> kept(num_boxes);
+  if (num_boxes < kParallelFrom) threads = 1;
   parallel_for(threads, int64_t(groups.starts.size()) - 1, [&](int64_t category) {
     const int64_t begin = groups.starts[category], end = groups.starts[category + 1];
     std::vector<int32_t> left;
