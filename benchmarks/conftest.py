@@ -22,7 +22,7 @@ from benchmarks.machine import (
 )
 from benchmarks.rows import Sides
 from benchmarks.stored import STATS
-from benchmarks.turns import Side, Times, Turns, median, ratio, seconds
+from benchmarks.turns import Side, Times, Turns, median, ratio
 
 _SKIPPED: dict[str, list[str]] = defaultdict(list)
 _RATIOS: list[str] = []  # lines of the terminal
@@ -118,8 +118,8 @@ def measure(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., Non
             benchmark.group = f"{op}, {row}, {device}"
             benchmark.extra_info = {**common, "peer": peer, **ready[peer].more, **info}
             stats = benchmark._make_stats(1)  # an entry of its own for each side
-            for each in seconds(times):
-                stats.update(each)
+            for each in times.values():
+                stats.update(each.seconds)
             if recorder:
                 recorder.write(
                     row={

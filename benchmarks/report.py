@@ -47,9 +47,8 @@ How to read the tables:
   another machine.
 - The tools of a row take turns: each round times every tool once, in a shuffled order, so that a
   slow moment slows all of them down. A ratio is the median of the rounds' ratios, with its 95%
-  interval after ±; rounds in which other processes had the cores count only if there are too few
-  others. A ratio that is not known within 7% is measured up to three times and then marked as wide,
-  or as disturbed if other processes had the cores in most rounds.
+  interval after ±. A ratio that is not known within 7% is measured up to three times and then
+  marked as wide, or as disturbed if threads waited for a core in most rounds.
 - Every row was checked against the plain PyTorch reference before it was timed. A note below a
   table names the tools that do less than mdssd, or something different.
 - Share of the floor: the shortest possible time, divided by the measured time. The shortest

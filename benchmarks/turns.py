@@ -4,9 +4,9 @@ A round times every side once, in an order that is shuffled anew for each round.
 the machine down, it slows all sides down, and their ratio stays. A ratio is the median of the
 rounds' ratios; its spread is that of the 95% interval of this median.
 
-If other processes want the cores, a side with two threads loses more than a side with one. So the
-kernel is asked how long the threads of this process waited for a core during a slice, and rounds
-in which they waited count only if there are too few others.
+If other processes want the cores, a side with two threads may lose more than a side with one. So
+the kernel is asked how long the threads of this process waited for a core during a slice, and a
+ratio is marked as disturbed if that was long in most rounds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 # Nanoseconds that a timed slice has at least; short calls are repeated to fill it. The clock and
@@ -32,8 +31,6 @@ SECONDS = 2.0  # of one side in all rounds; a slow side takes part in fewer roun
 WARMED = 10_000_000  # nanoseconds; a shorter call is made once untimed before each slice
 WIDE = 0.07  # two ratios that are each right within 7% differ by at most 15%
 DISTURBED = 0.2  # of a slice
-CALM = 0.02  # of a slice; the threads wait no longer than this in a calm one
-FEW = 6  # rounds, from which on a median has an interval of 95%
 ATTEMPTS = 3
 
 
@@ -45,17 +42,6 @@ class Slice(NamedTuple):
 
 
 Times = dict[int, Slice]  # by round
-
-
-def calm(*sides: Times) -> list[int]:
-    """Return the rounds in which all these sides took part and none waited for a core.
-
-    If these are fewer than `FEW`, or than a quarter, all rounds are returned: few calm ones, or the
-    least disturbed ones, were not like the others (NOTES.md).
-    """
-    common = sorted(set(sides[0]).intersection(*sides[1:]))
-    found = [r for r in common if max(times[r].waited for times in sides) <= CALM]
-    return found if len(found) >= max(FEW, len(common) / 4) else common
 
 
 @dataclass(frozen=True)
@@ -73,13 +59,8 @@ class Side:
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
-def seconds(times: Times) -> list[float]:
-    """Return the times of a call in the calm rounds."""
-    return [times[r].seconds for r in calm(times)]
-
-
 def median(times: Times) -> float:
-    return statistics.median(seconds(times))
+    return statistics.median(each.seconds for each in times.values())
 
 
 @dataclass(frozen=True)
@@ -107,11 +88,11 @@ class Ratio:
 
 
 def ratio(times: Times, base: Times) -> Ratio:
-    """Compare two sides in the calm rounds in which both took part.
+    """Compare two sides in the rounds in which both took part.
 
-    The interval lies between two of the sorted ratios. Of fewer than `FEW` it is all of them.
+    The interval lies between two of the sorted ratios. Of fewer than six it is all of them.
     """
-    rounds = calm(times, base)
+    rounds = [r for r in times if r in base]
     ratios = sorted(times[r].seconds / base[r].seconds for r in rounds)
     waited = statistics.median(max(times[r].waited, base[r].waited) for r in rounds)
     count, left_out, below = len(ratios), 0, 0.5 ** len(ratios)
@@ -141,8 +122,8 @@ class Turns:
         rounds: Number of rounds, each with one call of every side. If None, both depend on the
             time of a call.
         clock: Returns nanoseconds.
-        waiting: Called after the warm-up. Returns a function that returns how many nanoseconds the
-            threads have waited for a core.
+        waiting: Makes a function that returns how many nanoseconds the threads have waited for a
+            core.
     """
 
     def __init__(
@@ -153,7 +134,7 @@ class Turns:
         waiting: Callable[[], AbstractContextManager[Callable[[], int]]] | None = None,
     ) -> None:
         self._clock = clock
-        self._waiting = waiting or waited_for_a_core
+        self._waiting = waiting or WaitedForACore
         self._rounds = rounds or ROUNDS
         self._fixed = rounds is not None
         self._turns = {name: _Turn(side) for name, side in sides.items()}
@@ -219,7 +200,7 @@ class Turns:
                         turn.side.call()
                     before = waited()
                     spent = max(1, self._time(turn.side.call, turn.calls))
-                    share = (waited() - before) / spent
+                    share = max(0, waited() - before) / spent  # a thread may have ended
                 turn.times[number] = Slice(1e-9 * spent / turn.calls, share)
         self._next += self._rounds
 
@@ -243,26 +224,34 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-@contextmanager
-def waited_for_a_core() -> Iterator[Callable[[], int]]:
-    """Return a function that returns how long this process's threads have waited for a core.
+class WaitedForACore:
+    """Returns how many nanoseconds this process's threads have waited for a core since they began.
 
-    The threads are those of now. Where the kernel does not tell, the function returns 0.
+    Where the kernel does not tell, this is 0.
     """
-    files = []
-    try:
-        for path in Path("/proc/self/task").glob("*/schedstat"):
-            with suppress(OSError):  # the thread has ended
-                files.append(os.open(path, os.O_RDONLY))
 
-        def waited() -> int:
-            total = 0
-            for file in files:
-                with suppress(OSError):
-                    total += int(os.pread(file, 100, 0).split()[1])
-            return total
+    def __init__(self) -> None:
+        self._files: dict[str, int] = {}
 
-        yield waited
-    finally:
-        for file in files:
+    def __enter__(self) -> WaitedForACore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files.values():
             os.close(file)
+
+    def __call__(self) -> int:
+        total = 0
+        with suppress(OSError):  # not Linux
+            for thread in os.listdir("/proc/self/task"):  # pools end threads and start new ones
+                total += self._of(thread)
+        return total
+
+    def _of(self, thread: str) -> int:
+        try:
+            if thread not in self._files:
+                path = f"/proc/self/task/{thread}/schedstat"
+                self._files[thread] = os.open(path, os.O_RDONLY)
+            return int(os.pread(self._files[thread], 100, 0).split()[1])
+        except OSError:  # the thread has ended, or the kernel has no such file
+            return 0

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import random
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from benchmarks import conftest, turns
 from benchmarks.rows import Sides
-from benchmarks.turns import Ratio, Side, Slice, Turns, calm, ratio
+from benchmarks.turns import Ratio, Side, Slice, Turns, ratio
 
 
 class Machine:
@@ -74,23 +75,17 @@ def test_a_ratio_survives_a_machine_that_becomes_slower_and_slower():
     assert found.median == pytest.approx(3, rel=0.02) and not found.wide and made.attempts == 1
 
 
-def test_rounds_in_which_threads_waited_for_a_core_do_not_count():
+@pytest.mark.parametrize("often", [0.3, 0.7])
+def test_a_ratio_is_marked_if_threads_waited_for_a_core_in_most_rounds(often):
     machine, chance = Machine(), random.Random(0)
-    machine.steal = lambda name: 400_000 if name == "peer" and chance.random() < 0.7 else 0
-    made = machine.turns(ours=200, peer=200)
+    machine.steal = lambda name: 400_000 * (name == "peer" and chance.random() < often)
+    made = machine.turns(ours=200, peer=200, alone=300)
     made.run()
-    found = made.ratios()["peer"]
-    assert found == Ratio(1, 1, 1, 0) and not found.disturbed
-    assert 10 < len(calm(made.times["peer"])) < 50
-
-
-def test_a_row_without_calm_rounds_is_marked_as_disturbed():
-    machine = Machine()
-    machine.steal = lambda name: 400_000
-    made = machine.turns(ours=200, peer=400)
-    made.run()
-    found = made.ratios()["peer"]
-    assert found.disturbed and not found.wide and made.attempts == turns.ATTEMPTS
+    found = made.ratios()
+    assert found["peer"].disturbed is (often > 0.5) and not found["peer"].wide
+    assert found["peer"].median == (3 if often > 0.5 else 1)
+    assert found["alone"] == Ratio(1.5, 1.5, 1.5, 0)
+    assert made.attempts == (turns.ATTEMPTS if often > 0.5 else 1)
 
 
 def test_sides_with_a_wide_spread_are_timed_again_and_then_marked():
@@ -165,20 +160,13 @@ def test_the_interval_of_a_median_covers_95_percent():
     assert not of([0.97, 1.0, 1.03]).wide
 
 
-def test_all_rounds_are_used_if_few_are_calm():
-    some = {k: Slice(1, 0.5 * (k % 3 > 0)) for k in range(18)}
-    assert calm(some) == [0, 3, 6, 9, 12, 15]
-    assert calm({k: some[k] for k in range(15)}) == list(range(15))
-    assert calm(some, {k: Slice(1, 0) for k in (1, 6, 50)}) == [1, 6]
-    few = {k: Slice(1, 0.5 * (k > 8)) for k in range(40)}
-    assert calm(few) == list(range(40)) and calm({k: few[k] for k in range(36)}) == list(range(9))
-    assert calm(some, {k: Slice(1, 0.5 * (k == 3)) for k in some}) == list(some)
-
-
-def test_waiting_grows_only_and_is_read_from_this_process():
-    with turns.waited_for_a_core() as waited:
+def test_waiting_is_read_from_all_threads_of_this_process():
+    with turns.WaitedForACore() as waited:
         first = waited()
-        assert 0 <= first <= waited()
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(sum, range(1000)).result()
+            assert 0 <= first <= waited()
+        waited()  # a thread has ended
 
 
 class Benchmark:
