@@ -28,21 +28,39 @@ from benchmarks.peers import (
 from benchmarks.rows import Sides, backends, by_device, contenders, on_cuda, ours, params
 from benchmarks.turns import Side
 from mdssd import ops
-from mdssd.testing import Case
+from mdssd.testing import CASES, Case
 
 _DEVICES = ["cpu", *(name for name in ("cuda", "xpu") if getattr(torch, name).is_available())]
 # The host waits for the number of boxes.
 _READS_BACK = ("nms", "batched_nms", "soft_nms", "merge_boxes")
 
 
+_ON_DEVICES = by_device(*(Sides(name, {}) for name in _DEVICES))
+
+
 @pytest.mark.cases(size=lambda size: size.benchmark)
-@pytest.mark.parametrize("sides", by_device(*(Sides(name, {}) for name in _DEVICES)))
+@pytest.mark.parametrize("sides", _ON_DEVICES)
 def test_latency(
     case: Case, size: str, dtype: torch.dtype, sides: Sides, measure: Callable[..., None]
 ) -> None:
     """Run the benchmark sizes of CASES on every backend that can run here."""
     if pretended():
         size = next(name for name in ("odd", "ragged", *case.sizes) if name in case.sizes)
+    _measure_case(case, size, dtype, sides, measure)
+
+
+@pytest.mark.parametrize("sides", _ON_DEVICES)
+@pytest.mark.parametrize(
+    "smallest", [case for case in CASES if "one" in case.sizes], ids=lambda case: case.op
+)
+def test_cost_of_a_call(smallest: Case, sides: Sides, measure: Callable[..., None]) -> None:
+    """Run the operators on a single box, prior or pixel, where most of a call is Python."""
+    _measure_case(smallest, "one", torch.float32, sides, measure)
+
+
+def _measure_case(
+    case: Case, size: str, dtype: torch.dtype, sides: Sides, measure: Callable[..., None]
+) -> None:
     args, kwargs = case.inputs(size, dtype, sides.device)
     with ops.backend("reference"):
         want = case(*args, **kwargs)

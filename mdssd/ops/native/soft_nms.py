@@ -32,7 +32,7 @@ def soft_nms_padded_cpp(
         dtype_code(boxes),
         torch.get_num_threads(),
     )
-    return keep, kept_scores.to(stored), count.fill_(found)
+    return keep, widened(kept_scores, stored), count.fill_(found)
 
 
 def soft_nms_cpp(
@@ -40,7 +40,9 @@ def soft_nms_cpp(
 ) -> tuple[Tensor, Tensor]:
     keep, kept_scores, count = soft_nms_padded_cpp(boxes, scores, labels, settings)
     found = int(count)
-    return keep[:found].clone(), kept_scores[:found].clone()  # not views of N rows
+    return keep.narrow_copy(0, 0, found), kept_scores.narrow_copy(
+        0, 0, found
+    )  # not views of N rows
 
 
 def soft_nms_padded_cuda(
