@@ -20,6 +20,8 @@
 namespace mdssd {
 namespace {
 
+constexpr int64_t kParallelFrom = 512;  // starting threads takes longer than fewer boxes
+
 constexpr size_t kFusedSpatialFrom = 1024;  // as kSpatialFrom, for wbf
 
 // The boxes of one group, and its results: entry i for the merged box whose first box is i.
@@ -203,6 +205,7 @@ int64_t merge(const Call<T>& call, T* merged_boxes, T* merged_scores, int64_t* i
   std::vector<T> scores(call.num_boxes);
   std::vector<char> is_first(call.num_boxes);
   std::vector<int32_t> at(call.num_boxes, -1);  // where the first box of that rank is, or -1
+  if (call.num_boxes < kParallelFrom) threads = 1;
   parallel_for(threads, int64_t(groups.starts.size()) - 1, [&](int64_t number) {
     const int64_t begin = groups.starts[number], end = groups.starts[number + 1];
     for (int64_t i = begin; i < end; ++i) {

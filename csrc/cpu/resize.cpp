@@ -8,11 +8,14 @@
 
 namespace mdssd {
 
+constexpr int64_t kParallelFrom = 1 << 14;  // starting threads takes longer than fewer bytes
+
 void resize_cpu(const uint8_t* images, int64_t num_images, int64_t height, int64_t width,
                 int64_t channels, int64_t out_height, int64_t out_width, uint8_t* out,
                 int threads) {
   std::vector<Tap> columns(out_width);
   for (int64_t x = 0; x < out_width; ++x) columns[x] = tap(x, width, out_width);
+  if (num_images * out_height * out_width * channels < kParallelFrom) threads = 1;
   parallel_for(threads, num_images * out_height, [&](int64_t task) {
     const int64_t image = task / out_height;
     const Tap row = tap(task % out_height, height, out_height);
