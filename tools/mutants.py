@@ -171,6 +171,17 @@ EXPLAINED = {
     "sigmoid_focal_loss.cu for_each_logit bounds 2: end - first < kCount": (
         "It only fits the end into an int: the loops over the numbers end at kCount too."
     ),
+    "detection_output_wide.cu soften_kernel bounds 2: total < sizes.max_detections": (
+        "More are kept only if their scores equal that of the last, and place_kernel limits the "
+        "rows and their count too."
+    ),
+    "soft_nms.h soften_in_steps bounds 1: top.key < lowest": (
+        "Of equal scores the lower index is chosen first, so those chosen after `most` boxes come "
+        "after them in the result too."
+    ),
+    "soft_nms.h soften bounds 3: i < n": (
+        "A thread without a box has no key, so nothing compares its index."
+    ),
 }
 _ONE_WORKSPACE = (
     "It stays in the workspace of the call, which is a single array to the compiled code; the "
