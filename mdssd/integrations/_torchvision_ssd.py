@@ -29,7 +29,8 @@ class Later:
     """Replaces the matcher and returns nothing, because `compute_loss` matches the boxes.
 
     An IoU is of type float64 if boxes or anchors are. If only one of them is, torchvision computes
-    the areas of each in its own type, so the original then matches.
+    the areas of each in its own type, so the original then matches. So it does where the threshold
+    is no IoU.
     """
 
     def __init__(self, original: Any) -> None:
@@ -37,7 +38,7 @@ class Later:
         self.high_threshold: float = original.high_threshold
 
     def __call__(self, match_quality_matrix: Tensor) -> Tensor | None:
-        if match_quality_matrix.dtype == torch.float64:
+        if match_quality_matrix.dtype == torch.float64 or not shared.share(self.high_threshold):
             matched: Tensor = self.original(match_quality_matrix)
             return matched
         return None

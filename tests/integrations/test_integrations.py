@@ -638,6 +638,24 @@ def test_torchvision_labels_of_zero_have_offsets_but_no_class() -> None:
     both((model,), fast_torchvision, lambda: with_gradients(call, *outputs()))
 
 
+@pytest.mark.parametrize("threshold", [1.5, -0.5, 0])
+def test_torchvision_matches_by_any_threshold(threshold: float) -> None:
+    model = TorchvisionSSD(SIDE * plain.corners(PRIORS))
+    matcher = model.proposal_matcher
+    matcher.high_threshold = matcher.low_threshold = threshold
+    targets = [{"boxes": SIDE * boxes, "labels": labels} for boxes, labels in truth()]
+
+    def call(loc: Tensor, logits: Tensor) -> Any:
+        outputs = {"bbox_regression": loc, "cls_logits": logits}
+        return model(outputs, [(SIDE, SIDE)] * 3, targets)
+
+    if threshold > 0:
+        both((model,), fast_torchvision, lambda: with_gradients(call, *outputs()))
+    else:  # every anchor is positive, which SSD's loss counts once and torchvision's twice
+        with fast_torchvision.patch(model):
+            assert call(*outputs())["classification"] > 0
+
+
 def test_a_patched_model_is_compiled_and_traced_as_its_class() -> None:
     heads, anchors = head_outputs()
     model = TorchvisionSSD(anchors)
