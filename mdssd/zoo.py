@@ -114,6 +114,10 @@ def ssd300(
             height) in input pixels of each prior of a cell.
         clip_priors: False, True or "size"; see `make_priors`.
         truncate_sizes: see `make_priors`.
+        trunk: the network under the detector: "vgg16", "resnet101", or "efficientnet_lite0" for
+            processors without a GPU. `width` does not change EfficientNet-Lite0, so that ImageNet
+            weights fit. The last two have batch normalisation in any case, and `batch_norm` is
+            about the other layers.
         init: weights to start from, as `load_pretrained` takes them: a checkpoint or published
             weights. The model's `loaded` says which tensors they filled.
 
@@ -200,9 +204,10 @@ def ssd321(
     """Make SSD on ResNet-101 for 321x321: 17080 priors, 116,526,320 parameters at 21 classes.
 
     Called with images [B, 3, 321, 321], the model returns loc [B, 17080, 4] and logits
-    [B, 17080, num_classes]. The arguments are those of `ssd300`, with two differences:
+    [B, 17080, num_classes]. The arguments are those of `ssd300`, with three differences:
 
     Args:
+        trunk: must be "resnet101".
         batch_norm: must be True, because ResNet-101 has batch normalisation. Training needs at
             least two images in a batch, because the highest map has a single cell, unless the
             normalisation is frozen (`freeze`).

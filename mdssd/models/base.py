@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mdssd.models.options import ModelOptions, OptionKeywords
-from mdssd.models.vgg import VGG16, scaled
+from mdssd.models.vgg import VGG16
 from mdssd.names import FREEZABLE
 from mdssd.priors import PriorLayer, Sizes, make_priors, with_sizes
 from mdssd.priors.maps import InputSize, size_text, width_height
@@ -123,10 +123,9 @@ class SingleShotDetector(nn.Module):
         options.check(self.name)
         self.heads = nn.ModuleDict()
         # Not strict: small inputs lack the highest maps.
-        for (source, full), layer in zip(self._channels(input_size).items(), layers, strict=False):
-            self.heads[source] = self._make_head(
-                source, scaled(full, options.width), layer.per_cell
-            )
+        channels = self._channels(input_size, options)
+        for (source, count), layer in zip(channels.items(), layers, strict=False):
+            self.heads[source] = self._make_head(source, count, layer.per_cell)
         priors = make_priors(
             layers, input_size, clip=options.clip_priors, truncate_sizes=options.truncate_sizes
         )
@@ -169,8 +168,8 @@ class SingleShotDetector(nn.Module):
         raise NotImplementedError
 
     @classmethod
-    def _channels(cls, input_size: InputSize) -> Mapping[str, int]:
-        """The names of these maps, and their channels at width 1."""
+    def _channels(cls, input_size: InputSize, options: ModelOptions) -> Mapping[str, int]:
+        """The names of these maps, and their channels."""
         raise NotImplementedError
 
     @classmethod
@@ -256,7 +255,8 @@ class SingleShotDetector(nn.Module):
         unknown = [part for part in parts if part not in FREEZABLE]
         if unknown:
             raise ValueError(f"freeze: parts must be among {FREEZABLE}, got {unknown[0]!r}")
-        if "batch-norm" in parts and not self.options.batch_norm:
+        norms = any(isinstance(module, nn.BatchNorm2d) for module in self.modules())
+        if "batch-norm" in parts and not norms:
             raise ValueError(f"freeze: 'batch-norm': this {self.name} has no batch normalisation")
         self.frozen = parts
         kept = {p for module in self._frozen_modules() for p in module.parameters()}
@@ -313,7 +313,7 @@ class SingleShotDetector(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 if self.options.batch_norm and module not in heads:
-                    inputs: float = module.in_channels * math.prod(module.kernel_size)
+                    inputs = module.in_channels / module.groups * math.prod(module.kernel_size)
                     if isinstance(module, nn.ConvTranspose2d):
                         inputs /= math.prod(module.stride)
                     nn.init.normal_(module.weight, std=math.sqrt(2 / inputs))

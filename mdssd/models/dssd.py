@@ -46,8 +46,8 @@ class ResNetSSD(SingleShotDetector):
     with "resnetssd", as in "resnetssd640", because "ssd640" is the `SSD` on VGG16.
 
     Example:
-        >>> from mdssd.models import ModelOptions, ResNetSSD
-        >>> ResNetSSD(321, ModelOptions(3, width=0.0625, batch_norm=True)).priors.shape
+        >>> from mdssd.models import ResNetSSD
+        >>> ResNetSSD.create(321, 3, width=0.0625).priors.shape
         torch.Size([17080, 4])
     """
 
@@ -61,6 +61,11 @@ class ResNetSSD(SingleShotDetector):
         width = options.width
         if not options.batch_norm:
             raise ValueError(f"{self.name}: batch_norm must be True: ResNet-101 has it, got False")
+        if options.trunk != "resnet101":
+            raise ValueError(
+                f"{self.name}: trunk must be 'resnet101', got {options.trunk!r}; the models whose "
+                "names begin with mdssd and ssd300, ssd512 have others"
+            )
         self.trunk = ResNet101(width)
         self.extras = ExtraBlocks(input_size, width)
         into = self._add_layers([scaled(_CHANNELS[source], width) for source in self.heads])
@@ -79,11 +84,15 @@ class ResNetSSD(SingleShotDetector):
 
     @classmethod
     def default_options(cls, input_size: InputSize) -> ModelOptions:
-        return ModelOptions(batch_norm=True, prior_scales="coco" if input_size == 513 else "voc")
+        scales = "coco" if input_size == 513 else "voc"
+        return ModelOptions(trunk="resnet101", batch_norm=True, prior_scales=scales)
 
     @classmethod
-    def _channels(cls, input_size: InputSize) -> dict[str, int]:
-        return {source: 4 * cls._inner(input_size, source) for source in _CHANNELS}
+    def _channels(cls, input_size: InputSize, options: ModelOptions) -> dict[str, int]:
+        return {
+            source: scaled(4 * cls._inner(input_size, source), options.width)
+            for source in _CHANNELS
+        }
 
     @staticmethod
     def _inner(input_size: InputSize, source: str) -> int:
@@ -103,7 +112,7 @@ class ResNetSSD(SingleShotDetector):
 
     def base_maps(self, images: Tensor) -> list[Tensor]:
         """Return the maps of ResNet-101 and the extra blocks, low to high."""
-        res3b3, res5c = self.trunk(images)
+        _, res3b3, res5c = self.trunk(images)
         return [res3b3, res5c, *self.extras(res5c)]
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
@@ -160,8 +169,8 @@ class DSSD(ResNetSSD):
     it.
 
     Example:
-        >>> from mdssd.models import DSSD, ModelOptions
-        >>> DSSD(321, ModelOptions(3, width=0.0625, batch_norm=True)).priors.shape
+        >>> from mdssd.models import DSSD
+        >>> DSSD.create(321, 3, width=0.0625).priors.shape
         torch.Size([17080, 4])
     """
 

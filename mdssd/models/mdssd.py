@@ -6,21 +6,13 @@ from torch import Tensor, nn
 from mdssd import ops
 from mdssd.models.base import SingleShotDetector
 from mdssd.models.options import ModelOptions
-from mdssd.models.vgg import VGG16, ExtraLayers, conv_block, scaled
+from mdssd.models.trunks import make_trunk, trunk_channels
+from mdssd.models.vgg import ExtraLayers, conv_block, extra_channels, scaled
 from mdssd.priors import PriorLayer, mdssd_prior_layers
 from mdssd.priors.maps import VGG_PAPER_SIZES, InputSize, deconvolution
 
-_CHANNELS = {
-    "module1": 256,
-    "module2": 512,
-    "module3": 1024,
-    "conv8_2": 512,
-    "conv9_2": 256,
-    "conv10_2": 256,
-    "conv11_2": 256,
-    "conv12_2": 256,
-    "conv13_2": 256,
-}
+# The channels of the fused maps, at width 1.
+_MODULES = (256, 512, 1024)
 # Initial L2Norm scales of the low and the high map before batch normalisation, where only their
 # ratio matters. If both were 20, gradients would hardly change the ratio, and half of the sum would
 # remain a high map that is still noise. The high map therefore starts small and can grow, as in
@@ -84,6 +76,9 @@ class MDSSD(SingleShotDetector):
     16, 8, 4, 2, 1 for 512 (90100); `mdssd.priors.maps` has the rule for other inputs.
     `mdssd.mdssd300`, `mdssd.mdssd512` and `mdssd.create` make it.
 
+    On another trunk than VGG16, its maps of strides 4, 8 and 16 take the places of conv3_3, conv4_3
+    and conv7. The channels of the modules and of the layers above do not change.
+
     The last deconvolution of a module makes four times its high map as large as its low map: for
     300, 40 -> 75, 20 -> 38 and 12 -> 19, with the kernels that the paper states.
 
@@ -101,19 +96,26 @@ class MDSSD(SingleShotDetector):
     def __init__(self, input_size: InputSize, options: ModelOptions) -> None:
         super().__init__(input_size, options)
         width, batch_norm = options.width, options.batch_norm
-        self.trunk = VGG16(width, batch_norm)
-        self.extras = ExtraLayers(input_size, width, batch_norm)
+        low, middle, high = trunk_channels(options.trunk, width)
+        self.trunk = make_trunk(options.trunk, width, batch_norm)
+        self.extras = ExtraLayers(high, input_size, width, batch_norm)
         c256, c512, c1024 = (scaled(c, width) for c in (256, 512, 1024))
         layers = self.prior_layers(input_size, options.prior_scales)
         last1, last2, last3 = map(_last_deconvolution, layers[:3], layers[3:6])
-        self.module1 = FusionModule(c256, c512, c256, c256, *last1, batch_norm)
-        self.module2 = FusionModule(c512, c256, c256, c512, *last2, batch_norm)
-        self.module3 = FusionModule(c1024, c256, c512, c1024, *last3, batch_norm)
+        self.module1 = FusionModule(low, c512, c256, c256, *last1, batch_norm)
+        self.module2 = FusionModule(middle, c256, c256, c512, *last2, batch_norm)
+        self.module3 = FusionModule(high, c256, c512, c1024, *last3, batch_norm)
         self._init_weights()
 
     @classmethod
-    def _channels(cls, input_size: InputSize) -> dict[str, int]:
-        return _CHANNELS
+    def _channels(cls, input_size: InputSize, options: ModelOptions) -> dict[str, int]:
+        low, middle, high = (scaled(c, options.width) for c in _MODULES)
+        return {
+            "module1": low,
+            "module2": middle,
+            "module3": high,
+            **extra_channels(options.width),
+        }
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
         conv3_3, conv4_3, conv7 = self.trunk(images)

@@ -3,6 +3,7 @@
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, TypedDict
 
+from mdssd.names import TRUNKS
 from mdssd.priors import Sizes
 
 # Upper limits, so that a mistyped number or a hostile file cannot ask for a model that no memory
@@ -24,7 +25,7 @@ class ModelOptions:
         >>> from mdssd.models import ModelOptions
         >>> ModelOptions(3, width=0.5)  # doctest: +NORMALIZE_WHITESPACE
         ModelOptions(num_classes=3, width=0.5, batch_norm=False, prior_scales='voc',
-                     clip_priors=False, truncate_sizes=False)
+                     clip_priors=False, truncate_sizes=False, trunk='vgg16')
     """
 
     num_classes: int = 21
@@ -34,6 +35,7 @@ class ModelOptions:
     prior_scales: str | Sizes = "voc"
     clip_priors: bool | str = False
     truncate_sizes: bool = False
+    trunk: str = "vgg16"
 
     def __post_init__(self) -> None:
         # JSON and TOML have lists. Whether these are sizes is checked with the layers of the model.
@@ -55,6 +57,10 @@ class ModelOptions:
             raise ValueError(
                 f"{model}: width must be a number above 0 and at most {MAX_WIDTH}, got {width!r}"
             )
+        if self.trunk not in TRUNKS:
+            raise ValueError(
+                f"{model}: trunk must be one of {', '.join(TRUNKS)}; got {self.trunk!r}"
+            )
         for name in ("batch_norm", "clip_priors", "truncate_sizes"):
             value = getattr(self, name)
             if (name, value) != ("clip_priors", "size") and not isinstance(value, bool):
@@ -69,6 +75,7 @@ class OptionKeywords(TypedDict, total=False):
     prior_scales: str | Sizes
     clip_priors: bool | str
     truncate_sizes: bool
+    trunk: str
 
 
 def _tuples(value: Any, depth: int) -> Any:

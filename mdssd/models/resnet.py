@@ -95,14 +95,17 @@ class ResNet101(nn.Module):
         self.layer3 = _stage(23, c4, c3, c5, stride=2)
         self.layer4 = _stage(3, c5, c4, scaled(2048, width), dilation=2)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return res3b3 [B, 512, H/8, W/8] and res5c [B, 2048, H/16, W/16], each after its ReLU,
-        of images [B, 3, H, W]. Sizes are rounded down.
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return res2c [B, 256, H/4, W/4], res3b3 [B, 512, H/8, W/8] and res5c
+        [B, 2048, H/16, W/16], each after its ReLU, of images [B, 3, H, W].
+
+        Sizes of 321 and 513 are rounded down, and those of the other inputs up.
         """
         x = F.relu(self.bn1(self.conv1(images)), inplace=True)
         x = F.max_pool2d(x, 3, 2, ceil_mode=True)
-        res3b3 = self.layer2(self.layer1(x))
-        return res3b3, self.layer4(self.layer3(res3b3))
+        res2c = self.layer1(x)
+        res3b3 = self.layer2(res2c)
+        return res2c, res3b3, self.layer4(self.layer3(res3b3))
 
 
 class ExtraBlocks(nn.Module):

@@ -1,4 +1,4 @@
-"""SSD on VGG16 (Liu et al., 2016)."""
+"""SSD (Liu et al., 2016), on VGG16 as in the paper or on another trunk."""
 
 import torch
 from torch import Tensor, nn
@@ -6,20 +6,10 @@ from torch import Tensor, nn
 from mdssd import ops
 from mdssd.models.base import SingleShotDetector
 from mdssd.models.options import ModelOptions
-from mdssd.models.vgg import VGG16, ExtraLayers, scaled
+from mdssd.models.trunks import make_trunk, trunk_channels
+from mdssd.models.vgg import ExtraLayers, extra_channels
 from mdssd.priors import ssd_prior_layers
 from mdssd.priors.maps import VGG_PAPER_SIZES, InputSize
-
-_CHANNELS = {
-    "conv4_3": 512,
-    "conv7": 1024,
-    "conv8_2": 512,
-    "conv9_2": 256,
-    "conv10_2": 256,
-    "conv11_2": 256,
-    "conv12_2": 256,
-    "conv13_2": 256,
-}
 
 
 class SSD(SingleShotDetector):
@@ -27,7 +17,8 @@ class SSD(SingleShotDetector):
 
     The maps have sizes 38, 19, 10, 5, 3, 1 for an input of 300 (8732 priors), and 64, 32, 16, 8, 4,
     2, 1 for 512 (24564); `mdssd.priors.maps` has the rule for other inputs. `mdssd.ssd300`,
-    `mdssd.ssd512` and `mdssd.create` make it.
+    `mdssd.ssd512` and `mdssd.create` make it. On another trunk than VGG16, the maps of strides 8
+    and 16 are called conv4_3 and conv7 too.
 
     Example:
         >>> from mdssd.models import ModelOptions, SSD
@@ -43,14 +34,16 @@ class SSD(SingleShotDetector):
     def __init__(self, input_size: InputSize, options: ModelOptions) -> None:
         super().__init__(input_size, options)
         width, batch_norm = options.width, options.batch_norm
-        self.trunk = VGG16(width, batch_norm)
-        self.extras = ExtraLayers(input_size, width, batch_norm)
-        self.conv4_3_scale = nn.Parameter(torch.full((scaled(512, width),), 20.0))
+        _, middle, high = trunk_channels(options.trunk, width)
+        self.trunk = make_trunk(options.trunk, width, batch_norm)
+        self.extras = ExtraLayers(high, input_size, width, batch_norm)
+        self.conv4_3_scale = nn.Parameter(torch.full((middle,), 20.0))
         self._init_weights()
 
     @classmethod
-    def _channels(cls, input_size: InputSize) -> dict[str, int]:
-        return _CHANNELS
+    def _channels(cls, input_size: InputSize, options: ModelOptions) -> dict[str, int]:
+        _, middle, high = trunk_channels(options.trunk, options.width)
+        return {"conv4_3": middle, "conv7": high, **extra_channels(options.width)}
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
         _, conv4_3, conv7 = self.trunk(images)

@@ -85,19 +85,28 @@ class VGG16(nn.Module):
         return conv3_3, conv4_3, self.fc7(self.fc6(x))
 
 
+def extra_channels(width: float) -> dict[str, int]:
+    """Return the names of the maps of the extra layers, and their channels.
+
+    Small inputs lack the last ones.
+    """
+    return {f"conv{n}_2": scaled(512 if n == 8 else 256, width) for n in range(8, 14)}
+
+
 class ExtraLayers(nn.Module):
     """SSD's layers above conv7: conv8_2, conv9_2 and so on, until the map has a single cell.
 
     conv7 of size 19 becomes maps of sizes 10, 5, 3, 1; conv7 of size 32 becomes 16, 8, 4, 2, 1.
-    `vgg_extra_layers` has the rule. The first map has 512 channels, the others 256.
+    `vgg_extra_layers` has the rule, and `extra_channels` the channels. conv7 has `in_channels`.
     """
 
-    def __init__(self, input_size: InputSize, width: float = 1.0, batch_norm: bool = False) -> None:
+    def __init__(
+        self, in_channels: int, input_size: InputSize, width: float, batch_norm: bool
+    ) -> None:
         super().__init__()
-        in_channels = scaled(1024, width)
         for n, sides in enumerate(extra_layers(vgg_extra_layers, input_size), start=8):
             kernel, stride, padding = zip(*sides, strict=True)
-            narrow, out = (256, 512) if n == 8 else (128, 256)
+            narrow, out = (256, 512) if n == 8 else (128, 256)  # at width 1
             layers = nn.Sequential()
             layers.add_module(
                 f"conv{n}_1",

@@ -175,8 +175,8 @@ def combine(
 def format_recipe(model: Mapping[str, Any], recipe: Recipe) -> str:
     """Return all settings of a run, defaults included, as TOML that `read_recipe` can read.
 
-    Those about windows are left out if the run draws none, ignore if it ignores no boxes, and
-    those about matching if they have SSD's values.
+    The model's usual trunk is left out, those about windows if the run draws none, ignore if it
+    ignores no boxes, and those about matching if they have SSD's values.
 
     Args:
         model: options of the model, of which "model" (its name) is required.
@@ -193,7 +193,10 @@ def format_recipe(model: Mapping[str, Any], recipe: Recipe) -> str:
         batch_size = 32
         ...
     """
-    options = {**asdict(default_options(model["model"])), **model}
+    usual = asdict(default_options(model["model"]))
+    options = {**usual, **model}
+    if options["trunk"] == usual["trunk"]:
+        del options["trunk"]
     settings = asdict(recipe)
     if recipe.tile is None:
         settings = {name: settings[name] for name in settings if name not in WINDOW_SETTINGS}
@@ -203,7 +206,7 @@ def format_recipe(model: Mapping[str, Any], recipe: Recipe) -> str:
         settings = {name: settings[name] for name in settings if name not in MATCH_SETTINGS}
     elif recipe.match_metric != "nwd":
         del settings["nwd_constant"]
-    tables = ({name: options[name] for name in MODEL_OPTIONS}, settings)
+    tables = ({name: options[name] for name in MODEL_OPTIONS if name in options}, settings)
     return "\n".join(
         "".join(f"{key} = {_toml(value)}\n" for key, value in table.items() if value is not None)
         for table in tables

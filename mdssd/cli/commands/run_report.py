@@ -10,6 +10,7 @@ from mdssd.cli.commands.run_settings import RunSettings
 from mdssd.data import DetectionDataset
 from mdssd.data.windows import count_windows
 from mdssd.models import SingleShotDetector
+from mdssd.models.build import default_options
 from mdssd.priors import scales_name
 from mdssd.system.text import plural
 from mdssd.training.recipe_files import LENGTHS
@@ -24,11 +25,13 @@ def describe_run(
     """Return lines about the model, the length of the run, and how to stop it."""
     options, recipe = model.options, Recipe(**settings.recipe)
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    usual = default_options(model.name).trunk
+    trunk = "" if options.trunk == usual else f" on {options.trunk}"
     norm = "with" if options.batch_norm else "without"
     again = f"mdssd train --resume --out {out_dir}"
     start = "continues" if settings.before is not None else "starts"
     return [
-        f"model: {model.name}, width {options.width:g}, {norm} batch normalisation, "
+        f"model: {model.name}{trunk}, width {options.width:g}, {norm} batch normalisation, "
         f"{parameters / 1e6:.1f} million parameters, {len(model.priors):,} priors "
         f"({scales_name(options.prior_scales)})",
         *_windows(recipe, model, dataset),

@@ -86,7 +86,7 @@ def run_settings(given: Mapping[str, Any], out_dir: Path, *, resume: bool) -> Ru
 def _new_run(given: Mapping[str, Any]) -> RunSettings:
     file = read_recipe(given.get("recipe", DEFAULT_RECIPE))
     if "recipe" not in given and "init" in given:
-        model_options = _start_options(given["init"], given.get("model"))
+        model_options = _start_options(given)
         file = {k: v for k, v in file.items() if k not in MODEL_OPTIONS} | model_options
     recipe, model = _chosen(file, given)
     if not any(name in recipe for name in LENGTHS):
@@ -112,16 +112,21 @@ def _data_options(given: Mapping[str, Any]) -> dict[str, Any]:
     return data
 
 
-def _start_options(path: str, model: str | None) -> dict[str, Any]:
+def _start_options(given: Mapping[str, Any]) -> dict[str, Any]:
     """The options of the model that starts from a checkpoint, or from published weights.
 
     A checkpoint's own options fit its weights, except that fitted priors fit no other model:
     another one gets its own. Published weights fit the model's defaults: the full
-    width, and for VGG16 no batch normalisation.
+    width, and for VGG16 no batch normalisation. Those of EfficientNet-Lite0 fit every width: the
+    other options remain the default recipe's.
     """
+    path, model = given["init"], given.get("model")
     if not Path(path).exists():
         raise FileNotFoundError(f"--init: {path}: no such file or folder")
     if not is_checkpoint(Path(path)):
+        if given.get("trunk") == "efficientnet_lite0":
+            default = read_recipe(DEFAULT_RECIPE)
+            return {name: default[name] for name in MODEL_OPTIONS if name in default}
         return {"prior_scales": AUTO_PRIORS}
     config: dict[str, Any] = read_meta(find_checkpoint(path))["model"]
     if not isinstance(config.get("prior_scales"), str) and model not in (None, config.get("model")):

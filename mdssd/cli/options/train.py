@@ -26,6 +26,7 @@ from mdssd.names import (
     NORMALIZERS,
     PRIOR_SCALES,
     SCHEDULES,
+    TRUNKS,
 )
 
 # The length of a recipe that states none: the paper's 120,000 iterations of 32 images are 232
@@ -112,7 +113,7 @@ def _add_common_options(common: argparse._ArgumentGroup) -> None:
     common.add_argument(
         "--init",
         metavar="FILE",
-        help="start from this file: ImageNet weights of VGG16 or ResNet-101, a published SSD (see "
+        help="start from this file: ImageNet weights of the trunk, a published SSD (see "
         "`mdssd convert --help`) or a checkpoint; tensors that fit by name and shape are loaded. "
         "By default the model has the checkpoint's options, and for other files its paper's",
     )
@@ -157,6 +158,12 @@ def _add_model_options(model: argparse._ArgumentGroup) -> None:
         type=values.width,
         metavar="F",
         help="factor for the channels of every layer (default 0.25)",
+    )
+    model.add_argument(
+        "--trunk",
+        choices=TRUNKS,
+        help="network under the detector (default vgg16; dssd321, dssd513, ssd321 and ssd513 have "
+        "resnet101). The width does not change efficientnet_lite0",
     )
     model.add_argument(
         "--batch-norm",
