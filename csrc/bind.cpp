@@ -75,6 +75,7 @@ void visit_fields(NmsSettings& settings, const Visit& visit) {
   FIELD(iou_threshold);
   FIELD(iou_eps);
   FIELD(ios);
+  FIELD(diou);
 }
 
 template <class Visit>
@@ -143,6 +144,7 @@ void visit_fields(DetectionOutputSettings& settings, const Visit& visit) {
   FIELD(class_agnostic);
   FIELD(suppression);
   FIELD(soft_sigma);
+  FIELD(diou);
 }
 
 #undef FIELD

@@ -72,6 +72,9 @@ struct Areas {  // of the intersection of two boxes and of what it is divided by
 //   a number    the IoU; the number (an epsilon) is added to the area of the union before dividing
 //   NoEps       the IoU without an epsilon; the addition compiles to nothing
 //   Smaller     the IoS: the intersection divided by the area of the smaller box plus an epsilon
+//   Distance    the DIoU: the IoU, with an epsilon, minus the squared distance of the centres
+//               divided by the squared diagonal of the smallest box around both
+//   UnionEps    the IoU with an epsilon or, if `distance` is set, the DIoU
 struct NoEps {};
 template <class T>
 MDSSD_INLINE T operator+(T both, NoEps) {
@@ -83,6 +86,17 @@ struct Smaller {
   T eps;
 };
 
+template <class T>
+struct Distance {
+  T eps;
+};
+
+template <class T>
+struct UnionEps {
+  T eps;
+  bool distance;
+};
+
 template <class T, class Body>
 void with_eps(double eps, Body body) {
   if (eps == 0)
@@ -91,15 +105,29 @@ void with_eps(double eps, Body body) {
     body(T(eps));
 }
 
-template <class T, class Body>
-void with_metric(bool ios, double eps, Body body) {
-  if (ios)
-    body(Smaller<T>{T(eps)});
+// Calls `body` with the metric of NmsSettings or DetectionOutputSettings.
+template <class T, class Settings, class Body>
+void with_metric(const Settings& settings, Body body) {
+  if (settings.ios)
+    body(Smaller<T>{T(settings.iou_eps)});
+  else if (settings.diou)
+    body(Distance<T>{T(settings.iou_eps)});
   else
-    with_eps<T>(eps, body);
+    with_eps<T>(settings.iou_eps, body);
+}
+// The same for kernels of a GPU, which take long to compile. Two metrics share one; the kernels of
+// the IoU without an epsilon are those that have to be fast.
+template <class T, class Settings, class Body>
+void with_metric_of_kernel(const Settings& settings, Body body) {
+  if (settings.ios)
+    body(Smaller<T>{T(settings.iou_eps)});
+  else if (settings.diou || settings.iou_eps != 0)
+    body(UnionEps<T>{T(settings.iou_eps), settings.diou});
+  else
+    body(NoEps{});
 }
 template <class T, class Body>
-void with_metric(bool ios, Body body) {
+void with_iou_or_ios(bool ios, Body body) {
   if (ios)
     body(Smaller<T>{T(0)});
   else
@@ -119,6 +147,15 @@ MDSSD_INLINE T divisor(T area_a, T area_b, T, Smaller<T> by) {
   return sum - sum == T(0) ? least : sum;
 }
 
+template <class T>
+MDSSD_INLINE T divisor(T area_a, T area_b, T intersection, Distance<T> by) {
+  return divisor(area_a, area_b, intersection, by.eps);
+}
+template <class T>
+MDSSD_INLINE T divisor(T area_a, T area_b, T intersection, UnionEps<T> by) {
+  return divisor(area_a, area_b, intersection, by.eps);
+}
+
 template <class T, class Metric>
 MDSSD_INLINE Areas<T> areas(Box<T> a, T area_a, Box<T> b, T area_b, Metric metric) {
   const T width = larger(smaller(a.x2, b.x2) - larger(a.x1, b.x1), T(0));
@@ -127,21 +164,49 @@ MDSSD_INLINE Areas<T> areas(Box<T> a, T area_a, Box<T> b, T area_b, Metric metri
   return {intersection, divisor(area_a, area_b, intersection, metric)};
 }
 
-// Returns the IoU, or the IoS if the metric is Smaller. It is 0 if the boxes do not overlap, if one
+// Returns the squared distance of the centres, divided by the squared diagonal of the smallest box
+// around both. The differences of the corners are added, rather than the centres subtracted, so that
+// a shift of both boxes changes little. It is not negative. It is NaN for two equal points, of which
+// no other has an IoU above 0, and if both squares overflow.
+template <class T>
+MDSSD_INLINE T squared_distance(Box<T> a, Box<T> b) {
+  const T dx = ((a.x1 - b.x1) + (a.x2 - b.x2)) * T(0.5);
+  const T dy = ((a.y1 - b.y1) + (a.y2 - b.y2)) * T(0.5);
+  const T width = larger(a.x2, b.x2) - smaller(a.x1, b.x1);
+  const T height = larger(a.y2, b.y2) - smaller(a.y1, b.y1);
+  return (dx * dx + dy * dy) / (width * width + height * height);
+}
+
+// Returns the overlap of two boxes, given the quotient of their areas.
+template <class T, class Metric>
+MDSSD_INLINE T finished(T quotient, Box<T>, Box<T>, Metric) {
+  return quotient;
+}
+template <class T>
+MDSSD_INLINE T finished(T quotient, Box<T> a, Box<T> b, Distance<T>) {
+  return quotient - squared_distance(a, b);
+}
+template <class T>
+MDSSD_INLINE T finished(T quotient, Box<T> a, Box<T> b, UnionEps<T> by) {
+  return by.distance ? quotient - squared_distance(a, b) : quotient;
+}
+
+// Returns the IoU, or the overlap that the metric names. It is 0 if the boxes do not overlap, if one
 // is degenerate, and if one contains a NaN. In that last case its area is NaN, hence the quotient
-// too, and larger(NaN, 0) is 0.
+// too, and larger(NaN, 0) is 0. In these cases the DIoU is NaN or not above 0.
 template <class T, class Metric = NoEps>
 MDSSD_INLINE T iou(Box<T> a, T area_a, Box<T> b, T area_b, Metric metric = {}) {
   const Areas<T> of = areas(a, area_a, b, area_b, metric);
-  return larger(of.intersection / of.whole, T(0));
+  return finished(larger(of.intersection / of.whole, T(0)), a, b, metric);
 }
 
-// Returns exactly iou(a, b) > threshold, but divides only if the IoU is not clearly below it.
+// Returns exactly iou(a, b) > threshold, but divides only if the IoU is not clearly below it. The
+// DIoU is at most the IoU.
 template <class T, class Metric>
 MDSSD_INLINE bool overlap(Box<T> a, T area_a, Box<T> b, T area_b, T threshold, Metric metric) {
   const Areas<T> of = areas(a, area_a, b, area_b, metric);
   if (of.intersection < threshold * of.whole * T(0.999)) return false;
-  return larger(of.intersection / of.whole, T(0)) > threshold;
+  return finished(larger(of.intersection / of.whole, T(0)), a, b, metric) > threshold;
 }
 
 // The smallest box around two that have no NaN.

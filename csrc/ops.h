@@ -62,6 +62,7 @@ struct NmsSettings {
   double iou_threshold;  // a box is kept if its IoU with every kept box is at most this
   double iou_eps;        // added to the area of the union
   bool ios;              // divide by the area of the smaller box instead of the union's
+  bool diou;             // subtract the squared distance of the centres from the IoU; not with ios
 };
 
 struct SoftNmsSettings {
@@ -130,6 +131,7 @@ struct DetectionOutputSettings {
   bool class_agnostic;                  // one NMS, and one top_k, over all classes together
   int64_t suppression;                  // a SuppressionKind
   double soft_sigma;                    // the width of a Gaussian's decay
+  bool diou;  // NMS subtracts the squared distance of the centres; not with ios
 };
 
 // --- CPU -----------------------------------------------------------------------------------------

@@ -694,6 +694,10 @@ CASES = [
             "ios_nan": Size({"n": 129, "kind": "nan", "metric": "ios"}, _SINGLE),
             "ios_inf": Size({"n": 129, "kind": "inf", "metric": "ios", "iou_eps": 0.01}, _SINGLE),
             "ios_in_space": Size({"n": 1100, "metric": "ios"}, _SINGLE, nightly=True),
+            "diou": Size({"n": 129, "metric": "diou"}),
+            "diou_degenerate": Size({"n": 65, "kind": "degenerate", "metric": "diou"}, _SINGLE),
+            "diou_inf": Size({"n": 65, "kind": "inf", "metric": "diou", "iou_eps": 0.01}, _SINGLE),
+            "diou_in_space": Size({"n": 1100, "metric": "diou"}, _SINGLE, nightly=True),
             "two_chunks": Size({"n": 2049}, (torch.float32, torch.float64), nightly=True),
             "two_chunks_eps": Size(
                 {"n": 2049, "iou_eps": 0.01}, (torch.float32, torch.float64), nightly=True
@@ -716,6 +720,7 @@ CASES = [
             "nan": Size({"n": 129, "classes": 5, "kind": "nan"}),
             "eps": Size({"n": 129, "classes": 5, "iou_eps": 0.01}, _SINGLE),
             "ios": Size({"n": 129, "classes": 5, "metric": "ios"}, _SINGLE),
+            "diou": Size({"n": 65, "classes": 3, "metric": "diou"}, _SINGLE),
             "two_chunks": Size({"n": 2049, "classes": 2}, _SINGLE, nightly=True),
             "large": Size({"n": 8000, "classes": 20}, _SINGLE, benchmark=True),
         },
@@ -735,6 +740,7 @@ CASES = [
             "categories": Size({"n": 257, "classes": 5}),
             "eps": Size({"n": 129, "classes": 5, "iou_eps": 0.01}, _SINGLE),
             "ios": Size({"n": 129, "classes": 5, "kind": "ties", "metric": "ios"}, _SINGLE),
+            "diou": Size({"n": 65, "kind": "nan", "metric": "diou"}, _SINGLE),
             "large": Size({"n": 5000}, _SINGLE, benchmark=True),
         },
         exact=(0, 1),
@@ -968,6 +974,10 @@ CASES = [
                 {"images": 2, "priors": 257, "classes": 5, "kind": "untrained", "metric": "ios"},
                 _HALVES,
             ),
+            "diou": Size(
+                {"images": 2, "priors": 129, "classes": 3, "kind": "untrained", "metric": "diou"},
+                _SINGLE,
+            ),
             "eps_empty_once": Size(
                 {
                     "images": 2,
@@ -1058,6 +1068,10 @@ CASES = [
             ),
             "agnostic": Size(_focal(2, 257, 5, class_agnostic=True)),
             "agnostic_nan": Size(_focal(2, 129, 5, class_agnostic=True) | {"kind": "nan"}, _SINGLE),
+            "agnostic_diou": Size(
+                _focal(2, 129, 3, kind="untrained", class_agnostic=True) | {"metric": "diou"},
+                _SINGLE,
+            ),
             "agnostic_levels": Size(
                 _focal(2, 129, 9, levels=(100, 29), top_k_per_level=70, class_agnostic=True)
                 | {"top_k": 90, "keep_empty": False, "kind": "empty"},

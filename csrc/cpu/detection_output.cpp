@@ -236,7 +236,7 @@ void detect(std::vector<Scored<Wide<S>>>& scored, const S* loc, const Wide<S>* p
       if (has_nan(box)) continue;
       if (!settings.keep_empty && own.empty && area(box) == 0) continue;
       bool gone = false;
-      with_metric<T>(settings.ios, settings.iou_eps, [&](auto metric) {
+      with_metric<T>(settings, [&](auto metric) {
         gone = suppressed(box, own.blocks.data(), own.blocks.size(), T(settings.nms_threshold),
                           metric);
       });

@@ -169,7 +169,7 @@ struct Call {
 template <class T>
 void merge_group(const MergeBoxesSettings& settings, const Group<T>& group) {
   const T threshold = T(settings.threshold);
-  with_metric<T>(settings.ios, [&](auto metric) {
+  with_iou_or_ios<T>(settings.ios, [&](auto metric) {
     using Metric = decltype(metric);
     const auto run = [&](auto visitor) {
       suppress(group.boxes, group.num_boxes, threshold, metric, visitor);

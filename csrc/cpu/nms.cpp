@@ -143,7 +143,7 @@ int64_t nms_cpu(const void* boxes, const void* scores, const int64_t* idxs, int6
   int64_t kept = 0;
   with_wide(dtype, [&](auto storage) {
     using T = typename decltype(storage)::type;
-    with_metric<T>(settings.ios, settings.iou_eps, [&](auto metric) {
+    with_metric<T>(settings, [&](auto metric) {
       kept = nms(static_cast<const T*>(boxes), static_cast<const T*>(scores), idxs, num_boxes,
                  T(settings.iou_threshold), metric, keep, threads);
     });

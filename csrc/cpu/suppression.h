@@ -4,7 +4,7 @@
 // at a time, with one vector loop and a bit mask per block. For 512 boxes or more, the boxes are
 // sorted along a space-filling curve, so that neighbours share a block. Blocks, and groups of 32
 // blocks, whose bounds do not meet the kept box are skipped: boxes that do not overlap have an IoU,
-// or IoS, of 0, which is above no threshold.
+// or IoS, of 0 and a DIoU of at most 0, which is above no threshold.
 #pragma once
 
 #include <algorithm>

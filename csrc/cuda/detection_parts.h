@@ -155,7 +155,7 @@ struct Suppression {
 template <class Body>
 void with_suppression(const DetectionOutputSettings& settings, Body body) {
   const float threshold = float(settings.nms_threshold);
-  with_metric<float>(settings.ios, settings.iou_eps, [&](auto metric) {
+  with_metric_of_kernel<float>(settings, [&](auto metric) {
     if (settings.keep_empty)
       body(Suppression<decltype(metric), true>{threshold, metric});
     else

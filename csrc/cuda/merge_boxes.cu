@@ -198,7 +198,7 @@ void merge_parents_cuda(const void* boxes, const int64_t* candidates, const int6
   check_count(num_boxes);
   with_wide(dtype, [&](auto storage) {
     using T = typename decltype(storage)::type;
-    with_metric<T>(settings.ios, [&](auto metric) {
+    with_iou_or_ios<T>(settings.ios, [&](auto metric) {
       launch("merge_boxes", parents_kernel<T, decltype(metric)>, grid_size(num_boxes, kThreads),
              kThreads, stream, static_cast<const T*>(boxes), candidates, begin, end,
              int(num_boxes), T(settings.threshold), metric, parents);
@@ -212,7 +212,7 @@ void merge_members_cuda(const void* boxes, const int64_t* members, const int64_t
   check_count(num_boxes);
   with_wide(dtype, [&](auto storage) {
     using T = typename decltype(storage)::type;
-    with_metric<T>(settings.ios, [&](auto metric) {
+    with_iou_or_ios<T>(settings.ios, [&](auto metric) {
       launch("merge_boxes", members_kernel<T, decltype(metric)>, grid_size(num_boxes, kThreads),
              kThreads, stream, static_cast<const T*>(boxes), members, end, num_boxes,
              T(settings.threshold), metric, static_cast<T*>(merged));
@@ -237,7 +237,7 @@ void merge_fused_cuda(const void* boxes, const void* scores, const int64_t* star
     using T = typename decltype(storage)::type;
     Workspace memory(workspace);
     const Fused<T> arrays(memory, num_boxes);
-    with_metric<T>(settings.ios, [&](auto metric) {
+    with_iou_or_ios<T>(settings.ios, [&](auto metric) {
       launch("merge_boxes", fused_kernel<T, decltype(metric)>, grid_size(num_boxes, 1), kThreads,
              stream, static_cast<const T*>(boxes), static_cast<const T*>(scores), starts,
              num_boxes, T(settings.threshold), metric, settings.models, arrays,

@@ -293,7 +293,7 @@ void nms_cuda(const void* boxes, const int64_t* order, const int64_t* idxs, int6
               DType dtype, Stream stream) {
   with_storage(dtype, [&](auto storage) {
     using S = typename decltype(storage)::type;
-    with_metric<Wide<S>>(settings.ios, settings.iou_eps, [&](auto metric) {
+    with_metric_of_kernel<Wide<S>>(settings, [&](auto metric) {
       nms<S>("nms", boxes, order, idxs, num_boxes, settings.iou_threshold, metric, keep, kept,
              workspace, stream);
     });

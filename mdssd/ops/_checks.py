@@ -124,9 +124,9 @@ def check_eps(op: str, iou_eps: object) -> float:
     return check_number(op, "iou_eps", iou_eps, 0.0, 1.0)
 
 
-def check_metric(op: str, metric: object) -> bool:
-    """Check the name of an overlap of two boxes; return whether it is the IoS."""
-    return check_choice(op, "metric", metric, ("iou", "ios")) == "ios"
+def check_metric(op: str, metric: object, choices: tuple[str, ...] = ("iou", "ios")) -> str:
+    """Check the name of an overlap of two boxes; return it."""
+    return check_choice(op, "metric", metric, choices)
 
 
 def check_variances(op: str, variances: object) -> tuple[float, float]:

@@ -20,6 +20,7 @@ DECAYS = ("linear", "gaussian")  # of `soft_nms`
 SIGMAS = (1e-6, 1e6)
 # Of `detection_output`. The order is that of `enum class SuppressionKind` in csrc/ops.h.
 SUPPRESSIONS = ("nms", "soft_linear", "soft_gaussian")
+NMS_METRICS = ("iou", "ios", "diou")  # of `nms` and `detection_output`
 # Of `match_priors`. The order is that of `enum class Force` in csrc/ops.h.
 FORCES = ("best_prior", "low_quality", "none")
 KINDS = ("giou", "diou", "ciou", "nwd")  # of `box_loss`: `enum class BoxLossKind` in csrc
@@ -78,6 +79,7 @@ class NmsSettings(NamedTuple):
     iou_threshold: float  # a box is kept if its IoU with every kept box is at most this
     iou_eps: float  # added to the area of the union
     ios: bool = False  # divide by the area of the smaller box instead of the union's
+    diou: bool = False  # subtract the squared distance of the centres from the IoU; not with ios
 
 
 class SoftNmsSettings(NamedTuple):
@@ -154,6 +156,7 @@ class DetectionOutputSettings(NamedTuple):
     class_agnostic: bool = False  # one NMS, and one top_k, over all classes together
     suppression: int = 0  # a place in SUPPRESSIONS
     soft_sigma: float = 0.5  # the width of a Gaussian's decay
+    diou: bool = False  # NMS subtracts the squared distance of the centres; not with ios
 
 
 _SCHEMA_TYPES = {

@@ -23,7 +23,13 @@ from mdssd.ops._checks import (
 )
 from mdssd.ops._dispatch import define
 from mdssd.ops._results import new_detections
-from mdssd.ops._settings import SIGMAS, SUPPRESSIONS, VARIANCES, DetectionOutputSettings
+from mdssd.ops._settings import (
+    NMS_METRICS,
+    SIGMAS,
+    SUPPRESSIONS,
+    VARIANCES,
+    DetectionOutputSettings,
+)
 from mdssd.ops.native import detection_output as native
 from mdssd.ops.reference import detection_output as reference
 
@@ -45,8 +51,8 @@ class Detections(NamedTuple):
     may differ in its last bits, so scores closer than 1e-6 (relative) may rank otherwise on another
     one; given scores never do. A score of NaN yields nothing, and a softmax spreads a NaN over its
     prior's classes. Nor does a candidate whose box has a NaN yield anything, although it counts for
-    `top_k` and `top_k_per_level`. A box with an infinite coordinate has IoU and IoS 0 with every
-    other. B and N may be 0.
+    `top_k` and `top_k_per_level`. A box with an infinite coordinate overlaps no other by any
+    metric. B and N may be 0.
 
     Example:
         >>> import torch
@@ -173,7 +179,7 @@ def _check_boxes(
         check_eps(_OP, iou_eps),
         _check_log_scale(max_log_scale),
         *_check_clip(clip),
-        check_metric(_OP, metric),
+        check_metric(_OP, metric, NMS_METRICS) == "ios",
     )
 
 
@@ -228,13 +234,14 @@ def _check_levels(
 
 def _check_suppression(
     suppression: object, soft_sigma: object, metric: object
-) -> tuple[int, float]:
+) -> tuple[int, float, bool]:
     choice = check_choice(_OP, "suppression", suppression, SUPPRESSIONS)
     if choice != "nms" and metric not in ("iou", "ios"):  # a score falls with what is 0 to 1
         raise ValueError(
             f"{_OP}: metric: expected 'iou' or 'ios' beside suppression={choice!r}, got {metric!r}"
         )
-    return SUPPRESSIONS.index(choice), check_number(_OP, "soft_sigma", soft_sigma, *SIGMAS)
+    sigma = check_number(_OP, "soft_sigma", soft_sigma, *SIGMAS)
+    return SUPPRESSIONS.index(choice), sigma, metric == "diou"
 
 
 def _check_joint(per_class: bool) -> bool:

@@ -100,7 +100,7 @@ def merge_boxes(
         labels: [N] int64, any value.
         method: "nms", "greedy_nmm", "nmm" or "wbf".
         threshold: 0 to 1. Pass `just_below(t)` to merge boxes of an IoU of t as well, as SAHI does.
-        metric: "iou" or "ios", the overlap, as in `nms`.
+        metric: "iou" or "ios", the overlap, as in `nms`; not "diou".
         per_class: False to merge boxes of different labels too.
         images: None, or [N] int64, the image of each box, any value.
         models: with "wbf", how many models found the boxes: a score is multiplied by
@@ -199,7 +199,7 @@ def _checked(
     return MergeBoxesSettings(
         method=METHODS.index(check_choice(op, "method", method, METHODS)),
         threshold=check_number(op, "threshold", threshold, 0.0, 1.0),
-        ios=check_metric(op, metric),
+        ios=check_metric(op, metric) == "ios",
         models=check_int(op, "models", models, 2**31 - 1),
     )
 

@@ -16,7 +16,7 @@ from mdssd.ops._checks import (
     check_tensor,
 )
 from mdssd.ops._dispatch import define
-from mdssd.ops._settings import NmsSettings
+from mdssd.ops._settings import NMS_METRICS, NmsSettings
 from mdssd.ops.native import nms as native
 from mdssd.ops.reference import nms as reference
 
@@ -54,25 +54,32 @@ def nms(
     of the smaller box. A part of an object, such as the edge of a tile leaves, has a low IoU with
     the whole object, but an IoS near 1.
 
+    With `metric="diou"`, the DIoU takes its place: IoU - d^2 / c^2, where d is the distance of the
+    centres and c the diagonal of the smallest box around both. It is at most the IoU, and lower the
+    farther the centres are apart: such boxes are more likely to be of two objects, which occlude
+    each other, than boxes of the same IoU with a common centre.
+
     Args:
         boxes_xyxy: [N, 4] corners in any unit; float32, float16, bfloat16 or float64. N may be 0.
         scores: [N], same dtype and device. NaN counts as the highest score.
-        iou_threshold: 0 to 1. Pass `just_below(t)` to keep an IoU below t instead of at most t.
+        iou_threshold: 0 to 1. Pass `just_below(t)` to keep an IoU below t instead of at most t. A
+            DIoU can be negative, but a threshold cannot: boxes that do not overlap are all kept.
         iou_eps: added to what the area of the intersection is divided by; 0 to 1, in the boxes'
-            unit squared.
-        metric: "iou" or "ios", the overlap that is compared with the threshold.
+            unit squared. With "diou" it is added to the union's area, and not to c^2.
+        metric: "iou", "ios" or "diou", the overlap that is compared with the threshold.
 
     Returns:
         [K] int64, indices of the kept boxes by falling score. Ties: the lower index comes first. A
         box of zero or negative size, of infinite area, or with a NaN, is kept and suppresses no
-        other, by either metric.
+        other, by any metric.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range.
             With `checks(True)` also: a box with a NaN, inf, x2 < x1 or y2 < y1; a score that is NaN
             or inf.
 
-    Source: SSD, section 2.2 (inference).
+    Source: SSD, section 2.2 (inference); DIoU: Zheng et al., 2020, section "Non-Maximum
+    Suppression using DIoU".
 
     Example:
         >>> import torch
@@ -184,7 +191,9 @@ def _checked(
     check_tensor(op, "scores", scores, (boxes_xyxy.shape[0],), like=boxes_xyxy)
     check_same_dtype(op, "scores", scores, boxes_xyxy)
     threshold = check_number(op, "iou_threshold", iou_threshold, 0.0, 1.0)
-    return NmsSettings(threshold, check_eps(op, iou_eps), check_metric(op, metric))
+    eps = check_eps(op, iou_eps)
+    check_metric(op, metric, NMS_METRICS)
+    return NmsSettings(threshold, eps, metric == "ios", metric == "diou")
 
 
 def _check_idxs(op: str, idxs: Tensor, boxes_xyxy: Tensor) -> None:

@@ -24,7 +24,7 @@ dtypes = st.sampled_from(FLOATS)
 kinds = st.sampled_from(["random", "ties", "degenerate", "nan", "inf"])
 thresholds = st.sampled_from([0.0, 1e-7, 0.3, 0.45, 0.5, 1.0]) | st.floats(0, 1)
 eps = st.sampled_from([0.0, 0.0, 1e-5, 0.01, 1.0])
-metrics = st.sampled_from(["iou", "ios"])
+metrics = st.sampled_from(["iou", "ios", "diou"])
 positive = st.floats(0.0625, 8)
 variances = st.sampled_from([(0.1, 0.2), (1.0, 1.0)]) | st.tuples(positive, positive)
 counts = st.integers(0, 9) | st.sampled_from([17, 33, 64, 65, 129])
@@ -182,7 +182,7 @@ _ARGUMENTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
                 "images": st.none() | st.integers(0, 3),
                 "kind": kinds,
                 "method": st.sampled_from(["nms", "greedy_nmm", "nmm", "wbf"]),
-                "metric": metrics,
+                "metric": st.sampled_from(["iou", "ios"]),
                 "threshold": thresholds,
                 "per_class": st.booleans(),
                 "models": st.sampled_from([1, 2, 3, 2**31 - 1]),

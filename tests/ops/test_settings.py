@@ -36,7 +36,7 @@ float nms_threshold, int top_k, int max_detections, float v0, float v1, bool sof
 bool per_class, bool keep_empty, float iou_eps, float? max_log_scale, float? clip_width, \
 float? clip_height, bool ios=False, bool sigmoid=False, bool background=True, \
 SymInt[] levels=[], int? top_k_per_level=None, bool class_agnostic=False, int suppression=0, \
-float soft_sigma=0.5) \
+float soft_sigma=0.5, bool diou=False) \
 -> (Tensor, Tensor, Tensor, Tensor)
 encode_boxes(Tensor boxes_xyxy, Tensor priors_cxcywh, float v0, float v1) -> Tensor
 encode_boxes_backward(Tensor grad, Tensor boxes_xyxy, Tensor priors_cxcywh, float v0, \
@@ -65,9 +65,9 @@ bool per_image) -> (Tensor, Tensor, Tensor, Tensor)
 multibox_loss_backward(Tensor grad_loc_loss, Tensor grad_conf_loss, Tensor loc, Tensor logits, \
 Tensor loc_targets, Tensor labels, Tensor selected, Tensor normaliser) -> (Tensor, Tensor)
 nms(Tensor boxes_xyxy, Tensor scores, Tensor? idxs, float iou_threshold, float iou_eps, \
-bool ios=False) -> Tensor
+bool ios=False, bool diou=False) -> Tensor
 nms_padded(Tensor boxes_xyxy, Tensor scores, Tensor? idxs, float iou_threshold, float iou_eps, \
-bool ios=False) -> (Tensor keep, Tensor count)
+bool ios=False, bool diou=False) -> (Tensor keep, Tensor count)
 resize(Tensor images, SymInt height, SymInt width) -> Tensor
 sigmoid_focal_loss(Tensor logits, Tensor labels, float positive_weight, float negative_weight, \
 float gamma, bool per_image, bool normalise) -> (Tensor, Tensor)

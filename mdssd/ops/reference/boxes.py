@@ -21,10 +21,14 @@ def area(boxes_xyxy: Tensor) -> Tensor:
     return (x2 - x1) * (y2 - y1)
 
 
-def pairwise_iou(a_xyxy: Tensor, b_xyxy: Tensor, eps: float = 0.0, ios: bool = False) -> Tensor:
+def pairwise_iou(
+    a_xyxy: Tensor, b_xyxy: Tensor, eps: float = 0.0, ios: bool = False, diou: bool = False
+) -> Tensor:
     """IoU by broadcasting, [..., 4] and [..., 4] -> [...]; the formula of every backend.
 
     With `ios` it is the intersection over the area of the smaller box, and 0 wherever the IoU is.
+    With `diou` it is the IoU minus d^2 / c^2, of the centres' distance and the diagonal of the
+    smallest box around both; where the IoU is 0, it can also be NaN.
     `eps` is added to what the intersection is divided by; adding 0 changes no bit.
     """
     width = torch.minimum(a_xyxy[..., 2], b_xyxy[..., 2]) - torch.maximum(
@@ -40,7 +44,14 @@ def pairwise_iou(a_xyxy: Tensor, b_xyxy: Tensor, eps: float = 0.0, ios: bool = F
         iou = torch.where(area_a + area_b < torch.inf, intersection / smaller, 0)
     else:
         iou = intersection / (area_a + area_b - intersection + eps)
-    return torch.where(iou > 0, iou, 0)  # NaN compares false
+    iou = torch.where(iou > 0, iou, 0)  # NaN compares false
+    if diou:
+        twice = (a_xyxy[..., :2] - b_xyxy[..., :2]) + (a_xyxy[..., 2:] - b_xyxy[..., 2:])
+        high = torch.maximum(a_xyxy[..., 2:], b_xyxy[..., 2:])
+        sides = high - torch.minimum(a_xyxy[..., :2], b_xyxy[..., :2])
+        distance, diagonal = ((v * v).unbind(-1) for v in (twice * 0.5, sides))
+        iou = iou - (distance[0] + distance[1]) / (diagonal[0] + diagonal[1])
+    return iou
 
 
 def box_iou(a: Tensor, b: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ def _suppressed(
 ) -> Tensor:
     """Return the candidates that NMS keeps, at most `max_detections`."""
     candidates = candidates[~boxes[candidates // foreground].isnan().any(1)]
-    overlap = settings.nms_threshold, settings.iou_eps, settings.ios
+    overlap = settings.nms_threshold, settings.iou_eps, settings.ios, settings.diou
     kept = candidates[greedy(boxes[candidates // foreground], *overlap)]
     if not settings.keep_empty:  # these suppress no others, so they can be removed last
         kept = kept[_first_of_empty(boxes[kept // foreground])]

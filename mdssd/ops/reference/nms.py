@@ -10,14 +10,17 @@ from mdssd.ops._tensors import accumulation_dtype
 from mdssd.ops.reference.boxes import pairwise_iou
 
 
-def greedy(boxes_xyxy: Tensor, iou_threshold: float, iou_eps: float, ios: bool) -> Tensor:
+def greedy(
+    boxes_xyxy: Tensor, iou_threshold: float, iou_eps: float, ios: bool, diou: bool
+) -> Tensor:
     """Positions of the kept boxes, for boxes [N, 4] in the order of falling score."""
     alive = torch.ones(len(boxes_xyxy), dtype=torch.bool, device=boxes_xyxy.device)
     kept: list[int] = []
     for i in range(len(boxes_xyxy)):
         if alive[i]:
             kept.append(i)
-            alive &= pairwise_iou(boxes_xyxy[i], boxes_xyxy, iou_eps, ios) <= iou_threshold
+            overlap = pairwise_iou(boxes_xyxy[i], boxes_xyxy, iou_eps, ios, diou)
+            alive &= ~(overlap > iou_threshold)  # a NaN suppresses nothing
     return torch.tensor(kept, dtype=torch.int64, device=boxes_xyxy.device)
 
 

@@ -99,18 +99,36 @@ def divisor(area_a, area_b, intersection, eps, IOS: tl.constexpr):
 
 
 @triton.jit
+def squared_distance(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2):
+    """Return the squared distance of the centres over the squared diagonal of the box around both.
+
+    It is NaN for two equal points, and if both squares overflow.
+    """
+    dx = ((ax1 - bx1) + (ax2 - bx2)) * 0.5
+    dy = ((ay1 - by1) + (ay2 - by2)) * 0.5
+    width = larger(ax2, bx2) - smaller(ax1, bx1)
+    height = larger(ay2, by2) - smaller(ay1, by1)
+    return tl.div_rn(dx * dx + dy * dy, width * width + height * height)
+
+
+@triton.jit
 def iou(
     ax1, ay1, ax2, ay2, area_a, bx1, by1, bx2, by2, area_b, eps, IOS: tl.constexpr = False,
+    DIOU: tl.constexpr = False,
 ):  # fmt: skip
     """Return the intersection over union or, with IOS, over the area of the smaller box.
 
-    It is 0 without overlap and for degenerate or NaN boxes.
+    It is 0 without overlap and for degenerate or NaN boxes. With DIOU, the squared distance of the
+    centres is subtracted, and it is NaN or not above 0 for these.
     """
     width = larger(smaller(ax2, bx2) - larger(ax1, bx1), 0.0)
     height = larger(smaller(ay2, by2) - larger(ay1, by1), 0.0)
     intersection = width * height
     quotient = tl.div_rn(intersection, divisor(area_a, area_b, intersection, eps, IOS))
-    return larger(quotient, 0.0)  # 0 for NaN
+    value = larger(quotient, 0.0)  # 0 for NaN
+    if DIOU:
+        value -= squared_distance(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2)
+    return value
 
 
 @triton.jit

@@ -106,7 +106,7 @@ def order_kernel(
 def suppress_kernel(
     keys, boxes, allowed, kept_boxes, kept_columns, out_boxes, scores, labels, counts, foreground,
     index_bits, count, most, threshold, eps, TILE: tl.constexpr, KEEP_EMPTY: tl.constexpr,
-    IOS: tl.constexpr, AGNOSTIC: tl.constexpr, PER_CLASS: tl.constexpr,
+    IOS: tl.constexpr, DIOU: tl.constexpr, AGNOSTIC: tl.constexpr, PER_CLASS: tl.constexpr,
 ):  # fmt: skip
     """Run greedy NMS on the candidates of an image, in tiles, and write what is kept.
 
@@ -135,7 +135,7 @@ def suppress_kernel(
             ox1, oy1, ox2, oy2 = load_four(kept_boxes, other, other < kept)
             its_column = tl.load(kept_columns + other, mask=other < kept, other=-1)
             same = its_column[:, None] == column[None, :]
-            hit = over(ox1, oy1, ox2, oy2, x1, y1, x2, y2, threshold, eps, KEEP_EMPTY, IOS)
+            hit = over(ox1, oy1, ox2, oy2, x1, y1, x2, y2, threshold, eps, KEEP_EMPTY, IOS, DIOU)
             hit = hit & (other < kept)[:, None]
             if not AGNOSTIC:
                 hit = hit & same
@@ -144,7 +144,8 @@ def suppress_kernel(
         if tl.max(alive, 0) > 0:
             before = t[:, None] < t[None, :]
             same = column[:, None] == column[None, :]
-            hit = over(x1, y1, x2, y2, x1, y1, x2, y2, threshold, eps, KEEP_EMPTY, IOS) & before
+            hit = over(x1, y1, x2, y2, x1, y1, x2, y2, threshold, eps, KEEP_EMPTY, IOS, DIOU)
+            hit = hit & before
             if not AGNOSTIC:
                 hit = hit & same
             hits = hit.to(tl.int32)
@@ -224,6 +225,6 @@ def detect_jointly(
     suppress_kernel[(images,)](
         keys, boxes, allowed, kept_boxes, kept_columns, *result, foreground, index_bits, count,
         settings.max_detections, settings.nms_threshold, settings.iou_eps or None,
-        TILE=SUPPRESSED, KEEP_EMPTY=settings.keep_empty, IOS=settings.ios,
+        TILE=SUPPRESSED, KEEP_EMPTY=settings.keep_empty, IOS=settings.ios, DIOU=settings.diou,
         AGNOSTIC=settings.class_agnostic, PER_CLASS=settings.per_class, num_warps=8, **OPTIONS,
     )  # fmt: skip

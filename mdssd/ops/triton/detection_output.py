@@ -96,7 +96,7 @@ def rank_kernel(
 @triton.jit
 def suppress_kernel(
     keys, boxes, size, kept_keys, kept_boxes, kept_size, top_k, most, threshold, eps,
-    TILE: tl.constexpr, KEEP_EMPTY: tl.constexpr, IOS: tl.constexpr,
+    TILE: tl.constexpr, KEEP_EMPTY: tl.constexpr, IOS: tl.constexpr, DIOU: tl.constexpr,
 ):  # fmt: skip
     """Run greedy NMS on `boxes` [lists, top_k, 4], sorted by falling score, one list per program.
 
@@ -125,11 +125,11 @@ def suppress_kernel(
         for start in range(0, kept, TILE):
             other = start + t
             ox1, oy1, ox2, oy2 = load_four(kept_boxes, other, other < kept)
-            hit = over(ox1, oy1, ox2, oy2, x1, y1, x2, y2, threshold, eps, KEEP_EMPTY, IOS)
+            hit = over(ox1, oy1, ox2, oy2, x1, y1, x2, y2, threshold, eps, KEEP_EMPTY, IOS, DIOU)
             hit = hit & (other < kept)[:, None]
             alive = tl.where(tl.max(hit.to(tl.int32), 0) > 0, 0, alive)
         if tl.max(alive, 0) > 0:
-            hit = over(x1, y1, x2, y2, x1, y1, x2, y2, threshold, eps, KEEP_EMPTY, IOS)
+            hit = over(x1, y1, x2, y2, x1, y1, x2, y2, threshold, eps, KEEP_EMPTY, IOS, DIOU)
             hit = (hit & (t[:, None] < t[None, :])).to(tl.int32)
             candidates = alive
             changed = n * 0 + 1
@@ -251,7 +251,8 @@ def detection_output(
     suppress_kernel[(lists,)](
         keys, sorted_boxes, size, kept_keys, kept_boxes, kept_size, top_k, most_kept,
         settings.nms_threshold, settings.iou_eps or None, TILE=SUPPRESSED,
-        KEEP_EMPTY=settings.keep_empty, IOS=settings.ios, num_warps=16, **OPTIONS,
+        KEEP_EMPTY=settings.keep_empty, IOS=settings.ios, DIOU=settings.diou, num_warps=16,
+        **OPTIONS,
     )  # fmt: skip
     joined = 1 if settings.per_class else foreground
     place_kernel[(lists,)](

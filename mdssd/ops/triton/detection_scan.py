@@ -15,7 +15,14 @@ from torch import Tensor
 from triton.language.extra import libdevice
 
 from mdssd.ops._settings import DetectionOutputSettings
-from mdssd.ops.triton.common import _INTERPRETED, OPTIONS, blocks, divisor, power_of_2
+from mdssd.ops.triton.common import (
+    _INTERPRETED,
+    OPTIONS,
+    blocks,
+    divisor,
+    power_of_2,
+    squared_distance,
+)
 
 DIGIT_BITS = tl.constexpr(11)
 BINS = tl.constexpr(2048)
@@ -199,7 +206,7 @@ def clamp(x, low, high):
 @triton.jit
 def over(
     ax1, ay1, ax2, ay2, bx1, by1, bx2, by2, threshold, eps, KEEP_EMPTY: tl.constexpr,
-    IOS: tl.constexpr,
+    IOS: tl.constexpr, DIOU: tl.constexpr,
 ):  # fmt: skip
     """Return [A, B]: whether the overlap of boxes a [A] and b [B] is above the threshold.
 
@@ -211,7 +218,13 @@ def over(
     intersection = tl.maximum(width, 0.0) * tl.maximum(height, 0.0)
     area_a, area_b = (ax2 - ax1) * (ay2 - ay1), (bx2 - bx1) * (by2 - by1)
     whole = divisor(area_a[:, None], area_b[None, :], intersection, eps, IOS)
-    result = tl.div_rn(intersection, whole) > threshold
+    value = tl.div_rn(intersection, whole)
+    if DIOU:
+        value -= squared_distance(
+            ax1[:, None], ay1[:, None], ax2[:, None], ay2[:, None],
+            bx1[None, :], by1[None, :], bx2[None, :], by2[None, :],
+        )  # fmt: skip
+    result = value > threshold
     if not KEEP_EMPTY:
         result = result | ((area_a == 0)[:, None] & (area_b == 0)[None, :])
     return result

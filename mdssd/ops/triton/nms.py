@@ -34,6 +34,7 @@ SHARES = 8  # programs that share the kept boxes for the same later boxes
 @triton.jit
 def suppresses(
     boxes, idxs, first_box, first_mask, second_box, second_mask, threshold, eps, IOS: tl.constexpr,
+    DIOU: tl.constexpr,
 ):  # fmt: skip
     """Return [A, B]: whether two boxes, given by index, have one category and overlap."""
     ax1, ay1, ax2, ay2 = load_four(boxes, first_box, first_mask)
@@ -41,9 +42,9 @@ def suppresses(
     value = iou(
         ax1[:, None], ay1[:, None], ax2[:, None], ay2[:, None], area(ax1, ay1, ax2, ay2)[:, None],
         bx1[None, :], by1[None, :], bx2[None, :], by2[None, :], area(bx1, by1, bx2, by2)[None, :],
-        eps, IOS,
+        eps, IOS, DIOU,
     )  # fmt: skip
-    result = value > threshold  # false outside the masks, where it is 0
+    result = value > threshold  # false outside the masks, where the overlap is 0 or NaN
     if idxs is not None:
         first_category = tl.load(idxs + first_box, mask=first_mask, other=0)
         second_category = tl.load(idxs + second_box, mask=second_mask, other=0)
@@ -55,6 +56,7 @@ def suppresses(
 def mask_kernel(
     boxes, idxs, order, mask, first, num_boxes, lines, threshold, eps,
     GROUP: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, IOS: tl.constexpr,
+    DIOU: tl.constexpr,
 ):  # fmt: skip
     """Set mask[g, i] to the boxes of group g, as bits, that overlap box i of the chunk.
 
@@ -72,7 +74,7 @@ def mask_kernel(
     column_box = tl.load(order + column, mask=column < num_boxes, other=0)
     row_box = tl.load(order + first + row, mask=inside, other=0)
     hit = suppresses(
-        boxes, idxs, column_box, column < num_boxes, row_box, inside, threshold, eps, IOS,
+        boxes, idxs, column_box, column < num_boxes, row_box, inside, threshold, eps, IOS, DIOU,
     )  # fmt: skip
     bit = tl.full((GROUP,), 1, tl.int64) << tl.arange(0, GROUP)
     word = tl.sum(tl.where(hit, bit[:, None], 0), 0)
@@ -129,6 +131,7 @@ def scan_kernel(
 def apply_kernel(
     boxes, idxs, order, keep, counts, removed, first, num_boxes, threshold, eps,
     LATER: tl.constexpr, KEPT: tl.constexpr, SHARES: tl.constexpr, IOS: tl.constexpr,
+    DIOU: tl.constexpr,
 ):  # fmt: skip
     """Set removed[i] = 1 for boxes i >= first that the boxes keep[counts[0]:counts[1]] suppress.
 
@@ -141,7 +144,9 @@ def apply_kernel(
     for k in range(start + tl.program_id(1) * KEPT, end, KEPT * SHARES):
         slot = k + tl.arange(0, KEPT)
         kept = tl.load(keep + slot, mask=slot < end, other=0)
-        hits = suppresses(boxes, idxs, kept, slot < end, box, i < num_boxes, threshold, eps, IOS)
+        hits = suppresses(
+            boxes, idxs, kept, slot < end, box, i < num_boxes, threshold, eps, IOS, DIOU,
+        )  # fmt: skip
         hit |= hits.to(tl.int32)
     one = tl.full((LATER,), 1, tl.uint8)
     tl.store(removed + i, one, mask=tl.max(hit, 0) != 0)  # all programs store the same value
@@ -152,7 +157,8 @@ def nms_padded(
 ) -> tuple[Tensor, Tensor]:
     """Run `mdssd.ops.nms_padded`."""
     num_boxes = boxes.shape[0]
-    threshold, eps, ios = settings.iou_threshold, settings.iou_eps or None, settings.ios
+    threshold, eps = settings.iou_threshold, settings.iou_eps or None
+    metric = {"IOS": settings.ios, "DIOU": settings.diou}
     order = scores.argsort(descending=True, stable=True)
     boxes = boxes.contiguous()
     idxs = None if idxs is None else idxs.contiguous()
@@ -168,7 +174,7 @@ def nms_padded(
         lines = blocks(groups * GROUP, ROWS)
         mask_kernel[((lines + 1) * (ROWS // GROUP), blocks(lines, 2))](
             boxes, idxs, order, mask, first, num_boxes, lines, threshold, eps,
-            GROUP=GROUP, ROWS=ROWS, CHUNK=CHUNK, IOS=ios, num_warps=8, **OPTIONS,
+            GROUP=GROUP, ROWS=ROWS, CHUNK=CHUNK, **metric, num_warps=8, **OPTIONS,
         )  # fmt: skip
         scan_kernel[(1,)](
             mask, removed, order, keep, counts[chunk:], first, num_boxes, groups,
@@ -178,7 +184,7 @@ def nms_padded(
         if later > 0:
             apply_kernel[(blocks(later, LATER), SHARES)](
                 boxes, idxs, order, keep, counts[chunk:], removed, first + CHUNK, num_boxes,
-                threshold, eps, LATER=LATER, KEPT=KEPT, SHARES=SHARES, IOS=ios, num_warps=4,
+                threshold, eps, LATER=LATER, KEPT=KEPT, SHARES=SHARES, **metric, num_warps=4,
                 **OPTIONS,
             )  # fmt: skip
     return keep, counts[chunks].clone()  # cloned, so that the result does not keep `counts` alive
