@@ -146,7 +146,7 @@ def detection_output(
         background,
         *_check_levels(levels, top_k_per_level, loc),
         check_flag(_OP, "class_agnostic", class_agnostic) and _check_joint(per_class),
-        *_check_suppression(suppression, soft_sigma, metric),
+        *_check_suppression(suppression, soft_sigma, metric),  # type: ignore[arg-type]
     )
     return Detections(*_detection_output(loc.detach(), logits.detach(), priors_cxcywh, settings))
 
