@@ -31,7 +31,8 @@ from mdssd.ops.triton.detection_scan import (
 from mdssd.ops.triton.detection_soft import Candidates, detect_softly
 
 RANKED, OTHERS = 128, 64  # a program compares RANKED candidates with OTHERS at a time
-SUPPRESSED = 64  # boxes per tile of suppress_kernel
+# Boxes per tile of suppress_kernel; half as many by the DIoU, which takes more registers.
+SUPPRESSED = 64
 
 
 @triton.jit
@@ -225,6 +226,7 @@ def detect_jointly(
     suppress_kernel[(images,)](
         keys, boxes, allowed, kept_boxes, kept_columns, *result, foreground, index_bits, count,
         settings.max_detections, settings.nms_threshold, settings.iou_eps or None,
-        TILE=SUPPRESSED, KEEP_EMPTY=settings.keep_empty, IOS=settings.ios, DIOU=settings.diou,
-        AGNOSTIC=settings.class_agnostic, PER_CLASS=settings.per_class, num_warps=8, **OPTIONS,
+        TILE=SUPPRESSED // (1 + settings.diou), KEEP_EMPTY=settings.keep_empty, IOS=settings.ios,
+        DIOU=settings.diou, AGNOSTIC=settings.class_agnostic, PER_CLASS=settings.per_class,
+        num_warps=8, **OPTIONS,
     )  # fmt: skip

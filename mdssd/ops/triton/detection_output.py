@@ -49,7 +49,8 @@ from mdssd.ops.triton.detection_soft import Candidates, detect_softly
 
 RANK_PROGRAMS = 128
 RANKED, OTHERS = 128, 64  # a program compares RANKED candidates with OTHERS at a time
-SUPPRESSED = 64  # boxes per tile of suppress_kernel
+# Boxes per tile of suppress_kernel; half as many by the DIoU, which takes more registers.
+SUPPRESSED = 64
 # Boxes of a program of place_kernel, and lists that it searches at once; 32 would spill on sm_80.
 PLACED, LISTS = 64, 16
 
@@ -250,7 +251,7 @@ def detection_output(
     kept_size = torch.empty_like(size)
     suppress_kernel[(lists,)](
         keys, sorted_boxes, size, kept_keys, kept_boxes, kept_size, top_k, most_kept,
-        settings.nms_threshold, settings.iou_eps or None, TILE=SUPPRESSED,
+        settings.nms_threshold, settings.iou_eps or None, TILE=SUPPRESSED // (1 + settings.diou),
         KEEP_EMPTY=settings.keep_empty, IOS=settings.ios, DIOU=settings.diou, num_warps=16,
         **OPTIONS,
     )  # fmt: skip
