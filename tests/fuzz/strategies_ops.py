@@ -89,6 +89,13 @@ def _keywords(draw: st.DrawFn, **optional: st.SearchStrategy[Any]) -> dict[str, 
 _SHAPES = st.tuples(*[st.integers(0, 3), st.integers(0, 9) | st.just(65), *[st.integers(0, 6)] * 2])
 
 _forces = st.builds(dict, force=st.sampled_from(["best_prior", "low_quality", "none"]))
+
+
+def _hard(keywords: dict[str, Any]) -> dict[str, str]:
+    """Replace soft suppression by the DIoU, which `detection_output` refuses."""
+    return {"suppression": "nms"} if keywords.get("metric") == "diou" else {}
+
+
 _metrics = st.builds(dict, iou_eps=eps) | st.builds(
     dict, metric=st.just("nwd"), nwd_constant=st.sampled_from([1e-9, 0.04, 0.5, 1e9])
 )
@@ -222,7 +229,7 @@ _ARGUMENTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             suppression=st.sampled_from(["nms", "nms", "soft_linear", "soft_gaussian"]),
             soft_sigma=st.sampled_from([0.01, 0.5]),
         ),
-    ).map(lambda pair: pair[0] | pair[1]),
+    ).map(lambda pair: pair[0] | pair[1] | _hard(pair[1])),
     "l2norm": st.fixed_dictionaries({"shape": _SHAPES, "zeros": st.booleans()}),
     "l2norm_add_relu": st.fixed_dictionaries({"shape": _SHAPES, "zeros": st.booleans()}),
     "multibox_loss": st.builds(

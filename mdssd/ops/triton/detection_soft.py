@@ -15,7 +15,7 @@ from mdssd.ops._settings import DetectionOutputSettings
 from mdssd.ops.reference.boxes import area
 from mdssd.ops.reference.detection_output import soft_settings
 from mdssd.ops.triton.detection_scan import ONE, WORST
-from mdssd.ops.triton.soft_nms import run_kernel
+from mdssd.ops.triton.soft_nms import run_soft_nms
 
 
 class Candidates(NamedTuple):
@@ -52,7 +52,7 @@ def detect_softly(
     bounds = torch.searchsorted(
         groups[by_group], torch.arange(num_groups + 1, device=groups.device)
     )
-    lowered = run_kernel(
+    lowered = run_soft_nms(
         boxes[by_group],
         scores[by_group],
         (bounds[:-1], bounds[1:]),

@@ -121,7 +121,7 @@ def soft_nms_kernel(
         tl.debug_barrier()  # other threads of the program may read these keys next
 
 
-def run_kernel(
+def run_soft_nms(
     boxes: Tensor,
     scores: Tensor,
     bounds: tuple[Tensor, Tensor] | None,
@@ -154,12 +154,12 @@ def soft_nms_padded(
 
     def kernel(boxes: Tensor, scores: Tensor, starts: Tensor | None) -> Tensor:
         if starts is None:
-            return run_kernel(boxes, scores, None, settings)
+            return run_soft_nms(boxes, scores, None, settings)
         # A program for each position; only those at which a label begins have boxes.
         begins = torch.arange(len(boxes), device=boxes.device)
         ends = torch.searchsorted(starts, starts, right=True)
         bounds = begins, torch.where(starts == begins, ends, begins)
-        return run_kernel(boxes, scores, bounds, settings)
+        return run_soft_nms(boxes, scores, bounds, settings)
 
     return _softening.soften(boxes, scores, labels, settings, kernel)
 
