@@ -126,6 +126,10 @@ def test_what_is_refused() -> None:
         ops.merge_boxes(
             BOXES, SCORES, torch.zeros(3).long(), method="nmm", threshold=0.5, metric="diou"
         )
+    refused = "metric: expected 'iou' or 'ios' beside suppression='soft_linear', got 'diou'"
+    outputs = torch.zeros(1, 3, 4), torch.zeros(1, 3, 2), torch.ones(3, 4)
+    with pytest.raises(ValueError, match=refused):
+        ops.detection_output(*outputs, suppression="soft_linear", metric="diou")
 
 
 # --- the definition, in numpy --------------------------------------------------------------------
