@@ -152,7 +152,7 @@ def _timed(
     rounds: int | None,
     capture: Callable[[str], bool],
 ) -> dict[str, tuple[Times, dict[str, Any]]]:
-    """Return the times of each side and what is stored with them."""
+    """Return the times of each side and the facts that are stored with them."""
     benchmark._mode = "turns"  # the fixture was used
     if benchmark.disabled:
         for side in ready.values():

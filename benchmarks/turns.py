@@ -27,21 +27,21 @@ from typing import Any, NamedTuple
 # slices are not interrupted even if another process wants the core.
 SLICE = 100_000
 ROUNDS = 96  # divisible by the powers of two up to 32
-SECONDS = 2.0  # of one side in all rounds; a slow side takes part in fewer rounds
+SECONDS = 2.0  # the time of one side in all rounds; a slow side takes part in fewer
 WARMED = 10_000_000  # nanoseconds; a shorter call is made once untimed before each slice
 WIDE = 0.07  # two ratios that are each right within 7% differ by at most 15%
-DISTURBED = 0.2  # of a slice
+DISTURBED = 0.2  # the share of a slice that its threads may wait for a core
 ATTEMPTS = 3
 
 
 class Slice(NamedTuple):
     """A side's part of a round."""
 
-    seconds: float  # of one call
-    waited: float  # for a core, as a share of the slice, summed over the threads
+    seconds: float  # the time of one call
+    waited: float  # the time that all threads waited for a core, as a share of the slice
 
 
-Times = dict[int, Slice]  # by round
+Times = dict[int, Slice]  # the slice of each round
 
 
 @dataclass(frozen=True)
