@@ -126,12 +126,17 @@ struct DetectionOutputSettings {
   bool ios;                             // NMS divides by the area of the smaller box
   bool sigmoid;                         // unless softmax, scores are the sigmoid of the logits
   bool background;                      // column 0 is that of the background
-  std::vector<int64_t> levels;          // priors of each feature map; empty for a single one
-  std::optional<int64_t> top_k_per_level;  // candidates of a level, of all classes together
+  std::optional<std::vector<int64_t>> levels;  // priors of each feature map
+  std::optional<int64_t> top_k_per_level;      // candidates of a level, of all classes together
   bool class_agnostic;                  // one NMS, and one top_k, over all classes together
   int64_t suppression;                  // a SuppressionKind
   double soft_sigma;                    // the width of a Gaussian's decay
   bool diou;  // NMS subtracts the squared distance of the centres; not with ios
+
+  // The priors of each level: of a single one if `levels` has none.
+  std::vector<int64_t> level_sizes(int64_t num_priors) const {
+    return levels && !levels->empty() ? *levels : std::vector<int64_t>{num_priors};
+  }
 };
 
 // --- CPU -----------------------------------------------------------------------------------------

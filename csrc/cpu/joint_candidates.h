@@ -220,12 +220,12 @@ void find_joint_candidates(const S* logits, const Call& call, int threads, const
   };
   using T = Wide<S>;
   const DetectionOutputSettings& settings = call.settings;
-  const std::vector<int64_t> whole = {call.num_priors};
+  const std::vector<int64_t> sizes = settings.level_sizes(call.num_priors);
   const int64_t each = std::max<int64_t>(1024, call.images * call.num_priors / (4 * threads) + 1);
   std::vector<Part> parts;
   for (int64_t image = 0; image < call.images; ++image) {
     int64_t begin = 0;
-    for (int64_t size : settings.levels.empty() ? whole : settings.levels) {
+    for (int64_t size : sizes) {
       const int64_t most =
           std::min(settings.top_k_per_level.value_or(settings.top_k), size * call.foreground());
       const int64_t end = begin + size;

@@ -317,14 +317,13 @@ Division make_division(const Shape& shape, const DetectionOutputSettings& settin
   const bool joint = settings.class_agnostic || settings.top_k_per_level;
   const int64_t most = settings.top_k_per_level.value_or(settings.top_k);
   Division division{};
-  division.levels = joint ? std::max(1, int(settings.levels.size())) : 0;
+  const std::vector<int64_t> sizes = settings.level_sizes(shape.num_priors);
+  division.levels = joint ? int(sizes.size()) : 0;
   division.most = unsigned(std::min<int64_t>(most, 0xffffffff));
   division.agnostic = settings.class_agnostic;
   division.per_class = settings.per_class;
   unsigned end = 0;
-  for (size_t i = 0; i < settings.levels.size(); ++i)
-    division.ends[i] = end += unsigned(settings.levels[i]);
-  if (settings.levels.empty()) division.ends[0] = unsigned(shape.num_priors);
+  for (size_t i = 0; i < sizes.size(); ++i) division.ends[i] = end += unsigned(sizes[i]);
   return division;
 }
 

@@ -32,7 +32,7 @@ def exporting() -> bool:
 
 def share(value: object) -> bool:
     """Whether a threshold is one that the operators take: a number from 0 to 1."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def in_range(model: Any) -> bool:

@@ -76,7 +76,7 @@ def check_same_dtype(op: str, argument: str, tensor: Tensor, like: Tensor) -> No
 
 def check_number(op: str, argument: str, value: object, low: float, high: float) -> float:
     """Check that an argument is a number in [low, high]; return it as a float."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{op}: {argument}: expected a number, got {type(value).__name__}")
     if not low <= value <= high or (isinstance(value, int) and abs(value) > _LARGEST):
         raise ValueError(f"{op}: {argument}: expected {low} to {high}, got {shown(value)}")
@@ -107,7 +107,7 @@ def shown(value: object) -> str:
     if isinstance(value, tuple | list):
         inner = ", ".join(map(shown, value[:4])) + (", ..." if len(value) > 4 else "")
         return f"({inner})" if isinstance(value, tuple) else f"[{inner}]"
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, (bool, int, float, str)):
         return f"{value!r:.80}"
     return type(value).__name__
 
@@ -134,7 +134,7 @@ def check_variances(op: str, variances: object) -> tuple[float, float]:
     if not isinstance(variances, tuple | list) or len(variances) != 2:
         raise ValueError(f"{op}: variances: expected a pair of numbers, got {shown(variances)}")
     for value in variances:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not 0 < value <= _LARGEST:
             raise ValueError(
                 f"{op}: variances: expected two finite numbers above 0, got {shown(variances)}"

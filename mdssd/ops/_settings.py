@@ -132,7 +132,7 @@ class BoxLossSettings(NamedTuple):
 
 class DetectionOutputSettings(NamedTuple):
     """Settings of `detection_output`. A limit is None rather than infinity if there is none, since
-    AOTInductor cannot load infinity.
+    AOTInductor cannot load infinity. No levels are None rather than (), which it loads as None.
     """
 
     score_threshold: float  # a score must be above this
@@ -151,7 +151,7 @@ class DetectionOutputSettings(NamedTuple):
     ios: bool = False  # NMS divides by the area of the smaller box
     sigmoid: bool = False  # unless softmax is set, scores are the sigmoid of the logits
     background: bool = True  # column 0 is that of the background
-    levels: tuple[int, ...] = ()  # priors of each feature map; () for a single one
+    levels: tuple[int, ...] | None = None  # priors of each feature map; None for a single one
     top_k_per_level: int | None = None  # candidates of a level, of all classes together
     class_agnostic: bool = False  # one NMS, and one top_k, over all classes together
     suppression: int = 0  # a place in SUPPRESSIONS
@@ -165,7 +165,7 @@ _SCHEMA_TYPES = {
     bool: "bool",
     float | None: "float?",
     int | None: "int?",
-    tuple[int, ...]: "SymInt[]",
+    tuple[int, ...] | None: "SymInt[]?",
 }
 
 
@@ -176,9 +176,7 @@ def fields_of_schema(settings: Any) -> str:
     types, defaults = get_type_hints(settings), settings._field_defaults
     fields = []
     for field in settings._fields:
-        default = defaults.get(field)
-        value = list(default) if isinstance(default, tuple) else default
         fields.append(f"{_SCHEMA_TYPES[types[field]]} {field}")
         if field in defaults:
-            fields[-1] += f"={value}"
+            fields[-1] += f"={defaults[field]}"
     return ", ".join(fields)

@@ -213,11 +213,11 @@ def _check_activation(activation: object, softmax: object) -> bool:
 
 def _check_levels(
     levels: object, top_k_per_level: object, loc: Tensor
-) -> tuple[tuple[int, ...], int | None]:
+) -> tuple[tuple[int, ...] | None, int | None]:
     if levels is None:
         if top_k_per_level is None:
-            return (), None
-        return (), check_int(_OP, "top_k_per_level", top_k_per_level, _LARGEST)
+            return None, None
+        return None, check_int(_OP, "top_k_per_level", top_k_per_level, _LARGEST)
     if (
         not isinstance(levels, tuple | list)
         or not 1 <= len(levels) <= _MOST_LEVELS

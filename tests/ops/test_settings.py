@@ -35,7 +35,7 @@ detection_output(Tensor loc, Tensor logits, Tensor priors_cxcywh, float score_th
 float nms_threshold, int top_k, int max_detections, float v0, float v1, bool softmax, \
 bool per_class, bool keep_empty, float iou_eps, float? max_log_scale, float? clip_width, \
 float? clip_height, bool ios=False, bool sigmoid=False, bool background=True, \
-SymInt[] levels=[], int? top_k_per_level=None, bool class_agnostic=False, int suppression=0, \
+SymInt[]? levels=None, int? top_k_per_level=None, bool class_agnostic=False, int suppression=0, \
 float soft_sigma=0.5, bool diou=False) \
 -> (Tensor, Tensor, Tensor, Tensor)
 encode_boxes(Tensor boxes_xyxy, Tensor priors_cxcywh, float v0, float v1) -> Tensor
@@ -105,7 +105,7 @@ def test_a_field_with_a_default_has_it_in_the_schema() -> None:
         exact: bool = False
         limit: float | None = None
         count: int | None = None
-        sizes: tuple[int, ...] = ()
+        sizes: tuple[int, ...] | None = None
 
     Settings.__annotations__ = {
         "ratio": float,
@@ -113,12 +113,20 @@ def test_a_field_with_a_default_has_it_in_the_schema() -> None:
         "exact": bool,
         "limit": float | None,
         "count": int | None,
-        "sizes": tuple[int, ...],
+        "sizes": tuple[int, ...] | None,
     }
     assert _settings.fields_of_schema(Settings) == (
         "float ratio, int steps=3, bool exact=False, float? limit=None, int? count=None, "
-        "SymInt[] sizes=[]"
+        "SymInt[]? sizes=None"
     )
+
+
+def test_a_list_may_be_none() -> None:
+    """AOTInductor passes None in place of an empty list."""
+    schemas = [getattr(torch.ops.mdssd, name).default._schema for name in ops.backends()]
+    lists = [arg for schema in schemas for arg in schema.arguments if "List" in str(arg.type)]
+    assert [arg.name for arg in lists if "Optional" not in str(arg.type)] == []
+    assert "levels" in [arg.name for arg in lists]
 
 
 def detect() -> Any:

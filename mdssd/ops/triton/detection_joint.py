@@ -192,7 +192,7 @@ def detect_jointly(
     """Fill the results, which hold zeros, for contiguous arguments that are not empty."""
     images, num_priors, classes = logits.shape
     foreground = classes - settings.background
-    sizes = tuple(settings.levels) or (num_priors,)
+    sizes = tuple(settings.levels or (num_priors,))
     ends = loc.new_empty(len(sizes), dtype=torch.int64)
     end = 0
     for i, levels_size in enumerate(sizes):  # fills, since a copy to a device would wait for it
