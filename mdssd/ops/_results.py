@@ -33,7 +33,7 @@ def new_detections(
     """Boxes, scores, labels and count of `detection_output`, all zeros unless told otherwise."""
     dtype = torch.promote_types(accumulation_dtype(loc.dtype), accumulation_dtype(logits.dtype))
     rows = settings.max_detections
-    foreground = logits.shape[2] - settings.background
+    foreground = logits.shape[2] - int(settings.background)
     lists = (loc.shape[0], foreground) if settings.per_class else (loc.shape[0],)
     new = loc.new_zeros if zeros else loc.new_empty
     return (

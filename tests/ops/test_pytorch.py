@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mdssd import ops
 from mdssd.models import build
+from mdssd.ops import _dispatch
 from mdssd.testing import Case
 
 NAMES = ("ssd300", "ssd512", "mdssd300", "mdssd512", "ssd321", "ssd513", "dssd321", "dssd513")
@@ -243,6 +244,23 @@ def test_func_gradients_are_those_of_backward(case: Case, backend: str, device: 
             want = torch.autograd.grad(total(case, values, kwargs), leaves)
             assert_equal(gradient(*(v.detach() if is_tensor(v) else v for v in values)), want)
             assert_equal([g[k] for g in got], want)
+
+
+def test_gradients_where_pytorch_lacks_its_own_look_at_arguments(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """PyTorch 2.6 does. A call without a gradient stays plain there too."""
+    monkeypatch.setattr(_dispatch, "_any_requires_grad", _dispatch._some_requires_grad)
+    assert _dispatch._CAN_LOOK
+    priors = torch.tensor([[0.5, 0.5, 0.2, 0.4]])
+    loc = torch.tensor([[0.1, -0.2, 0.3, 0.4]], requires_grad=True)
+    assert not _dispatch._plain((loc, priors)) and _dispatch._plain((loc.detach(), priors))
+    with torch.no_grad():
+        assert _dispatch._plain((loc, priors))
+    found = ops.decode_boxes(loc, priors).sum()
+    want = torch.autograd.grad(found, loc)
+    got = torch.func.grad(lambda x: ops.decode_boxes(x, priors).sum())(loc.detach())
+    assert_equal([got], want)
 
 
 def test_gradients_of_a_model_called_as_a_function() -> None:
