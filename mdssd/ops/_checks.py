@@ -104,7 +104,7 @@ def shown(value: object) -> str:
     """Return a value as a message shows it: in one line, and not all digits of a huge integer."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"an integer of {value.bit_length()} bits"
-    if isinstance(value, tuple | list):
+    if isinstance(value, (tuple, list)):
         inner = ", ".join(map(shown, value[:4])) + (", ..." if len(value) > 4 else "")
         return f"({inner})" if isinstance(value, tuple) else f"[{inner}]"
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -131,7 +131,7 @@ def check_metric(op: str, metric: object, choices: tuple[str, ...] = ("iou", "io
 
 def check_variances(op: str, variances: object) -> tuple[float, float]:
     """Check the pair of variances of the centre and the size; return it as floats."""
-    if not isinstance(variances, tuple | list) or len(variances) != 2:
+    if not isinstance(variances, (tuple, list)) or len(variances) != 2:
         raise ValueError(f"{op}: variances: expected a pair of numbers, got {shown(variances)}")
     for value in variances:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -194,7 +194,7 @@ def _check_log_scale(value: object) -> float | None:
 def _check_clip(clip: object) -> tuple[float | None, float | None]:
     if clip is None:
         return None, None
-    if not isinstance(clip, tuple | list) or len(clip) != 2:
+    if not isinstance(clip, (tuple, list)) or len(clip) != 2:
         raise ValueError(f"{_OP}: clip: expected (width, height) or None, got {shown(clip)}")
     largest = torch.finfo(torch.float32).max
     width, height = (check_number(_OP, "clip", side, 0.0, largest) for side in clip)
@@ -219,7 +219,7 @@ def _check_levels(
             return None, None
         return None, check_int(_OP, "top_k_per_level", top_k_per_level, _LARGEST)
     if (
-        not isinstance(levels, tuple | list)
+        not isinstance(levels, (tuple, list))
         or not 1 <= len(levels) <= _MOST_LEVELS
         or any(isinstance(size, bool) or not isinstance(size, int) for size in levels)
         or any(size < 0 for size in levels)

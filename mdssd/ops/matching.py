@@ -284,7 +284,7 @@ def _flatten(
     copying them there would make the call wait for it.
     """
     check_tensor(op, "priors_cxcywh", priors_cxcywh, ("N", 4))
-    if not isinstance(boxes_xyxy, list | tuple):
+    if not isinstance(boxes_xyxy, (list, tuple)):
         got = type(boxes_xyxy)
         raise TypeError(f"{op}: {name}: expected a list of Tensors, one per image; got {got}")
     for i, boxes in enumerate(boxes_xyxy):
@@ -303,7 +303,7 @@ def _flatten_labels(
     op: str, gt_labels: Sequence[Tensor], gt_xyxy: Sequence[Tensor], gt: Tensor
 ) -> Tensor:
     """Check the labels against the boxes; return all labels [sum of M_i]."""
-    if not isinstance(gt_labels, list | tuple):
+    if not isinstance(gt_labels, (list, tuple)):
         raise TypeError(f"{op}: gt_labels: expected a list of Tensors, got {type(gt_labels)}")
     if len(gt_labels) != len(gt_xyxy):
         raise ValueError(

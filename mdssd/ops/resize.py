@@ -42,7 +42,7 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     check_tensor("resize", "images", images, (None, "H", "W", "C"), dtypes=(torch.uint8,))
     if 0 in images.shape[-3:-1]:
         raise ValueError(f"resize: images: expected H and W above 0, got {list(images.shape)}")
-    if not isinstance(size, tuple | list) or len(size) != 2:
+    if not isinstance(size, (tuple, list)) or len(size) != 2:
         raise ValueError(f"resize: size: expected (height, width), got {shown(size)}")
     for side in size:
         if isinstance(side, bool) or not isinstance(side, int):
