@@ -17,6 +17,7 @@ from benchmarks import generators
 from benchmarks.machine import pretended
 from benchmarks.peers import (
     detection,
+    detection_rules,
     fusion,
     loss,
     matching,
@@ -135,6 +136,42 @@ def test_detection_output(
         shape=str(list(logits.shape)),
         moved=logits.nbytes,
         flops=3.0 * logits.numel(),  # a difference, an exponential, a sum
+        capture=ours,
+    )
+
+
+@pytest.mark.parametrize(
+    "sides", contenders(detection_rules.mdssd, detection_rules.PEERS, detection_rules.ON_GPU)
+)
+@pytest.mark.parametrize("model, classes, candidates", _DETECTION[:2])
+@pytest.mark.parametrize("rule", detection_rules.RULES)
+def test_detection_output_with_other_suppression(
+    rule: str,
+    model: str,
+    classes: int,
+    candidates: int,
+    sides: Sides,
+    measure: Callable[..., None],
+) -> None:
+    x = generators.network_output(model, classes, candidates)
+    with ops.backend("reference"):
+        want = detection_rules.mdssd(x, rule)()
+
+    def prepare(peer: str, make: Callable[..., Any]) -> Callable[[], Any]:
+        call: Callable[[], Any] = make(generators.to(sides.device, x), rule)
+        found = detection.Found(*(part[: len(want.scores)].cpu() for part in call()))
+        assert not (lines := detection.differences(found, want)), "\n".join(lines[:10])
+        return call
+
+    measure(
+        sides,
+        prepare,
+        op="detection_output, other suppression",
+        row=f"{x.logits.shape[1]:,} x {classes}, {rule}",
+        dtype=torch.float32,
+        shape=str(list(x.logits.shape)),
+        moved=x.logits.nbytes,
+        flops=3.0 * x.logits.numel(),  # a difference, an exponential, a sum
         capture=ours,
     )
 
