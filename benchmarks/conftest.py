@@ -18,6 +18,7 @@ from benchmarks.machine import (
     device_microseconds,
     facts,
     pretended,
+    run_before_others,
     synchronise,
 )
 from benchmarks.rows import Sides
@@ -41,10 +42,14 @@ def pytest_configure(config: pytest.Config) -> None:
         os.execve(sys.executable, command, {**os.environ, **ALLOCATOR})
     if not config.option.benchmark_columns:
         config.option.benchmark_columns = ["median", "iqr", "min", "rounds"]
+    run_before_others()
 
 
 def pytest_report_header() -> str:
-    return f"benchmarks: {facts()['threads']} threads, allocator: {facts()['allocator']}"
+    said = facts()
+    return (
+        f"benchmarks: {said['threads']} {said['scheduler']} threads, allocator: {said['allocator']}"
+    )
 
 
 def prepared(

@@ -216,6 +216,7 @@ def about_table(run: Run) -> list[str]:
     ]
     facts = {
         "processor": f"{about['cpu']}, {about['cores']} cores, {about['threads']} threads used",
+        "scheduler": about.get("scheduler", "usual"),
         "GPU": gpu if about["gpu"] else "none",
         "versions": versions,
         "commit": f"{commit}; run on {run.date}",
