@@ -24,6 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.stored import number
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 compat = importlib.import_module("compat")
 
@@ -307,8 +309,8 @@ def main() -> int:
                 (
                     f"{row.package} {found[name]}",
                     row.what,
-                    f"{1e3 * own:.3g}",
-                    f"{1e3 * ours:.3g}",
+                    number(1e3 * own),
+                    number(1e3 * ours),
                     f"{gain}x",
                 )
             )

@@ -26,7 +26,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
-from benchmarks.stored import ROOT, Row, Run, add, keep, load, newest, refuse_pretended
+from benchmarks.stored import ROOT, Row, Run, add, keep, load, newest, number, refuse_pretended
 from mdssd.system.files import atomic_write
 
 ALIKE = 1.15  # ratios of two runs that differ by at most this factor are alike
@@ -100,14 +100,6 @@ NOTES = {
 
 
 # --- tables ------------------------------------------------------------------------------------
-
-
-def number(value: float) -> str:
-    """Format with three significant digits and no exponent: 0.0123, 1.68, 45.4, 3,348."""
-    if value <= 0 or not math.isfinite(value):
-        return "0" if value == 0 else str(value)
-    digits = max(0, 2 - math.floor(math.log10(value)))
-    return f"{value:,.{digits}f}"
 
 
 def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:

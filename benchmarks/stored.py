@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,3 +158,11 @@ def machine_name(about: dict[str, Any]) -> str:
     """Return a name such as "nvidia-h200" or "amd-epyc-9654-2-cores"."""
     name = about["gpu"] or f"{about['cpu']} {about['cores']} cores"
     return re.sub(r"[^a-z0-9]+", "-", name.lower().replace("(r)", "")).strip("-")
+
+
+def number(value: float) -> str:
+    """Format with three significant digits and no exponent: 0.0123, 1.68, 45.4, 3,348."""
+    if value <= 0 or not math.isfinite(value):
+        return "0" if value == 0 else str(value)
+    digits = max(0, 2 - math.floor(math.log10(value)))
+    return f"{value:,.{digits}f}"

@@ -162,10 +162,17 @@ def test_figures_of_a_pretended_gpu_are_never_stored(tmp_path):
 
 @pytest.mark.parametrize(
     "value, text",
-    [(0, "0"), (0.01234, "0.0123"), (1.678, "1.68"), (45.44, "45.4"), (3348.2, "3,348")],
+    [
+        (0, "0"),
+        (0.01234, "0.0123"),
+        (1.678, "1.68"),
+        (45.44, "45.4"),
+        (3348.2, "3,348"),
+        (1250, "1,250"),
+    ],
 )
 def test_numbers_have_three_digits(value, text):
-    assert report.number(value) == text
+    assert stored.number(value) == text
 
 
 def test_report_has_the_spread_of_a_ratio_and_its_marks(tmp_path):
