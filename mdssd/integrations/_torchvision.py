@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from mdssd import ops
 from mdssd.integrations._patch import matched_labels
+from mdssd.ops._tensors import FLOATS
 
 Shape = tuple[int, int]  # of an image: height, width
 
@@ -138,3 +140,54 @@ def labels_of(target: dict[str, Tensor], index: Tensor, first: int) -> Tensor:
     """
     labels = matched_labels(target["labels"].long() + (1 - first), index)
     return torch.where(index == -2, -1, labels)
+
+
+def with_original(
+    original: Callable[..., Tensor],
+    function: Callable[..., Tensor],
+    fits: Callable[..., bool],
+) -> Callable[..., Tensor]:
+    """Return `function` where its arguments fit, and torchvision's original otherwise."""
+
+    @functools.wraps(original)
+    def call(*arguments: Any, **named: Any) -> Tensor:
+        if not traced() and fits(*arguments, **named):
+            return function(*arguments, **named)
+        return original(*arguments, **named)
+
+    call.__prepare_scriptable__ = lambda: original  # type: ignore[attr-defined]  # for TorchScript
+    return call
+
+
+def nms_fits(
+    boxes: Any = None, scores: Any = None, iou_threshold: Any = None, *more: Any, **others: Any
+) -> bool:
+    return (
+        not more
+        and not others
+        and isinstance(boxes, Tensor)
+        and isinstance(scores, Tensor)
+        and boxes.dtype in FLOATS
+        and scores.dtype in FLOATS
+        and boxes.ndim == 2
+        and boxes.shape[1] == 4
+        and scores.shape == boxes.shape[:1]
+        and scores.device == boxes.device
+        and share(iou_threshold)
+    )
+
+
+def batched_nms_fits(
+    boxes: Any = None,
+    scores: Any = None,
+    idxs: Any = None,
+    iou_threshold: Any = None,
+    *more: Any,
+    **others: Any,
+) -> bool:
+    return (
+        nms_fits(boxes, scores, iou_threshold, *more, **others)
+        and isinstance(idxs, Tensor)
+        and idxs.shape == boxes.shape[:1]
+        and idxs.device == boxes.device
+    )

@@ -50,8 +50,6 @@ This differs:
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -64,7 +62,6 @@ from mdssd.integrations._patch import Patch, Replacement, patch_each
 from mdssd.integrations._torchvision_levels import of_fcos, of_retinanet
 from mdssd.integrations._torchvision_rpn import of_rpn
 from mdssd.integrations._torchvision_ssd import of_ssd
-from mdssd.ops._tensors import FLOATS
 
 
 def patch(*targets: Any) -> Patch:
@@ -95,11 +92,11 @@ def _of_package(torchvision: ModuleType) -> list[Replacement]:
     replacements = []
     for owner in (torchvision.ops, torchvision.ops.boxes):
         replacements += [
-            Replacement(owner, "nms", _with_original(owner.nms, nms, _nms_fits)),
+            Replacement(owner, "nms", shared.with_original(owner.nms, nms, shared.nms_fits)),
             Replacement(
                 owner,
                 "batched_nms",
-                _with_original(owner.batched_nms, batched_nms, _batched_nms_fits),
+                shared.with_original(owner.batched_nms, batched_nms, shared.batched_nms_fits),
             ),
         ]
     return replacements
@@ -144,54 +141,3 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     # In autocast boxes and scores can have different types.
     dtype = torch.promote_types(boxes.dtype, scores.dtype)
     return ops.batched_nms(boxes.to(dtype), scores.to(dtype), idxs.long(), iou_threshold)
-
-
-def _with_original(
-    original: Callable[..., Tensor],
-    function: Callable[..., Tensor],
-    fits: Callable[..., bool],
-) -> Callable[..., Tensor]:
-    """Return `function` where its arguments fit, and torchvision's original otherwise."""
-
-    @functools.wraps(original)
-    def call(*arguments: Any, **named: Any) -> Tensor:
-        if not shared.traced() and fits(*arguments, **named):
-            return function(*arguments, **named)
-        return original(*arguments, **named)
-
-    call.__prepare_scriptable__ = lambda: original  # type: ignore[attr-defined]  # for TorchScript
-    return call
-
-
-def _nms_fits(
-    boxes: Any = None, scores: Any = None, iou_threshold: Any = None, *more: Any, **others: Any
-) -> bool:
-    return (
-        not more
-        and not others
-        and isinstance(boxes, Tensor)
-        and isinstance(scores, Tensor)
-        and boxes.dtype in FLOATS
-        and scores.dtype in FLOATS
-        and boxes.ndim == 2
-        and boxes.shape[1] == 4
-        and scores.shape == boxes.shape[:1]
-        and scores.device == boxes.device
-        and shared.share(iou_threshold)
-    )
-
-
-def _batched_nms_fits(
-    boxes: Any = None,
-    scores: Any = None,
-    idxs: Any = None,
-    iou_threshold: Any = None,
-    *more: Any,
-    **others: Any,
-) -> bool:
-    return (
-        _nms_fits(boxes, scores, iou_threshold, *more, **others)
-        and isinstance(idxs, Tensor)
-        and idxs.shape == boxes.shape[:1]
-        and idxs.device == boxes.device
-    )
