@@ -118,6 +118,11 @@ def ssd300(
             processors without a GPU. `width` does not change EfficientNet-Lite0, so that ImageNet
             weights fit. The last two have batch normalisation in any case, and `batch_norm` is
             about the other layers.
+        light: if True, the heads, the extra layers and MDSSD's fusion modules consist of 3x3
+            depthwise and 1x1 convolutions, each with batch normalisation, as in SSDlite. This is
+            for processors without a GPU, with the trunk "efficientnet_lite0" and a `width` of 0.25.
+            Maps, their channels and priors stay. Training then needs at least two images in a
+            batch.
         init: weights to start from, as `load_pretrained` takes them: a checkpoint or published
             weights. The model's `loaded` says which tensors they filled.
 
@@ -204,10 +209,11 @@ def ssd321(
     """Make SSD on ResNet-101 for 321x321: 17080 priors, 116,526,320 parameters at 21 classes.
 
     Called with images [B, 3, 321, 321], the model returns loc [B, 17080, 4] and logits
-    [B, 17080, num_classes]. The arguments are those of `ssd300`, with three differences:
+    [B, 17080, num_classes]. The arguments are those of `ssd300`, with four differences:
 
     Args:
         trunk: must be "resnet101".
+        light: must be False.
         batch_norm: must be True, because ResNet-101 has batch normalisation. Training needs at
             least two images in a batch, because the highest map has a single cell, unless the
             normalisation is frozen (`freeze`).

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from mdssd.models.light import depthwise
 from mdssd.models.options import ModelOptions, OptionKeywords
 from mdssd.models.vgg import VGG16
 from mdssd.names import FREEZABLE
@@ -82,6 +83,17 @@ class PredictionHead(nn.Module):
         loc = self.loc(x).permute(0, 2, 3, 1).reshape(x.shape[0], rows, 4)
         logits = self.conf(x).permute(0, 2, 3, 1).reshape(x.shape[0], rows, self.num_classes)
         return loc, logits
+
+
+class LightHead(PredictionHead):
+    """A head of SSDlite: a 3x3 depthwise convolution, batch normalisation, ReLU6 and a 1x1
+    convolution for each of its outputs.
+    """
+
+    def __init__(self, channels: int, per_cell: int, num_classes: int) -> None:
+        super().__init__(channels, per_cell, num_classes, kernel=1)
+        self.loc = nn.Sequential(depthwise(channels), self.loc)
+        self.conf = nn.Sequential(depthwise(channels), self.conf)
 
 
 class SingleShotDetector(nn.Module):
@@ -195,7 +207,8 @@ class SingleShotDetector(nn.Module):
         return cls(input_size, replace(defaults, num_classes=num_classes, **options))
 
     def _make_head(self, source: str, channels: int, per_cell: int) -> PredictionHead:
-        return PredictionHead(channels, per_cell, self.num_classes)
+        head = LightHead if self.options.light else PredictionHead
+        return head(channels, per_cell, self.num_classes)
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
         """Return the feature maps for the heads, in the order of `heads`."""

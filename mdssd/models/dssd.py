@@ -66,6 +66,11 @@ class ResNetSSD(SingleShotDetector):
                 f"{self.name}: trunk must be 'resnet101', got {options.trunk!r}; the models whose "
                 "names begin with mdssd and ssd300, ssd512 have others"
             )
+        if options.light:
+            raise ValueError(
+                f"{self.name}: light must be False, got True; the models whose names begin with "
+                "mdssd and ssd300, ssd512 have a light form"
+            )
         self.trunk = ResNet101(width)
         self.extras = ExtraBlocks(input_size, width)
         into = self._add_layers([scaled(_CHANNELS[source], width) for source in self.heads])

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from mdssd import ops
 from mdssd.models.base import SingleShotDetector
+from mdssd.models.light import LightExtraLayers, LightFusion, rows_and_columns
 from mdssd.models.options import ModelOptions
 from mdssd.models.trunks import make_trunk, trunk_channels
 from mdssd.models.vgg import ExtraLayers, conv_block, extra_channels, scaled
@@ -98,13 +99,24 @@ class MDSSD(SingleShotDetector):
         width, batch_norm = options.width, options.batch_norm
         low, middle, high = trunk_channels(options.trunk, width)
         self.trunk = make_trunk(options.trunk, width, batch_norm)
-        self.extras = ExtraLayers(high, input_size, width, batch_norm)
         c256, c512, c1024 = (scaled(c, width) for c in (256, 512, 1024))
         layers = self.prior_layers(input_size, options.prior_scales)
-        last1, last2, last3 = map(_last_deconvolution, layers[:3], layers[3:6])
-        self.module1 = FusionModule(low, c512, c256, c256, *last1, batch_norm)
-        self.module2 = FusionModule(middle, c256, c256, c512, *last2, batch_norm)
-        self.module3 = FusionModule(high, c256, c512, c1024, *last3, batch_norm)
+        self.extras: nn.Module
+        self.module1: nn.Module
+        self.module2: nn.Module
+        self.module3: nn.Module
+        if options.light:
+            size1, size2, size3 = map(rows_and_columns, layers[:3])
+            self.extras = LightExtraLayers(high, input_size, width)
+            self.module1 = LightFusion(low, c512, c256, c256, size1)
+            self.module2 = LightFusion(middle, c256, c256, c512, size2)
+            self.module3 = LightFusion(high, c256, c512, c1024, size3)
+        else:
+            last1, last2, last3 = map(_last_deconvolution, layers[:3], layers[3:6])
+            self.extras = ExtraLayers(high, input_size, width, batch_norm)
+            self.module1 = FusionModule(low, c512, c256, c256, *last1, batch_norm)
+            self.module2 = FusionModule(middle, c256, c256, c512, *last2, batch_norm)
+            self.module3 = FusionModule(high, c256, c512, c1024, *last3, batch_norm)
         self._init_weights()
 
     @classmethod

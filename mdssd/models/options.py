@@ -25,7 +25,7 @@ class ModelOptions:
         >>> from mdssd.models import ModelOptions
         >>> ModelOptions(3, width=0.5)  # doctest: +NORMALIZE_WHITESPACE
         ModelOptions(num_classes=3, width=0.5, batch_norm=False, prior_scales='voc',
-                     clip_priors=False, truncate_sizes=False, trunk='vgg16')
+                     clip_priors=False, truncate_sizes=False, trunk='vgg16', light=False)
     """
 
     num_classes: int = 21
@@ -36,6 +36,7 @@ class ModelOptions:
     clip_priors: bool | str = False
     truncate_sizes: bool = False
     trunk: str = "vgg16"
+    light: bool = False
 
     def __post_init__(self) -> None:
         # JSON and TOML have lists. Whether these are sizes is checked with the layers of the model.
@@ -61,7 +62,7 @@ class ModelOptions:
             raise ValueError(
                 f"{model}: trunk must be one of {', '.join(TRUNKS)}; got {self.trunk!r}"
             )
-        for name in ("batch_norm", "clip_priors", "truncate_sizes"):
+        for name in ("batch_norm", "clip_priors", "truncate_sizes", "light"):
             value = getattr(self, name)
             if (name, value) != ("clip_priors", "size") and not isinstance(value, bool):
                 raise ValueError(f"{model}: {name} must be True or False, got {value!r}")
@@ -76,6 +77,7 @@ class OptionKeywords(TypedDict, total=False):
     clip_priors: bool | str
     truncate_sizes: bool
     trunk: str
+    light: bool
 
 
 def _tuples(value: Any, depth: int) -> Any:

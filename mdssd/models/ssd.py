@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from mdssd import ops
 from mdssd.models.base import SingleShotDetector
+from mdssd.models.light import LightExtraLayers
 from mdssd.models.options import ModelOptions
 from mdssd.models.trunks import make_trunk, trunk_channels
 from mdssd.models.vgg import ExtraLayers, extra_channels
@@ -36,7 +37,11 @@ class SSD(SingleShotDetector):
         width, batch_norm = options.width, options.batch_norm
         _, middle, high = trunk_channels(options.trunk, width)
         self.trunk = make_trunk(options.trunk, width, batch_norm)
-        self.extras = ExtraLayers(high, input_size, width, batch_norm)
+        self.extras = (
+            LightExtraLayers(high, input_size, width)
+            if options.light
+            else ExtraLayers(high, input_size, width, batch_norm)
+        )
         self.conv4_3_scale = nn.Parameter(torch.full((middle,), 20.0))
         self._init_weights()
 

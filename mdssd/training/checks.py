@@ -49,7 +49,8 @@ def check_run(
         objects_of(dataset.annotation(i), settings.ignore).any() for i in range(len(dataset))
     ):
         raise ValueError(f"train: dataset: {dataset.name} has no box to learn from")
-    if model.options.batch_norm and "batch-norm" not in model.frozen:
+    normalised = model.options.batch_norm or model.options.light
+    if normalised and "batch-norm" not in model.frozen:
         draws = settings.window_draws(model.input_size)
         _check_batch_size(settings, count_windows(dataset, draws) if draws else len(dataset))
     if eval_dataset is not None:

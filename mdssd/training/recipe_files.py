@@ -175,8 +175,8 @@ def combine(
 def format_recipe(model: Mapping[str, Any], recipe: Recipe) -> str:
     """Return all settings of a run, defaults included, as TOML that `read_recipe` can read.
 
-    The model's usual trunk is left out, those about windows if the run draws none, ignore if it
-    ignores no boxes, and those about matching if they have SSD's values.
+    The model's usual trunk and form are left out, those about windows if the run draws none, ignore
+    if it ignores no boxes, and those about matching if they have SSD's values.
 
     Args:
         model: options of the model, of which "model" (its name) is required.
@@ -195,8 +195,9 @@ def format_recipe(model: Mapping[str, Any], recipe: Recipe) -> str:
     """
     usual = asdict(default_options(model["model"]))
     options = {**usual, **model}
-    if options["trunk"] == usual["trunk"]:
-        del options["trunk"]
+    for name in ("trunk", "light"):
+        if options[name] == usual[name]:
+            del options[name]
     settings = asdict(recipe)
     if recipe.tile is None:
         settings = {name: settings[name] for name in settings if name not in WINDOW_SETTINGS}

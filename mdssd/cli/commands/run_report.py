@@ -27,11 +27,12 @@ def describe_run(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     usual = default_options(model.name).trunk
     trunk = "" if options.trunk == usual else f" on {options.trunk}"
+    form = "light " if options.light else ""
     norm = "with" if options.batch_norm else "without"
     again = f"mdssd train --resume --out {out_dir}"
     start = "continues" if settings.before is not None else "starts"
     return [
-        f"model: {model.name}{trunk}, width {options.width:g}, {norm} batch normalisation, "
+        f"model: {form}{model.name}{trunk}, width {options.width:g}, {norm} batch normalisation, "
         f"{parameters / 1e6:.1f} million parameters, {len(model.priors):,} priors "
         f"({scales_name(options.prior_scales)})",
         *_windows(recipe, model, dataset),

@@ -166,6 +166,12 @@ def _add_model_options(model: argparse._ArgumentGroup) -> None:
         "resnet101). The width does not change efficientnet_lite0",
     )
     model.add_argument(
+        "--light",
+        action=ON_OFF,
+        help="build the layers above the trunk from depthwise and 1x1 convolutions, for processors "
+        "without a GPU (mdssd300, mdssd512, ssd300, ssd512; default: off)",
+    )
+    model.add_argument(
         "--batch-norm",
         action=ON_OFF,
         help="use batch normalisation, which training from scratch needs (default: on)",
