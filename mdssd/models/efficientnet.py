@@ -20,22 +20,28 @@ _STAGES = (
 _MAPS = (2, 4, 10)
 
 
-class SamePadding(nn.Module):
-    """Zeros around a map, as TensorFlow's "SAME" adds them: the odd one is below and to the right.
+class SameConv2d(nn.Conv2d):
+    """A convolution with TensorFlow's "SAME" padding: ceil(size / stride) outputs along each side.
 
-    A convolution of this kernel and stride then has ceil(size / stride) outputs along each side.
+    The zeros lie around the map, and the odd one is below and to the right. In that case the kernel
+    gets a row or column of zeros in front, which needs equally many zeros on both sides, so that no
+    padded copy of the map is made.
     """
 
-    def __init__(self, kernel: int, stride: int) -> None:
-        super().__init__()
-        self.kernel, self.stride = kernel, stride
-
     def forward(self, x: Tensor) -> Tensor:
-        down, along = (self._total(size) for size in x.shape[2:])
-        return F.pad(x, [along // 2, along - along // 2, down // 2, down - down // 2])
+        (height, above), (width, left) = (
+            self._zeros(*sides)
+            for sides in zip(x.shape[2:], self.kernel_size, self.stride, strict=True)
+        )
+        weight = F.pad(self.weight, [width % 2, 0, height % 2, 0])
+        padding = (above + height % 2, left + width % 2)
+        return F.conv2d(x, weight, self.bias, self.stride, padding, groups=self.groups)
 
-    def _total(self, size: int) -> int:
-        return max((-(-size // self.stride) - 1) * self.stride + self.kernel - size, 0)
+    @staticmethod
+    def _zeros(size: int, kernel: int, stride: int) -> tuple[int, int]:
+        """Return how many zeros a side gets, and how many of them lie before the map."""
+        total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+        return total, total // 2
 
 
 def _normalised(
@@ -49,12 +55,13 @@ def _normalised(
 ) -> nn.Sequential:
     """Convolution without bias, batch normalisation, and ReLU6 if `relu`."""
     block = nn.Sequential()
-    if stride > 1:
-        block.add_module("pad", SamePadding(kernel, stride))
-    padding = kernel // 2 if stride == 1 else 0
     block.add_module(
         "conv",
-        nn.Conv2d(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False),
+        SameConv2d(in_channels, out_channels, kernel, stride, groups=groups, bias=False)
+        if stride > 1
+        else nn.Conv2d(
+            in_channels, out_channels, kernel, padding=kernel // 2, groups=groups, bias=False
+        ),
     )
     block.add_module("norm", nn.BatchNorm2d(out_channels, _EPS))
     if relu:

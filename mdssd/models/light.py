@@ -55,8 +55,8 @@ class Enlarge(nn.Module):
     cells.
 
     The edges lose equally much; of an odd number, the last edge loses one cell more. So each cell
-    stays where the deconvolution of MDSSD would put it. A depthwise deconvolution in its place is
-    up to a hundred times as slow on a CPU (benchmarks/NOTES.md).
+    stays where the deconvolution of MDSSD would put it. A depthwise deconvolution takes PyTorch
+    many times as long on a CPU (benchmarks/NOTES.md).
     """
 
     def __init__(self, size: tuple[int, int] | None = None) -> None:

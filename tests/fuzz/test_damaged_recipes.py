@@ -20,6 +20,7 @@ from mdssd.training.recipe_files import read_recipe
 BASE = {"model": "ssd300", "width": 0.5, "epochs": 10, "batch_size": 8, "lr": 0.01, "warmup": 5}
 SETTINGS = [
     *("model", "width", "batch_norm", "prior_scales", "clip_priors", "truncate_sizes", "trunk"),
+    "light",
     *("epochs", "iterations", "minutes", "batch_size", "lr", "schedule", "drops", "warmup"),
     *("momentum", "weight_decay", "ema", "accumulate", "normalizer", "amp", "seed", "expand"),
     *("crop", "freeze", "keep", "save_every", "starts_from", "no_such_setting", "Lr"),

@@ -259,6 +259,7 @@ def test_build_from_config_and_checkpoint(name, tmp_path):
         "clip_priors": True,
         "truncate_sizes": True,
         "trunk": "resnet101",
+        "light": False,
     }
     assert build(model.config()).config() == model.config()
     path = tmp_path / "a.json"

@@ -294,7 +294,7 @@ def test_build_from_config(name):
         "truncate_sizes": True,
     }
     model = getattr(mdssd, name)(**options)
-    assert model.config() == {"model": name, **options, "trunk": "vgg16"}
+    assert model.config() == {"model": name, **options, "trunk": "vgg16", "light": False}
     again = build(model.config())
     assert type(again) is type(model)
     assert again.config() == model.config()

@@ -7,7 +7,7 @@ from torch import nn
 import mdssd
 from mdssd.cli import main
 from mdssd.models import build
-from mdssd.models.efficientnet import EfficientNetLite0, SamePadding
+from mdssd.models.efficientnet import EfficientNetLite0, SameConv2d
 from mdssd.models.trunks import make_trunk, trunk_channels
 from mdssd.names import TRUNKS
 from mdssd.training.recipe_files import read_recipe
@@ -64,12 +64,17 @@ def test_the_layers_are_those_of_efficientnet_lite0():
     "kernel, stride, size, before, after", [(3, 2, 300, 0, 1), (3, 2, 75, 1, 1), (5, 2, 8, 1, 2)]
 )
 def test_padding_adds_the_odd_zero_after_the_map(kernel, stride, size, before, after):
-    row = torch.arange(1.0, size + 1).expand(1, 1, 1, size)
-    padded = SamePadding(kernel, stride)(row.expand(1, 1, size, size))
-    line = padded[0, 0, before]
-    assert line.tolist() == [0] * before + row.flatten().tolist() + [0] * after
-    assert torch.equal(padded[0, 0, :, before], padded[0, 0].t()[before])
-    assert (padded.shape[2] - kernel) // stride + 1 == -(-size // stride)
+    torch.manual_seed(0)
+    convolution = SameConv2d(2, 2, kernel, stride, groups=2, dtype=torch.float64)
+    x = torch.randn(1, 2, size, 8, dtype=torch.float64)
+    down = [before, after]
+    along = {3: [0, 1], 5: [1, 2]}[kernel]  # of 8 columns
+    padded = nn.functional.pad(x, along + down)
+    want = nn.functional.conv2d(
+        padded, convolution.weight, convolution.bias, stride=stride, groups=2
+    )
+    torch.testing.assert_close(convolution(x), want)
+    assert want.shape[2:] == (-(-size // stride), 4)
 
 
 def test_the_width_changes_only_what_is_above_the_trunk():
