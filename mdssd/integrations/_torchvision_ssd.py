@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from itertools import accumulate
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from mdssd import ops
 from mdssd.integrations import _torchvision as shared
+from mdssd.integrations._overlaps import Overlaps
 from mdssd.integrations._patch import Replacement, method, to_cxcywh
 
 
@@ -18,6 +20,7 @@ def of_ssd(model: Any) -> list[Replacement]:
     """Return what replaces the slow parts of an SSD."""
     shared.variances(model.box_coder)
     return [
+        method(model, "forward", _forward),
         method(model, "postprocess_detections", _postprocess_detections),
         method(model, "compute_loss", _compute_loss),
         Replacement(model, "proposal_matcher", Later(model.proposal_matcher)),
@@ -47,10 +50,41 @@ class Later:
 def _unpatched(model: Any) -> Any:
     """Return what `torch.jit.script` compiles in place of the model: torchvision's own code."""
     plain = copy.copy(model)
-    for name in ("postprocess_detections", "compute_loss", "__prepare_scriptable__"):
+    for name in ("forward", "postprocess_detections", "compute_loss", "__prepare_scriptable__"):
         vars(plain).pop(name, None)
     plain.proposal_matcher = model.proposal_matcher.original
     return plain
+
+
+class _BoxOps:
+    """The module `torchvision.ops.boxes`, whose `box_iou` computes nothing until it is read."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+    def box_iou(self, boxes: Tensor, anchors: Tensor) -> Tensor:
+        original = self._module.box_iou
+        if boxes.dtype != torch.float32 or anchors.dtype != torch.float32:
+            matrix: Tensor = original(boxes, anchors)
+            return matrix
+        return Overlaps(lambda: original(boxes, anchors), boxes, anchors)
+
+
+def _forward(self: Any, *arguments: Any, **named: Any) -> Any:
+    """Run the forward of the model's class; in training, without the IoU of boxes and anchors."""
+    forward = type(self).forward
+    lazy = self.training and not shared.traced() and not torch.compiler.is_compiling()
+    if lazy and isinstance(forward, FunctionType) and "box_ops" in forward.__globals__:
+        names = forward.__globals__ | {"box_ops": _BoxOps(forward.__globals__["box_ops"])}
+        copied = FunctionType(
+            forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__
+        )
+        copied.__kwdefaults__ = forward.__kwdefaults__
+        forward = copied
+    return forward(self, *arguments, **named)
 
 
 def _compute_loss(

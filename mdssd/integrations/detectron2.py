@@ -39,10 +39,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from mdssd import ops
 from mdssd.integrations import _torchvision as shared
+from mdssd.integrations._overlaps import Overlaps
 from mdssd.integrations._patch import Patch, Replacement, everywhere, patch_each, submodule
 from mdssd.integrations.torchvision import batched_nms as suppressed
 
@@ -75,9 +75,8 @@ def patch(*targets: Any) -> Patch:
 
 def _of_package(detectron2: ModuleType) -> list[Replacement]:
     original = submodule(detectron2, "structures.boxes").pairwise_iou
-    lazily = functools.wraps(original)(lambda boxes, others: Overlaps(original, boxes, others))
     users = [submodule(detectron2, path) for path in _MATCHING]
-    replacements = [Replacement(user, "pairwise_iou", lazily) for user in users]
+    replacements = [Replacement(user, "pairwise_iou", _lazily(original)) for user in users]
     matcher = submodule(detectron2, "modeling.matcher").Matcher
     replacements.append(Replacement(matcher, "__call__", _matching(matcher.__call__)))
     home = submodule(detectron2, "layers.nms")
@@ -85,38 +84,14 @@ def _of_package(detectron2: ModuleType) -> list[Replacement]:
     return replacements + everywhere(detectron2, home, "batched_nms", value)
 
 
-class Overlaps(Tensor):
-    """The IoU [M, N] of detectron2's boxes and others, computed when its values are needed.
+def _lazily(original: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
+    """Return what replaces `pairwise_iou`, of two `Boxes`."""
 
-    Its shape, type and device are known without that.
-    """
+    @functools.wraps(original)
+    def call(boxes: Any, others: Any) -> Tensor:
+        return Overlaps(lambda: original(boxes, others), boxes.tensor, others.tensor)
 
-    original: Callable[[Any, Any], Tensor]
-    boxes: Any
-    others: Any
-
-    @staticmethod
-    def __new__(cls, original: Callable[[Any, Any], Tensor], boxes: Any, others: Any) -> Overlaps:
-        first, second = boxes.tensor, others.tensor
-        made: Overlaps = Tensor._make_wrapper_subclass(
-            cls, (len(first), len(second)), dtype=first.dtype, device=first.device
-        )
-        made.original, made.boxes, made.others = original, boxes, others
-        return made
-
-    @functools.cached_property
-    def matrix(self) -> Tensor:
-        """The values, computed once."""
-        return self.original(self.boxes, self.others)
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        def computed(value: Any) -> Any:
-            return value.matrix if isinstance(value, Overlaps) else value
-
-        return func(*tree_map(computed, args), **tree_map(computed, kwargs or {}))
+    return call
 
 
 def _matching(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -127,13 +102,13 @@ def _matching(original: Callable[..., Any]) -> Callable[..., Any]:
         overlaps = match_quality_matrix
         if (
             not isinstance(overlaps, Overlaps)
-            or "matrix" in vars(overlaps)
+            or overlaps.is_computed()
             or 0 in overlaps.shape
-            or overlaps.others.tensor.dtype != overlaps.dtype
+            or overlaps.others.dtype != overlaps.dtype
             or overlaps.dtype not in (torch.float32, torch.float64)
         ):
             return original(self, match_quality_matrix)
-        return match(self, overlaps.boxes.tensor, overlaps.others.tensor)
+        return match(self, overlaps.boxes, overlaps.others)
 
     return call
 

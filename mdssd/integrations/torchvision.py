@@ -5,9 +5,9 @@
 
 What it replaces depends on the model:
 
-- SSD and SSDlite: `postprocess_detections`, by one call for the whole batch; `compute_loss`; and
-  `proposal_matcher`, which leaves the matching to `compute_loss`. (`forward` still computes the IoU
-  matrix before.)
+- SSD and SSDlite: `postprocess_detections`, by one call for the whole batch; `compute_loss`;
+  `proposal_matcher`, which leaves the matching to `compute_loss`; and `forward`, which in training
+  does without the IoU matrix of float32 boxes.
 - RetinaNet: `postprocess_detections`; `compute_loss`, which matches without the IoU matrix; and the
   `compute_loss` of `head.classification_head`.
 - FCOS: `postprocess_detections`.

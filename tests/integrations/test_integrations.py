@@ -656,6 +656,38 @@ def test_torchvision_matches_by_any_threshold(threshold: float) -> None:
             assert call(*outputs())["classification"] > 0
 
 
+def test_torchvision_trains_without_the_matrix_of_overlaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = TorchvisionSSD(SIDE * plain.corners(PRIORS))
+    targets = [{"boxes": SIDE * boxes, "labels": labels} for boxes, labels in truth()]
+    computed, box_ops = [], fake_torchvision.ops.boxes
+    original = box_ops.box_iou
+    monkeypatch.setattr(box_ops, "box_iou", lambda *a: computed.append(1) or original(*a))
+
+    def call(loc: Tensor, logits: Tensor) -> Any:
+        heads = {"bbox_regression": loc, "cls_logits": logits}
+        return model(heads, image_sizes=[(SIDE, SIDE)] * 3, targets=targets)
+
+    heads = outputs()
+    want = with_gradients(call, *heads)
+    images = len(computed)
+    assert images == sum(len(target["boxes"]) > 0 for target in targets)
+    with fast_torchvision.patch(model):
+        assert_same(with_gradients(call, *heads), want)
+        assert len(computed) == images
+        model.eval()  # a loss in evaluation is torchvision's way
+        assert_same(with_gradients(call, *heads), want)
+        assert len(computed) == 2 * images
+        model.train()
+        model.proposal_matcher = model.proposal_matcher.original  # reads the matrix
+        assert_same(with_gradients(call, *heads), want)
+        assert len(computed) == 3 * images
+        for target in targets:
+            target["boxes"] = target["boxes"].double()
+        call(*heads)
+        assert len(computed) == 4 * images
+    assert "forward" not in vars(model)
+
+
 def test_a_patched_model_is_compiled_and_traced_as_its_class() -> None:
     heads, anchors = head_outputs()
     model = TorchvisionSSD(anchors)
@@ -663,8 +695,9 @@ def test_a_patched_model_is_compiled_and_traced_as_its_class() -> None:
     with fast_torchvision.patch(model), fast_torchvision.patch(model):
         plain_model = model.__prepare_scriptable__()
         assert plain_model.proposal_matcher is matcher
-        assert not {"compute_loss", "postprocess_detections"} & vars(plain_model).keys()
-        assert plain_model.anchors is anchors and "compute_loss" in vars(model)
+        replaced = {"forward", "compute_loss", "postprocess_detections"}
+        assert not replaced & vars(plain_model).keys() and replaced < vars(model).keys()
+        assert plain_model.anchors is anchors
         calls: list[Any] = []
         own = TorchvisionSSD.postprocess_detections
 
@@ -712,7 +745,7 @@ def everything() -> dict[str, tuple[Any, tuple[Any, ...], list[tuple[Any, tuple[
     model = TorchvisionSSD(PRIORS)
     nms = ("batched_nms", "nms")
     boxes = fake_torchvision.ops.boxes
-    methods = ("postprocess_detections", "compute_loss", "proposal_matcher")
+    methods = ("forward", "postprocess_detections", "compute_loss", "proposal_matcher")
     methods = (*methods, "__prepare_scriptable__")
     return {
         "ssd_pytorch": (
