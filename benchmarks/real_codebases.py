@@ -255,7 +255,7 @@ def sahi_rows() -> Iterator[Row]:
         )
         for row in _rows_of(2000)
     ]
-    for name in ("GreedyNMMPostprocess", "NMSPostprocess"):
+    for name in ("GreedyNMMPostprocess", "NMMPostprocess", "NMSPostprocess"):
         merge = getattr(combine, name)(0.5, "IOS", False)
         yield Row(
             "sahi",

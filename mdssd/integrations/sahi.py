@@ -5,15 +5,15 @@
     fast.patch(sahi)                        # or: with fast.patch(sahi): ...
 
 In `sahi.postprocess.combine`, this replaces `nms` and `batched_nms`, with which `NMSPostprocess`
-works, and what `GreedyNMMPostprocess`, SAHI's default, does when called: the merging of boxes too,
-which takes most of the time. `NMMPostprocess` is not replaced, because SAHI's own is as fast.
+works, and what `GreedyNMMPostprocess`, SAHI's default, and `NMMPostprocess` do when called: the
+merging of boxes too, which takes most of the time.
 
 This stays the same:
 - An overlap of `match_threshold` or more suppresses or merges; it is the IoU or the IoS. Of equal
   scores, the box that is further left, then further up, comes first.
 - A merged box has the highest score, and covers all its boxes, of which one that the grown box does
-  not overlap any more is left out. Per category, or over all with `class_agnostic`; the results are
-  in the codebase's order.
+  not overlap any more is left out. In `NMMPostprocess` a box that was taken takes others in turn.
+  Per category, or over all with `class_agnostic`; the results are in the codebase's order.
 - SAHI's own code runs for predictions with masks, which it merges too, for thresholds that are not
   above 0 and up to 1, and for versions of SAHI that suppress tensors.
 
@@ -59,11 +59,12 @@ def patch(*targets: Any) -> Patch:
 
 def _of_package(sahi: ModuleType) -> list[Replacement]:
     combine = submodule(sahi, "postprocess.combine")
-    greedy = combine.GreedyNMMPostprocess
+    greedy, chains = combine.GreedyNMMPostprocess, combine.NMMPostprocess
     return [
         Replacement(combine, "nms", _suppression(combine.nms, per_category=False)),
         Replacement(combine, "batched_nms", _suppression(combine.batched_nms, per_category=True)),
-        Replacement(greedy, "__call__", _merging(greedy.__call__)),
+        Replacement(greedy, "__call__", _merging(greedy.__call__, "greedy_nmm")),
+        Replacement(chains, "__call__", _merging(chains.__call__, "nmm")),
     ]
 
 
@@ -100,8 +101,8 @@ def _suppression(original: Callable[..., Any], per_category: bool) -> Callable[.
     return call
 
 
-def _merging(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Return what replaces the call of the class that merges."""
+def _merging(original: Callable[..., Any], way: str) -> Callable[..., Any]:
+    """Return what replaces the call of a class that merges, in one of the operator's ways."""
 
     @functools.wraps(original)
     def call(self: Any, object_predictions: list[Any]) -> list[Any]:
@@ -113,21 +114,22 @@ def _merging(original: Callable[..., Any]) -> Callable[..., Any]:
         ):
             merged: list[Any] = original(self, object_predictions)
             return merged
-        return _merge(self, predictions)
+        return _merge(self, predictions, way)
 
     return call
 
 
-def _merge(postprocess: Any, predictions: list[Any]) -> list[Any]:
+def _merge(postprocess: Any, predictions: list[Any], method: str) -> list[Any]:
     boxes = np.array([each.bbox.to_xyxy() for each in predictions], dtype=np.float64)
     scores = np.array([each.score.value for each in predictions], dtype=np.float64)
     categories = np.array([each.category.id for each in predictions], dtype=np.int64)
-    order = _order(boxes, scores)
+    ranks = np.empty(len(boxes))
+    ranks[_order(boxes, scores)] = np.arange(len(boxes), 0, -1)
     found = ops.merge_boxes(
-        torch.from_numpy(boxes[order]),
-        torch.from_numpy(scores[order]),
-        torch.from_numpy(categories[order]),
-        method="greedy_nmm",
+        torch.from_numpy(boxes),
+        torch.from_numpy(ranks),
+        torch.from_numpy(categories),
+        method=method,
         threshold=ops.just_below(postprocess.match_threshold, torch.float64),
         metric=postprocess.match_metric.lower(),
         per_class=not postprocess.class_agnostic,
@@ -137,7 +139,7 @@ def _merge(postprocess: Any, predictions: list[Any]) -> list[Any]:
         places = found.labels.sort(stable=True).indices
     results = []
     for place in places.tolist():
-        best = predictions[order[int(found.index[place])]]
+        best = predictions[int(found.index[place])]
         box = found.boxes[place].tolist()
         if box != best.bbox.to_xyxy():
             best = type(best)(

@@ -57,6 +57,7 @@ def seen(results: list[Any]) -> list[Any]:
     ]
 
 
+NAMES = ("NMSPostprocess", "GreedyNMMPostprocess", "NMMPostprocess")
 SETTINGS = [
     (metric, agnostic, threshold)
     for metric in ("IOU", "IOS")
@@ -66,7 +67,7 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("count", [1, 2, 50])
-@pytest.mark.parametrize("name", ["NMSPostprocess", "GreedyNMMPostprocess"])
+@pytest.mark.parametrize("name", NAMES)
 def test_sahi(name: str, count: int, package: Any = SAHI, decimals: int = 9) -> None:
     module, kind = combine, prediction.ObjectPrediction
     if package is not SAHI:
@@ -84,17 +85,18 @@ def test_sahi(name: str, count: int, package: Any = SAHI, decimals: int = 9) -> 
         assert seen(merge(objects(kind, count, decimals))) == want
 
 
-@pytest.mark.parametrize("name", ["NMSPostprocess", "GreedyNMMPostprocess"])
+@pytest.mark.parametrize("name", NAMES)
 def test_sahi_ranks_equal_scores_by_their_boxes(name: str) -> None:
     test_sahi(name, 40, decimals=1 if name.startswith("NMS") else 9)
-    merge = combine.GreedyNMMPostprocess(0.3, "IOS", False)
+    merge = getattr(combine, name)(0.3, "IOS", False)
     want = seen(merge(objects(prediction.ObjectPrediction, 60, 1)))
     with fast_sahi.patch(SAHI):
         assert seen(merge(objects(prediction.ObjectPrediction, 60, 1))) == want
 
 
-def test_what_sahi_does_itself() -> None:
-    merge = combine.GreedyNMMPostprocess(0.5, "IOS", True)
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_what_sahi_does_itself(name: str) -> None:
+    merge = getattr(combine, name)(0.5, "IOS", True)
     masked = objects(prediction.ObjectPrediction, 3)
     masked[1].mask = "a mask"
     with fast_sahi.patch(SAHI):
@@ -149,7 +151,7 @@ def test_groups_of_many_boxes_need_little_memory(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     "adapter, package, owners",
     [
-        (fast_sahi, SAHI, (combine, combine.GreedyNMMPostprocess)),
+        (fast_sahi, SAHI, (combine, combine.GreedyNMMPostprocess, combine.NMMPostprocess)),
         (fast_supervision, SUPERVISION, (iou_and_nms, core)),
     ],
     ids=["sahi", "supervision"],
@@ -163,14 +165,15 @@ def test_patch_and_undo(adapter: Any, package: Any, owners: tuple[Any, ...]) -> 
             for new, old in zip(now, before, strict=True)
         ]
         both = {"box_non_max_suppression", "box_non_max_merge"}
-        assert changed in ([{"nms", "batched_nms"}, {"__call__"}], [both, both])
+        calls = [{"__call__"}] * 2
+        assert changed in ([{"nms", "batched_nms"}, *calls], [both, both])
     assert [dict(vars(owner)) for owner in owners] == before
     for wrong in (None, object(), importlib.import_module("math")):
         with pytest.raises(TypeError, match=r"\.patch: targets: expected the package"):
             adapter.patch(wrong)
 
 
-@pytest.mark.parametrize("name", ["NMSPostprocess", "GreedyNMMPostprocess"])
+@pytest.mark.parametrize("name", NAMES)
 def test_against_sahi_itself(name: str) -> None:
     sahi = pytest.importorskip("sahi", reason="sahi is not installed")
     for count in (1, 2, 50):

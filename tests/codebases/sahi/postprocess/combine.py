@@ -25,6 +25,21 @@ def groups(rows, metric, threshold):
     return found
 
 
+def chains(rows, metric, threshold):
+    """As `groups`, but a box that was taken takes others for the box that it belongs to."""
+    free, belongs, found = set(range(len(rows))), {}, {}
+    for i in ranked(rows):
+        if i in free:
+            free.remove(i)
+            belongs[i], found[i] = i, []
+        for j in sorted(free):
+            if overlap(rows[i], rows[j], metric) >= threshold:
+                free.remove(j)
+                belongs[j] = belongs[i]
+                found[belongs[i]].append(j)
+    return found
+
+
 def by_category(rows):
     return [np.where(rows[:, 5] == label)[0] for label in np.unique(rows[:, 5])]
 
@@ -60,13 +75,16 @@ class NMSPostprocess(Postprocess):
 
 
 class GreedyNMMPostprocess(Postprocess):
+    groups = staticmethod(groups)
+
     def __call__(self, object_predictions):
         if any(p.mask is not None for p in object_predictions):
             return "the original"
         rows, results = self.rows(object_predictions), []
         places = [np.arange(len(rows))] if self.class_agnostic else by_category(rows)
         for own in places:
-            for first, taken in groups(rows[own], self.match_metric, self.match_threshold).items():
+            found = self.groups(rows[own], self.match_metric, self.match_threshold)
+            for first, taken in found.items():
                 best = object_predictions[own[first]]
                 for other in rows[own[taken]]:
                     box = np.array(best.bbox.to_xyxy())
@@ -82,3 +100,10 @@ class GreedyNMMPostprocess(Postprocess):
                         )
                 results.append(best)
         return results
+
+
+class NMMPostprocess(GreedyNMMPostprocess):
+    groups = staticmethod(chains)
+
+    def __call__(self, object_predictions):
+        return super().__call__(object_predictions)
