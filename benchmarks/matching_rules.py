@@ -74,8 +74,8 @@ RECIPE: dict[str, Any] = {
 FIGURES = {
     "ap50": "AP at 0.5",
     "coco": "COCO AP",
-    "ap50_smaller": "AP at 0.5, 4-8 px",
-    "ap50_larger": "AP at 0.5, 8-16 px",
+    "ap50_smaller": "AP at 0.5 of 4-8 px",
+    "ap50_larger": "AP at 0.5 of 8-16 px",
 }
 
 
@@ -208,7 +208,7 @@ def write(figures: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def table(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the lines of the table, and of the sentences below it."""
+    """Return the lines of the table, and of a sentence for each rule below it."""
     heads = ["rule", "seeds", "priors per object", *FIGURES.values(), "CPU minutes"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for rule, title in TITLES.items():
@@ -220,33 +220,33 @@ def table(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
         cells = [title, str(len(runs)), f"{statistics.mean(r['priors'] for r in runs):.1f}"]
         cells += [_cell([run[name] for run in runs]) for name in FIGURES]
         lines.append("| " + " | ".join([*cells, took]) + " |")
-    told = [line for rule in RULES if rule != "ssd" and (line := verdict(figures, rule))]
-    return [*lines, "", *textwrap.wrap(" ".join(told), width=110, break_on_hyphens=False)]
+    lines.append("")
+    for rule in RULES:
+        told = [change(figures, rule, name) for name in ("ap50", "ap50_smaller")]
+        if rule != "ssd" and all(told):
+            text = f"- {TITLES[rule]} {', and '.join(told)}."
+            lines += textwrap.wrap(text, 110, subsequent_indent="  ", break_on_hyphens=False)
+    return lines
 
 
-def verdict(figures: Mapping[str, Mapping[str, Any]], rule: str) -> str:
-    """Return a sentence about a rule's AP at 0.5 beside SSD's, or "" without two seeds of both.
+def change(figures: Mapping[str, Mapping[str, Any]], rule: str, name: str) -> str:
+    """Return by how much a rule changes a figure of SSD's, or "" without two seeds of both.
 
-    A difference is beyond the spread of the seeds if no seed of one rule reaches a seed of the
-    other.
+    The change is beyond the spread of the seeds if no seed of one rule reaches a seed of the other.
     """
-    own, ssd = (_by_seed(figures, name) for name in (rule, "ssd"))
-    seeds = sorted(own.keys() & ssd.keys())
-    if len(seeds) < 2:
+    own, ssd = (_by_seed(figures, one) for one in (rule, "ssd"))
+    pairs = [(own[seed][name], ssd[seed][name]) for seed in SEEDS if seed in own and seed in ssd]
+    if len(pairs) < 2:
         return ""
-    pairs = [(own[seed]["ap50"], ssd[seed]["ap50"]) for seed in seeds]
     steps = [ours - theirs for ours, theirs in pairs]
     mean = statistics.mean(steps)
     ours, theirs = zip(*pairs, strict=True)
-    changed = f"{'raises' if mean > 0 else 'lowers'} the AP at 0.5 by {abs(mean):.3f} on average"
-    ranged = f"({min(steps):+.3f} to {max(steps):+.3f} for the same seed)"
-    beyond = min(ours) > max(theirs) or max(ours) < min(theirs)
-    end = (
-        "which is beyond the spread of the seeds"
-        if beyond
-        else ("which is within the spread of the seeds")
+    place = "beyond" if min(ours) > max(theirs) or max(ours) < min(theirs) else "within"
+    return (
+        f"{'raises' if mean > 0 else 'lowers'} the {FIGURES[name]} by {abs(mean):.3f} on average "
+        f"({min(steps):+.3f} to {max(steps):+.3f} for the same seed), which is {place} the spread "
+        "of the seeds"
     )
-    return f"{TITLES[rule]} {changed} {ranged}, {end}."
 
 
 def _by_seed(figures: Mapping[str, Mapping[str, Any]], rule: str) -> dict[int, Mapping[str, Any]]:

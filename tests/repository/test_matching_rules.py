@@ -137,11 +137,17 @@ def test_the_table_stands_between_the_marks(home):
 def test_a_sentence_says_whether_the_seeds_show_a_difference(ssd, nwd, told):
     runs = {f"ssd-{k}": figures(value) for k, value in enumerate(ssd)}
     runs |= {f"nwd-{k}": figures(value) for k, value in enumerate(nwd)}
-    line = matching_rules.verdict(runs, "nwd")
     apart = min(nwd) > max(ssd) or max(nwd) < min(ssd)
-    assert line.startswith(f"`--match-metric nwd --nwd-constant 8` {told} for the same seed), ")
-    assert line.endswith(f"which is {'beyond' if apart else 'within'} the spread of the seeds.")
-    assert matching_rules.verdict(runs, "top-k") == ""
+    end = f"for the same seed), which is {'beyond' if apart else 'within'} the spread of the seeds"
+    assert matching_rules.change(runs, "nwd", "ap50") == f"{told} {end}"
+    assert matching_rules.change(runs, "top-k", "ap50") == ""
+    small = "AP at 0.5 of 4-8 px"
+    assert matching_rules.change(runs, "nwd", "ap50_smaller") == (
+        f"{told} {end}".replace("AP at 0.5", small)
+    )
+    sentences = " ".join(matching_rules.table(runs)).partition("|  - ")[2]
+    assert sentences.startswith("`--match-metric nwd --nwd-constant 8` ")
+    assert " ".join(sentences.split()).endswith(f"{told.replace('AP at 0.5', small)} {end}.")
 
 
 def test_objects_of_another_size_are_ignored():
