@@ -208,7 +208,7 @@ def write(figures: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def table(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the lines of the table, and of a sentence for each rule below it."""
+    """Return the lines of the table, and of the sentences about each rule below it."""
     heads = ["rule", "seeds", "priors per object", *FIGURES.values(), "CPU minutes"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for rule, title in TITLES.items():
@@ -222,9 +222,9 @@ def table(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
         lines.append("| " + " | ".join([*cells, took]) + " |")
     lines.append("")
     for rule in RULES:
-        told = [change(figures, rule, name) for name in ("ap50", "ap50_smaller")]
+        told = [change(figures, rule, name) for name in ("ap50", "ap50_smaller", "ap50_larger")]
         if rule != "ssd" and all(told):
-            text = f"- {TITLES[rule]} {', and '.join(told)}."
+            text = f"- {TITLES[rule]} {'. It '.join(told)}."
             lines += textwrap.wrap(text, 110, subsequent_indent="  ", break_on_hyphens=False)
     return lines
 

@@ -147,7 +147,9 @@ def test_a_sentence_says_whether_the_seeds_show_a_difference(ssd, nwd, told):
     )
     sentences = " ".join(matching_rules.table(runs)).partition("|  - ")[2]
     assert sentences.startswith("`--match-metric nwd --nwd-constant 8` ")
-    assert " ".join(sentences.split()).endswith(f"{told.replace('AP at 0.5', small)} {end}.")
+    assert " ".join(sentences.split()).endswith(
+        f"{told} {end}.".replace("AP at 0.5", "AP at 0.5 of 8-16 px")
+    )
 
 
 def test_objects_of_another_size_are_ignored():
