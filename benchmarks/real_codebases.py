@@ -5,17 +5,18 @@
 Runs in the environment that `make compat` makes; a package that is not installed is left out. Each
 row calls the package's own function on the same inputs, unpatched and patched in turns, on one
 thread, and takes the median of the ratios of neighbouring calls. The inputs are random; "peaked"
-ones have the few candidates of a trained network.
+ones have the few candidates of a trained network. `--only TEXT` measures some of the rows again.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ compat = importlib.import_module("compat")
 
 SECONDS = 8.0  # that a row takes, about
 Call = Callable[[], Any]
+Cells = tuple[str, ...]  # of a row of the page
 
 
 class Row(NamedTuple):
@@ -299,7 +301,10 @@ def measured(row: Row) -> tuple[float, float, float]:
     return statistics.median(own), statistics.median(ours), statistics.median(ratios)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", default="", help="measure the rows whose call has this text")
+    only = parser.parse_args(arguments).only
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     lines = []
@@ -309,6 +314,8 @@ def main() -> int:
             print(f"{name} is not installed here; left out", file=sys.stderr)
             continue
         for row in globals()[f"{name}_rows"]():
+            if only not in row.what:
+                continue
             own, ours, ratio = measured(row)
             gain = f"{ratio:.2g}" if ratio < 10 else f"{ratio:.0f}"
             lines.append(
@@ -321,8 +328,18 @@ def main() -> int:
                 )
             )
             print(*lines[-1], sep=" | ", flush=True)
-    compat.PAGE.write_text(compat.with_gains(compat.PAGE.read_text(), lines))
+    page = compat.PAGE.read_text()
+    compat.PAGE.write_text(
+        compat.with_gains(page, replaced(compat.gains(page), lines) if only else lines)
+    )
     return 0
+
+
+def replaced(rows: Sequence[Cells], newer: Sequence[Cells]) -> list[Cells]:
+    """Return the rows with newer ones in their places, and other new ones after their package."""
+    result = {row[:2]: row for row in rows} | {row[:2]: row for row in newer}
+    packages = list(dict.fromkeys(key[0] for key in result))
+    return sorted(result.values(), key=lambda row: packages.index(row[0]))
 
 
 if __name__ == "__main__":

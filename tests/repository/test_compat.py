@@ -9,6 +9,8 @@ from types import ModuleType
 
 import pytest
 
+from benchmarks import real_codebases
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -66,3 +68,9 @@ def test_a_failed_run_leaves_the_page(
     assert compat.main(["--venv", str(tmp_path), "--keep"]) == 0
     row = compat.Seen("3.12", "2.13.0", "0.28.0", "7 passed", "7 passed", "sahi 0.12")
     assert compat.rows(page.read_text()) == [row]
+
+
+def test_rows_measured_again_take_their_places() -> None:
+    old = [("sahi 1", "a", "9", "3", "3x"), ("effdet 1", "b", "8", "2", "4x")]
+    newer = [("sahi 1", "c", "6", "2", "3x"), ("sahi 1", "a", "8", "4", "2x")]
+    assert real_codebases.replaced(old, newer) == [newer[1], newer[0], old[1]]
