@@ -13,7 +13,7 @@ MODELS = (
     "ssd321",
     "ssd513",
 )
-# The networks under SSD and MDSSD. DSSD, ssd321 and ssd513 have resnet101.
+# The networks under SSD and MDSSD, beside those of timm. DSSD, ssd321 and ssd513 have resnet101.
 TRUNKS = ("vgg16", "resnet101", "efficientnet_lite0")
 # Sides of the input, in pixels, that every model can have beside those of its papers. Width and
 # height can differ.

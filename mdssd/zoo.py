@@ -115,9 +115,10 @@ def ssd300(
         clip_priors: False, True or "size"; see `make_priors`.
         truncate_sizes: see `make_priors`.
         trunk: the network under the detector: "vgg16", "resnet101", or "efficientnet_lite0" for
-            processors without a GPU. `width` does not change EfficientNet-Lite0, so that ImageNet
-            weights fit. The last two have batch normalisation in any case, and `batch_norm` is
-            about the other layers.
+            processors without a GPU; or any network of timm, by its name, that has feature maps of
+            strides 4, 8 and 16. `width` does not change EfficientNet-Lite0 and those of timm, so
+            that ImageNet weights fit. All but VGG16 have their own normalisation in any case, and
+            `batch_norm` is about the other layers.
         light: if True, the heads, the extra layers and MDSSD's fusion modules consist of 3x3
             depthwise and 1x1 convolutions, each with batch normalisation, as in SSDlite. This is
             for processors without a GPU, with the trunk "efficientnet_lite0" and a `width` of 0.25.

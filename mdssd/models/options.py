@@ -3,6 +3,7 @@
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, TypedDict
 
+from mdssd.models.timm_trunk import check_timm
 from mdssd.names import TRUNKS
 from mdssd.priors import Sizes
 
@@ -59,9 +60,7 @@ class ModelOptions:
                 f"{model}: width must be a number above 0 and at most {MAX_WIDTH}, got {width!r}"
             )
         if self.trunk not in TRUNKS:
-            raise ValueError(
-                f"{model}: trunk must be one of {', '.join(TRUNKS)}; got {self.trunk!r}"
-            )
+            check_timm(model, self.trunk)
         for name in ("batch_norm", "clip_priors", "truncate_sizes", "light"):
             value = getattr(self, name)
             if (name, value) != ("clip_priors", "size") and not isinstance(value, bool):

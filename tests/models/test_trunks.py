@@ -127,7 +127,7 @@ def test_config_and_checkpoints(tmp_path):
 @pytest.mark.parametrize(
     "config, message",
     [
-        ({"model": "ssd300", "trunk": "vgg19"}, "ssd300: trunk must be one of .*; got 'vgg19'"),
+        ({"model": "ssd300", "trunk": "vgg_19"}, "ssd300: trunk must be one of .*; got 'vgg_19'"),
         ({"model": "ssd300", "trunk": ["vgg16"]}, "got \\['vgg16'\\]"),
         ({"model": "ssd321", "trunk": "vgg16"}, "ssd321: trunk must be 'resnet101', got 'vgg16'"),
         ({"model": "dssd512", "trunk": "efficientnet_lite0"}, "dssd512: trunk must be"),

@@ -117,14 +117,14 @@ def _start_options(given: Mapping[str, Any]) -> dict[str, Any]:
 
     A checkpoint's own options fit its weights, except that fitted priors fit no other model:
     another one gets its own. Published weights fit the model's defaults: the full
-    width, and for VGG16 no batch normalisation. Those of EfficientNet-Lite0 fit every width: the
-    other options remain the default recipe's.
+    width, and for VGG16 no batch normalisation. Those of EfficientNet-Lite0 and of timm's networks
+    fit every width: the other options remain the default recipe's.
     """
     path, model = given["init"], given.get("model")
     if not Path(path).exists():
         raise FileNotFoundError(f"--init: {path}: no such file or folder")
     if not is_checkpoint(Path(path)):
-        if given.get("trunk") == "efficientnet_lite0":
+        if given.get("trunk", "vgg16") not in ("vgg16", "resnet101"):
             default = read_recipe(DEFAULT_RECIPE)
             return {name: default[name] for name in MODEL_OPTIONS if name in default}
         return {"prior_scales": AUTO_PRIORS}

@@ -161,9 +161,10 @@ def _add_model_options(model: argparse._ArgumentGroup) -> None:
     )
     model.add_argument(
         "--trunk",
-        choices=TRUNKS,
-        help="network under the detector (default vgg16; dssd321, dssd513, ssd321 and ssd513 have "
-        "resnet101). The width does not change efficientnet_lite0",
+        metavar="NAME",
+        help=f"network under the detector: {', '.join(TRUNKS)}, or a network of the package timm "
+        "(default vgg16; dssd321, dssd513, ssd321 and ssd513 have resnet101). The width does not "
+        "change efficientnet_lite0 and those of timm",
     )
     model.add_argument(
         "--light",
