@@ -26,7 +26,7 @@ SANITIZED := $(CURDIR)/build/simt-sanitized
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo demo-checkpoint test simt-check ptx-check ptx-counts nightly all-archs resources gpu-check \
-	gpu-day bench bench-report lint format fuzz compat
+	gpu-day bench bench-report lint format fuzz compat light-weights
 
 help:
 	@echo "make demo    install what mdssd runs with into $(VENV), and detect objects in sample scenes"
@@ -41,6 +41,7 @@ help:
 	@echo "make bench       install, measure, write benchmarks/results/<machine>.json"
 	@echo "make compat      run the adapters' and operators' tests with the newest torch, torchvision and other packages"
 	@echo "make bench-report  write docs/benchmarks.md from the newest result, or from FILES='...'"
+	@echo "make light-weights  fetch ImageNet weights of EfficientNet-Lite0 for mdssd train --init"
 	@echo "make resources   list registers and shared memory of the kernels in resources.txt (needs nvcc)"
 	@echo "make lint    install the same, run ruff and mypy"
 	@echo "make format  install the same, let ruff reformat the Python files"
@@ -184,6 +185,12 @@ COMPAT ?= build/compat$(addprefix -,$(TORCH))
 
 compat: $(STAMP)
 	$(BIN)/python tools/compat.py --venv $(COMPAT) --torch "$(TORCH)" --torchvision "$(TORCHVISION)"
+
+# The package of the weights goes into a folder of its own.
+light-weights: $(STAMP)
+	mkdir -p build
+	$(BIN)/python tools/light_weights.py --folder build/light-weights \
+		--out build/lite0.safetensors
 
 lint: $(TEST_STAMP)
 	$(BIN)/ruff check
