@@ -47,7 +47,7 @@ T larger(T a, T b) {
 }
 
 // Functions of one operand. PTX gives those that are approximate an error, not a value; here the
-// value is the nearest one.
+// value is the nearest one. For a few operands it gives the value: 2 to the power of 0 is 1.
 template <class T>
 T of_one(const Instruction& i, T x) {
   switch (i.op) {
@@ -59,7 +59,7 @@ T of_one(const Instruction& i, T x) {
         return from_bits<T>(to_bits(1 / double(x)) & ~u64(0xffffffff));
       return i.approximate ? approximated(T(1) / x) : T(1) / x;
     case Op::kReciprocalRoot: return approximated(T(1 / std::sqrt((long double)(x))));
-    case Op::kExp2: return approximated(T(std::exp2(double(x))));
+    case Op::kExp2: return x == 0 ? T(1) : approximated(T(std::exp2(double(x))));
     case Op::kLog2: return approximated(T(std::log2(double(x))));
     case Op::kSine: return approximated(T(std::sin(double(x))));
     case Op::kCosine: return approximated(T(std::cos(double(x))));

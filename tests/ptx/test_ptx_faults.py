@@ -132,3 +132,6 @@ def test_noise_moves_approximations_by_one_ulp(ptx):
         assert set(off.tolist()) == {-1, 0, 1}
         moved.append(off)
     assert not torch.equal(*moved)
+    for noise in range(1, 9):  # but not the value that PTX promises
+        ptx.configure(noise=noise)
+        assert ptx.run(code, torch.zeros(256)).eq(1).all()
