@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import mdssd
-from benchmarks.machine import ALLOCATOR, cpu_name, facts
+from benchmarks.machine import ALLOCATOR, cpu_name, facts, run_before_others
 from benchmarks.turns import Side, Times, Turns, median, ratio
 from mdssd.models.folding import fold_batch_norm
 from mdssd.system.files import atomic_write
@@ -225,6 +225,7 @@ def main() -> None:
         # glibc and OpenMP read their settings when a process starts.
         command = [sys.executable, "-m", "benchmarks.forms", *sys.argv[1:]]
         os.execve(sys.executable, command, {**os.environ, **ENVIRONMENT})
+    run_before_others()
     torch.set_num_threads(2)
     if options.parts:
         print("\n".join(parts(Form("mdssd300", _LITE, 0.25, True))))
