@@ -49,6 +49,7 @@ OPTIONAL = (
     "pycocotools",
     "rasterio",
     "supervision",
+    "timm",
     "torchvision",
     "triton",
 )
