@@ -30,7 +30,7 @@ from torch.compiler import is_compiling
 from mdssd.names import BACKENDS
 from mdssd.ops._modules import native, native_error, simt
 from mdssd.ops._settings import fields_of_schema
-from mdssd.ops._transforms import autograd_function, vmap_refused, vmap_rule
+from mdssd.ops._transforms import autograd_function, some_requires_grad, vmap_refused, vmap_rule
 from mdssd.ops._values import checks
 
 ALL_BACKENDS = (*BACKENDS, "simt")
@@ -46,16 +46,11 @@ _PREFERENCE = {
 _KEYS = ("CPU", "CUDA", "XPU")
 _CPU = torch.device("cpu")
 
-
-def _some_requires_grad(*args: Any) -> bool:
-    return any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
-
-
 # `_OTHER_KEYS` are all dispatch keys except those of an ordinary tensor and of a thread in which
 # nothing traces, records, transforms or fakes calls. A call that meets one of them goes through
 # the dispatcher, and so does every call if this version of PyTorch lacks one of these functions.
 try:
-    _any_requires_grad = getattr(torch._C, "_any_requires_grad", _some_requires_grad)  # not in 2.6
+    _any_requires_grad = getattr(torch._C, "_any_requires_grad", some_requires_grad)  # not in 2.6
     _has_torch_function = torch._C._has_torch_function
     _keys_of_tensor = torch._C._dispatch_keys
     _keys_of_thread = torch._C._dispatch_tls_local_include_set

@@ -39,6 +39,11 @@ def autograd_function(
     return type(name, (torch.autograd.Function,), members)
 
 
+def some_requires_grad(*args: Any) -> bool:
+    """Return whether an argument requires a gradient."""
+    return any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
+
+
 def vmap_refused(name: str, why: str) -> Callable[..., Any]:
     """Return a rule that raises an error with this reason."""
 

@@ -250,7 +250,7 @@ def test_gradients_where_pytorch_lacks_its_own_look_at_arguments(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """PyTorch 2.6 does. A call without a gradient stays plain there too."""
-    monkeypatch.setattr(_dispatch, "_any_requires_grad", _dispatch._some_requires_grad)
+    monkeypatch.setattr(_dispatch, "_any_requires_grad", _dispatch.some_requires_grad)
     assert _dispatch._CAN_LOOK
     priors = torch.tensor([[0.5, 0.5, 0.2, 0.4]])
     loc = torch.tensor([[0.1, -0.2, 0.3, 0.4]], requires_grad=True)
