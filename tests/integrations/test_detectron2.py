@@ -135,6 +135,23 @@ def test_suppression(dtype: torch.dtype) -> None:
     both((PACKAGE,), fast, lambda: nms.batched_nms(*none, 0.5))
 
 
+def test_equal_scores_keep_the_same_boxes_ranked_by_the_lower_row() -> None:
+    generator = torch.Generator().manual_seed(0)
+    corner, size = torch.rand(2, 2000, 2, generator=generator)
+    boxes = torch.cat([corner, corner + 0.3 * size], 1)
+    classes = torch.randint(4, (2000,), generator=generator)
+    scores = torch.rand(2000, generator=generator).mul(2).clamp(max=1)
+    ranks = torch.empty(2000)
+    ranks[scores.argsort(descending=True, stable=True)] = torch.arange(2000, 0, -1).float()
+    want = nms.batched_nms(boxes, ranks, classes, 0.5)
+    with fast.patch(PACKAGE):
+        kept = nms.batched_nms(boxes, scores, classes, 0.5)
+    assert (scores[kept] == 1).sum() > 100 and len(kept) < 2000
+    assert torch.equal(kept, want)
+    unpatched = nms.batched_nms(boxes, scores, classes, 0.5)
+    assert torch.equal(unpatched.sort().values, kept.sort().values)
+
+
 def test_patch_and_undo() -> None:
     owners = (*USERS, matcher.Matcher, nms, proposal_utils, structures)
     before = [dict(vars(owner)) for owner in owners]
