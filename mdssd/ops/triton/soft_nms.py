@@ -101,6 +101,7 @@ def soft_nms_kernel(
         while start < n:
             k = start + tl.arange(0, BOXES)
             key = tl.load(keys + k, mask=k < n, other=-1)
+            tl.debug_barrier()  # all threads have read what is written below
             if tl.max(key, 0) >= 0:
                 ox1, oy1, ox2, oy2 = load_four(boxes, k, k < n)
                 its_area = area(ox1, oy1, ox2, oy2)
