@@ -133,8 +133,6 @@ def _of_one_stage(fast: Any, name: str, title: str, shift: float) -> Iterator[Ro
             lambda g=given, a=own: model.postprocess_detections(g, a, shapes),
             lambda: fast.patch(model),
         )
-    if title == "FCOS":
-        return
     targets = [
         {
             "boxes": _boxes(10, 512.0, generator),
@@ -142,14 +140,14 @@ def _of_one_stage(fast: Any, name: str, title: str, shift: float) -> Iterator[Ro
         }
         for _ in range(2)
     ]
-    loc, logits = outputs["bbox_regression"].requires_grad_(), logits.clone().requires_grad_()
-    heads = {"bbox_regression": loc, "cls_logits": logits}
+    heads = {key: value.clone().requires_grad_() for key, value in outputs.items()}
     if title == "SSD":
         _stand_in_for_network(model, heads, anchors)
         losses = lambda: model([torch.zeros(3, 512, 512)] * 2, targets)  # noqa: E731
     else:
-        losses = lambda: model.compute_loss(targets, heads, anchors)  # noqa: E731
-    train = lambda: torch.autograd.grad(sum(losses().values()), (loc, logits))  # noqa: E731
+        more = [levels] if title == "FCOS" else []
+        losses = lambda: model.compute_loss(targets, heads, anchors, *more)  # noqa: E731
+    train = lambda: torch.autograd.grad(sum(losses().values()), list(heads.values()))  # noqa: E731
     what = f"{title}, matching, loss and gradients, 2 images of 10 boxes"
     yield Row("torchvision", what, train, lambda: fast.patch(model))
 

@@ -22,6 +22,11 @@ def own(model: Any, name: str) -> Callable[..., Any]:
     return method
 
 
+def defining_class(owner: Any, name: str) -> str:
+    """Return the name of the class that defines a method of the object, or ""."""
+    return next((each.__name__ for each in type(owner).__mro__ if name in vars(each)), "")
+
+
 def traced() -> bool:
     """Whether a call is being recorded for TorchScript or ONNX, which do not know the operators."""
     return torch.jit.is_tracing()

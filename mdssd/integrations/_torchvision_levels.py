@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mdssd import ops
 from mdssd.integrations import _torchvision as shared
+from mdssd.integrations import _torchvision_points as points
 from mdssd.integrations._patch import Replacement, method, to_cxcywh
 
 Levels = dict[str, list[Tensor]]  # outputs [B, N, ...] of each feature map
@@ -26,9 +27,15 @@ def of_retinanet(model: Any) -> list[Replacement]:
 
 
 def of_fcos(model: Any) -> list[Replacement]:
-    """Return what replaces the post-processing of an FCOS."""
+    """Return what replaces the slow parts of an FCOS."""
     model.box_coder.normalize_by_size  # noqa: B018  # an AttributeError if this is no FCOS
-    return [method(model, "postprocess_detections", _fcos_detections)]
+    replacements = [
+        method(model, "postprocess_detections", _fcos_detections),
+        method(model, "compute_loss", points.loss),
+    ]
+    if shared.defining_class(model.head, "compute_loss") == "FCOSHead":
+        replacements.append(method(model.head, "compute_loss", points.head_loss))
+    return replacements
 
 
 def _retinanet_loss(

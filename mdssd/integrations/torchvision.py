@@ -10,7 +10,8 @@ What it replaces depends on the model:
   does without the IoU matrix of float32 boxes.
 - RetinaNet: `postprocess_detections`; `compute_loss`, which matches without the IoU matrix; and the
   `compute_loss` of `head.classification_head`.
-- FCOS: `postprocess_detections`.
+- FCOS: `postprocess_detections`; `compute_loss`, which compares each point only with the boxes near
+  it; and the `compute_loss` of `head`, if it is torchvision's own.
 - Faster, Mask and Keypoint R-CNN, or their `rpn`: `filter_proposals` and
   `assign_targets_to_anchors` of the `rpn`.
 - The package `torchvision`: `nms` and `batched_nms` in `torchvision.ops` and
@@ -20,16 +21,19 @@ What it replaces depends on the model:
 
 This stays the same:
 - Training: an IoU of exactly a threshold counts as at least that. Boxes and anchors are in pixels.
-  Losses are divided as torchvision divides them: by max(1, positives) of the batch in SSD, of each
-  image in RetinaNet. RetinaNet ignores anchors between its thresholds and restores the best ones of
-  every box. A label of 0 is an object without a class to SSD, and a class to RetinaNet.
+  Losses are divided as torchvision divides them: by max(1, positives) of the batch in SSD and FCOS,
+  of each image in RetinaNet. RetinaNet ignores anchors between its thresholds and restores the best
+  ones of every box. FCOS gives a point to the smallest of the boxes around it, with areas that
+  float32 rounds to multiples of 8, because it subtracts them from 1e8. A label of 0 is an object
+  without a class to SSD, and a class to RetinaNet and FCOS.
 - Detections: scores must exceed `score_thresh`, and the best `topk_candidates` of each class (SSD)
   or feature map (RetinaNet, FCOS) enter NMS. Boxes are clipped to the image before NMS, which keeps
   those with an IoU of at most `nms_thresh`. The best `detections_per_img` are returned by
   descending score. The box coder's limit on the growth of a box applies.
 - Each call reads all settings from the model. torchvision's own code runs where the operators do
   not go: limits and thresholds outside of their range, integer and quantised boxes, wrong shapes,
-  boxes of another type than the anchors, matchers of another class.
+  boxes of another type than the anchors, matchers of another class; in FCOS's matching, areas that
+  are not finite.
 - `torch.jit.script`, `torch.jit.trace` and `torch.onnx.export` get torchvision's own code, so a
   model exports as if it were not patched. A copy or a pickled model stays patched, with its own
   settings, and `undo` does not reach it. Keys of the state dict do not change.

@@ -1,5 +1,7 @@
 """The parts of torchvision's RetinaNet, FCOS and region proposal network after their heads."""
 
+import math
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -21,6 +23,11 @@ class BoxCoder(SSDBoxCoder):
 
 class BoxLinearCoder:
     normalize_by_size = True
+
+    def encode(self, anchors, boxes):
+        middle = plain.centres(anchors)
+        codes = torch.cat([middle[..., :2] - boxes[..., :2], boxes[..., 2:] - middle[..., :2]], -1)
+        return codes / middle[..., 2:].repeat_interleave(2, -1) if self.normalize_by_size else codes
 
     def decode(self, codes, anchors):
         middle = plain.centres(anchors)
@@ -154,12 +161,53 @@ class RetinaNet(OneStage):
         return self.head.compute_loss(targets, head_outputs, anchors, matched)
 
 
+def giou_losses(boxes, others):
+    low, high = torch.min(boxes, others), torch.max(boxes, others)
+    sides = low[:, 2:] - high[:, :2]
+    inside = torch.where((sides > 0).all(1), sides.prod(1), 0)  # no slope where boxes touch
+    around = (high[:, 2:] - low[:, :2]).prod(1)
+    areas = [(each[:, 2:] - each[:, :2]).prod(1) for each in (boxes, others)]
+    both = sum(areas) - inside
+    return 1 - inside / (both + 1e-7) + (around - both) / (around + 1e-7)
+
+
+class FCOSHead(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.box_coder = BoxLinearCoder()
+
+    def compute_loss(self, targets, head_outputs, anchors, matched_idxs):
+        total = torch.zeros(3)
+        positives = 0
+        for i, (target, own_anchors, index) in enumerate(
+            zip(targets, anchors, matched_idxs, strict=True)
+        ):
+            logits = head_outputs["cls_logits"][i]
+            own = (index >= 0).nonzero()[:, 0]
+            own = own[target["labels"][index[own]] >= 0]
+            wanted = torch.zeros_like(logits)
+            wanted[own, target["labels"][index[own]]] = 1
+            boxes = target["boxes"][index[own]]
+            sides = self.box_coder.encode(own_anchors[own], boxes)
+            shares = sides.view(-1, 2, 2).min(1).values / sides.view(-1, 2, 2).max(1).values
+            found = self.box_coder.decode(head_outputs["bbox_regression"][i, own], own_anchors[own])
+            centreness = F.binary_cross_entropy_with_logits(
+                head_outputs["bbox_ctrness"][i, own, 0], shares.prod(1).sqrt(), reduction="sum"
+            )
+            losses = focal(logits, wanted), giou_losses(found, boxes).sum(), centreness
+            total = total + torch.stack(losses)
+            positives += len(own)
+        names = ("classification", "bbox_regression", "bbox_ctrness")
+        return dict(zip(names, total / max(1, positives), strict=True))
+
+
 class FCOS(OneStage):
     center_sampling_radius = 1.5
 
     def __init__(self):
         super().__init__()
         self.box_coder = BoxLinearCoder()
+        self.head = FCOSHead()
 
     def scores(self, head_outputs, level, image):
         centreness = head_outputs["bbox_ctrness"][level][image].sigmoid()
@@ -167,6 +215,28 @@ class FCOS(OneStage):
 
     def boxes(self, codes, anchors):
         return self.box_coder.decode(codes, anchors)
+
+    def compute_loss(self, targets, head_outputs, anchors, num_anchors_per_level):
+        matched = []
+        for target, own in zip(targets, anchors, strict=True):
+            boxes = target["boxes"]
+            if len(boxes) == 0:
+                matched.append(torch.full((len(own),), -1))
+                continue
+            middle, size = plain.centres(own).split(2, 1)
+            size = size[:, :1]
+            low, high = 4 * size, 8 * size
+            low[: num_anchors_per_level[0]] = 0
+            high[-num_anchors_per_level[-1] :] = math.inf  # all, if the last map is empty
+            apart = (middle[:, None] - plain.centres(boxes)[:, :2]).abs().max(2).values
+            sides = torch.cat([middle[:, None] - boxes[:, :2], boxes[:, 2:] - middle[:, None]], 2)
+            furthest = sides.max(2).values
+            fits = (apart < self.center_sampling_radius * size) & (sides.min(2).values > 0)
+            fits = fits & (furthest > low) & (furthest < high)
+            rest = 1e8 - (boxes[:, 2:] - boxes[:, :2]).prod(1)
+            best, index = (fits.float() * rest).max(1)
+            matched.append(torch.where(best < 1e-5, -1, index))
+        return self.head.compute_loss(targets, head_outputs, anchors, matched)
 
 
 def box_iou(boxes, anchors):

@@ -346,6 +346,60 @@ def test_retinanet_loss(kind: str, loss_type: str) -> None:
     both((model,), fast, lambda: with_gradients(call, loc, logits))
 
 
+class Seen(nn.Module):
+    """A head that returns what it gets."""
+
+    def compute_loss(self, *given: Any) -> Any:
+        return given[3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])
+def test_fcos_match(dtype: torch.dtype) -> None:
+    model = fcos()
+    _, anchors, sizes = head_outputs(model, "random", 4)
+    anchors = [torch.cat(own) for own in anchors]
+    model.head = Seen()
+    targets = [boxes_and_labels(n, n, dtype) for n in (4, 0, 9, 200)]
+    targets[2]["boxes"][0] = torch.tensor([-7000, -7000, 7000, 7000])  # an area above 1e8
+    own = [*anchors[:3], anchors[3] + 3]
+    for given in (anchors, own):
+        want = model.compute_loss(targets, {}, given, sizes)
+        with fast.patch(model):
+            got = model.compute_loss(targets, {}, given, sizes)
+        assert_same(got, want, exact=True)
+    assert sum(int((index >= 0).sum()) for index in want) > 50
+    if dtype != torch.int64:
+        targets[0]["boxes"][1, 2] = float("nan")
+        want = model.compute_loss(targets, {}, given, sizes)
+        with fast.patch(model):
+            assert_same(model.compute_loss(targets, {}, given, sizes), want, exact=True)
+
+
+@pytest.mark.parametrize("kind", ["random", "peaked"])
+def test_fcos_loss(kind: str) -> None:
+    model = fcos()
+    outputs, anchors, sizes = head_outputs(model, kind, 3)
+    anchors = [torch.cat(own) for own in anchors]
+    targets = [boxes_and_labels(n, n) for n in (4, 0, 9)]
+    targets[0]["labels"][0] = 0  # a class like the others
+    names = ("bbox_regression", "cls_logits", "bbox_ctrness")
+
+    def call(*parts: Tensor) -> Any:
+        return model.compute_loss(targets, dict(zip(names, parts, strict=True)), anchors, sizes)
+
+    given = [torch.cat(outputs[name], 1) for name in names]
+    given[0][:, ::3] = 0  # boxes without area
+    both((model,), fast, lambda: with_gradients(call, *given))
+    targets[2]["labels"][1] = -2  # the background
+    both((model,), fast, lambda: with_gradients(call, *given))
+    targets[2]["labels"][1] = CLASSES
+    for context in (nullcontext(), fast.patch(model)):
+        with context, pytest.raises((IndexError, ValueError), match=r"out of bounds|expected -1"):
+            call(*given)
+    targets[:] = [boxes_and_labels(0, 0)] * 3
+    both((model,), fast, lambda: with_gradients(call, *given))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", ["random", "peaked"])
 def test_ssd_loss(kind: str, dtype: torch.dtype) -> None:

@@ -188,7 +188,7 @@ def test_patch_and_undo(make: Any) -> None:
         changed
         == {
             RetinaNet: {"compute_loss", "postprocess_detections"},
-            FCOS: {"postprocess_detections"},
+            FCOS: {"compute_loss", "postprocess_detections"},
             FasterRCNN: {"filter_proposals", "assign_targets_to_anchors"},
         }[make]
     )
