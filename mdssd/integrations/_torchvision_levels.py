@@ -19,11 +19,14 @@ def of_retinanet(model: Any) -> list[Replacement]:
     """Return what replaces the slow parts of a RetinaNet."""
     shared.variances(model.box_coder)
     model.proposal_matcher  # noqa: B018  # an AttributeError if this is no RetinaNet
-    return [
+    replacements = [
         method(model, "postprocess_detections", _retinanet_detections),
         method(model, "compute_loss", _retinanet_loss),
-        method(model.head.classification_head, "compute_loss", _focal_loss),
     ]
+    classifier = model.head.classification_head
+    if shared.defining_class(classifier, "compute_loss") == "RetinaNetClassificationHead":
+        replacements.append(method(classifier, "compute_loss", _focal_loss))
+    return replacements
 
 
 def of_fcos(model: Any) -> list[Replacement]:

@@ -9,7 +9,7 @@ What it replaces depends on the model:
   `proposal_matcher`, which leaves the matching to `compute_loss`; and `forward`, which in training
   does without the IoU matrix of float32 boxes.
 - RetinaNet: `postprocess_detections`; `compute_loss`, which matches without the IoU matrix; and the
-  `compute_loss` of `head.classification_head`.
+  `compute_loss` of `head.classification_head`, if it is torchvision's own.
 - FCOS: `postprocess_detections`; `compute_loss`, which compares each point only with the boxes near
   it; and the `compute_loss` of `head`, if it is torchvision's own.
 - Faster, Mask and Keypoint R-CNN, or their `rpn`: `filter_proposals` and

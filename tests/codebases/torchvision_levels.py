@@ -62,7 +62,7 @@ def focal(logits, wanted):
     return (weight * (1 - right) ** 2 * each).sum()
 
 
-class ClassificationHead(nn.Module):
+class RetinaNetClassificationHead(nn.Module):
     def compute_loss(self, targets, head_outputs, matched_idxs):
         total = 0
         pairs = zip(targets, head_outputs["cls_logits"], matched_idxs, strict=True)
@@ -90,7 +90,8 @@ class RegressionHead(nn.Module):
 class Head(nn.Module):
     def __init__(self):
         super().__init__()
-        self.classification_head, self.regression_head = ClassificationHead(), RegressionHead()
+        self.classification_head = RetinaNetClassificationHead()
+        self.regression_head = RegressionHead()
 
     def compute_loss(self, targets, head_outputs, anchors, matched_idxs):
         return {

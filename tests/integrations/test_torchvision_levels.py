@@ -14,7 +14,12 @@ import pytest
 import torch
 from codebases import plain
 from codebases.compare import both, with_gradients
-from codebases.torchvision_levels import FCOS, FasterRCNN, RetinaNet
+from codebases.torchvision_levels import (
+    FCOS,
+    FasterRCNN,
+    RetinaNet,
+    RetinaNetClassificationHead,
+)
 from codebases.torchvision_ssd import torchvision as fake_torchvision
 from torch import Tensor
 
@@ -121,6 +126,20 @@ def test_retinanet_loss(low_quality: bool) -> None:
     both((model,), fast, lambda: with_gradients(call, loc, logits))
     truth[:] = truth[1:2] * 3
     both((model,), fast, lambda: with_gradients(call, loc, logits))
+
+
+def test_another_head_keeps_its_loss() -> None:
+    class Other(RetinaNetClassificationHead):
+        def compute_loss(self, *given: Any) -> Tensor:
+            return given[2][0].sum()
+
+    model = RetinaNet()
+    model.head.classification_head = Other()
+    found = {name: torch.cat(parts, 1) for name, parts in outputs(model).items()}
+    own = [torch.cat(anchors())] * 3
+    with fast.patch(model):
+        assert "compute_loss" not in vars(model.head.classification_head)
+    both((model,), fast, lambda: model.compute_loss(targets(), found, own))
 
 
 def test_boxes_of_another_type_and_other_matchers_are_left_to_the_original() -> None:
