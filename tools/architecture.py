@@ -33,6 +33,7 @@ ROOMS = (
     ("detection",),
     ("evaluation",),
     ("inspection",),
+    ("quantization",),
     ("training",),
     ("integrations", "info"),
     ("mdssd",),  # mdssd/__init__.py, the public names
@@ -42,7 +43,9 @@ ROOMS = (
 # Packages that a function may import: optional ones, and those that take long to load.
 OPTIONAL = (
     "matplotlib",
+    "nncf",
     "onnx",
+    "onnxruntime",
     "onnxscript",
     "openvino",
     "pyarrow",

@@ -89,6 +89,4 @@ def runtime_of(model: nn.Module, runtime: str) -> str:
         return runtime
     if runtime == "eager":  # the default
         return "openvino"
-    raise ValueError(
-        f"Detector: runtime: an int8 network runs in 'openvino' only, got {runtime!r}"
-    )
+    raise ValueError(f"Detector: runtime: an int8 network runs in 'openvino' only, got {runtime!r}")

@@ -303,9 +303,7 @@ def _weights(model: nn.Module, half: bool) -> dict[str, Tensor]:
     return weights
 
 
-def _facts_of(
-    kind: str, stem: str, content: bytes, ending: str = "safetensors"
-) -> dict[str, Any]:
+def _facts_of(kind: str, stem: str, content: bytes, ending: str = "safetensors") -> dict[str, Any]:
     """Return the entries of the JSON for a file beside it: its name, SHA-256 and size."""
     digest = hashlib.sha256(content).hexdigest()
     name = "-".join(part for part in (stem, kind, digest[:12]) if part)
