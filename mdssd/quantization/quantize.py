@@ -20,6 +20,7 @@ from typing import Any
 from mdssd.data import DetectionDataset
 from mdssd.data.dataset import DataPart
 from mdssd.detection.detector import Detector
+from mdssd.detection.export import quiet_exporters
 from mdssd.detection.onnx import network_proto
 from mdssd.detection.quantized import QuantizedNetwork
 from mdssd.evaluation.about import describe_run
@@ -38,6 +39,7 @@ from mdssd.weights.convert import json_path
 # Images on which the accuracy control compares layers; it measures the drop on all of them.
 _RANKING_IMAGES = 48
 _LAYERS = ("Conv", "ConvTranspose")
+_MOVES = ("MaxPool", "Transpose", "Reshape")  # they compute in the type of their input
 _ROUNDS = 15  # of the measured latency
 
 
@@ -103,8 +105,9 @@ def quantize(
         if not len(dataset):
             raise ValueError(f"quantize: {name}: expected images, {dataset.name} has none")
     fold_batch_norm(model)
-    job = _Job(model, meta, validation, batch_size, workers, report, options)
-    return job.run(path, calibration, max_drop, images)
+    job = _Job(model, meta, validation, max_drop, batch_size, workers, report, options)
+    with quiet_exporters():
+        return job.run(path, calibration, images)
 
 
 def new_checkpoint(out: str | os.PathLike[str]) -> Path:
@@ -147,6 +150,7 @@ class _Job:
         model: SingleShotDetector,
         meta: dict[str, Any],
         validation: DetectionDataset,
+        max_drop: float,
         batch_size: int,
         workers: int | None,
         report: Callable[[str], object] | None,
@@ -157,36 +161,39 @@ class _Job:
         self.report = report or (lambda line: None)
         facts = {"classes": meta["classes"], "mean": tuple(meta["mean"])}
         self.options = {**options, **facts, "device": "cpu", "runtime": "openvino"}
-        self.batch_size = batch_size
+        self.batch_size, self.max_drop = batch_size, max_drop
         self.known: dict[bytes, EvalData] = {}  # what was found, by the SHA-256 of the network
+        self.ap = math.nan  # of the float32 network
         self.stdout = sys.stdout
         self.ranking: Any = None  # the bar of the comparison of layers
 
-    def run(
-        self, path: Path, calibration: DetectionDataset, max_drop: float, images: int
-    ) -> QuantizeResult:
+    def run(self, path: Path, calibration: DetectionDataset, images: int) -> QuantizeResult:
         proto = network_proto(self.model)
+        for node in proto.graph.node:  # the lines of this package that made it
+            del node.metadata_props[:]
         layers = _layer_names(proto)
-        self.report("float32:")
         detector = self.detector(self.model)
         found = self.known[_digest(proto)] = self.find(detector, self.validation)
         before = self.measure(detector, found)
-        if math.isnan(_ap(found, len(self.meta["classes"]))):
+        self.ap = _ap(found, len(self.meta["classes"]))
+        if math.isnan(self.ap):
             raise ValueError(
                 f"quantize: validation: expected objects to measure AP on, "
                 f"{self.validation.name} has none of the checkpoint's classes"
             )
+        self.report(f"float32: COCO AP {self.ap:.4f}")
         options = {k: v for k, v in self.options.items() if k != "runtime"}
         inputs = Inputs(self.model, calibration, images, workers=self.workers, **options)
-        quantized = self.quantized(proto, inputs, max_drop)
+        quantized = self.quantized(proto, inputs)
         network = quantized.SerializeToString()
         in_int8 = _int8_nodes(quantized)
         int8_layers = [name for node, name in layers.items() if node in in_int8]
-        other = self.detector(QuantizedNetwork(self.model, network))
-        self.report("int8:")
-        after = self.measure(other, self.find(other, self.validation))
         if not int8_layers:
-            raise ValueError(f"quantize: no layer can be in int8 within a drop of {max_drop:g}")
+            raise ValueError(
+                f"quantize: no layer can be in int8 within a drop of {self.max_drop:g}"
+            )
+        other = self.detector(QuantizedNetwork(self.model, network))
+        after = self.measure(other, self.find(other, self.validation))
         seconds = self.latencies(detector, other)
         result = QuantizeResult(
             path,
@@ -194,8 +201,8 @@ class _Job:
             NetworkFacts(after, len(network), seconds[1]),
             int8_layers,
             [name for node, name in layers.items() if node not in in_int8],
-            max_drop,
-            min(images, len(calibration)),
+            self.max_drop,
+            len(inputs),
         )
         save_checkpoint(
             path,
@@ -223,7 +230,7 @@ class _Job:
         about = describe_run(detector, self.validation)
         return measure(found, self.validation, detector.classes, about=about)
 
-    def quantized(self, proto: Any, inputs: Inputs, max_drop: float) -> Any:
+    def quantized(self, proto: Any, inputs: Inputs) -> Any:
         """Return the int8 network, in which layers are float32 as the accuracy control decides."""
         import nncf
 
@@ -239,7 +246,7 @@ class _Job:
                     data,
                     places,
                     self.validate,
-                    max_drop=max_drop,
+                    max_drop=self.max_drop,
                     drop_type=nncf.DropType.ABSOLUTE,
                     subset_size=len(inputs),
                     advanced_accuracy_restorer_parameters=how,
@@ -251,23 +258,25 @@ class _Job:
     def validate(self, proto: Any, places: Iterable[int]) -> tuple[float, list[float]]:
         """Return COCO AP of a network on these validation images, and a figure for each image."""
         chosen, digest = list(places), _digest(proto)
+        classes = len(self.meta["classes"])
         whole = len(chosen) == len(self.validation)
         if whole and digest in self.known:
             found = self.known[digest]
-        else:
-            detector = self.detector(QuantizedNetwork(self.model, proto.SerializeToString()))
-            found = self.find(detector, DataPart(self.validation, chosen), visible=whole)
-        classes = len(self.meta["classes"])
+            return _ap(found, classes), list(_each_image(found, classes))
+        detector = self.detector(QuantizedNetwork(self.model, proto.SerializeToString()))
+        found = self.find(detector, DataPart(self.validation, chosen), visible=whole)
         ap = _ap(found, classes)
         if whole:
             self.known[digest] = found
+            more = "" if self.ap - ap <= self.max_drop else "; one more layer becomes float32"
             with contextlib.redirect_stdout(self.stdout):  # which `_quiet` hides from NNCF
-                self.report(f"COCO AP {ap:.4f}")
+                self.report(f"int8: COCO AP {ap:.4f}{more}")
         else:
             bar = self.ranking or progress_bar(desc="compare layers", visible=self.progress)
             bar.update()
             self.ranking = bar
-        return ap, list(_each_image(found, classes))
+        # Images without objects have no AP. NNCF orders layers by the figures.
+        return (0.0 if math.isnan(ap) else ap), list(_each_image(found, classes))
 
     def latencies(self, *detectors: Detector) -> list[float]:
         """Return the median seconds from an image in memory to its boxes; the sides take turns."""
@@ -331,17 +340,16 @@ def _layer_names(proto: Any) -> dict[str, str]:
 
 def _int8_nodes(proto: Any) -> set[str]:
     """Return the names of layers whose input and weights are int8 numbers."""
-    dequantized = {
-        name
-        for node in proto.graph.node
-        if node.op_type == "DequantizeLinear"
-        for name in node.output
-    }
-    return {
-        node.name
-        for node in proto.graph.node
-        if node.op_type in _LAYERS and dequantized.issuperset(node.input[:2])
-    }
+    int8: set[str] = set()  # the values that are, or were moved from where they are
+    found = set()
+    for node in proto.graph.node:  # in the order of computation
+        if node.op_type == "DequantizeLinear" or (
+            node.op_type in _MOVES and int8.issuperset(node.input[:1])
+        ):
+            int8.update(node.output)
+        elif node.op_type in _LAYERS and int8.issuperset(node.input[:2]):
+            found.add(node.name)
+    return found
 
 
 @contextmanager
