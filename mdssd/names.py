@@ -46,6 +46,8 @@ DATA_FORMATS = ("yolo", "coco", "voc")
 EXPORTS = ("onnx", "pt2", "aoti")
 # Formats of the detections that `mdssd detect` writes.
 TABLES = ("json", "csv", "jsonl", "coco", "yolo", "geojson")
+# Where `mdssd detect` works: in this process, or on a Ray cluster.
+ENGINES = ("local", "ray")
 # Evaluation servers that `mdssd eval --submit` writes for.
 SUBMISSIONS = ("voc", "coco")
 # Settings of a training run: learning rate schedules, what the loss is divided by, and the data

@@ -32,8 +32,8 @@ ROOMS = (
     ("zoo",),
     ("detection",),
     ("evaluation",),
+    ("bulk",),
     ("inspection",),
-    ("quantization",),
     ("training",),
     ("integrations", "info"),
     ("mdssd",),  # mdssd/__init__.py, the public names
@@ -42,15 +42,15 @@ ROOMS = (
 )
 # Packages that a function may import: optional ones, and those that take long to load.
 OPTIONAL = (
+    "fsspec",
     "matplotlib",
-    "nncf",
     "onnx",
-    "onnxruntime",
     "onnxscript",
     "openvino",
     "pyarrow",
     "pycocotools",
     "rasterio",
+    "ray",
     "supervision",
     "timm",
     "torchvision",

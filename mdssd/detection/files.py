@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mdssd.data.rasters import NEEDS, has_rasterio, is_georeferenced
 from mdssd.detection.coco_results import read_coco_ids
 from mdssd.detection.detector import STAGES, Detector
@@ -19,7 +17,7 @@ from mdssd.detection.image_files import ImageFiles
 from mdssd.detection.outputs import CLASSES, MARK, Outputs, unique_stems
 from mdssd.detection.reading import ImageFile, Streamed, name_of
 from mdssd.detection.sources import STDIN, Sources, find_images
-from mdssd.detection.tables import Table, table_entry
+from mdssd.detection.tables import Table, shown, table_entry
 from mdssd.drawing import draw_detections, encode_image
 from mdssd.names import TABLES
 from mdssd.system.progress import progress_bar
@@ -315,7 +313,7 @@ class _Job:
     def _add(self, result: Streamed, tables: Sequence[Table | ImageFiles]) -> None:
         """Draw and write one image."""
         report, classes = self.report, self.detector.classes
-        result = self._shown(result)
+        result = shown(result, self.score_threshold, self.labels)
         if self._lacks_map(result):
             guess = f"is a GeoTIFF, but its boxes are in pixels: converting them {NEEDS}"
             result = result._replace(guess="; ".join(filter(None, (result.guess, guess))))
@@ -353,13 +351,6 @@ class _Job:
             return False
         file = name_of(result.source, "")
         return file != STDIN and is_georeferenced(file)
-
-    def _shown(self, result: Streamed) -> Streamed:
-        """Return a result with the detections that are drawn and written."""
-        found = result.found
-        kept = found["scores"] >= self.score_threshold
-        kept &= torch.isin(found["labels"], torch.tensor(self.labels, dtype=torch.int64))
-        return result._replace(found={name: value[kept] for name, value in found.items()})
 
 
 def _with_note(error: BaseException, note: str) -> BaseException:

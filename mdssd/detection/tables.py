@@ -15,6 +15,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from mdssd.detection.reading import Streamed, name_of
 from mdssd.system.files import atomic_write
 
@@ -34,6 +36,20 @@ class Layout(NamedTuple):
     rows: Callable[[dict[str, Any], int], list[str]]
     between: str
     tail: str
+
+
+def shown(result: Streamed, score_threshold: float, labels: Sequence[int]) -> Streamed:
+    """Return a result with the detections that are drawn and written.
+
+    Args:
+        result: the result of an image.
+        score_threshold: the least score.
+        labels: the labels of the classes.
+    """
+    found = result.found
+    kept = found["scores"] >= score_threshold
+    kept &= torch.isin(found["labels"], torch.tensor(labels, dtype=torch.int64))
+    return result._replace(found={name: value[kept] for name, value in found.items()})
 
 
 def table_entry(result: Streamed, classes: Sequence[str]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ PUBLIC = {
         name: importlib.import_module(name).__all__
         for name in ("mdssd.ops", "mdssd.data", "mdssd.metrics", "mdssd.models")
     },
+    "mdssd.bulk": ["Pool", "detect"],
     "mdssd.priors": ["make_priors"],
     "mdssd.drawing": ["draw_detections"],
     "mdssd.weights.checkpoint": ["load_checkpoint", "save_checkpoint"],
@@ -26,7 +27,6 @@ PUBLIC = {
     "mdssd.evaluation.evaluate": ["evaluate"],
     "mdssd.evaluation.submission": ["write_submission"],
     "mdssd.inspection.check": ["check_data"],
-    "mdssd.quantization.quantize": ["quantize"],
     "mdssd.training.loop": ["train"],
     "mdssd.training.settings": ["Recipe"],
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from mdssd import bulk
 from mdssd.cli.commands.shared import detector_options, machine, show
 from mdssd.data.images import ImageLimits
 from mdssd.detection.detector import Detector
@@ -12,6 +13,11 @@ from mdssd.system.memory import keep_memory
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.engine == "ray":
+        return _on_ray(arguments)
+    for name in ("resume", "ray_address", "actors", "image_column"):
+        if getattr(arguments, name):
+            raise ValueError(f"--{name.replace('_', '-')}: needs --engine ray beside it")
     with machine(vars(arguments)) as device:
         keep_memory()
         detector = Detector.from_checkpoint(
@@ -40,4 +46,44 @@ def run(arguments: argparse.Namespace) -> int:
             yolo_scores=arguments.yolo_scores,
         )
     show(*report.table(failures=False).split("\n"))  # each failure was printed when it happened
+    return 1 if report.failed else 0
+
+
+def _on_ray(arguments: argparse.Namespace) -> int:
+    """Run the command on a Ray cluster."""
+    local = {
+        "csv": arguments.csv,
+        "format": arguments.format != ["json"],
+        "coco-images": arguments.coco_images,
+        "yolo-scores": arguments.yolo_scores,
+        "picture-scale": arguments.picture_scale != 1,
+        "overwrite": arguments.overwrite,
+    }
+    for name in (name for name, given in local.items() if given):
+        raise ValueError(f"--{name}: is for --engine local; on Ray, Parquet files are written")
+    report = bulk.detect(
+        arguments.checkpoint,
+        arguments.images,
+        arguments.out,
+        pool=bulk.Pool(
+            address=arguments.ray_address,
+            workers=arguments.actors,
+            threads=arguments.threads or 1,
+            readers=arguments.workers or 0,
+            device=arguments.device,
+            backend=arguments.backend,
+        ),
+        score_threshold=arguments.score_threshold,
+        classes=arguments.classes,
+        shard_images=arguments.shard,
+        resume=arguments.resume,
+        recursive=arguments.recursive,
+        image_column=arguments.image_column,
+        limits=ImageLimits(arguments.max_pixels, arguments.accept_damage),
+        upright=arguments.orientation == "upright",
+        nms_threshold=arguments.nms_threshold,
+        max_detections=arguments.max_detections,
+        **detector_options(arguments),
+    )
+    show(*report.table().split("\n"))
     return 1 if report.failed else 0

@@ -10,7 +10,7 @@ from mdssd.cli.options.shared import (
     Verbs,
     add_detector_options,
 )
-from mdssd.names import ORIENTATIONS, TABLES
+from mdssd.names import ENGINES, ORIENTATIONS, TABLES
 
 DESCRIPTION = """Find the objects in images. The folder --out receives detections.json with their
 boxes in pixels, or other formats, and a copy of each image with the boxes drawn. Images that cannot
@@ -20,6 +20,7 @@ EXAMPLES = (
     "mdssd detect runs/mine 'photos/*.jpg' --score-threshold 0.3 --csv --no-draw",
     "mdssd detect runs/mine photos/ --recursive --format yolo,coco",
     "mdssd detect runs/mine @files.txt --format jsonl --no-draw",
+    "mdssd detect runs/mine s3://bucket/photos/ --engine ray --out s3://bucket/found",
 )
 
 
@@ -67,6 +68,7 @@ def add_to(verbs: Verbs) -> None:
         help="replace files in DIR that mdssd detect has not written (default: refuse)",
     )
     _add_limits(parser)
+    _add_engine(parser)
     add_detector_options(parser)
     parser.set_defaults(command="detect")
 
@@ -143,4 +145,47 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         choices=ORIENTATIONS[1:],
         default=ORIENTATIONS[1],
         help="take images turned upright as their EXIF data say (default), or as they are stored",
+    )
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    ray = parser.add_argument_group("bulk detection on Ray (docs/cluster.md)")
+    ray.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default=ENGINES[0],
+        help="detect in this process (local, the default), or in processes of a Ray cluster, which "
+        "write Parquet files and no pictures; IMAGE and DIR can then be addresses such as "
+        "s3://bucket/photos/, and IMAGE a Parquet file with a column of images",
+    )
+    ray.add_argument(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="cluster to join, auto for that of this machine (default: start Ray on this machine, "
+        "or join that of the environment variable RAY_ADDRESS)",
+    )
+    ray.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the job in DIR, or begin it if there is none",
+    )
+    ray.add_argument(
+        "--actors",
+        type=values.count,
+        metavar="N",
+        help="most processes that detect (default: as many as the cluster has room for); each has "
+        "--threads cores (default 1) and --workers more to read images (default 0)",
+    )
+    ray.add_argument(
+        "--shard",
+        type=values.count,
+        default=256,
+        metavar="N",
+        help="images that a process takes at a time, whose results are a file (default 256)",
+    )
+    ray.add_argument(
+        "--image-column",
+        metavar="NAME",
+        help="column of a Parquet file that has the bytes of the images (default: the only one "
+        "with bytes)",
     )

@@ -1,0 +1,148 @@
+"""Ray: starting or joining it, and a pool of workers that takes shards."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from mdssd.bulk.plan import Shard, shard_text
+from mdssd.bulk.record import Record
+from mdssd.bulk.settings import Pool
+
+_OBJECT_STORE = 500 << 20  # bytes, of a Ray that is started here
+_DEATHS_AT_START = 5  # so many processes in a row may die before they take a shard
+NEEDS = "detect: engine: 'ray' needs Ray: pip install 'mdssd[ray]'"
+
+
+def check_ray() -> None:
+    """Raise ImportError if Ray is not installed."""
+    try:
+        import ray.data  # noqa: F401
+    except ImportError:
+        raise ImportError(NEEDS) from None
+
+
+@contextmanager
+def running(address: str | None) -> Iterator[None]:
+    """Use the Ray that runs in this process, or join or start one for the time of the block.
+
+    Args:
+        address: of a cluster, or "auto" for that of this machine. None starts Ray on this machine,
+            unless the environment variable RAY_ADDRESS names a cluster.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address or os.environ.get("RAY_ADDRESS"):
+        options["address"] = address
+    else:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        options |= {"address": "local", "include_dashboard": False}
+        options |= {"object_store_memory": _OBJECT_STORE}
+    try:
+        ray.init(**options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ConnectionError(f"detect: ray_address: {address}: no Ray there ({reason})") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def sized(pool: Pool, shards: int) -> Pool:
+    """Return a pool with its device, and with no more processes than there is room and work for.
+
+    Raises:
+        ValueError: the cluster has no room for one process.
+    """
+    import ray
+
+    there = ray.cluster_resources()
+    device = pool.device or ("cuda" if there.get("GPU") else "cpu")
+    room = int(there.get("CPU", 0) // pool.cores)
+    if device != "cpu":
+        room = min(room, int(there.get("GPU", 0)))
+    if room < 1:
+        needed = f"{pool.cores} CPU" + " and 1 GPU" * (device != "cpu")
+        raise ValueError(
+            f"detect: pool: each process needs {needed}, and the cluster has "
+            f"{there.get('CPU', 0):g} CPU and {there.get('GPU', 0):g} GPU"
+        )
+    workers = max(1, min(pool.workers or room, room, shards))
+    return replace(pool, device=device, workers=workers)
+
+
+def start_record() -> Any:
+    """Start the process with the `Record`, on this node, and return its handle."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Record).remote()
+
+
+def summaries(
+    shards: Sequence[Shard],
+    worker: type,
+    arguments: Sequence[Any],
+    pool: Pool,
+) -> Iterator[dict[str, Any]]:
+    """Let a pool of workers take shards, and yield the summary of each when it is done.
+
+    Args:
+        shards: the shards.
+        worker: the class whose objects take them.
+        arguments: those of its constructor.
+        pool: the processes, see `sized`.
+    """
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+
+    with _settings(DataContext.get_current()):
+        items = [{"shard": shard_text(shard)} for shard in shards]
+        taken = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+            worker,
+            batch_size=1,
+            fn_constructor_args=tuple(arguments),
+            compute=ActorPoolStrategy(
+                min_size=1,
+                max_size=pool.workers,
+                initial_size=pool.workers,
+                max_tasks_in_flight_per_actor=2,
+            ),
+            num_cpus=pool.cores,
+            num_gpus=0 if pool.device == "cpu" else 1,
+        )
+        for row in taken.iter_rows():
+            yield json.loads(row["summary"])
+
+
+@contextmanager
+def _settings(context: Any) -> Iterator[None]:
+    """Within the block, let Ray Data show nothing, and replace processes that die as they start."""
+    chosen = {
+        "enable_progress_bars": False,
+        "print_on_execution_start": False,
+        "max_consecutive_actor_init_deaths": _DEATHS_AT_START,
+    }
+    before = {name: getattr(context, name) for name in chosen}
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    try:
+        for name, value in chosen.items():
+            setattr(context, name, value)
+        logger.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(context, name, value)
+        logger.setLevel(level)

@@ -1,0 +1,179 @@
+"""Folders and files on the local disk, or at an address of pyarrow or fsspec such as s3://..."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from mdssd.data import DataError
+from mdssd.system.files import atomic_write, read_regular
+
+_MARK = "://"
+_MAGIC = "*?["
+
+
+def is_address(name: str) -> bool:
+    """Return whether a name is an address such as s3://bucket/a.jpg, and no path."""
+    return _MARK in name
+
+
+@lru_cache(maxsize=64)
+def _file_system(root: str) -> Any:
+    """Return the file system of the addresses that begin with `root`, a scheme and a host."""
+    import pyarrow
+    from pyarrow import fs
+
+    try:
+        return fs.FileSystem.from_uri(root)[0]
+    except (ValueError, NotImplementedError, pyarrow.ArrowException):
+        pass  # pyarrow does not know the scheme; fsspec may
+    try:
+        import fsspec
+
+        return fs.PyFileSystem(fs.FSSpecHandler(fsspec.core.url_to_fs(root)[0]))
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"detect: {root}: no file system for this address ({error})") from None
+
+
+def _at(address: str) -> tuple[Any, str]:
+    """Return the file system of an address, and the path in it."""
+    scheme, _, rest = address.partition(_MARK)
+    host = "" if scheme in ("file", "local") else rest.partition("/")[0]
+    return _file_system(f"{scheme}{_MARK}{host}/"), rest
+
+
+def _within(address: str, path: str) -> str:
+    return f"{address.partition(_MARK)[0]}{_MARK}{path}"
+
+
+def open_parquet(name: str) -> Any:
+    """Open a Parquet file by its path or address, as a `pyarrow.parquet.ParquetFile`.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        if not is_address(name):
+            return parquet.ParquetFile(name)
+        system, path = _at(name)
+        return parquet.ParquetFile(system.open_input_file(path))
+    except FileNotFoundError:
+        raise DataError(f"{name}: no such file") from None
+    except (ValueError, pyarrow.ArrowException) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{name}: is damaged, or no Parquet file ({reason})") from None
+
+
+def read_bytes(address: str) -> bytes:
+    """Return the content of a file at an address.
+
+    Raises:
+        DataError: there is no such file, or it may not be read.
+        OSError: the storage cannot be reached.
+    """
+    system, path = _at(address)
+    try:
+        with system.open_input_stream(path) as file:
+            return bytes(file.read())
+    except FileNotFoundError:
+        raise DataError(f"{address}: no such file") from None
+    except PermissionError:
+        raise DataError(f"{address}: cannot be read (permission denied)") from None
+
+
+def find_files(address: str, *, recursive: bool) -> tuple[list[str], bool]:
+    """Return the files that an address names: a file, a folder's, or those that a pattern matches.
+
+    Args:
+        address: an address, whose last parts may be a pattern.
+        recursive: whether the folders below a folder are searched too.
+
+    Returns:
+        The addresses, sorted, and whether the address names them one by one: False for a folder,
+        whose files have to be chosen by their endings.
+    """
+    from pyarrow import fs
+
+    system, path = _at(address)
+    magic = min((path.index(sign) for sign in _MAGIC if sign in path), default=-1)
+    if magic >= 0:
+        top = path[:magic].rpartition("/")[0]
+        deep = "/" in path[magic:]
+        selector = fs.FileSelector(top, recursive=deep, allow_not_found=True)
+        every = (one.path for one in system.get_file_info(selector) if one.is_file)
+        found = (one for one in every if fnmatch.fnmatchcase(one, path))
+        return sorted(_within(address, one) for one in found), True
+    info = system.get_file_info(path)
+    if info.is_file:
+        return [address], True
+    selector = fs.FileSelector(path, recursive=recursive, allow_not_found=True)
+    files = (one.path for one in system.get_file_info(selector) if one.is_file)
+    return sorted(_within(address, one) for one in files), False
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder that a job writes to.
+
+    Attributes:
+        name: its path or its address.
+    """
+
+    name: str
+
+    def create(self) -> None:
+        """Create the folder if it is missing."""
+        if is_address(self.name):
+            system, path = _at(self.name)
+            system.create_dir(path, recursive=True)
+        else:
+            Path(self.name).mkdir(parents=True, exist_ok=True)
+
+    def names(self) -> Iterator[str]:
+        """Yield the names of the files in the folder."""
+        if not is_address(self.name):
+            if os.path.isdir(self.name):
+                with os.scandir(self.name) as entries:
+                    yield from (entry.name for entry in entries)
+            return
+        from pyarrow import fs
+
+        system, path = _at(self.name)
+        for one in system.get_file_info(fs.FileSelector(path, allow_not_found=True)):
+            yield one.base_name
+
+    def read(self, name: str) -> bytes:
+        """Return the content of a file in the folder."""
+        path = f"{self.name.rstrip('/')}/{name}"
+        return read_bytes(path) if is_address(path) else read_regular(path)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file, which appears whole or not at all, and replaces an earlier one."""
+        path = f"{self.name.rstrip('/')}/{name}"
+        if not is_address(path):
+            with atomic_write(path, "wb") as file:
+                file.write(data)
+            return
+        system, within = _at(path)
+        with system.open_output_stream(within) as file:  # an object appears when it is closed
+            file.write(data)
+
+    def remove(self, name: str) -> None:
+        """Remove a folder in the folder, if there is one."""
+        path = f"{self.name.rstrip('/')}/{name}"
+        if not is_address(path):
+            shutil.rmtree(path, ignore_errors=True)
+            return
+        system, within = _at(path)
+        with suppress(FileNotFoundError):
+            system.delete_dir(within)

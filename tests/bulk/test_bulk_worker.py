@@ -1,0 +1,212 @@
+"""What a worker of a bulk job does with a shard. A few lines play Ray, so none is needed."""
+
+import numpy as np
+import pytest
+from bulk.jobs import (
+    THRESHOLD,
+    Handle,
+    boxes,
+    checkpoint,
+    image_table,
+    images_once,
+    jpeg,
+    photos,
+    play_ray,
+    read_rows,
+    take,
+)
+
+from mdssd.bulk.plan import find_parts, into_shards
+from mdssd.bulk.record import Record
+from mdssd.bulk.rows import COLUMNS
+from mdssd.bulk.settings import Settings
+from mdssd.bulk.worker import Worker
+from mdssd.detection.detector import Detector
+from mdssd.detection.files import detect
+from mdssd.weights.checkpoint import load_checkpoint
+
+
+class Died(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """Return a function that starts a worker with its record; the results are in `out`."""
+    play_ray(monkeypatch)
+    out = tmp_path / "out"
+    out.mkdir()
+    path = checkpoint(tmp_path)
+
+    def start(record, **settings):
+        model, meta = load_checkpoint(path)
+        detector = {"classes": meta["classes"], "mean": tuple(meta["mean"]), "batch_size": 4}
+        chosen = {"score_threshold": THRESHOLD, "labels": [1, 2], **settings}
+        return Worker(model, Settings(str(out), detector, **chosen), Handle(record))
+
+    return start
+
+
+def shards_of(sources, images=100):
+    return into_shards(find_parts([str(s) for s in sources], recursive=False, out="")[0], images)
+
+
+def kills(monkeypatch, dies):
+    """Let a process die whenever it detects in images for which `dies` is true."""
+    plain = Detector.stream
+
+    def stream(self, images, **options):
+        images = list(images)
+        if dies([str(image) for image in images]):
+            raise Died
+        yield from plain(self, images, **options)
+
+    monkeypatch.setattr(Detector, "stream", stream)
+
+
+def until_done(start, record, shard, most):
+    """Take a shard again, each time in a new process, until it is done; return how often."""
+    for tries in range(1, most + 1):
+        try:
+            take(start(record), shard)
+        except Died:
+            continue
+        return tries
+    raise AssertionError(f"not done after {most} tries")
+
+
+def test_rows_are_those_of_the_local_engine(start, tmp_path):
+    files = photos(tmp_path / "in", 11, broken=(3,))
+    (shard,) = shards_of([tmp_path / "in"])
+    worker = start(Record())
+    summary = take(worker, shard)
+    local = detect(
+        worker._detector,
+        [tmp_path / "in"],
+        tmp_path / "local",
+        score_threshold=THRESHOLD,
+        draw=False,
+        workers=0,
+        progress=False,
+    )
+    rows = read_rows(tmp_path / "out")
+    assert sorted(rows) == sorted(map(str, files))
+    assert (summary["images"], summary["detections"]) == (10, local.detection_count)
+    assert [tuple(each) for each in summary["failed"]] == local.failed
+    assert rows[str(files[3])][0]["error"] == local.failed[0][1]
+    for entry in local.images:
+        own = rows[entry["file"]]
+        assert {(r["width"], r["height"], r["tiles"], r["error"]) for r in own} == {
+            (entry["width"], entry["height"], 0, None)
+        }
+        labels, numbers = boxes(own)
+        found = entry["detections"]
+        assert labels == [each["label"] for each in found]
+        assert [r["class"] for r in own if r["label"]] == [each["class"] for each in found]
+        expected = [[each["score"], *each["box_xyxy"]] for each in found]
+        assert np.array_equal(numbers, np.array(expected, np.float32).reshape(-1, 5))
+    assert sum(len(entry["detections"]) > 0 for entry in local.images) > 3
+
+
+def test_an_image_without_detections_has_one_row(start, tmp_path):
+    photos(tmp_path / "in", 2)
+    (shard,) = shards_of([tmp_path / "in"])
+    take(start(Record(), score_threshold=1.0), shard)
+    for (row,) in read_rows(tmp_path / "out").values():
+        assert list(row) == list(COLUMNS)
+        assert row["width"] > 0 and row["label"] is row["score"] is row["error"] is None
+
+
+def test_images_in_parquet(start, tmp_path):
+    images = [jpeg(0), None, jpeg(1)[:40], jpeg(2), jpeg(3)]
+    table = image_table(tmp_path / "t.parquet", images, 2)
+    shards = shards_of([table], 3)
+    worker = start(Record())
+    for shard in shards:
+        take(worker, shard)
+    rows = read_rows(tmp_path / "out")
+    assert images_once(tmp_path / "out") == sorted(f"{table}#{row}" for row in range(5))
+    errors = {file.rpartition("#")[2]: own[0]["error"] for file, own in rows.items()}
+    assert errors["0"] is errors["3"] is errors["4"] is None
+    assert errors["1"].endswith("t.parquet#1: the row has no image")
+    assert errors["2"].startswith(f"{table}#2: ") and "damaged header" in errors["2"]
+    whole = worker._detector([images[3]])[0]
+    assert len(boxes(rows[f"{table}#3"])[0]) == int((whole["scores"] >= THRESHOLD).sum())
+
+
+def test_the_column_of_images_must_be_clear(start, tmp_path):
+    two = image_table(tmp_path / "two.parquet", [jpeg(0)], 1, names=("left", "right"))
+    (shard,) = shards_of([two])
+    summary = take(start(Record()), shard)
+    assert "has columns left, right of image bytes, expected one" in summary["failed"][0][1]
+    assert take(start(Record(), image_column="right"), shard)["images"] == 1
+    summary = take(start(Record(), image_column="middle"), shard)
+    assert "has no column 'middle' of image bytes" in summary["failed"][0][1]
+
+
+def test_images_at_an_address(start, tmp_path):
+    files = photos(tmp_path / "in", 40, broken=(7,))
+    shards = shards_of([f"file://{tmp_path}/in"])
+    files[11].unlink()
+    summary = take(start(Record()), shards[0])
+    assert images_once(tmp_path / "out") == [f"file://{file}" for file in files]
+    reasons = dict(summary["failed"])
+    assert set(reasons) == {f"file://{files[k]}" for k in (7, 11)}
+    assert reasons[f"file://{files[11]}"].endswith("0011.jpg: no such file")
+
+
+def test_an_image_that_kills_is_named_and_the_others_are_as_ever(start, tmp_path, monkeypatch):
+    files = photos(tmp_path / "in", 9)
+    (shard,) = shards_of([tmp_path / "in"])
+    take(start(Record()), shard)
+    expected = read_rows(tmp_path / "out")
+    kills(monkeypatch, lambda images: any("0004" in image for image in images))
+    # It dies once among the others, and twice alone.
+    assert until_done(start, Record(), shard, 9) == 4
+    rows = read_rows(tmp_path / "out")
+    assert images_once(tmp_path / "out") == sorted(map(str, files))
+    (poisoned,) = rows.pop(str(files[4]))
+    reason = "the process that worked on it was killed, in 2 tries"
+    assert poisoned["error"] == f"{files[4]}: {reason}" and poisoned["label"] is None
+    del expected[str(files[4])]
+    for file, own in rows.items():
+        # In one batch fewer images went through the network, which changes the last bits.
+        assert boxes(own)[0] == boxes(expected[file])[0]
+        np.testing.assert_allclose(boxes(own)[1], boxes(expected[file])[1], rtol=1e-5, atol=1e-3)
+
+
+def test_two_images_that_kill_are_both_named(start, tmp_path, monkeypatch):
+    files = photos(tmp_path / "in", 6)
+    (shard,) = shards_of([tmp_path / "in"])
+    kills(monkeypatch, lambda images: any("01." in i or "04." in i for i in images))
+    assert until_done(start, Record(), shard, 9) == 6
+    rows = read_rows(tmp_path / "out")
+    assert [file[-6:] for file in sorted(rows) if rows[file][0]["error"]] == ["01.jpg", "04.jpg"]
+    assert sorted(rows) == sorted(map(str, files))
+
+
+def test_images_that_kill_only_together_are_detected_alone(start, tmp_path, monkeypatch):
+    photos(tmp_path / "in", 3)
+    (shard,) = shards_of([tmp_path / "in"])
+    kills(monkeypatch, lambda images: len(images) > 1)
+    assert until_done(start, Record(), shard, 9) == 4
+    rows = read_rows(tmp_path / "out")
+    assert len(rows) == 3 and all(own[0]["error"] is None for own in rows.values())
+
+
+def test_a_process_that_was_killed_for_another_reason_blames_no_image(start, tmp_path, monkeypatch):
+    photos(tmp_path / "in", 3)
+    (shard,) = shards_of([tmp_path / "in"])
+    left = [1, 1]  # so many processes die, each at the first image that it tries
+    kills(monkeypatch, lambda images: bool(left and left.pop()))
+    assert until_done(start, Record(), shard, 9) == 3
+    assert all(own[0]["error"] is None for own in read_rows(tmp_path / "out").values())
+
+
+def test_after_the_end_no_shard_begins(start, tmp_path):
+    photos(tmp_path / "in", 2)
+    (shard,) = shards_of([tmp_path / "in"])
+    record = Record()
+    record.end()
+    assert take(start(record), shard) == {"shard": 0, "done": False}
+    assert list((tmp_path / "out").iterdir()) == []

@@ -1,0 +1,108 @@
+"""Bulk detection on a Ray of two processes. tools/check_bulk.py kills, measures and counts more."""
+
+import json
+import os
+import signal
+
+import pytest
+from bulk.jobs import THRESHOLD, boxes, checkpoint, images_once, photos, read_rows
+
+from mdssd import bulk
+from mdssd.detection.detector import Detector
+from mdssd.detection.files import detect
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'mdssd[ray]'")
+pytest.importorskip("ray.data", reason="Ray Data is not installed: pip install 'mdssd[ray]'")
+
+
+def deadly():
+    """Return what Ray calls in each process: an image named poison kills the process."""
+
+    def prepare():
+        from mdssd.detection import reading
+
+        plain = reading.read_image
+
+        def read(path, **options):
+            if "poison" in str(path):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return plain(path, **options)
+
+        reading.read_image = read
+
+    return prepare
+
+
+@pytest.fixture(scope="module")
+def two_processes():
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(
+        address="local",
+        num_cpus=2,
+        object_store_memory=500 << 20,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"worker_process_setup_hook": deadly()},
+    )
+    yield
+    ray.shutdown()
+
+
+def run(folder, out, workers=2, **options):
+    pool = bulk.Pool(workers=workers, device="cpu")
+    settings = {"pool": pool, "score_threshold": THRESHOLD, "progress": False, **options}
+    return bulk.detect(folder / "m.json", [folder / "in"], out, **settings)
+
+
+def test_a_job_has_the_rows_of_the_local_engine_and_can_be_continued(two_processes, tmp_path):
+    files = photos(tmp_path / "in", 24, broken=(5,))
+    detector = Detector.from_checkpoint(checkpoint(tmp_path), device="cpu")
+    out = tmp_path / "out"
+    report = run(tmp_path, out, shard_images=8)
+    local = detect(
+        detector,
+        [tmp_path / "in"],
+        tmp_path / "local",
+        score_threshold=THRESHOLD,
+        draw=False,
+        workers=0,
+        progress=False,
+    )
+    assert images_once(out) == sorted(map(str, files))
+    assert report.detections == local.detection_count and report.failures == local.failed
+    assert (report.total, report.done, report.failed, report.workers) == (24, 24, 1, 2)
+    assert json.loads((out / "report.json").read_text())["images"] == 23
+    assert "images per second by 2 processes" in report.table()
+    rows = read_rows(out)
+    for entry in local.images:
+        assert boxes(rows[entry["file"]])[0] == [each["label"] for each in entry["detections"]]
+
+    # A job is not begun a second time by mistake, nor continued with other settings.
+    with pytest.raises(ValueError, match="holds a job; continue it by --resume"):
+        run(tmp_path, out)
+    with pytest.raises(ValueError, match="was begun with score_threshold 0.36, got 0.9"):
+        run(tmp_path, out, resume=True, score_threshold=0.9)
+    # Only what is missing is done, as planned, even if the folder has changed.
+    parts = sorted(out.glob("part-*.parquet"))
+    before = {path: path.stat().st_mtime_ns for path in parts}
+    content = parts[1].read_bytes()
+    parts[1].unlink()
+    (tmp_path / "in/0099.jpg").write_bytes(files[0].read_bytes())
+    report = run(tmp_path, out, resume=True)
+    assert (report.before, report.images, report.failed) == (16, 8, 0)
+    assert parts[1].read_bytes() == content
+    assert [p for p in parts if p.stat().st_mtime_ns != before[p]] == [parts[1]]
+    assert run(tmp_path, out, resume=True).before == 24
+
+
+def test_an_image_that_kills_its_process_is_named_and_the_job_goes_on(two_processes, tmp_path):
+    files = photos(tmp_path / "in", 9)
+    checkpoint(tmp_path)
+    poison = files[4].rename(tmp_path / "in/poison.jpg")
+    out = tmp_path / "out"
+    report = run(tmp_path, out, 1, shard_images=5)
+    assert report.failures == [
+        (str(poison), f"{poison}: the process that worked on it was killed, in 2 tries")
+    ]
+    assert images_once(out) == sorted(str(path) for path in (tmp_path / "in").iterdir())
+    assert (report.images, report.failed) == (8, 1)
