@@ -5,7 +5,9 @@
 Runs in the environment that `make compat` makes; a package that is not installed is left out. Each
 row calls the package's own function on the same inputs, unpatched and patched in turns, on one
 thread, and takes the median of the ratios of neighbouring calls. The inputs are random; "peaked"
-ones have the few candidates of a trained network. `--only TEXT` measures some of the rows again.
+ones have the few candidates of a trained network. Codebases that are no packages are measured if a
+folder is named, such as `--lufficc DIR`; see benchmarks/ssd_codebases.py. `--only TEXT` measures
+some of the rows again. The process runs before others where it may, so that they do not disturb it.
 """
 
 from __future__ import annotations
@@ -13,45 +15,29 @@ from __future__ import annotations
 import argparse
 import importlib
 import statistics
+import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.machine import run_before_others
+from benchmarks.real_rows import Row, random_boxes, random_numbers
+from benchmarks.ssd_codebases import CODEBASES
 from benchmarks.stored import number
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 compat = importlib.import_module("compat")
 
-SECONDS = 8.0  # that a row takes, about
-Call = Callable[[], Any]
+SECONDS, PATIENCE = 8.0, 30.0  # that a row takes about, and at most before its last pair of calls
+LEAST, MOST = 5, 101  # pairs of calls
 Cells = tuple[str, ...]  # of a row of the page
-
-
-class Row(NamedTuple):
-    """A call of a package, and what patches it."""
-
-    package: str
-    what: str
-    call: Call
-    patch: Callable[[], AbstractContextManager[Any]]
-
-
-def _generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def _boxes(count: int, side: float, generator: torch.Generator) -> Tensor:
-    low = side * torch.rand(count, 2, generator=generator)
-    size = side / 40 + side / 8 * torch.rand(count, 2, generator=generator)
-    return torch.cat([low, low + size], 1)
 
 
 def _peaked(logits: Tensor, background: float, generator: torch.Generator) -> Tensor:
@@ -64,7 +50,7 @@ def _one_stage(name: str) -> tuple[Any, dict[str, Tensor], list[Tensor], list[in
     """A model of torchvision, outputs for two images of 512 x 512, anchors and their levels."""
     detection = importlib.import_module("torchvision.models.detection")
     model = getattr(detection, name)(weights=None, weights_backbone=None).eval()
-    generator = _generator()
+    generator = random_numbers()
     sides = [38, 19, 10, 5, 3, 1] if name.startswith("ssd") else [64, 32, 16, 8, 4]
     images = detection.image_list.ImageList(torch.zeros(2, 3, 512, 512), [(512, 512)] * 2)
     maps = [torch.zeros(2, 1, side, side) for side in sides]
@@ -85,10 +71,13 @@ def _one_stage(name: str) -> tuple[Any, dict[str, Tensor], list[Tensor], list[in
 def torchvision_rows() -> Iterator[Row]:
     torchvision = importlib.import_module("torchvision")
     fast = importlib.import_module("mdssd.integrations.torchvision")
-    generator = _generator(1)
+    generator = random_numbers(1)
     everywhere = lambda: fast.patch(torchvision)  # noqa: E731
     for count in (1000, 5000):
-        boxes, scores = _boxes(count, 1000.0, generator), torch.rand(count, generator=generator)
+        boxes, scores = (
+            random_boxes(count, 1000.0, generator),
+            torch.rand(count, generator=generator),
+        )
         classes = torch.randint(0, 80, (count,), generator=generator)
         yield Row(
             "torchvision",
@@ -114,7 +103,7 @@ def torchvision_rows() -> Iterator[Row]:
 def _of_one_stage(fast: Any, name: str, title: str, shift: float) -> Iterator[Row]:
     model, outputs, anchors, levels = _one_stage(name)
     shapes = [(512, 512)] * 2
-    generator = _generator(2)
+    generator = random_numbers(2)
     logits = outputs["cls_logits"]
     if title == "SSD":
         peaked = logits.clone()
@@ -135,7 +124,7 @@ def _of_one_stage(fast: Any, name: str, title: str, shift: float) -> Iterator[Ro
         )
     targets = [
         {
-            "boxes": _boxes(10, 512.0, generator),
+            "boxes": random_boxes(10, 512.0, generator),
             "labels": torch.randint(1, 91, (10,), generator=generator),
         }
         for _ in range(2)
@@ -168,7 +157,7 @@ def _stand_in_for_network(model: Any, heads: dict[str, Tensor], anchors: list[Te
 def _of_rpn(fast: Any) -> Iterator[Row]:
     detection = importlib.import_module("torchvision.models.detection")
     model = detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None).eval()
-    generator = _generator(3)
+    generator = random_numbers(3)
     sides = [128, 64, 32, 16, 8]
     images = detection.image_list.ImageList(torch.zeros(2, 3, 512, 512), [(512, 512)] * 2)
     maps = [torch.zeros(2, 1, side, side) for side in sides]
@@ -180,7 +169,7 @@ def _of_rpn(fast: Any) -> Iterator[Row]:
     patch = lambda: fast.patch(model)  # noqa: E731
     what = "Faster R-CNN, filter_proposals, 2 images"
     yield Row("torchvision", what, lambda: model.rpn.filter_proposals(*arguments), patch)
-    targets = [{"boxes": _boxes(10, 512.0, generator)} for _ in range(2)]
+    targets = [{"boxes": random_boxes(10, 512.0, generator)} for _ in range(2)]
     call = lambda: model.rpn.assign_targets_to_anchors(anchors, targets)  # noqa: E731
     yield Row("torchvision", "Faster R-CNN, matching of the RPN, 2 images of 10 boxes", call, patch)
 
@@ -189,7 +178,7 @@ def ultralytics_rows() -> Iterator[Row]:
     package = importlib.import_module("ultralytics")
     nms = importlib.import_module("ultralytics.utils.nms")
     fast = importlib.import_module("mdssd.integrations.ultralytics")
-    generator = _generator()
+    generator = random_numbers()
     for threshold, kind in ((0.001, "as in validation"), (0.25, "as in prediction")):
         prediction = torch.rand(1, 84, 8400, generator=generator)
         prediction[:, :4] *= torch.tensor([[640.0], [640], [120], [120]])
@@ -207,7 +196,7 @@ def effdet_rows() -> Iterator[Row]:
     fast = importlib.import_module("mdssd.integrations.effdet")
     bench = importlib.import_module("effdet.bench")
     module = importlib.import_module("effdet.anchors")
-    generator = _generator()
+    generator = random_numbers()
     ratios = [(1.0, 1.0), (1.4, 0.7), (0.7, 1.4)]
     anchors = module.Anchors(3, 7, 3, ratios, 4.0, (512, 512))
     index = torch.randint(0, len(anchors.boxes), (2, 5000), generator=generator)
@@ -224,16 +213,16 @@ def effdet_rows() -> Iterator[Row]:
             patch,
         )
     labeler = module.AnchorLabeler(anchors, 90, 0.5)
-    boxes = [_boxes(10, 512.0, generator) for _ in range(2)]
+    boxes = [random_boxes(10, 512.0, generator) for _ in range(2)]
     labels = [torch.randint(1, 91, (10,), generator=generator).float() for _ in range(2)]
     call = lambda: labeler.batch_label_anchors(boxes, labels)  # noqa: E731
     yield Row("effdet", "batch_label_anchors, 2 images of 10 boxes", call, patch)
 
 
 def _rows_of(count: int) -> np.ndarray:
-    generator = _generator(count)
+    generator = random_numbers(count)
     parts = (
-        _boxes(count, 1000.0, generator),
+        random_boxes(count, 1000.0, generator),
         torch.rand(count, 1, generator=generator),
         torch.randint(0, 10, (count, 1), generator=generator).float(),
     )
@@ -290,46 +279,62 @@ def measured(row: Row) -> tuple[float, float, float]:
         with row.patch():
             return seconds()
 
-    seconds(), patched()  # first calls load and allocate
-    own, ours, began = [], [], time.perf_counter()
-    while len(own) < 5 or (time.perf_counter() - began < SECONDS and len(own) < 101):
+    want = row.call()  # first calls load and allocate
+    with row.patch():
+        row.check(row.call(), want)
+    own, ours, began, spent = [], [], time.perf_counter(), 0.0
+    while len(own) < LEAST or (spent < SECONDS and len(own) < MOST):
         own.append(seconds())
         ours.append(patched())
+        spent = time.perf_counter() - began
+        if spent > PATIENCE:
+            break
     ratios = [a / b for a, b in zip(own, ours, strict=True)]
     return statistics.median(own), statistics.median(ours), statistics.median(ratios)
+
+
+def sources(options: argparse.Namespace) -> Iterator[tuple[str, Iterator[Row]]]:
+    """Yield the version and the rows of each package and codebase that is here."""
+    found = compat.versions(Path(sys.executable))
+    for name in ("torchvision", *compat.ADAPTED):
+        if name in found:
+            yield found[name], globals()[f"{name}_rows"]()
+        else:
+            print(f"{name} is not installed here; left out", file=sys.stderr)
+    for name, rows in CODEBASES.items():
+        folder = getattr(options, name)
+        if folder is None:
+            print(f"--{name} names no folder; left out", file=sys.stderr)
+            continue
+        command = ["git", "-C", str(folder), "log", "-1", "--format=%h"]
+        yield subprocess.run(command, capture_output=True, text=True).stdout.strip(), rows(folder)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", default="", help="measure the rows whose call has this text")
-    only = parser.parse_args(arguments).only
+    for name in CODEBASES:
+        parser.add_argument(f"--{name}", dest=name, type=Path, help="the folder to import it from")
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    lines = []
-    found = compat.versions(Path(sys.executable))
-    for name in ("torchvision", *compat.ADAPTED):
-        if name not in found:
-            print(f"{name} is not installed here; left out", file=sys.stderr)
-            continue
-        for row in globals()[f"{name}_rows"]():
-            if only not in row.what:
+    run_before_others()
+    lines: list[Cells] = []
+    for version, rows in sources(options):
+        for row in rows:
+            if options.only not in f"{row.package}: {row.what}":
                 continue
             own, ours, ratio = measured(row)
             gain = f"{ratio:.2g}" if ratio < 10 else f"{ratio:.0f}"
-            lines.append(
-                (
-                    f"{row.package} {found[name]}",
-                    row.what,
-                    number(1e3 * own),
-                    number(1e3 * ours),
-                    f"{gain}x",
-                )
-            )
+            cells = f"{row.package} {version}".strip(), row.what
+            lines.append((*cells, number(1e3 * own), number(1e3 * ours), f"{gain}x"))
             print(*lines[-1], sep=" | ", flush=True)
     page = compat.PAGE.read_text()
-    compat.PAGE.write_text(
-        compat.with_gains(page, replaced(compat.gains(page), lines) if only else lines)
-    )
+    old = compat.gains(page)
+    if not options.only:  # a call that no longer has a row is dropped
+        names = {line[0].rpartition(" ")[0] for line in lines}
+        old = [line for line in old if line[0].rpartition(" ")[0] not in names]
+    compat.PAGE.write_text(compat.with_gains(page, replaced(old, lines)))
     return 0
 
 

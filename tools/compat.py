@@ -57,6 +57,7 @@ GAINS = """
 On the real packages, on one thread of this project's machine, beside whatever else ran there: both
 sides in turns on the same inputs, the medians of their milliseconds, and the median of the ratios
 of neighbouring calls. `python -m benchmarks.real_codebases` in that environment writes this table.
+Codebases that are no packages are measured from a folder, and have a commit beside their name.
 
 """
 GAIN_COLUMNS = ("package", "call", "its own, ms", "patched, ms", "gain")

@@ -184,11 +184,15 @@ def matched_boxes(boxes_xyxy: Tensor, index: Tensor, otherwise: Tensor) -> Tenso
     """The boxes [N, 4] at `index` [N], and those of `otherwise` [N, 4] where the index is -1."""
     if len(boxes_xyxy) == 0:
         return otherwise.clone()
-    return torch.where(index[:, None] >= 0, boxes_xyxy[index.clamp(min=0)], otherwise)
+    result = otherwise.to(torch.promote_types(boxes_xyxy.dtype, otherwise.dtype), copy=True)
+    rows = (index >= 0).nonzero()[:, 0]  # few
+    result[rows] = boxes_xyxy[index[rows]].to(result.dtype)
+    return result
 
 
 def matched_labels(labels: Tensor, index: Tensor) -> Tensor:
     """The labels [N] at `index` [N], and 0, background, where the index is -1."""
-    if len(labels) == 0:
-        return labels.new_zeros(index.shape)
-    return torch.where(index >= 0, labels[index.clamp(min=0)], 0)
+    result = labels.new_zeros(index.shape)
+    rows = (index >= 0).nonzero()[:, 0]
+    result[rows] = labels[index[rows]]
+    return result

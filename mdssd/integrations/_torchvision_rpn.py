@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mdssd import ops
 from mdssd.integrations import _torchvision as shared
-from mdssd.integrations._patch import Replacement, matched_boxes, method
+from mdssd.integrations._patch import Replacement, method
 
 
 def of_rpn(rpn: Any) -> list[Replacement]:
@@ -39,8 +39,10 @@ def _assign_targets_to_anchors(
     labels, boxes = [], []
     for index, own_anchors, target in zip(matched, anchors, targets, strict=True):
         labels.append(torch.where(index >= 0, 1.0, torch.where(index == -2, -1.0, 0.0)))
-        nothing = torch.zeros(own_anchors.shape, device=own_anchors.device)
-        boxes.append(matched_boxes(target["boxes"].reshape(-1, 4), index.clamp(min=0), nothing))
+        if target["boxes"].numel():
+            boxes.append(target["boxes"][index.clamp(min=0)])
+        else:
+            boxes.append(torch.zeros(own_anchors.shape, device=own_anchors.device))
     return labels, boxes
 
 

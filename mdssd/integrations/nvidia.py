@@ -126,9 +126,10 @@ def decode_batch(
 
 def loss_forward(self: Any, ploc: Tensor, plabel: Tensor, gloc: Tensor, glabel: Tensor) -> Tensor:
     """Return the loss of ploc [B, 4, N], plabel [B, C, N], gloc [B, 4, N] cxcywh, glabel [B, N]."""
+    # Copied once here; the operator would copy what is not contiguous in both directions.
     localisation, confidence = ops.multibox_loss(
-        ploc.permute(0, 2, 1),
-        plabel.permute(0, 2, 1),
+        ploc.permute(0, 2, 1).contiguous(),
+        plabel.permute(0, 2, 1).contiguous(),
         self._loc_vec(gloc).permute(0, 2, 1),
         glabel,
         reduction="image",

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from benchmarks import real_codebases
 
@@ -74,3 +77,34 @@ def test_rows_measured_again_take_their_places() -> None:
     old = [("sahi 1", "a", "9", "3", "3x"), ("effdet 1", "b", "8", "2", "4x")]
     newer = [("sahi 1", "c", "6", "2", "3x"), ("sahi 1", "a", "8", "4", "2x")]
     assert real_codebases.replaced(old, newer) == [newer[1], newer[0], old[1]]
+
+
+def test_a_measurement_replaces_the_rows_of_what_it_measured(
+    compat: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gains = [("sahi 1", "a", "9", "3", "3x"), ("sahi 1", "gone", "9", "3", "3x")]
+    other = ("lufficc/SSD 68dc0a2", "b", "8", "2", "4x")
+    page = tmp_path / "page.md"
+    page.write_text(compat.render([], [*gains, other]))
+    monkeypatch.setattr(real_codebases.compat, "PAGE", page)
+    for module, name in ((real_codebases, "run_before_others"), (torch, "set_num_threads")):
+        monkeypatch.setattr(module, name, lambda *_: None)
+    calls = []
+    row = real_codebases.Row("sahi", "a", lambda: calls.append(1), nullcontext)
+    monkeypatch.setattr(real_codebases, "sources", lambda options: [("2", [row])])
+    monkeypatch.setattr(real_codebases, "MOST", 2)
+    monkeypatch.setattr(real_codebases, "LEAST", 2)
+    with warnings.catch_warnings():
+        assert real_codebases.main([]) == 0
+    assert len(calls) == 6
+    found = compat.gains(page.read_text())
+    assert [line[:2] for line in found] == [other[:2], ("sahi 2", "a")]
+
+    def differ(got: object, want: object) -> None:
+        raise AssertionError("other detections")
+
+    monkeypatch.setattr(
+        real_codebases, "sources", lambda options: [("2", [row._replace(check=differ)])]
+    )
+    with warnings.catch_warnings(), pytest.raises(AssertionError, match="other detections"):
+        real_codebases.main([])
