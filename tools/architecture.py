@@ -34,6 +34,7 @@ ROOMS = (
     ("evaluation",),
     ("bulk",),
     ("inspection",),
+    ("quantization",),
     ("training",),
     ("integrations", "info"),
     ("mdssd",),  # mdssd/__init__.py, the public names
@@ -44,7 +45,9 @@ ROOMS = (
 OPTIONAL = (
     "fsspec",
     "matplotlib",
+    "nncf",
     "onnx",
+    "onnxruntime",
     "onnxscript",
     "openvino",
     "pyarrow",

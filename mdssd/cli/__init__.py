@@ -1,4 +1,4 @@
-"""The command `mdssd`: train, eval, detect, data, convert, export, info.
+"""The command `mdssd`: train, eval, detect, data, convert, export, quantize, info.
 
 parser.py and options/ say what can be typed, commands/ what each verb does, and errors.py turns
 what went wrong into a message. A command's module is imported only when it runs, so that `mdssd

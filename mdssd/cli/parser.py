@@ -10,7 +10,16 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from mdssd.cli.errors import FAILED, say
-from mdssd.cli.options import convert, data, detect, evaluate, export, info, train
+from mdssd.cli.options import (
+    convert,
+    data,
+    detect,
+    evaluate,
+    export,
+    info,
+    quantize,
+    train,
+)
 from mdssd.version import __version__
 
 DESCRIPTION = """Find small objects: train, measure and run SSD and MDSSD.
@@ -121,5 +130,6 @@ def make_parser() -> argparse.ArgumentParser:
     data.add_to(verbs)
     convert.add_to(verbs)
     export.add_to(verbs)
+    quantize.add_to(verbs)
     info.add_to(verbs)
     return parser

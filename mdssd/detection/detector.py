@@ -17,6 +17,7 @@ from mdssd.data.ahead import read_ahead
 from mdssd.data.images import ImageLimits
 from mdssd.data.tiles import Window, make_tiling
 from mdssd.detection.arguments import check_batch_size, check_stream, class_names
+from mdssd.detection.quantized import load_network, runtime_of, usual_device
 from mdssd.detection.reading import (
     Image,
     Reader,
@@ -31,9 +32,7 @@ from mdssd.detection.runtime import STAGES, DetectionLimits, Pipeline, StageTime
 from mdssd.detection.runtimes import check_runtime, make_runtime, network_dtype
 from mdssd.detection.tiled import Batches, Found, Shown, put_together, tiles
 from mdssd.models.folding import fold_batch_norm
-from mdssd.system.devices import best_device
 from mdssd.system.memory import release_memory
-from mdssd.weights.checkpoint import load_checkpoint
 
 T = TypeVar("T")
 
@@ -54,10 +53,10 @@ class Detector:
         score_threshold, nms_threshold, max_detections, top_k: see `ops.detection_output`.
         batch_size: how many images or tiles go through the network at once.
         runtime: how the network runs. "eager": PyTorch. "compile": torch.compile, on a CPU with
-            frozen weights. "openvino": OpenVINO, on a CPU. "graph": on an NVIDIA GPU everything
-            from pixels to detections as a CUDA graph; a stream then uploads images while the GPU
-            computes. Any preparation happens at the first call, with the weights and the
-            operator backend of that moment.
+            frozen weights. "openvino": OpenVINO, on a CPU; int8 networks always run in it.
+            "graph": on an NVIDIA GPU everything from pixels to detections as a CUDA graph; a
+            stream then uploads images while the GPU computes. Any preparation happens at the first
+            call, with the weights and the operator backend of that moment.
         dtype: the type of the computation: torch.float32, torch.bfloat16 or, on a GPU,
             torch.float16. The model is converted. None keeps its own type.
         tile, overlap, tile_scale, with_whole: divide images into tiles, each of which goes through
@@ -121,6 +120,7 @@ class Detector:
         weights = next((p for p in model.parameters() if p.is_floating_point()), None)
         if dtype is None:
             dtype = torch.float32 if weights is None else weights.dtype
+        runtime = runtime_of(model, runtime)
         check_runtime(runtime, self.device, dtype)
         check_batch_size("Detector", batch_size)
         # A copy, because boxes need the precision that a conversion takes from the model's priors.
@@ -151,7 +151,7 @@ class Detector:
         Args:
             path: the checkpoint's JSON, the weights file beside it, or the folder of a run.
             options: the keywords of `Detector`. Classes and mean come from the checkpoint unless
-                they are passed. Without a device it is the best that there is, see `best_device`.
+                they are passed. Without a device it is the best that there is for the network.
 
         Raises:
             CheckpointError: a ValueError that names the file and the fault.
@@ -171,10 +171,10 @@ class Detector:
             >>> detector.classes
             ['cell']
         """
-        model, meta = load_checkpoint(path)
+        model, meta = load_network(path)
         fold_batch_norm(model.eval())  # which is faster, and the same up to rounding
         options = {"classes": meta["classes"], "mean": tuple(meta["mean"]), **options}
-        options["device"] = options.get("device") or best_device()
+        options["device"] = options.get("device") or usual_device(model)
         return cls(model, **options)
 
     def __call__(

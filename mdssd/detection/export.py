@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from mdssd import ops
 from mdssd.detection.onnx import onnx_model, traced
+from mdssd.detection.quantized import QuantizedNetwork
 from mdssd.models import MEAN_RGB, SingleShotDetector
 from mdssd.names import EXPORTS
 from mdssd.priors.maps import width_height
@@ -49,7 +50,7 @@ class _Pipeline(nn.Module):
 
 
 def export(
-    model: SingleShotDetector,
+    model: SingleShotDetector | QuantizedNetwork,
     path: str | os.PathLike[str],
     *,
     form: str = "onnx",
@@ -69,7 +70,8 @@ def export(
     settings, and a sentence on each input and output.
 
     Args:
-        model: a model of `mdssd.models` in float32. It is put in evaluation mode.
+        model: a model of `mdssd.models` in float32, which is put in evaluation mode, or an int8
+            network (`QuantizedNetwork`), for "onnx" only.
         path: the file to write.
         form: "onnx" uses ONNX's standard operators only; the facts are in metadata_props, as JSON,
             and in the doc strings of the model, its input and its outputs. "pt2" is for
@@ -97,8 +99,7 @@ def export(
         >>> boxes.shape
         torch.Size([3, 200, 4])
     """
-    if form not in EXPORTS:
-        raise ValueError(f"export: form: expected one of {list(EXPORTS)}, got {form!r}")
+    _check_form(form, model)
     check_classes("export", classes, model.num_classes)
     if len(mean) != 3 or not all(map(math.isfinite, mean)):
         raise ValueError(f"export: mean: expected three finite numbers, got {list(mean)}")
@@ -119,13 +120,20 @@ def export(
         **_meanings(width_height(model.input_size), max_detections),
     }
     model.eval()
-    with torch.no_grad(), _quiet():
-        if form == "onnx":
+    with torch.no_grad(), quiet_exporters():
+        if form == "onnx" or isinstance(model, QuantizedNetwork):
             content = onnx_model(model, facts).SerializeToString()
         else:
             content = _program(_Pipeline(model, facts["mean"], settings), form, facts)
     with atomic_write(path, "wb") as file:
         file.write(content)
+
+
+def _check_form(form: str, model: nn.Module) -> None:
+    if form not in EXPORTS:
+        raise ValueError(f"export: form: expected one of {list(EXPORTS)}, got {form!r}")
+    if form != "onnx" and isinstance(model, QuantizedNetwork):
+        raise ValueError(f"export: form: an int8 network can be exported as 'onnx', got {form!r}")
 
 
 def _meanings(size: tuple[int, int], rows: int) -> dict[str, Any]:
@@ -176,7 +184,7 @@ def _pixels(model: SingleShotDetector) -> Tensor:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_exporters() -> Iterator[None]:
     """Suppress the exporters' messages about packages that are not needed and about themselves."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mdssd.detection.quantized import QuantizedNetwork
 from mdssd.models import SingleShotDetector
 from mdssd.ops._dispatch import plain_ops
 from mdssd.ops._settings import VARIANCES
@@ -20,13 +21,19 @@ def traced(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     return torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
 
 
-def onnx_model(model: SingleShotDetector, facts: dict[str, Any]) -> Any:
-    """Return the network as PyTorch exports it, between nodes for the pixels and the detections."""
+def network_proto(model: SingleShotDetector | QuantizedNetwork) -> Any:
+    """Return a network as ONNX, from "images" [B, 3, H, W] to "loc" and "logits".
+
+    Raises:
+        ImportError: it needs the packages onnx and onnxscript.
+    """
     try:
         import onnx
         import onnxscript  # noqa: F401  # torch.onnx needs it
     except ImportError:
         raise ImportError("export: onnx needs packages: pip install onnx onnxscript") from None
+    if isinstance(model, QuantizedNetwork):
+        return onnx.load_from_string(model.onnx)
     width, height = width_height(model.input_size)
     images = torch.zeros(2, 3, height, width, device=model.priors.device)
     exported = torch.onnx.export(
@@ -37,7 +44,15 @@ def onnx_model(model: SingleShotDetector, facts: dict[str, Any]) -> Any:
         verbose=False,
     )
     assert exported is not None
-    proto = exported.model_proto
+    return exported.model_proto
+
+
+def onnx_model(model: SingleShotDetector | QuantizedNetwork, facts: dict[str, Any]) -> Any:
+    """Return the network between nodes for the pixels and the detections."""
+    proto = network_proto(model)
+    import onnx
+
+    width, height = width_height(model.input_size)
     constants, nodes = _detection_nodes(model.priors, facts)
     mean = torch.tensor(facts["mean"], dtype=torch.float32)
     node, info, kinds = onnx.helper.make_node, onnx.helper.make_tensor_value_info, onnx.TensorProto

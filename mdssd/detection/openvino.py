@@ -8,17 +8,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from mdssd.detection.quantized import QuantizedNetwork
 from mdssd.ops._dispatch import plain_ops
 from mdssd.priors.maps import InputSize, width_height
 
 
 class OpenVINONetwork:
-    """A float32 model that OpenVINO runs on the CPU, with as many threads as PyTorch uses.
+    """A model that OpenVINO runs on the CPU, with as many threads as PyTorch uses.
 
     The model is converted in memory through torch.export, once for each number of images.
 
     Args:
-        model: the model, in float32.
+        model: the model, in float32, or a `QuantizedNetwork`.
         dtype: torch.float32, or torch.bfloat16 to compute in that. Images, loc and logits are
             float32 in either case.
 
@@ -43,17 +44,22 @@ class OpenVINONetwork:
 
     def _compile(self, batch_size: int) -> Any:
         width, height = width_height(cast(InputSize, self._model.input_size))
-        example = torch.zeros(batch_size, 3, height, width)
-        with torch.inference_mode(False), torch.no_grad():
-            exported = torch.export.export(self._model, (example,))
-            exported = exported.run_decompositions(plain_ops())
-        import openvino
-
-        compiled = openvino_core().compile_model(
-            openvino.convert_model(exported), "CPU", self._options
-        )
+        shape = [batch_size, 3, height, width]
+        if isinstance(self._model, QuantizedNetwork):
+            program = openvino_core().read_model(self._model.onnx)
+            program.reshape(shape)
+        else:
+            program = self._convert(torch.zeros(shape))
+        compiled = openvino_core().compile_model(program, "CPU", self._options)
         self._compiled[batch_size] = compiled
         return compiled
+
+    def _convert(self, example: Tensor) -> Any:
+        import openvino
+
+        with torch.inference_mode(False), torch.no_grad():
+            exported = torch.export.export(self._model, (example,))
+            return openvino.convert_model(exported.run_decompositions(plain_ops()))
 
 
 @functools.cache

@@ -14,6 +14,7 @@ import torch
 
 from mdssd.data import DetectionDataset
 from mdssd.detection.detector import Detector
+from mdssd.detection.quantized import QuantizedNetwork
 from mdssd.models.base import SingleShotDetector
 from mdssd.system.devices import describe_device
 from mdssd.version import __version__
@@ -114,7 +115,7 @@ def _checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _model(detector: Detector) -> dict[str, Any]:
     facts: dict[str, Any] = {}
-    if isinstance(detector.model, SingleShotDetector):
+    if isinstance(detector.model, SingleShotDetector | QuantizedNetwork):
         facts = dict(detector.model.config())
         del facts["num_classes"]  # which counts the background
     facts["classes"] = len(detector.classes)

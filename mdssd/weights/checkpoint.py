@@ -40,11 +40,16 @@ from mdssd.weights.checkpoint_json import (
     find_checkpoint,
     is_class_name,
     is_mean,
+    is_quantized,
     listed,
     read_meta,
     shortened,
 )
-from mdssd.weights.checkpoint_tensors import fault_of, read_checkpoint_tensors
+from mdssd.weights.checkpoint_tensors import (
+    fault_of,
+    read_checkpoint_network,
+    read_checkpoint_tensors,
+)
 
 
 def save_checkpoint(
@@ -56,6 +61,7 @@ def save_checkpoint(
     extra: Mapping[str, Any],
     half: bool = False,
     state: Mapping[str, Tensor] | None = None,
+    network: bytes | None = None,
 ) -> None:
     """Write a checkpoint: first the weights, then the JSON that names them.
 
@@ -72,6 +78,8 @@ def save_checkpoint(
         half: store parameters as float16, for half the size. They are loaded as float32. Buffers
             are not converted, because the running variance of a batch norm can exceed float16.
         state: tensors needed to resume training, for a second file; see `load_state`.
+        network: the int8 form of the network as ONNX, which is stored instead of the weights; the
+            file then ends in .onnx. See `load_quantized`.
 
     Raises:
         ValueError: path is not a .json, classes do not fit the model, the mean is not of pixels, a
@@ -96,7 +104,7 @@ def save_checkpoint(
     mean = [float(value) for value in mean]
     if not is_mean(mean):
         raise ValueError(f"save_checkpoint: mean: expected three numbers from 0 to 255, got {mean}")
-    weights = _to_bytes(_weights(model, half))
+    weights = _to_bytes(_weights(model, half)) if network is None else network
     meta: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
@@ -106,7 +114,7 @@ def save_checkpoint(
         "classes": list(classes),
         "mean": mean,
         "priors": _prior_facts(model),
-        **_facts_of("", path.stem, weights),
+        **_facts_of("", path.stem, weights, "safetensors" if network is None else "onnx"),
         "training": dict(extra),
     }
     files = {meta["weights"]: weights}
@@ -205,16 +213,37 @@ def load_checkpoint(
         raise CheckpointError(
             f"{path}: is for another input size: expected {input_size}, got {meta['input_size']}"
         )
-    # On the meta device, where weights take no memory: the sizes in the JSON may be of any model.
-    try:
-        with torch.device("meta"):
-            model = build(meta["model"])
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: its model cannot be built: {error}") from None
-    _check_meta_fits(path, meta, model)
+    if is_quantized(meta):
+        raise CheckpointError(
+            f"{path}: is an int8 network, which detects (detect, eval, export), but can neither be "
+            "trained nor quantised again; expected the checkpoint that it was made from"
+        )
+    model = _empty_model(path, meta)
     weights = read_checkpoint_tensors(path, meta, "", model.state_dict())
     model.load_state_dict(weights, assign=True)
     return model.to(device).eval(), meta
+
+
+def load_quantized(
+    path: str | os.PathLike[str],
+) -> tuple[SingleShotDetector, dict[str, Any], bytes]:
+    """Load a checkpoint that `mdssd quantize` has written.
+
+    Args:
+        path: the JSON, or the .onnx file beside it.
+
+    Returns:
+        The model that was quantised, whose weights are on the meta device, so that it has priors
+        and options but cannot run; the content of the JSON; and the int8 network as ONNX.
+
+    Raises:
+        CheckpointError: as for `load_checkpoint`, or the checkpoint is not of an int8 network.
+    """
+    path = find_checkpoint(path)
+    meta = read_meta(path)
+    if not is_quantized(meta):
+        raise CheckpointError(f"{path}: is not an int8 network")
+    return _empty_model(path, meta), meta, read_checkpoint_network(path, meta)
 
 
 def load_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -247,6 +276,17 @@ def check_classes(where: str, classes: Sequence[str], num_classes: int) -> None:
         )
 
 
+def _empty_model(path: Path, meta: dict[str, Any]) -> SingleShotDetector:
+    """Build the model of a JSON without weights: the sizes in it may be of any model."""
+    try:
+        with torch.device("meta"):
+            model = build(meta["model"])
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: its model cannot be built: {error}") from None
+    _check_meta_fits(path, meta, model)
+    return model
+
+
 def _weights(model: nn.Module, half: bool) -> dict[str, Tensor]:
     parameters = {name for name, _ in model.named_parameters()}
     weights = {}
@@ -263,13 +303,13 @@ def _weights(model: nn.Module, half: bool) -> dict[str, Tensor]:
     return weights
 
 
-def _facts_of(kind: str, stem: str, content: bytes) -> dict[str, Any]:
-    """Return the entries of the JSON for a file of tensors: its name, SHA-256 and size."""
+def _facts_of(kind: str, stem: str, content: bytes, ending: str = "safetensors") -> dict[str, Any]:
+    """Return the entries of the JSON for a file beside it: its name, SHA-256 and size."""
     digest = hashlib.sha256(content).hexdigest()
     name = "-".join(part for part in (stem, kind, digest[:12]) if part)
     prefix = f"{kind}_" if kind else ""
     return {
-        kind or "weights": f"{name}.safetensors",
+        kind or "weights": f"{name}.{ending}",
         f"{prefix}sha256": digest,
         f"{prefix}bytes": len(content),
     }
@@ -296,7 +336,7 @@ def _prior_facts(model: SingleShotDetector) -> dict[str, Any]:
 def _remove_leftovers(path: Path) -> None:
     """Remove this checkpoint's files that no JSON names, and temporary files of killed saves."""
     remove_all_leftovers(path.parent)
-    weights = re.compile(rf"{re.escape(path.stem)}(-state)?-[0-9a-f]{{12}}\.safetensors")
+    weights = re.compile(rf"{re.escape(path.stem)}(-state)?-[0-9a-f]{{12}}\.(safetensors|onnx)")
     named = b""
     for file in path.parent.glob("*.json"):
         try:

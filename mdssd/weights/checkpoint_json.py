@@ -181,6 +181,11 @@ def is_mean(mean: object) -> bool:
     )
 
 
+def is_quantized(meta: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint holds an int8 network as ONNX, not the weights of a model."""
+    return str(meta["weights"]).endswith(".onnx")
+
+
 def is_safetensors(start: bytes) -> bool:
     """Whether a file that begins with these bytes, nine or more, can be a safetensors file."""
     # Eight bytes hold the length of the header, which is a JSON object.
@@ -228,7 +233,9 @@ def _check_fields(path: Path, meta: dict[str, Any]) -> None:
     need("mean", is_mean(meta.get("mean")), "three numbers from 0 to 255")
     for prefix in ("", "state_") if "state" in meta else ("",):
         field = prefix.rstrip("_") or "weights"
-        need(field, _is_plain_name(meta.get(field)), "the name of a .safetensors in the folder")
+        endings = ("safetensors",) if prefix else ("safetensors", "onnx")
+        plain = _is_plain_name(meta.get(field), endings)
+        need(field, plain, "the name of a .safetensors in the folder")
         need(f"{prefix}sha256", isinstance(meta.get(f"{prefix}sha256"), str), "a SHA-256")
         need(f"{prefix}bytes", _is_positive(meta.get(f"{prefix}bytes")), "a size in bytes")
 
@@ -237,9 +244,10 @@ def _is_positive(value: object) -> bool:
     return type(value) is int and value > 0
 
 
-def _is_plain_name(name: object) -> bool:
+def _is_plain_name(name: object, endings: Sequence[str]) -> bool:
     """Whether it names a file of the same folder on every system: no separator, drive or ".."."""
-    return isinstance(name, str) and bool(re.fullmatch(r"[^/\\:\0]+\.safetensors", name))
+    pattern = rf"[^/\\:\0]+\.({'|'.join(endings)})"
+    return isinstance(name, str) and bool(re.fullmatch(pattern, name))
 
 
 def shortened(value: object) -> str:

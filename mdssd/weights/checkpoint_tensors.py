@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -45,22 +45,14 @@ def read_checkpoint_tensors(
         CheckpointError: the file is missing, is not the one that the JSON was written with, does
             not have the expected tensors, or has values that are not finite or a negative variance.
     """
-    prefix = f"{kind}_" if kind else ""
     file = path.with_name(meta[kind or "weights"])
-    try:
-        with open_regular(file) as opened:
-            _check_start(file, opened, meta[f"{prefix}bytes"])
-            if expected is not None:
-                _check_header(file, expected)
-            content = opened.read()
-    except FileNotFoundError:
-        raise CheckpointError(f"{file}: no such file, though {path.name} names it") from None
-    except OSError as error:
-        raise CheckpointError(f"{file}: {cannot_be_read(error)}") from None
-    if hashlib.sha256(content).hexdigest() != meta[f"{prefix}sha256"]:
-        raise CheckpointError(
-            f"{file}: is not the file that {path.name} was written with: its SHA-256 differs"
-        )
+
+    def check(opened: BinaryIO, size: int) -> None:
+        _check_start(file, opened, size)
+        if expected is not None:
+            _check_header(file, expected)
+
+    content = _read(path, meta, kind, check)
     try:
         tensors = safetensors.torch.load(content)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
@@ -73,6 +65,44 @@ def read_checkpoint_tensors(
         if fault := fault_of(name, tensors[name]):
             raise CheckpointError(f"{file}: {fault}")
     return tensors
+
+
+def read_checkpoint_network(path: Path, meta: Mapping[str, Any]) -> bytes:
+    """Read the ONNX file that the JSON of an int8 checkpoint names as its weights.
+
+    Args:
+        path: the JSON.
+        meta: its content.
+
+    Raises:
+        CheckpointError: the file is missing, or is not the one that the JSON was written with.
+    """
+    file = path.with_name(meta["weights"])
+    return _read(path, meta, "", lambda opened, size: _check_size(file, opened, size))
+
+
+def _read(
+    path: Path, meta: Mapping[str, Any], kind: str, check: Callable[[BinaryIO, int], None]
+) -> bytes:
+    """Return the content of a file that the JSON names.
+
+    check: is called with the open file and its size in the JSON before the content is read.
+    """
+    prefix = f"{kind}_" if kind else ""
+    file = path.with_name(meta[kind or "weights"])
+    try:
+        with open_regular(file) as opened:
+            check(opened, meta[f"{prefix}bytes"])
+            content = opened.read()
+    except FileNotFoundError:
+        raise CheckpointError(f"{file}: no such file, though {path.name} names it") from None
+    except OSError as error:
+        raise CheckpointError(f"{file}: {cannot_be_read(error)}") from None
+    if hashlib.sha256(content).hexdigest() != meta[f"{prefix}sha256"]:
+        raise CheckpointError(
+            f"{file}: is not the file that {path.name} was written with: its SHA-256 differs"
+        )
+    return content
 
 
 def fault_of(name: str, tensor: Tensor) -> str:
@@ -101,18 +131,22 @@ def _check_start(file: Path, opened: BinaryIO, expected: int) -> None:
     """Check the size of the file and the size of its header."""
     start = opened.read(9)
     opened.seek(0)
-    size = os.fstat(opened.fileno()).st_size
     if not is_safetensors(start):
         raise CheckpointError(not_safetensors(file, start))
-    if size < expected:
-        raise CheckpointError(f"{file}: is cut short: {size} of {expected} bytes")
-    if size > expected:
-        raise CheckpointError(f"{file}: has {size} bytes instead of {expected}")
+    _check_size(file, opened, expected)
     if (header := int.from_bytes(start[:8], "little")) > HEADER_BYTES:
         raise CheckpointError(
             f"{file}: is not a sound safetensors file (its header has {header} bytes, expected at "
             f"most {HEADER_BYTES})"
         )
+
+
+def _check_size(file: Path, opened: BinaryIO, expected: int) -> None:
+    size = os.fstat(opened.fileno()).st_size
+    if size < expected:
+        raise CheckpointError(f"{file}: is cut short: {size} of {expected} bytes")
+    if size > expected:
+        raise CheckpointError(f"{file}: has {size} bytes instead of {expected}")
 
 
 def _check_header(file: Path, expected: Mapping[str, Tensor]) -> None:

@@ -27,6 +27,7 @@ PUBLIC = {
     "mdssd.evaluation.evaluate": ["evaluate"],
     "mdssd.evaluation.submission": ["write_submission"],
     "mdssd.inspection.check": ["check_data"],
+    "mdssd.quantization.quantize": ["quantize"],
     "mdssd.training.loop": ["train"],
     "mdssd.training.settings": ["Recipe"],
 }

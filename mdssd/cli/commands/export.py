@@ -7,8 +7,8 @@ from pathlib import Path
 
 from mdssd.cli.commands.shared import show
 from mdssd.detection.export import export
+from mdssd.detection.quantized import load_network
 from mdssd.system.files import writable_folder
-from mdssd.weights.checkpoint import load_checkpoint
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -16,7 +16,7 @@ def run(arguments: argparse.Namespace) -> int:
     form = arguments.format
     if not arguments.format_given and Path(arguments.out).suffix.lower() == ".pt2":
         form = "pt2"
-    model, meta = load_checkpoint(arguments.checkpoint)
+    model, meta = load_network(arguments.checkpoint)
     export(
         model,
         arguments.out,

@@ -20,7 +20,7 @@ from mdssd.priors.maps import InputSize, width_height
 from mdssd.system.devices import best_device, describe_device
 from mdssd.system.distributed import is_main, process_group
 from mdssd.system.text import printable
-from mdssd.weights.checkpoint_json import find_checkpoint, read_meta
+from mdssd.weights.checkpoint_json import find_checkpoint, is_quantized, read_meta
 
 
 def show(*lines: str) -> None:
@@ -36,7 +36,7 @@ def machine(given: Mapping[str, Any], *, together: bool = False) -> Iterator[str
     """
     if given.get("threads"):
         torch.set_num_threads(given["threads"])
-    device = given.get("device") or best_device()
+    device = given.get("device") or _usual_device(given.get("checkpoint"))
     _check_device(device)
     with (
         process_group(device) if together else nullcontext(device) as device,
@@ -45,6 +45,12 @@ def machine(given: Mapping[str, Any], *, together: bool = False) -> Iterator[str
         if is_main():
             show(f"device: {describe_device(device)}")
         yield device
+
+
+def _usual_device(checkpoint: str | None) -> str:
+    """The best device that there is; for the int8 network of a checkpoint the CPU."""
+    int8 = checkpoint is not None and is_quantized(read_meta(find_checkpoint(checkpoint)))
+    return "cpu" if int8 else best_device()
 
 
 def _check_device(name: str) -> None:
@@ -135,7 +141,7 @@ _OF_TILES = {"overlap": 0.2, "tile_scale": 1.0, "with_whole": False}
 
 def tiling_of(given: Mapping[str, Any], size: InputSize) -> Tiling | None:
     """The tiles that the options of a command describe for an input of this size."""
-    options = _tile_options(given)
+    options = tile_options(given)
     scale = options.pop("tile_scale")
     return make_tiling(options.pop("tile"), size, scale=scale, **options)
 
@@ -152,7 +158,7 @@ def check_needs_tile(given: Mapping[str, Any], names: Sequence[str], tile: Any) 
         raise ValueError(f"--{needless[0].replace('_', '-')}: needs --tile beside it")
 
 
-def _tile_options(given: Mapping[str, Any]) -> dict[str, Any]:
+def tile_options(given: Mapping[str, Any]) -> dict[str, Any]:
     check_needs_tile(given, tuple(_OF_TILES), given.get("tile"))
     options = {name: given.get(name, value) for name, value in _OF_TILES.items()}
     try:  # the size of the input matters for "auto" only
@@ -164,11 +170,11 @@ def _tile_options(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def detector_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of a `Detector` other than its checkpoint and device."""
-    tile_options = _tile_options(vars(arguments))
+    tiles = tile_options(vars(arguments))
     if arguments.tile is None and is_main() and (line := _trained_on_tiles(arguments.checkpoint)):
         show(line)
     return {
-        **tile_options,
+        **tiles,
         "batch_size": arguments.batch_size,
         "runtime": arguments.runtime,
         "dtype": getattr(torch, arguments.dtype) if arguments.dtype else None,
