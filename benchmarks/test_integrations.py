@@ -8,16 +8,22 @@ torchvision is not installed, they use this project's NMS, which favours them.
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import partial
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from codebases import plain, torchvision_ssd
+from codebases.detectron2.layers import nms as detectron2_nms
+from codebases.detectron2.modeling.proposal_generator.rpn import RPN
+from codebases.detectron2.structures.boxes import Boxes
 from codebases.lufficc.ssd.modeling.box_head import box_head
+from codebases.mmcv.ops import nms as mmcv_nms
+from codebases.mmdet.models.task_modules.assigners.max_iou_assigner import MaxIoUAssigner
 from codebases.nvidia.ssd import model as nvidia_model
 from codebases.nvidia.ssd import utils as nvidia_utils
 from codebases.qfgaohao.vision.nn.multibox_loss import MultiboxLoss
@@ -32,7 +38,15 @@ from benchmarks.peers.detection import Found, differences
 from benchmarks.rows import Sides
 from benchmarks.turns import Side
 from mdssd import ops
-from mdssd.integrations import lufficc, nvidia, qfgaohao, ssd_pytorch, torchvision
+from mdssd.integrations import (
+    detectron2,
+    lufficc,
+    mmdetection,
+    nvidia,
+    qfgaohao,
+    ssd_pytorch,
+    torchvision,
+)
 
 _CLASSES, _SIDE, _IMAGES = 21, 300, 8
 
@@ -129,11 +143,19 @@ _DETECTIONS = {
 def native_nms(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use a fast NMS in the codebases that call torchvision's."""
     try:
-        from torchvision.ops import batched_nms
+        from torchvision.ops import batched_nms, nms
     except (ImportError, RuntimeError):
-        batched_nms = ops.batched_nms
+        batched_nms, nms = ops.batched_nms, ops.nms
     monkeypatch.setattr(plain, "suppress_by_class", batched_nms)
+    monkeypatch.setattr(plain, "suppress_all", nms)
     monkeypatch.setattr(torchvision_ssd.torchvision.ops.boxes, "batched_nms", batched_nms)
+
+
+@pytest.fixture(autouse=True)
+def mmcv_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let mmdetection's adapter find what it imports by name."""
+    for name, module in (("mmcv", _package("mmcv")), ("mmcv.ops.nms", mmcv_nms)):
+        monkeypatch.setitem(sys.modules, name, module)
 
 
 @pytest.mark.parametrize("candidates", [500, None], ids=["trained", "untrained"])
@@ -186,6 +208,45 @@ def test_ssd_pytorch_nms(measure: Callable[..., None]) -> None:
         partial(_prepare, _Made(ssd_pytorch, (_package("ssd_pytorch.layers"),), call), check),
         op="post-processing of other codebases",
         row="ssd.pytorch, NMS alone, untrained",
+        dtype=torch.float32,
+        shape=str(list(boxes.shape)),
+    )
+
+
+def _detectron2_nms(boxes: Tensor, scores: Tensor, classes: Tensor) -> _Made:
+    call = lambda: detectron2_nms.batched_nms(boxes, scores, classes, 0.5)  # noqa: E731
+    return _Made(detectron2, (_package("detectron2"),), call)
+
+
+def _mmdetection_nms(boxes: Tensor, scores: Tensor, classes: Tensor) -> _Made:
+    settings = {"type": "nms", "iou_threshold": 0.5}
+    call = lambda: mmcv_nms.batched_nms(boxes, scores, classes, settings)[1]  # noqa: E731
+    return _Made(mmdetection, (_package("mmdet"),), call)
+
+
+_SUPPRESSIONS = {"detectron2": _detectron2_nms, "mmdetection": _mmdetection_nms}
+
+
+@pytest.mark.parametrize("codebase", _SUPPRESSIONS)
+def test_batched_nms(codebase: str, native_nms: None, measure: Callable[..., None]) -> None:
+    """Suppress 10,000 boxes of 80 classes, from which on mmcv does so class by class."""
+    generator = torch.Generator().manual_seed(0)
+    boxes = 640 * generators.small_boxes(generator, 10000)
+    scores = torch.rand(10000, generator=generator)
+    classes = torch.randint(80, (10000,), generator=generator)
+    made = _SUPPRESSIONS[codebase](boxes, scores, classes)
+    want = made.call()
+
+    def check() -> None:
+        got = made.call()
+        assert torch.equal(got.sort().values, want.sort().values)
+        assert torch.equal(scores[got], scores[want])
+
+    measure(
+        _SIDES,
+        partial(_prepare, made, check),
+        op="post-processing of other codebases",
+        row=f"{codebase}, batched_nms, 80 classes",
         dtype=torch.float32,
         shape=str(list(boxes.shape)),
     )
@@ -267,6 +328,28 @@ def _nvidia_matching(x: generators.LossInput, truth: generators.Truth) -> _Made:
     return _Made(nvidia, targets, lambda: [encoder.encode(*o) for o in zip(*truth, strict=True)])
 
 
+def _detectron2_matching(x: generators.LossInput, truth: generators.Truth) -> _Made:
+    anchors = [Boxes(_SIDE * plain.corners(generators.priors("ssd300")))]
+    boxes = [Boxes(_SIDE * each) for each in truth.boxes]
+    call = lambda: RPN().label_and_sample_anchors(anchors, boxes)  # noqa: E731
+    return _Made(detectron2, (_package("detectron2"),), call)
+
+
+def _mmdetection_matching(x: generators.LossInput, truth: generators.Truth) -> _Made:
+    priors = SimpleNamespace(priors=_SIDE * plain.corners(generators.priors("ssd300")))
+    images = [
+        SimpleNamespace(bboxes=_SIDE * boxes, labels=labels)
+        for boxes, labels in zip(*truth, strict=True)
+    ]
+    assigner = MaxIoUAssigner(0.5, 0.4)
+
+    def call() -> list[tuple[Tensor, ...]]:
+        found = [assigner.assign(priors, image) for image in images]
+        return [(one.gt_inds, one.max_overlaps, one.labels) for one in found]
+
+    return _Made(mmdetection, (_package("mmdet"),), call)
+
+
 _TRAINING = {
     "ssd.pytorch, targets and loss": _ssd_pytorch_loss,
     "torchvision, targets and loss": _torchvision_loss,
@@ -275,6 +358,8 @@ _TRAINING = {
     "NVIDIA, loss": _nvidia_loss,
     "lufficc/SSD and pytorch-ssd, matching": _lufficc_matching,
     "NVIDIA, matching": _nvidia_matching,
+    "detectron2, matching": _detectron2_matching,
+    "mmdetection, matching": _mmdetection_matching,
 }
 
 
