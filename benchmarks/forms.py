@@ -3,18 +3,22 @@
     python -m benchmarks.forms --out docs/forms.md
 
 Writes the parameters, the multiply-accumulates (MACs), and the time from a photograph in memory to
-its boxes in PyTorch and in OpenVINO, in float32 on two threads. The sides take turns
-(`benchmarks/turns.py`). `--parts` prints instead where the light MDSSD300 spends its time.
+its boxes in PyTorch and in OpenVINO, in float32 and, with the packages of the extra int8, in int8,
+on two threads. The sides take turns (`benchmarks/turns.py`). `--parts` prints instead where the
+light MDSSD300 spends its time.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
+import logging
 import os
 import sys
 import textwrap
 import time
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +32,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import mdssd
 from benchmarks.machine import ALLOCATOR, cpu_name, facts, run_before_others
 from benchmarks.turns import Side, Times, Turns, median, ratio
+from mdssd.detection.export import quiet_exporters
+from mdssd.detection.onnx import network_proto
+from mdssd.detection.quantized import QuantizedNetwork
 from mdssd.models.folding import fold_batch_norm
 from mdssd.system.files import atomic_write
 
@@ -88,6 +95,19 @@ def leave_candidates(model: mdssd.models.SingleShotDetector, images: Tensor) -> 
             last.bias[::CLASSES] += shift.float()
 
 
+def int8_form(model: mdssd.models.SingleShotDetector, images: Tensor) -> QuantizedNetwork:
+    """Quantise a network with all layers in int8. The ranges are those of a single batch, which
+    changes its boxes but not its time.
+    """
+    import nncf
+
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    with quiet_exporters(), redirect_stdout(io.StringIO()):
+        data = nncf.Dataset([{"images": images.numpy()}])
+        proto = nncf.quantize(network_proto(model), data, subset_size=1)
+    return QuantizedNetwork(model, proto.SerializeToString())
+
+
 def measure(forms: Sequence[Form], runtimes: Sequence[str], rounds: int) -> list[list[str]]:
     """Return a row of the table for each form; the first is the base of the ratios."""
     photo = np.random.default_rng(0).integers(0, 256, (375, 500, 3), np.uint8)
@@ -107,7 +127,9 @@ def measure(forms: Sequence[Form], runtimes: Sequence[str], rounds: int) -> list
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         costs[form] = parameters, macs, _processor_time(partial(model, channels_last))
         for runtime in runtimes:
-            detector = mdssd.Detector(model, device="cpu", runtime=runtime, batch_size=1)
+            network = int8_form(model, images) if runtime == "int8" else model
+            how = {"runtime": "openvino" if runtime == "int8" else runtime, "batch_size": 1}
+            detector = mdssd.Detector(network, device="cpu", **how)
             sides[form, runtime] = Side(partial(detector, photo))
     turns = Turns(sides, rounds=rounds)  # type: ignore[arg-type]
     turns.run()
@@ -131,6 +153,9 @@ def _row(
         factors = ratio(own, times[base, runtime])
         mark = " *" if factors.disturbed else ""
         row += [f"{1e3 * median(own):.1f} ({1e3 * fastest:.1f})", f"{1 / factors.median:.1f}{mark}"]
+    if "int8" in runtimes:
+        gain = ratio(times[form, "int8"], times[form, "openvino"])
+        row.append(f"{1 / gain.median:.2f}" + (" *" if gain.disturbed else ""))
     return row
 
 
@@ -140,9 +165,11 @@ def page(tables: dict[int, list[list[str]]], runtimes: Sequence[str], rounds: in
     packages = {"eager": f"PyTorch {versions['torch']}"}
     if "openvino" in runtimes:
         packages["openvino"] = f"OpenVINO {versions['openvino']}"
-    names = [packages[runtime].split()[0] for runtime in runtimes]
+    names = ["int8" if r == "int8" else packages[r].split()[0] for r in runtimes]
     head = ["model", "trunk", "width", "layers", "parameters, M", "MACs, G", "processor, ms"]
     head += [text for name in names for text in (f"{name}, ms", "times as fast")]
+    if "int8" in runtimes:
+        head.append("int8 to OpenVINO")
     text = [
         "# Forms of the networks",
         "<!-- from benchmarks/forms.py -->",
@@ -161,6 +188,10 @@ def page(tables: dict[int, list[list[str]]], runtimes: Sequence[str], rounds: in
         [train.md](train.md#efficientnet-lite0-for-a-cpu). The command that writes this page is
         `python -m benchmarks.forms`.""",
     ]
+    if "int8" in runtimes:
+        text.append("""In the columns "int8" all layers compute in [int8](int8.md), in OpenVINO. The
+            last column is the median of the rounds' ratios of OpenVINO in float32 to int8: how many
+            times as fast int8 is.""")
     text = [textwrap.fill(" ".join(part.split()), 110) for part in text]
     for size, rows in tables.items():
         text += [f"## Inputs of {size} x {size}", _markdown(head, rows)]
@@ -231,6 +262,8 @@ def main() -> None:
         print("\n".join(parts(Form("mdssd300", _LITE, 0.25, True))))
         return
     runtimes = ["eager", *(["openvino"] if find_spec("openvino") else [])]
+    if "openvino" in runtimes and all(map(find_spec, ("nncf", "onnxruntime", "onnxscript"))):
+        runtimes.append("int8")
     tables = {size: measure(FORMS[size], runtimes, options.rounds) for size in options.sizes}
     text = page(tables, runtimes, options.rounds)
     if options.out:

@@ -46,13 +46,22 @@ class OpenVINONetwork:
         width, height = width_height(cast(InputSize, self._model.input_size))
         shape = [batch_size, 3, height, width]
         if isinstance(self._model, QuantizedNetwork):
-            program = openvino_core().read_model(self._model.onnx)
-            program.reshape(shape)
+            program = self._read(self._model.onnx, shape)
         else:
             program = self._convert(torch.zeros(shape))
         compiled = openvino_core().compile_model(program, "CPU", self._options)
         self._compiled[batch_size] = compiled
         return compiled
+
+    @staticmethod
+    def _read(onnx: bytes, shape: list[int]) -> Any:
+        try:
+            program = openvino_core().read_model(onnx)
+            program.reshape(shape)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"Detector: OpenVINO cannot read the int8 network: {reason}") from None
+        return program
 
     def _convert(self, example: Tensor) -> Any:
         import openvino

@@ -39,7 +39,8 @@ from mdssd.weights.convert import json_path
 # Images on which the accuracy control compares layers; it measures the drop on all of them.
 _RANKING_IMAGES = 48
 _LAYERS = ("Conv", "ConvTranspose")
-_MOVES = ("MaxPool", "Transpose", "Reshape")  # they compute in the type of their input
+# They compute in the type of their input.
+_MOVES = ("MaxPool", "Reshape", "Resize", "Slice", "Transpose")
 _ROUNDS = 15  # of the measured latency
 
 
@@ -168,7 +169,7 @@ class _Job:
         self.ranking: Any = None  # the bar of the comparison of layers
 
     def run(self, path: Path, calibration: DetectionDataset, images: int) -> QuantizeResult:
-        proto = network_proto(self.model)
+        proto = self.proto()
         for node in proto.graph.node:  # the lines of this package that made it
             del node.metadata_props[:]
         layers = _layer_names(proto)
@@ -213,6 +214,19 @@ class _Job:
             network=network,
         )
         return result
+
+    def proto(self) -> Any:
+        """Return the float32 network as ONNX."""
+        try:
+            return network_proto(self.model)
+        except ImportError:
+            raise
+        except Exception as error:  # PyTorch raises many kinds, with many lines
+            reason = str(error).strip().partition("\n")[0]
+            raise ValueError(
+                f"quantize: {self.model.name} with trunk {self.model.options.trunk} cannot be "
+                f"written as ONNX: {reason}"
+            ) from error
 
     def detector(self, model: SingleShotDetector | QuantizedNetwork) -> Detector:
         return Detector(model, **self.options, batch_size=self.batch_size)

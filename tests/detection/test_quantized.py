@@ -114,6 +114,14 @@ def test_what_it_cannot_do_is_said(model, checkpoint, tmp_path):
         load_quantized(tmp_path / "float.json")
 
 
+def test_a_network_that_is_no_onnx_is_named(model, tmp_path):
+    save_checkpoint(tmp_path / "a.json", model, **FACTS, network=b"nothing of the kind")
+    detector = Detector.from_checkpoint(tmp_path / "a.json")
+    with pytest.raises(ValueError, match="OpenVINO cannot read the int8 network: ") as raised:
+        detector(photos())
+    assert "\n" not in str(raised.value)
+
+
 def test_commands_take_it(checkpoint, tmp_path, capsys):
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     out = tmp_path / "a.onnx"

@@ -135,6 +135,24 @@ def test_layers_that_cost_too_much_stay_in_float32(checkpoint, tmp_path, monkeyp
 # --- wrong input ---------------------------------------------------------------------------------
 
 
+def test_layers_count_as_int8_through_what_only_moves_numbers():
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    node = onnx.helper.make_node
+    scale = ["scale", "zero"]
+    nodes = [
+        node("DequantizeLinear", ["a", *scale], ["x"]),
+        node("DequantizeLinear", ["w", *scale], ["weight"]),
+        node("Slice", ["x", "from", "to"], ["part"]),
+        node("MaxPool", ["part"], ["pooled"], kernel_shape=[2, 2]),
+        node("Relu", ["pooled"], ["positive"]),
+        node("Conv", ["pooled", "weight"], ["y"], name="int8"),
+        node("Conv", ["positive", "weight"], ["z"], name="float input"),
+        node("Conv", ["pooled", "float_weight"], ["u"], name="float weight"),
+    ]
+    proto = onnx.helper.make_model(onnx.helper.make_graph(nodes, "test", [], []))
+    assert module._int8_nodes(proto) == {"int8"}
+
+
 @pytest.mark.parametrize("missing", ["nncf", "onnxruntime"])
 def test_a_missing_package_is_named(checkpoint, tmp_path, monkeypatch, capsys, missing):
     monkeypatch.setitem(sys.modules, missing, None)
@@ -190,6 +208,15 @@ def test_wrong_arguments_are_named(checkpoint, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="has objects of classes that the checkpoint lacks"):
         quantize(checkpoint, out, calibration=scenes, validation=other)
     network = b"of an int8 network"
+
+    def fail(model):
+        raise RuntimeError("no such operator\n\nmany more lines")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "network_proto", fail)
+        message = "ssd300 with trunk vgg16 cannot be written as ONNX: no such operator$"
+        with pytest.raises(ValueError, match=message):
+            quantize(checkpoint, out, **data)
     int8 = tmp_path / "int8.json"
     save_checkpoint(int8, small_model(), classes=CLASSES, mean=MEAN, extra={}, network=network)
     with pytest.raises(ValueError, match="can neither be trained nor quantised again"):
