@@ -6,8 +6,9 @@ Runs in the environment that `make compat` makes; a package that is not installe
 row calls the package's own function on the same inputs, unpatched and patched in turns, on one
 thread, and takes the median of the ratios of neighbouring calls. The inputs are random; "peaked"
 ones have the few candidates of a trained network. Codebases that are no packages are measured if a
-folder is named, such as `--lufficc DIR`; see benchmarks/ssd_codebases.py. `--only TEXT` measures
-some of the rows again. The process runs before others where it may, so that they do not disturb it.
+folder is named, such as `--lufficc DIR`; benchmarks/codebases_in_folders.py says how. `--only TEXT`
+measures some of the rows again. The process runs before others where it may, so that they do not
+disturb it.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.codebases_in_folders import CODEBASES
 from benchmarks.machine import run_before_others
 from benchmarks.real_rows import Row, random_boxes, random_numbers
-from benchmarks.ssd_codebases import CODEBASES
 from benchmarks.stored import number
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))

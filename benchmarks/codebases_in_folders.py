@@ -1,4 +1,4 @@
-"""Rows of SSD codebases that are no packages, from folders that hold them.
+"""Rows of codebases that are no packages, from folders that hold them.
 
 Each function takes the folder that the codebase is imported from, and calls its own targets, loss
 and post-processing as its training and its evaluation do. Every patched result is compared with the
@@ -8,6 +8,7 @@ original's before the row is measured. Outputs with 500 candidates are those of 
 - ssd.pytorch: in `MultiBoxLoss.forward`, `loss_c.view(num, -1)` must precede `loss_c[pos] = 0`, and
   `COCO_ROOT` in data/coco.py must be the folder of that file.
 - lufficc/SSD: remove the check of torchvision's version from ssd/utils/nms.py. It needs yacs.
+- detectron2: it needs yacs, fvcore and what they need, but not its compiled part.
 - NVIDIA: `weights=None` in `ResNet.__init__` of ssd/model.py, which downloads weights otherwise.
 """
 
@@ -27,12 +28,12 @@ from torch import Tensor, nn
 
 from benchmarks import generators
 from benchmarks.peers.detection import Found, differences
-from benchmarks.real_rows import Row
-from mdssd.integrations import lufficc, nvidia, qfgaohao, ssd_pytorch
+from benchmarks.real_rows import Row, random_boxes, random_numbers
+from mdssd.integrations import detectron2, lufficc, nvidia, qfgaohao, ssd_pytorch
 
 CLASSES, IMAGES, BOXES = 21, 8, 10
 _SIDE = 300
-_ROOTS = ("layers", "data", "ssd", "vision")  # packages of the codebases; two are named ssd
+_ROOTS = ("layers", "data", "ssd", "vision", "detectron2")  # their packages; two are named ssd
 
 
 def _imported(folder: Path, *names: str) -> list[Any]:
@@ -240,9 +241,67 @@ def nvidia_rows(folder: Path) -> Iterator[Row]:
     yield _training(package, losses, patch, transposed=True)
 
 
+def detectron2_rows(folder: Path) -> Iterator[Row]:
+    """The region proposal network, with two images of 512 x 512 and boxes as torchvision's rows."""
+    package, rpn, proposals, structures, matcher, regression = _imported(
+        folder,
+        "detectron2",
+        "detectron2.modeling.proposal_generator.rpn",
+        "detectron2.modeling.proposal_generator.proposal_utils",
+        "detectron2.structures",
+        "detectron2.modeling.matcher",
+        "detectron2.modeling.box_regression",
+    )
+    patch = lambda: detectron2.patch(package)  # noqa: E731
+    network = rpn.RPN(
+        in_features=[],
+        head=nn.Identity(),
+        anchor_generator=nn.Identity(),
+        anchor_matcher=matcher.Matcher([0.3, 0.7], [0, -1, 1], allow_low_quality_matches=True),
+        box2box_transform=regression.Box2BoxTransform((1.0, 1.0, 1.0, 1.0)),
+        batch_size_per_image=256,
+        positive_fraction=0.5,
+        pre_nms_topk=(2000, 1000),
+        post_nms_topk=(1000, 1000),
+    )
+    generator = random_numbers()
+    levels = [_anchors(side, 32.0 * 128 / side) for side in (128, 64, 32, 16, 8)]
+    anchors = [structures.Boxes(level) for level in levels]
+    images = [structures.Instances((512, 512)) for _ in range(2)]
+    for image in images:
+        image.gt_boxes = structures.Boxes(random_boxes(BOXES, 512.0, generator))
+
+    def match() -> Any:
+        torch.manual_seed(0)  # it samples
+        return network.label_and_sample_anchors(anchors, images)
+
+    what = f"RPN.label_and_sample_anchors, 2 images of {BOXES} boxes"
+    yield Row("detectron2", what, match, patch, _same_numbers)
+    shifted = [level + 10 * torch.randn(2, len(level), 4, generator=generator) for level in levels]
+    logits = [torch.randn(2, len(level), generator=generator) for level in levels]
+
+    def select() -> Any:
+        limits = 2000, 1000, 0.0, True
+        given = [level.clone() for level in shifted]  # it clips them in place
+        found = proposals.find_top_rpn_proposals(given, logits, [(512, 512)] * 2, 0.7, *limits)
+        return [(one.proposal_boxes.tensor, one.objectness_logits) for one in found]
+
+    yield Row("detectron2", "find_top_rpn_proposals, 2 images", select, patch, _same_numbers)
+
+
+def _anchors(side: int, size: float) -> Tensor:
+    """Three anchors xyxy in each cell of a map of 512 x 512 pixels."""
+    middle = (torch.arange(side) + 0.5) * 512 / side
+    y, x = torch.meshgrid(middle, middle, indexing="ij")
+    half = size / 2 * torch.tensor([[0.7, 1.4], [1.0, 1.0], [1.4, 0.7]])
+    centre = torch.stack([x, y], -1).reshape(-1, 1, 2)
+    return torch.cat([centre - half, centre + half], 2).reshape(-1, 4)
+
+
 CODEBASES = {
     "ssd-pytorch": ssd_pytorch_rows,
     "lufficc": lufficc_rows,
     "qfgaohao": qfgaohao_rows,
     "nvidia": nvidia_rows,
+    "detectron2": detectron2_rows,
 }
