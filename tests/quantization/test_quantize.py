@@ -142,12 +142,14 @@ def test_layers_count_as_int8_through_what_only_moves_numbers():
     nodes = [
         node("DequantizeLinear", ["a", *scale], ["x"]),
         node("DequantizeLinear", ["w", *scale], ["weight"]),
-        node("Slice", ["x", "from", "to"], ["part"]),
-        node("MaxPool", ["part"], ["pooled"], kernel_shape=[2, 2]),
+        node("Resize", ["x", "", "twice"], ["large"]),
+        node("MaxPool", ["large"], ["pooled"], kernel_shape=[2, 2]),
+        node("Slice", ["pooled", "from", "to"], ["part"]),
         node("Relu", ["pooled"], ["positive"]),
         node("Conv", ["pooled", "weight"], ["y"], name="int8"),
         node("Conv", ["positive", "weight"], ["z"], name="float input"),
         node("Conv", ["pooled", "float_weight"], ["u"], name="float weight"),
+        node("Conv", ["part", "weight"], ["v"], name="behind a slice"),
     ]
     proto = onnx.helper.make_model(onnx.helper.make_graph(nodes, "test", [], []))
     assert module._int8_nodes(proto) == {"int8"}
