@@ -52,9 +52,10 @@ How to read the tables:
 - Every row was checked against the plain PyTorch reference before it was timed. A note below a
   table names the tools that do less than mdssd, or something different.
 - Share of the floor: the shortest possible time, divided by the measured time. The shortest
-  possible time is that of a copy of all bytes that any implementation must move, or that of
-  `torch.mm` for as many operations. Both take turns with the tools. The copy has the size of the
-  data, so if the data fits a cache, so does the copy.
+  possible time is that of a copy of all bytes that any implementation must move, or that of a
+  product of two matrices with as many operations. Both take turns with the tools. The copy has the
+  size of the data, so if the data fits a cache, so does the copy. On a CPU the product is the
+  faster of `torch.mm` and a convolution with a kernel of 1 x 1.
 - "on the device" leaves out the host's part of a call. It is measured in a CUDA graph if the call
   can be captured.
 
@@ -203,7 +204,7 @@ def about_table(run: Run) -> list[str]:
         for device in unique(c["device"] for c in about["copy"])
     ]
     rates += [
-        f"torch.mm in {m['dtype']} on {m['device']}: {number(m['flops'] / 1e12)} TFLOP/s"
+        f"a product of matrices in {m['dtype']} on {m['device']}: {number(m['flops'] / 1e12)} TFLOP/s"
         for m in about["matmul"]
     ]
     facts = {
@@ -364,7 +365,7 @@ def roofline(rows: list[Row], about: dict[str, Any], device: str, path: Path) ->
         ax.annotate(label, (low * 1.15, low * copies[size]), va="top", fontsize=8, color="#555")
     for dtype, rate in mm.items():
         ax.axhline(rate, color="#555", lw=1)
-        ax.annotate(f"torch.mm {dtype}", (low * 1.1, rate * 1.07), fontsize=8, color="#555")
+        ax.annotate(f"product of matrices, {dtype}", (low * 1.1, rate * 1.07), fontsize=8, color="#555")
     for index, op in enumerate(unique(r.op for r in rows)):
         mine = [r for r in rows if r.op == op]
         ax.scatter(

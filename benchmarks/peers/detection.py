@@ -298,10 +298,10 @@ NO_TOP_K = ("onnxruntime",)
 def differences(got: Found, want: Found, atol: float = 1e-4) -> list[str]:
     """List detections of one result that have no equal, within `atol`, in the other.
 
-    The order does not matter. If a result is full, detections whose score is within `atol` of its
-    last score may be missing.
+    The order does not matter. Rows with a score of 0 only fill a result up. If a result is full,
+    detections whose score is within `atol` of its last score may be missing.
     """
-    last = float(min(got.scores[-1], want.scores[-1])) if len(got.scores) == BEST else -1.0
+    last = float(min(got.scores[-1], want.scores[-1])) if len(got.scores) == BEST else 0.0
     lines = []
     for name, a, b in (("missing", want, got), ("additional", got, want)):
         for box, score, label in zip(*a, strict=True):

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import report, small_objects, stored
 from benchmarks.machine import ALLOCATOR
+from benchmarks.peers import detection
 
 ROOT = Path(__file__).resolve().parents[2]
 ABOUT = {
@@ -28,6 +29,15 @@ ABOUT = {
     "matmul": [{"device": "cpu", "dtype": "float32", "flops": 1e11}],
     "skipped": {"no GPU": ["test_nms[a]", "test_nms[b]", "test_loss[c]"]},
 }
+
+
+def test_the_comparison_of_detections_sees_every_one_and_leaves_padding_out():
+    boxes = torch.tensor([[0.1, 0.1, 0.2, 0.2], [0.3, 0.3, 0.6, 0.6], [0, 0, 0, 0]])
+    want = detection.Found(boxes, torch.tensor([0.9, 0.5, 0.0]), torch.tensor([1, 2, 0]))
+    both, one = (detection.Found(*(part[:count] for part in want)) for count in (2, 1))
+    assert not detection.differences(both, want) and not detection.differences(want, both)
+    assert [line.split(":")[0] for line in detection.differences(one, want)] == ["missing"]
+    assert [line.split(":")[0] for line in detection.differences(want, one)] == ["additional"]
 
 
 def entry(op, row, peer, median, rounds=20, **more):
