@@ -120,6 +120,7 @@ def keep(path: Path, folder: Path) -> Path:
 def add(path: Path, folder: Path) -> Path:
     """Add a run's rows to the stored file of its machine; they replace the same sides of a row.
 
+    Its ceilings replace those of the same size or type.
     Each row records its run, with the versions that differ from those of the stored file.
     Raises ValueError if there is no stored file.
     """
@@ -136,7 +137,12 @@ def add(path: Path, folder: Path) -> Path:
         entry["extra_info"]["run"] = label
     new = {key_of(entry["extra_info"]) for entry in data["benchmarks"]}
     others = [entry for entry in kept["benchmarks"] if key_of(entry["extra_info"]) not in new]
-    _write({**kept, "benchmarks": others + data["benchmarks"]}, target)
+    about = dict(kept["mdssd"])
+    for ceiling, kind in (("copy", "bytes"), ("matmul", "dtype")):
+        both = about[ceiling] + run.about[ceiling]
+        newest = {(each["device"], each[kind]): each for each in both}
+        about[ceiling] = [newest[key] for key in sorted(newest)]
+    _write({**kept, "mdssd": about, "benchmarks": others + data["benchmarks"]}, target)
     return target
 
 
