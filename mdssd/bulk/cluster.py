@@ -40,6 +40,8 @@ def running(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    # Otherwise Ray writes a line of advice to its own developers for each process that it starts.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address or os.environ.get("RAY_ADDRESS"):
         options["address"] = address
@@ -91,25 +93,39 @@ def start_record() -> Any:
 
 
 def summaries(
-    shards: Sequence[Shard],
+    shards: Sequence[Shard], worker: type, arguments: Sequence[Any], pool: Pool
+) -> Iterator[dict[str, Any]]:
+    """Let a pool of processes take shards, and yield the summary of each when it is done.
+
+    Args: those of `taken`.
+    """
+    items = [{"shard": shard_text(shard)} for shard in shards]
+    for row in taken(items, worker, arguments, pool):
+        yield json.loads(row["summary"])
+
+
+def taken(
+    items: Sequence[dict[str, Any]],
     worker: type,
     arguments: Sequence[Any],
     pool: Pool,
+    *,
+    ordered: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """Let a pool of workers take shards, and yield the summary of each when it is done.
+    """Let a pool of processes take items, one at a time, and yield the row that each becomes.
 
     Args:
-        shards: the shards.
-        worker: the class whose objects take them.
+        items: rows.
+        worker: the class whose objects turn a batch of one item into a batch of one row.
         arguments: those of its constructor.
         pool: the processes, see `sized`.
+        ordered: whether the rows come in the order of the items; otherwise as they are done.
     """
     import ray
     from ray.data import ActorPoolStrategy, DataContext
 
-    with _settings(DataContext.get_current()):
-        items = [{"shard": shard_text(shard)} for shard in shards]
-        taken = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+    with _settings(DataContext.get_current(), ordered):
+        rows = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             worker,
             batch_size=1,
             fn_constructor_args=tuple(arguments),
@@ -122,12 +138,11 @@ def summaries(
             num_cpus=pool.cores,
             num_gpus=0 if pool.device == "cpu" else 1,
         )
-        for row in taken.iter_rows():
-            yield json.loads(row["summary"])
+        yield from rows.iter_rows()
 
 
 @contextmanager
-def _settings(context: Any) -> Iterator[None]:
+def _settings(context: Any, ordered: bool) -> Iterator[None]:
     """Within the block, let Ray Data show nothing, and replace processes that die as they start."""
     chosen = {
         "enable_progress_bars": False,
@@ -136,8 +151,9 @@ def _settings(context: Any) -> Iterator[None]:
     }
     before = {name: getattr(context, name) for name in chosen}
     logger = logging.getLogger("ray.data")
-    level = logger.level
+    level, order = logger.level, context.execution_options.preserve_order
     try:
+        context.execution_options.preserve_order = ordered
         for name, value in chosen.items():
             setattr(context, name, value)
         logger.setLevel(logging.CRITICAL)
@@ -145,4 +161,5 @@ def _settings(context: Any) -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(context, name, value)
+        context.execution_options.preserve_order = order
         logger.setLevel(level)

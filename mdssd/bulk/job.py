@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -91,7 +92,7 @@ def detect(
     check_ray()
     _check_arguments(sources, score_threshold, shard_images)
     place = Place(_full(out_dir))
-    model, how, tiling = _model(checkpoint, options)
+    model, how, tiling = load_model(checkpoint, options)
     labels, limits = _labels(how["classes"], classes), limits or ImageLimits()
     what = (place.name, how, score_threshold, labels, limits, upright, image_column, pool)
     settings, report = Settings(*what), BulkReport(place.name)
@@ -107,7 +108,7 @@ def detect(
     return report
 
 
-def _model(
+def load_model(
     checkpoint: str | os.PathLike[str], options: Mapping[str, Any]
 ) -> tuple[torch.nn.Module, dict[str, Any], Tiling | None]:
     """Return the network of a checkpoint, the keywords of its `Detector`, and its tiles."""
@@ -131,6 +132,8 @@ def _run(
 
     pool = sized(settings.pool, len(shards))
     report.workers = pool.workers or 0
+    if pool.device == "cpu":  # what is wrong with the runtime is said here
+        Detector(deepcopy(model), device="cpu", **settings.detector)
     record, began = start_record(), time.perf_counter()
     arguments = (ray.put(model), replace(settings, pool=pool), record)
     with (
@@ -145,19 +148,22 @@ def _run(
     ):
         for line in report.left_out if progress else ():
             bar.write(line)
-        ended = False
+        ended, fault = False, ""
         for summary in summaries(shards, Worker, arguments, pool) if shards else ():
             if summary["done"]:
                 reasons = report.add(summary)
                 for reason in reasons if progress else ():
                     bar.write(f"failed: {reason}")
                 bar.update(summary["images"] + len(reasons))
-            if stop.asked and not ended:
+            fault = fault or summary.get("error", "")
+            if (stop.asked or fault) and not ended:
                 ray.get(record.end.remote())
                 ended = True
     report.wall = time.perf_counter() - began
+    note = f"{report.done} of {report.total} images done; --resume continues"
+    if fault:
+        raise OSError(f"detect: a process ended with {fault}; {note}")
     if stop.asked and report.done < report.total:
-        note = f"{report.done} of {report.total} images done; --resume continues"
         raise Interrupted(note) if isinstance(stop.error(), Interrupted) else Terminated(note)
 
 

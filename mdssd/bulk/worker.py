@@ -63,8 +63,16 @@ class Worker:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         """Take the shards of a batch; return a summary of each, as JSON."""
-        summaries = [self._take(shard_of(str(text))) for text in batch["shard"]]
+        summaries = [self._try(shard_of(str(text))) for text in batch["shard"]]
         return {"summary": [json.dumps(summary) for summary in summaries]}
+
+    def _try(self, shard: Shard) -> dict[str, Any]:
+        """Take a shard; the summary says what went wrong, as of a storage that does not answer."""
+        try:
+            return self._take(shard)
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            return {"shard": shard.number, "done": False, "error": reason}
 
     def _take(self, shard: Shard) -> dict[str, Any]:
         begun = Begun(*self._get(self._record.begin.remote(shard.number)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mdssd.data import DataError, DetectionDataset
 from mdssd.detection.detector import Detector
-from mdssd.detection.reading import ImageFile
+from mdssd.detection.reading import ImageFile, Streamed
 from mdssd.evaluation.about import describe_run
 from mdssd.evaluation.report import write_report
 from mdssd.evaluation.result import EvalData, EvalResult, measure
@@ -130,12 +130,16 @@ def find_all(
     progress: bool = True,
     workers: int | None = None,
     allow_faults: bool = False,
+    stream: Callable[..., Generator[Streamed, None, None]] | None = None,
 ) -> EvalData:
     """Detect in every image of a data set; arguments and errors are those of `evaluate`.
 
     The images need not have annotations. In a torch.distributed group the first process returns
     the data of all, the others none.
+
+    stream: does what `detector.stream` does in another place, such as a cluster.
     """
+    stream = detector.stream if stream is None else stream
     if not len(dataset):
         raise ValueError(f"evaluate: dataset: expected at least one image, {dataset.name} has none")
     left_out = _unknown_objects(detector.classes, dataset)
@@ -155,7 +159,7 @@ def find_all(
     before = dict(detector.timings)
     with (
         detector.separate_stages(),
-        closing(detector.stream(images, batch_size=batch_size, workers=workers)) as results,
+        closing(stream(images, batch_size=batch_size, workers=workers)) as results,
         progress_bar(
             total=len(indices),
             desc="evaluate",

@@ -1,7 +1,11 @@
 """What a worker of a bulk job does with a shard. A few lines play Ray, so none is needed."""
 
+import pickle
+import re
+
 import numpy as np
 import pytest
+import torch
 from bulk.jobs import (
     THRESHOLD,
     Handle,
@@ -16,13 +20,16 @@ from bulk.jobs import (
     take,
 )
 
+from mdssd.bulk.job import load_model
 from mdssd.bulk.plan import find_parts, into_shards
 from mdssd.bulk.record import Record
 from mdssd.bulk.rows import COLUMNS
-from mdssd.bulk.settings import Settings
+from mdssd.bulk.settings import Pool, Settings
+from mdssd.bulk.stream import StreamWorker
 from mdssd.bulk.worker import Worker
 from mdssd.detection.detector import Detector
 from mdssd.detection.files import detect
+from mdssd.detection.reading import ImageFile
 from mdssd.weights.checkpoint import load_checkpoint
 
 
@@ -210,3 +217,55 @@ def test_after_the_end_no_shard_begins(start, tmp_path):
     record.end()
     assert take(start(record), shard) == {"shard": 0, "done": False}
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_fault_of_the_storage_is_said_by_the_summary(start, tmp_path):
+    photos(tmp_path / "in", 2)
+    (shard,) = shards_of([tmp_path / "in"])
+    worker = start(Record())
+    (tmp_path / "out").rmdir()
+    summary = take(worker, shard)
+    assert summary["done"] is False
+    assert re.match("FileNotFoundError: .*part-00000000", summary["error"])
+
+
+@pytest.fixture
+def streaming(tmp_path, monkeypatch):
+    """Return a function that starts a worker of `RayStream` with its record."""
+    play_ray(monkeypatch)
+    path = checkpoint(tmp_path)
+
+    def start(record):
+        model, how, _ = load_model(path, {"batch_size": 4})
+        return StreamWorker(model, how, Pool(device="cpu"), Handle(record))
+
+    return start
+
+
+def results_of(worker, images):
+    batch = {"shard": np.array([0]), "images": np.array([pickle.dumps(images)], object)}
+    (data,) = worker(batch)["results"]
+    return pickle.loads(data)
+
+
+def test_streamed_results_have_the_bits_of_one_process(streaming, tmp_path):
+    images = [ImageFile(path) for path in photos(tmp_path / "in", 10, broken=(6,))]
+    results, seconds, error = results_of(streaming(Record()), images)
+    assert error == "" and seconds["network"] > 0
+    detector = Detector.from_checkpoint(tmp_path / "m.json", device="cpu", batch_size=4)
+    for got, want in zip(results, detector.stream(images, workers=0), strict=True):
+        size, found, fault, _ = got
+        assert size == want.size and fault == ("" if want.error is None else str(want.error))
+        assert all(torch.equal(found[name], want.found[name]) for name in want.found)
+    assert sum(len(found["labels"]) for _, found, _, _ in results) > 0
+
+
+def test_images_that_kill_an_evaluation_end_it_after_two_tries(streaming, tmp_path, monkeypatch):
+    images = [ImageFile(path) for path in photos(tmp_path / "in", 3)]
+    kills(monkeypatch, lambda images: True)
+    record = Record()
+    for _ in range(2):
+        with pytest.raises(Died):
+            results_of(streaming(record), images)
+    results, _, error = results_of(streaming(record), images)
+    assert results == [] and "0000.jpg to " in error and "was killed, in 2 tries" in error

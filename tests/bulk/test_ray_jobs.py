@@ -3,13 +3,20 @@
 import json
 import os
 import signal
+import threading
+import time
 
 import pytest
+import torch
 from bulk.jobs import THRESHOLD, boxes, checkpoint, images_once, photos, read_rows
 
-from mdssd import bulk
+import mdssd
+from mdssd import bulk, cli
+from mdssd.data import SyntheticScenes, write_voc
 from mdssd.detection.detector import Detector
 from mdssd.detection.files import detect
+from mdssd.system.stop import Terminated
+from mdssd.weights.checkpoint import save_checkpoint
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'mdssd[ray]'")
 pytest.importorskip("ray.data", reason="Ray Data is not installed: pip install 'mdssd[ray]'")
@@ -106,3 +113,45 @@ def test_an_image_that_kills_its_process_is_named_and_the_job_goes_on(two_proces
     ]
     assert images_once(out) == sorted(str(path) for path in (tmp_path / "in").iterdir())
     assert (report.images, report.failed) == (8, 1)
+
+
+def test_sigterm_lets_the_shards_under_way_be_finished(two_processes, tmp_path):
+    files = photos(tmp_path / "in", 200)
+    checkpoint(tmp_path)
+    out = tmp_path / "out"
+
+    def end():
+        while not list(out.glob("part-*")):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    with pytest.raises(Terminated) as ended:
+        run(tmp_path, out, shard_images=2)
+    thread.join()
+    done = images_once(out)
+    assert 0 < len(done) < 200
+    assert ended.value.note == f"{len(done)} of 200 images done; --resume continues"
+    report = run(tmp_path, out, shard_images=2, resume=True)
+    assert report.before == len(done) and report.done == 200
+    assert images_once(out) == sorted(map(str, files))
+
+
+def test_an_evaluation_has_the_figures_of_one_process_to_the_bit(two_processes, tmp_path):
+    scenes = SyntheticScenes(20, image_size=96)
+    write_voc(scenes, tmp_path / "set", "test")
+    torch.manual_seed(0)
+    model = mdssd.ssd300(6, width=0.0625)
+    facts = {"classes": scenes.classes, "mean": (123, 117, 104), "extra": {}}
+    save_checkpoint(tmp_path / "m.json", model, **facts)
+    words = ["eval", str(tmp_path / "m.json"), "--data", str(tmp_path / "set"), "--device", "cpu"]
+    words += ["--split", "test", "--batch-size", "2", "--threads", "1"]
+    for name, more in (("local", ["--workers", "0"]), ("ray", ["--engine", "ray"])):
+        assert cli.main([*words, *more, "--out", str(tmp_path / name)]) == 0
+    local, ray_ = (
+        json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("local", "ray")
+    )
+    assert ray_.pop("seconds")["network"] > 0 and local.pop("seconds")["network"] > 0
+    local.pop("about"), ray_.pop("about")
+    assert ray_ == local and local["images"] == 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from mdssd import bulk
-from mdssd.cli.commands.shared import detector_options, machine, show
+from mdssd.cli.commands.shared import check_local, detector_options, machine, pool_of, show
 from mdssd.data.images import ImageLimits
 from mdssd.detection.detector import Detector
 from mdssd.detection.files import detect
@@ -15,9 +15,7 @@ from mdssd.system.memory import keep_memory
 def run(arguments: argparse.Namespace) -> int:
     if arguments.engine == "ray":
         return _on_ray(arguments)
-    for name in ("resume", "ray_address", "actors", "image_column"):
-        if getattr(arguments, name):
-            raise ValueError(f"--{name.replace('_', '-')}: needs --engine ray beside it")
+    check_local(vars(arguments), ("resume", "ray_address", "actors", "image_column"))
     with machine(vars(arguments)) as device:
         keep_memory()
         detector = Detector.from_checkpoint(
@@ -65,14 +63,7 @@ def _on_ray(arguments: argparse.Namespace) -> int:
         arguments.checkpoint,
         arguments.images,
         arguments.out,
-        pool=bulk.Pool(
-            address=arguments.ray_address,
-            workers=arguments.actors,
-            threads=arguments.threads or 1,
-            readers=arguments.workers or 0,
-            device=arguments.device,
-            backend=arguments.backend,
-        ),
+        pool=pool_of(arguments),
         score_threshold=arguments.score_threshold,
         classes=arguments.classes,
         shard_images=arguments.shard,

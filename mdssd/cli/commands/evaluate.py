@@ -6,7 +6,15 @@ import argparse
 import shlex
 from pathlib import Path
 
-from mdssd.cli.commands.shared import detector_options, machine, open_data, show
+from mdssd.bulk.stream import RayStream
+from mdssd.cli.commands.shared import (
+    check_local,
+    detector_options,
+    machine,
+    open_data,
+    pool_of,
+    show,
+)
 from mdssd.data import DetectionDataset
 from mdssd.detection.detector import Detector
 from mdssd.evaluation.about import describe_run
@@ -24,13 +32,17 @@ from mdssd.weights.checkpoint_json import find_checkpoint, read_meta
 
 def run(arguments: argparse.Namespace) -> int:
     with machine(vars(arguments), together=True) as device:
+        on_ray = arguments.engine == "ray"
+        if not on_ray:
+            check_local(vars(arguments), ("ray_address", "actors"))
+        elif distributed.running():
+            raise ValueError("--engine ray: is not for processes of torchrun")
         # Whatever is wrong should end the command now, not after the detector has seen all images.
         if arguments.submit and not arguments.out:
             raise ValueError("--submit: needs --out, the folder to write to")
         keep_memory()
-        detector = Detector.from_checkpoint(
-            arguments.checkpoint, device=device, **detector_options(arguments)
-        )
+        options = detector_options(arguments)
+        detector = Detector.from_checkpoint(arguments.checkpoint, device=device, **options)
         similar_labels(detector.classes, arguments.similar)
         dataset = _open(arguments, detector)
         main = distributed.is_main()
@@ -43,12 +55,17 @@ def run(arguments: argparse.Namespace) -> int:
             data=arguments.data,
             command=shlex.join(["mdssd", *arguments.words]),
         )
+        stream = None
+        if on_ray:
+            pool = pool_of(arguments)
+            stream = RayStream(arguments.checkpoint, pool, detector.timings, **options)
         found = find_all(
             detector,
             dataset,
             batch_size=arguments.batch_size,
             workers=arguments.workers,
             allow_faults="allow_faults" in arguments,
+            stream=stream,
         )
     if not main:
         return 0

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from mdssd import ops
+from mdssd.bulk import Pool
 from mdssd.data import DataError, DetectionDataset, open_dataset
 from mdssd.data.faults import check_faults, faults_line, nothing_to_learn, without_damaged
 from mdssd.data.images import ImageLimits
@@ -194,3 +195,21 @@ def _trained_on_tiles(checkpoint: str) -> str:
     scale = recipe.get("tile_scale", 1.0)
     options = f"--tile {size}" + (f" --tile-scale {scale:g}" if scale != 1 else "")
     return f"the checkpoint was trained on tiles; {options} shows it images as in training"
+
+
+def check_local(given: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Refuse options of Ray that were given without it."""
+    for name in (name for name in names if given[name]):
+        raise ValueError(f"--{name.replace('_', '-')}: needs --engine ray beside it")
+
+
+def pool_of(arguments: argparse.Namespace) -> Pool:
+    """The processes of a Ray cluster that the options describe."""
+    return Pool(
+        address=arguments.ray_address,
+        workers=arguments.actors,
+        threads=arguments.threads or 1,
+        readers=arguments.workers or 0,
+        device=arguments.device,
+        backend=arguments.backend,
+    )

@@ -9,8 +9,9 @@ from mdssd.cli.options.shared import (
     CHECKPOINT,
     Verbs,
     add_detector_options,
+    add_engine,
 )
-from mdssd.names import ENGINES, ORIENTATIONS, TABLES
+from mdssd.names import ORIENTATIONS, TABLES
 
 DESCRIPTION = """Find the objects in images. The folder --out receives detections.json with their
 boxes in pixels, or other formats, and a copy of each image with the boxes drawn. Images that cannot
@@ -68,7 +69,7 @@ def add_to(verbs: Verbs) -> None:
         help="replace files in DIR that mdssd detect has not written (default: refuse)",
     )
     _add_limits(parser)
-    _add_engine(parser)
+    _add_ray(parser)
     add_detector_options(parser)
     parser.set_defaults(command="detect")
 
@@ -148,33 +149,16 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_engine(parser: argparse.ArgumentParser) -> None:
-    ray = parser.add_argument_group("bulk detection on Ray (docs/cluster.md)")
-    ray.add_argument(
-        "--engine",
-        choices=ENGINES,
-        default=ENGINES[0],
-        help="detect in this process (local, the default), or in processes of a Ray cluster, which "
-        "write Parquet files and no pictures; IMAGE and DIR can then be addresses such as "
+def _add_ray(parser: argparse.ArgumentParser) -> None:
+    ray = add_engine(
+        parser,
+        ", which write Parquet files and no pictures; IMAGE and DIR can then be addresses such as "
         "s3://bucket/photos/, and IMAGE a Parquet file with a column of images",
-    )
-    ray.add_argument(
-        "--ray-address",
-        metavar="ADDRESS",
-        help="cluster to join, auto for that of this machine (default: start Ray on this machine, "
-        "or join that of the environment variable RAY_ADDRESS)",
     )
     ray.add_argument(
         "--resume",
         action="store_true",
         help="continue the job in DIR, or begin it if there is none",
-    )
-    ray.add_argument(
-        "--actors",
-        type=values.count,
-        metavar="N",
-        help="most processes that detect (default: as many as the cluster has room for); each has "
-        "--threads cores (default 1) and --workers more to read images (default 0)",
     )
     ray.add_argument(
         "--shard",

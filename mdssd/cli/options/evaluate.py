@@ -11,6 +11,7 @@ from mdssd.cli.options.shared import (
     Verbs,
     add_data_rules,
     add_detector_options,
+    add_engine,
 )
 from mdssd.names import SUBMISSIONS
 
@@ -67,5 +68,6 @@ def add_to(verbs: Verbs) -> None:
         help="minimum score, 0 to 1, of a detection in the confusion matrix and in the report's "
         "pictures (default 0.5)",
     )
+    add_engine(parser)
     add_detector_options(parser)
     parser.set_defaults(command="evaluate")

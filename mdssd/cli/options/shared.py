@@ -6,7 +6,7 @@ import argparse
 from typing import Any, TypeAlias
 
 from mdssd.cli import values
-from mdssd.names import BACKENDS, DTYPES, INPUT_SIZES, ORIENTATIONS, RUNTIMES
+from mdssd.names import BACKENDS, DTYPES, ENGINES, INPUT_SIZES, ORIENTATIONS, RUNTIMES
 
 Verbs: TypeAlias = "argparse._SubParsersAction[Any]"
 Group: TypeAlias = argparse._ArgumentGroup
@@ -151,6 +151,32 @@ def add_detector_options(parser: argparse.ArgumentParser) -> None:
     )
     add_tile_options(parser)
     add_runtime_options(add_machine_options(parser))
+
+
+def add_engine(parser: argparse.ArgumentParser, there: str = "") -> Group:
+    """Add where a detector works; `there` says what differs on a cluster."""
+    ray = parser.add_argument_group("detection on Ray (docs/cluster.md)")
+    ray.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default=ENGINES[0],
+        help="detect in this process (local, the default), or in processes of a Ray cluster (ray)"
+        + there,
+    )
+    ray.add_argument(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="cluster to join, auto for that of this machine (default: start Ray on this machine, "
+        "or join that of the environment variable RAY_ADDRESS)",
+    )
+    ray.add_argument(
+        "--actors",
+        type=values.count,
+        metavar="N",
+        help="most processes that detect (default: as many as the cluster has room for); each has "
+        "--threads cores (default 1) and --workers more to read images (default 0)",
+    )
+    return ray
 
 
 def add_augmentation_options(parser: argparse.ArgumentParser) -> Group:
