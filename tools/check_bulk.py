@@ -25,6 +25,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -225,18 +226,17 @@ def kill_once(folder: Path, kind: str, threshold: float) -> tuple[list[str], str
     share = random.random() * 0.9
     while process.poll() is None and len(list(out.glob("part-*"))) < share * images / 10:
         time.sleep(0.02)
-    time.sleep(random.random() * 0.2)
-    there = victims(process.pid, kind)
+    there = victims(process.pid, kind) if process.poll() is None else []
     before = len(list(out.glob("part-*")))
-    if there:
-        os.kill(random.choice(there), signal.SIGKILL)
+    with suppress(ProcessLookupError):
+        os.kill(random.choice(there or [process.pid]), signal.SIGKILL)
     runs, status = 1, process.wait()
     while status != 0 and runs < 5:
         time.sleep(1)
         runs, status = runs + 1, start(folder, threshold).wait()
     done = images_done(out)
     wrong = [] if status == 0 else [f"the last run ended with {status}"]
-    wrong += [] if there else [f"there was no {kind} to kill"]
+    wrong += [] if there else [f"there was no {kind} any more to kill"]
     wrong += [f"{name}: in {count} shards" for name, count in done.items() if count != 1]
     wrong += [f"{images - len(done)} images are missing"] * (len(done) != images)
     errors = json.loads((out / "report.json").read_text())["failed"] if status == 0 else 0
@@ -357,7 +357,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("check", choices=("rows", "kills", "nodes", "raster"))
-    parser.add_argument("--images", type=int, help="default 2000, for kills and nodes 400")
+    parser.add_argument("--images", type=int, help="default 2000, 1000 for kills, 400 for nodes")
     parser.add_argument("--times", type=int, default=20, help="kills")
     parser.add_argument("--side", type=int, default=20_000, help="of the raster")
     given = parser.parse_args()
@@ -367,7 +367,7 @@ def main() -> int:
         if given.check == "rows":
             wrong = check_rows(folder, given.images or 2000)
         elif given.check == "kills":
-            wrong = check_kills(folder, given.images or 400, given.times)
+            wrong = check_kills(folder, given.images or 1000, given.times)
         elif given.check == "nodes":
             wrong = check_nodes(folder, given.images or 400)
         else:

@@ -29,6 +29,7 @@ class BulkReport:
         seconds: seconds per stage, summed over the processes: decode, preprocess, network,
             detection_output.
         busy: seconds that the processes spent on shards, in all.
+        cpu: seconds of processors that they used for it, without the processes that read for them.
         guesses: what reading images had to guess: in how many, and the first of them.
         left_out: a line for each folder that holds more than images.
     """
@@ -42,6 +43,7 @@ class BulkReport:
     workers: int = 0
     wall: float = 0.0
     busy: float = 0.0
+    cpu: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
     guesses: dict[str, tuple[int, str]] = field(default_factory=dict)
     failures: list[tuple[str, str]] = field(default_factory=list)
@@ -58,6 +60,7 @@ class BulkReport:
         self.detections += summary["detections"]
         self.failed += len(summary["failed"])
         self.busy += summary["wall"]
+        self.cpu += summary["cpu"]
         room = _MOST_FAILURES - len(self.failures)
         self.failures += [(file, reason) for file, reason in summary["failed"][:room]]
         for stage, seconds in summary["seconds"].items():
@@ -88,6 +91,7 @@ class BulkReport:
             rate = count / self.wall if self.wall else 0.0
             processes = "process" if self.workers == 1 else "processes"
             lines += ["", f"{rate:.1f} images per second by {self.workers} {processes}"]
+            lines[-1] += f", {1000 * self.cpu / count:.1f} ms of a processor per image"
         for guess, (times, first) in self.guesses.items():
             lines.append(f"{times} times: {first}: {guess}" if times > 1 else f"{first}: {guess}")
         lines.append(f"results in {self.out}/part-*.parquet, failures also in report.json")

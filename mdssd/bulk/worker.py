@@ -78,7 +78,7 @@ class Worker:
         begun = Begun(*self._get(self._record.begin.remote(shard.number)))
         if begun.ending:
             return {"shard": shard.number, "done": False}
-        began, before = time.perf_counter(), dict(self._detector.timings)
+        began, used, before = time.perf_counter(), time.process_time(), dict(self._detector.timings)
         rows, failed, guesses = Rows(), [], Counter[str]()
         first: dict[str, str] = {}
         for result, tiles in self._results(shard, begun):
@@ -103,6 +103,7 @@ class Worker:
             "guesses": {guess: [count, first[guess]] for guess, count in guesses.items()},
             "seconds": {stage: after[stage] - before[stage] for stage in after},
             "wall": time.perf_counter() - began,
+            "cpu": time.process_time() - used,
         }
 
     def _results(self, shard: Shard, begun: Begun) -> Iterator[tuple[Streamed | Failed, int]]:
