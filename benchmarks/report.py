@@ -204,7 +204,7 @@ def about_table(run: Run) -> list[str]:
         for device in unique(c["device"] for c in about["copy"])
     ]
     rates += [
-        f"a product of matrices in {m['dtype']} on {m['device']}: {number(m['flops'] / 1e12)} TFLOP/s"
+        f"a product of {m['dtype']} matrices on {m['device']}: {number(m['flops'] / 1e12)} TFLOP/s"
         for m in about["matmul"]
     ]
     facts = {
@@ -365,7 +365,7 @@ def roofline(rows: list[Row], about: dict[str, Any], device: str, path: Path) ->
         ax.annotate(label, (low * 1.15, low * copies[size]), va="top", fontsize=8, color="#555")
     for dtype, rate in mm.items():
         ax.axhline(rate, color="#555", lw=1)
-        ax.annotate(f"product of matrices, {dtype}", (low * 1.1, rate * 1.07), fontsize=8, color="#555")
+        ax.annotate(f"matrices, {dtype}", (low * 1.1, rate * 1.07), fontsize=8, color="#555")
     for index, op in enumerate(unique(r.op for r in rows)):
         mine = [r for r in rows if r.op == op]
         ax.scatter(
