@@ -39,8 +39,17 @@ def _sides(device: str, backend: str) -> Sides:
 class _Step:
     """A network and a call that trains it on the same batch each time."""
 
-    def __init__(self, name: str, width: float, batch: int, way: _Way, device: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        width: float,
+        batch: int,
+        way: _Way,
+        device: str,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         torch.manual_seed(0)
+        self.device, self.dtype = device, dtype
         build = getattr(mdssd, name)
         self.model = build(_CLASSES, width=width, batch_norm=True).to(device)
         self.model = self.model.to(memory_format=torch.channels_last)
@@ -52,7 +61,10 @@ class _Step:
         self.targets, self.loss = way
 
     def __call__(self) -> torch.Tensor:
-        loc, logits = self.model(self.images)
+        half = self.dtype is not torch.float32
+        with torch.autocast(self.device, self.dtype, enabled=half):
+            loc, logits = self.model(self.images)
+        loc, logits = loc.float(), logits.float()
         targets = self.targets(self.truth, self.model.priors)
         total = sum(self.loss(loc, logits, *targets))
         self.sgd.zero_grad()
@@ -84,5 +96,34 @@ def test_step(name: str, sides: Sides, measure: Callable[..., None]) -> None:
         row=f"{name}, width {width}, batch {batch}",
         dtype=torch.float32,
         shape=shape,
+        images=batch,
+    )
+
+
+_TYPES = {"mdssd, bfloat16": torch.bfloat16, "mdssd, float32": torch.float32}
+
+
+@pytest.mark.parametrize("sides", by_device(Sides("cpu", _TYPES), Sides("cuda", _TYPES)))
+def test_step_in_bfloat16(sides: Sides, measure: Callable[..., None]) -> None:
+    """Train in bfloat16, as `mdssd train --amp bf16` does, and in float32."""
+    device = sides.device
+    width, batch = (1.0, 32) if device == "cuda" else (0.25, 8)
+    if pretended():
+        width, batch = 0.0625, 2
+    with ops.backend("reference"):
+        want = _Step("mdssd300", width, batch, _OURS, device)()
+
+    def prepare(peer: str, dtype: torch.dtype) -> _Step:
+        step = _Step("mdssd300", width, batch, _OURS, device, dtype)
+        torch.testing.assert_close(step(), want, rtol=0.02, atol=0)
+        return step
+
+    measure(
+        sides,
+        prepare,
+        op="training step in bfloat16",
+        row=f"mdssd300, width {width}, batch {batch}",
+        dtype=torch.bfloat16,
+        shape=str([batch, 3, 300, 300]),
         images=batch,
     )
