@@ -31,7 +31,6 @@ FORMS = {
     "light300": Form("mdssd300", _LITE, 0.25, True),
     "mdssd300-0.25": Form("mdssd300", width=0.25),
     "mdssd300": Form("mdssd300"),
-    "light512": Form("mdssd512", _LITE, 0.25, True),
     "mdssd512": Form("mdssd512"),
 }
 SIDES = ("float32", "int8")
@@ -93,7 +92,7 @@ def row(form: Form, times: dict[tuple[str, str], list[float]], least: bool) -> l
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--wall", action="store_true", help="also the time on two threads")
     options = parser.parse_args()
     if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
