@@ -4,6 +4,7 @@
     python tools/check_bulk.py kills --times 20   # kill -9 at random moments, then --resume
     python tools/check_bulk.py nodes              # two nodes, one of which is lost
     python tools/check_bulk.py raster             # 20,000 x 20,000 pixels by windows
+    python tools/check_bulk.py cost runs/mine photos/   # of 100 million images, on one thread
 
 Each prints what it has measured, and ends with 1 if anything was wrong. Ray has to be installed.
 `rows` compares with the local engine on the same number of processes: two workers of Ray, against
@@ -37,6 +38,7 @@ import mdssd
 from mdssd import bulk
 from mdssd.detection.detector import Detector
 from mdssd.detection.files import detect
+from mdssd.system.memory import keep_memory
 from mdssd.weights.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -334,6 +336,20 @@ def check_raster(folder: Path, side: int) -> list[str]:
     return [] if labels and most <= 0.01 else [f"boxes differ by {most}"]
 
 
+def print_cost(checkpoint: str, photos: str) -> None:
+    """Print the processor time per image of one thread, as a worker of Ray spends it."""
+    mdssd_threads()
+    keep_memory()
+    detector = Detector.from_checkpoint(checkpoint, device="cpu")
+    files = sorted(path for path in Path(photos).rglob("*.jpg"))[:72]
+    list(detector.stream(files[:8], workers=0))
+    began = time.process_time()
+    count = len(list(detector.stream(files[8:], workers=0)))
+    each = (time.process_time() - began) / count
+    print(f"{1000 * each:.1f} ms of a core for each of {count} images,", end=" ")
+    print(f"{each * 1e8 / 3600:,.0f} core-hours for 100 million")
+
+
 def write_raster(path: Path, side: int) -> None:
     """Write a tiled TIFF of noise in which blocks repeat."""
     import rasterio
@@ -356,15 +372,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("check", choices=("rows", "kills", "nodes", "raster"))
+    parser.add_argument("check", choices=("rows", "kills", "nodes", "raster", "cost"))
+    parser.add_argument("inputs", nargs="*", help="for cost: a checkpoint and a folder of JPEGs")
     parser.add_argument("--images", type=int, help="default 2000, 1000 for kills, 400 for nodes")
     parser.add_argument("--times", type=int, default=20, help="kills")
     parser.add_argument("--side", type=int, default=20_000, help="of the raster")
     given = parser.parse_args()
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        if given.check == "rows":
+        folder, wrong = Path(name), list[str]()
+        if given.check == "cost":
+            print_cost(*given.inputs)
+        elif given.check == "rows":
             wrong = check_rows(folder, given.images or 2000)
         elif given.check == "kills":
             wrong = check_kills(folder, given.images or 1000, given.times)
