@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -50,8 +50,11 @@ def machine(given: Mapping[str, Any], *, together: bool = False) -> Iterator[str
 
 def _usual_device(checkpoint: str | None) -> str:
     """The best device that there is; for the int8 network of a checkpoint the CPU."""
-    int8 = checkpoint is not None and is_quantized(read_meta(find_checkpoint(checkpoint)))
-    return "cpu" if int8 else best_device()
+    if checkpoint is not None:
+        with suppress(OSError, ValueError):  # what is wrong is said when the options are right
+            if is_quantized(read_meta(find_checkpoint(checkpoint))):
+                return "cpu"
+    return best_device()
 
 
 def _check_device(name: str) -> None:
