@@ -273,8 +273,9 @@ def test_an_odd_argument_is_taken_or_refused_in_one_line(monkeypatch, capsys, wo
     monkeypatch.setattr("mdssd.cli.make_parser", lambda: root)
     monkeypatch.setattr("mdssd.cli.import_module", lambda name: SimpleNamespace(run=lambda a: 0))
     needed = ["a", "b"] if words == ("detect",) else ["a"] if words != ("train",) else []
-    needed += ["--data", "a"] if words in (("train",), ("eval",)) else []
-    needed += ["--out", "a"] if words in (("convert",), ("export",), ("data", "show")) else []
+    needed += ["--data", "a"] if words in (("train",), ("eval",), ("quantize",)) else []
+    out = (("convert",), ("export",), ("quantize",), ("data", "show"))
+    needed += ["--out", "a"] if words in out else []
     needed += ["--to", "yolo", "--out", "a"] if words == ("data", "convert") else []
     needed = needed if words != ("info",) else []
     assert main([*words, *needed]) == 0
