@@ -16,9 +16,15 @@ from mdssd.priors.maps import width_height
 
 
 def traced(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
-    """Export a module for any number of images, from an example of two."""
+    """Export a module for any number of images, from an example of two.
+
+    The program holds no stack traces, which would name the folders of this machine.
+    """
     batch = torch.export.Dim("batch", min=1)
-    return torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
+    program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    return program
 
 
 def network_proto(model: SingleShotDetector | QuantizedNetwork) -> Any:

@@ -170,8 +170,6 @@ class _Job:
 
     def run(self, path: Path, calibration: DetectionDataset, images: int) -> QuantizeResult:
         proto = self.proto()
-        for node in proto.graph.node:  # the lines of this package that made it
-            del node.metadata_props[:]
         layers = _layer_names(proto)
         detector = self.detector(self.model)
         found = self.known[_digest(proto)] = self.find(detector, self.validation)

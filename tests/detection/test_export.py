@@ -4,12 +4,14 @@ import contextlib
 import io
 import json
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import mdssd
 from mdssd import cli, ops
 from mdssd.cli.commands import export as export_command
 from mdssd.data.synthetic import SyntheticScenes
@@ -163,6 +165,18 @@ def test_onnx_post_processing_agrees_to_the_row_where_scores_tie(priors, setting
         # The graph has at most one row per prior and class.
         np.testing.assert_allclose(got, value[:, : got.shape[1]] if got.ndim > 1 else value, 1e-5)
     assert settings["score_threshold"] == 1 or want.count.min() > 20
+
+
+@pytest.mark.parametrize("form", ["onnx", "pt2"])
+def test_a_file_names_no_folder_of_this_machine(model, tmp_path, form):
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    export(model, tmp_path / "m", form=form, classes=CLASSES, mean=MEAN)
+    data = (tmp_path / "m").read_bytes()
+    if form == "pt2":
+        with zipfile.ZipFile(tmp_path / "m") as file:
+            data = b"".join(map(file.read, file.namelist()))
+    for module in (mdssd, torch):
+        assert str(Path(module.__file__).parent).encode() not in data
 
 
 def test_pt2_is_a_program_for_any_batch(model, tmp_path):
