@@ -41,7 +41,7 @@ def test_without_ray_one_line_names_the_extra(tmp_path, monkeypatch, capsys):
     assert len(lines) == 1 and lines[0].startswith("mdssd: error: ") and "mdssd[ray]" in lines[0]
 
 
-@pytest.mark.parametrize("option", ["--resume", "--ray-address=auto", "--actors=2"])
+@pytest.mark.parametrize("option", ["--resume", "--ray-address=auto", "--actors=2", "--shard=256"])
 def test_options_of_ray_need_the_engine(tmp_path, capsys, option):
     assert cli.main(["detect", "m.json", "a.jpg", "--out", str(tmp_path / "out"), option]) == 2
     assert "needs --engine ray beside it" in capsys.readouterr().err

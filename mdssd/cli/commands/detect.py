@@ -15,7 +15,7 @@ from mdssd.system.memory import keep_memory
 def run(arguments: argparse.Namespace) -> int:
     if arguments.engine == "ray":
         return _on_ray(arguments)
-    check_local(vars(arguments), ("resume", "ray_address", "actors", "image_column"))
+    check_local(vars(arguments), ("resume", "ray_address", "actors", "image_column", "shard"))
     with machine(vars(arguments)) as device:
         keep_memory()
         detector = Detector.from_checkpoint(
@@ -66,7 +66,7 @@ def _on_ray(arguments: argparse.Namespace) -> int:
         pool=pool_of(arguments),
         score_threshold=arguments.score_threshold,
         classes=arguments.classes,
-        shard_images=arguments.shard,
+        shard_images=arguments.shard or 256,
         resume=arguments.resume,
         recursive=arguments.recursive,
         image_column=arguments.image_column,

@@ -163,7 +163,6 @@ def _add_ray(parser: argparse.ArgumentParser) -> None:
     ray.add_argument(
         "--shard",
         type=values.count,
-        default=256,
         metavar="N",
         help="images that a process takes at a time, whose results are a file (default 256)",
     )
