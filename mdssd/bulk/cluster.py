@@ -120,9 +120,13 @@ def taken(
         arguments: those of its constructor.
         pool: the processes, see `sized`.
         ordered: whether the rows come in the order of the items; otherwise as they are done.
+
+    Raises:
+        OSError: the processes cannot start, or Ray has failed.
     """
     import ray
     from ray.data import ActorPoolStrategy, DataContext
+    from ray.exceptions import RayError
 
     with _settings(DataContext.get_current(), ordered):
         rows = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
@@ -138,7 +142,12 @@ def taken(
             num_cpus=pool.cores,
             num_gpus=0 if pool.device == "cpu" else 1,
         )
-        yield from rows.iter_rows()
+        try:
+            yield from rows.iter_rows()
+        except RayError as error:  # of many lines, the last of which may be an exception's
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            reason = lines[-1] if "Error: " in lines[-1] else lines[0]
+            raise OSError(f"a process of Ray ended: {reason}") from None
 
 
 @contextmanager

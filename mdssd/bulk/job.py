@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 
+from mdssd import ops
 from mdssd.bulk.cluster import check_ray, running, sized, start_record, summaries
 from mdssd.bulk.places import Place, is_address
 from mdssd.bulk.plan import FAULT, Part, Shard, find_parts, into_shards, plan_bytes, read_plan
@@ -24,10 +26,12 @@ from mdssd.bulk.worker import Worker
 from mdssd.data.images import ImageLimits
 from mdssd.data.tiles import Tiling
 from mdssd.detection.detector import Detector
+from mdssd.detection.openvino import openvino_core
+from mdssd.detection.quantized import load_network, runtime_of
+from mdssd.detection.runtimes import check_runtime
 from mdssd.models.folding import fold_batch_norm
 from mdssd.system.progress import progress_bar
 from mdssd.system.stop import Interrupted, StopRequest, Terminated
-from mdssd.weights.checkpoint import load_checkpoint
 from mdssd.weights.checkpoint_json import find_checkpoint, read_meta
 
 _JOB, _PLAN, _REPORT = "job.json", "plan.jsonl", "report.json"
@@ -92,7 +96,7 @@ def detect(
     check_ray()
     _check_arguments(sources, score_threshold, shard_images)
     place = Place(_full(out_dir))
-    model, how, tiling = load_model(checkpoint, options)
+    model, how, tiling, pool = load_model(checkpoint, options, pool)
     labels, limits = _labels(how["classes"], classes), limits or ImageLimits()
     what = (place.name, how, score_threshold, labels, limits, upright, image_column, pool)
     settings, report = Settings(*what), BulkReport(place.name)
@@ -109,15 +113,24 @@ def detect(
 
 
 def load_model(
-    checkpoint: str | os.PathLike[str], options: Mapping[str, Any]
-) -> tuple[torch.nn.Module, dict[str, Any], Tiling | None]:
-    """Return the network of a checkpoint, the keywords of its `Detector`, and its tiles."""
-    model, meta = load_checkpoint(checkpoint)
+    checkpoint: str | os.PathLike[str], options: Mapping[str, Any], pool: Pool
+) -> tuple[torch.nn.Module, dict[str, Any], Tiling | None, Pool]:
+    """Return the network of a checkpoint, the keywords of its `Detector`, its tiles and the pool.
+
+    The pool gets a device if the runtime has only one.
+    """
+    model, meta = load_network(checkpoint)
     fold_batch_norm(model.eval())
     how = {"classes": list(meta["classes"]), "mean": tuple(meta["mean"]), **options}
     # What is wrong with the keywords is said here, apart from what needs the device of a worker.
     here = Detector(model, **{k: v for k, v in how.items() if k not in ("runtime", "dtype")})
-    return model, how, here.tiling
+    runtime = runtime_of(model, how.get("runtime", "eager"))
+    if runtime == "openvino":
+        openvino_core()  # raises if OpenVINO is missing
+        pool = replace(pool, device=pool.device or "cpu")
+    if pool.device is not None:
+        check_runtime(runtime, torch.device(pool.device), how.get("dtype") or torch.float32)
+    return model, how, here.tiling, pool
 
 
 def _run(
@@ -132,8 +145,9 @@ def _run(
 
     pool = sized(settings.pool, len(shards))
     report.workers = pool.workers or 0
-    if pool.device == "cpu":  # what is wrong with the runtime is said here
-        Detector(deepcopy(model), device="cpu", **settings.detector)
+    if pool.device == "cpu":  # what is wrong with the runtime or the backend is said here
+        with ops.backend(pool.backend) if pool.backend else nullcontext():
+            Detector(deepcopy(model), device="cpu", **settings.detector)
     record, began = start_record(), time.perf_counter()
     arguments = (ray.put(model), replace(settings, pool=pool), record)
     with (

@@ -22,7 +22,7 @@ class Pool:
         backend: of the operators; None for the fastest.
 
     Raises:
-        ValueError: a number is out of range.
+        ValueError: a number is out of range, or the device is another one.
 
     Example:
         >>> from mdssd.bulk import Pool
@@ -42,6 +42,8 @@ class Pool:
             count = getattr(self, name)
             if count is not None and count < least:
                 raise ValueError(f"Pool: {name}: expected {least} or more, got {count}")
+        if self.device not in (None, "cpu", "cuda"):  # Ray chooses which GPU a process sees
+            raise ValueError(f"Pool: device: expected 'cpu' or 'cuda', got {self.device!r}")
 
     @property
     def cores(self) -> int:

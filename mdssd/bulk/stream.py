@@ -64,11 +64,12 @@ class RayStream:
             raise ValueError("evaluate: engine: on Ray, expected a data set of image files")
         each = _BATCHES * batch_size
         shards = [every[k : k + each] for k in range(0, len(every), each)]
-        model, how, _ = load_model(self._checkpoint, {**self._options, "batch_size": batch_size})
-        with running(self._pool.address):
+        options = {**self._options, "batch_size": batch_size}
+        model, how, _, pool = load_model(self._checkpoint, options, self._pool)
+        with running(pool.address):
             import ray
 
-            pool = sized(self._pool, len(shards))
+            pool = sized(pool, len(shards))
             arguments = (ray.put(model), how, pool, start_record())
             items = [{"shard": k, "images": pickle.dumps(s)} for k, s in enumerate(shards)]
             rows = taken(items, StreamWorker, arguments, pool, ordered=True)

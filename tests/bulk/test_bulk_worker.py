@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from bulk.jobs import (
     take,
 )
 
+from mdssd.bulk import job
 from mdssd.bulk.job import load_model
 from mdssd.bulk.plan import find_parts, into_shards
 from mdssd.bulk.record import Record
@@ -30,7 +32,7 @@ from mdssd.bulk.worker import Worker
 from mdssd.detection.detector import Detector
 from mdssd.detection.files import detect
 from mdssd.detection.reading import ImageFile
-from mdssd.weights.checkpoint import load_checkpoint
+from mdssd.weights.checkpoint import load_checkpoint, save_checkpoint
 
 
 class Died(BaseException):
@@ -236,8 +238,8 @@ def streaming(tmp_path, monkeypatch):
     path = checkpoint(tmp_path)
 
     def start(record):
-        model, how, _ = load_model(path, {"batch_size": 4})
-        return StreamWorker(model, how, Pool(device="cpu"), Handle(record))
+        model, how, _, pool = load_model(path, {"batch_size": 4}, Pool(device="cpu"))
+        return StreamWorker(model, how, pool, Handle(record))
 
     return start
 
@@ -269,3 +271,50 @@ def test_images_that_kill_an_evaluation_end_it_after_two_tries(streaming, tmp_pa
             results_of(streaming(record), images)
     results, _, error = results_of(streaming(record), images)
     assert results == [] and "0000.jpg to " in error and "was killed, in 2 tries" in error
+
+
+@pytest.fixture
+def int8(tmp_path):
+    """Return a checkpoint of the form that `mdssd quantize` writes; its network is in float32."""
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    from mdssd.detection.onnx import network_proto
+
+    model, meta = load_checkpoint(checkpoint(tmp_path))
+    facts = {"classes": meta["classes"], "mean": meta["mean"], "extra": {}}
+    network = network_proto(model.eval()).SerializeToString()
+    save_checkpoint(tmp_path / "int8.json", model, **facts, network=network)
+    return tmp_path / "int8.json"
+
+
+def test_int8_networks_travel_to_the_workers(int8, tmp_path, monkeypatch):
+    play_ray(monkeypatch)
+    photos(tmp_path / "in", 7)
+    (tmp_path / "out").mkdir()
+    model, how, _, pool = load_model(int8, {"batch_size": 4}, Pool())
+    assert pool.device == "cpu"  # also on a cluster with GPUs
+    settings = Settings(str(tmp_path / "out"), how, THRESHOLD, [1, 2], pool=pool)
+    sent, settings = pickle.loads(pickle.dumps((model, settings)))
+    (shard,) = shards_of([tmp_path / "in"])
+    assert take(Worker(sent, settings, Handle(Record())), shard)["images"] == 7
+    rows = read_rows(tmp_path / "out")
+    detector = Detector.from_checkpoint(int8, batch_size=4)
+    count = 0
+    for file, result in zip(sorted(rows), detector.stream(sorted(rows), workers=0), strict=True):
+        kept = result.found["scores"] >= THRESHOLD
+        assert boxes(rows[file])[0] == result.found["labels"][kept].tolist()
+        count += int(kept.sum())
+    assert count > 20
+
+
+def test_int8_networks_need_a_cpu_and_openvino(int8, monkeypatch):
+    with pytest.raises(ValueError, match="'openvino' needs a cpu device, got cuda"):
+        load_model(int8, {}, Pool(device="cuda"))
+    with pytest.raises(ValueError, match="runs in 'openvino' only, got 'compile'"):
+        load_model(int8, {"runtime": "compile"}, Pool())
+    with pytest.raises(ValueError, match="Pool: device: expected 'cpu' or 'cuda', got 'cuda:1'"):
+        Pool(device="cuda:1")
+    monkeypatch.setattr(job, "openvino_core", job.openvino_core.__wrapped__)
+    monkeypatch.setitem(sys.modules, "openvino", None)  # importing it fails then
+    with pytest.raises(ImportError, match="pip install openvino"):
+        load_model(int8, {}, Pool())

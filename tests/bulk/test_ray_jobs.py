@@ -12,6 +12,7 @@ from bulk.jobs import THRESHOLD, boxes, checkpoint, images_once, photos, read_ro
 
 import mdssd
 from mdssd import bulk, cli
+from mdssd.bulk.cluster import taken
 from mdssd.data import SyntheticScenes, write_voc
 from mdssd.detection.detector import Detector
 from mdssd.detection.files import detect
@@ -136,6 +137,20 @@ def test_sigterm_lets_the_shards_under_way_be_finished(two_processes, tmp_path):
     report = run(tmp_path, out, shard_images=2, resume=True)
     assert report.before == len(done) and report.done == 200
     assert images_once(out) == sorted(map(str, files))
+
+
+@pytest.mark.nightly("six processes start one after another: half a minute")
+def test_processes_that_cannot_start_end_the_job_with_one_line(two_processes):
+    class Worker:
+        def __init__(self):
+            raise ImportError("this node has no OpenVINO")
+
+        def __call__(self, batch):
+            return batch
+
+    pool = bulk.Pool(workers=1, device="cpu")
+    with pytest.raises(OSError, match="^a process of Ray ended: ImportError: this node has no Op"):
+        list(taken([{"shard": 0}], Worker, (), pool))
 
 
 def test_an_evaluation_has_the_figures_of_one_process_to_the_bit(two_processes, tmp_path):
