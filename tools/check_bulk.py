@@ -25,13 +25,14 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet
+import torch
 from PIL import Image
 
 import mdssd
@@ -78,25 +79,48 @@ def rows_of(out: Path) -> dict[str, list[dict[str, Any]]]:
     return rows
 
 
-def images_done(out: Path) -> Counter[str]:
-    """Return in how many shards each image is."""
-    found: Counter[str] = Counter()
-    for path in sorted(out.glob("part-*.parquet")):
-        found.update(set(pyarrow.parquet.read_table(path)["file"].to_pylist()))
-    return found
+def not_once(out: Path, images: int) -> list[str]:
+    """Return which images are missing, or in several shards."""
+    done: Counter[str] = Counter()
+    for path in out.glob("part-*.parquet"):
+        done.update(set(pyarrow.parquet.read_table(path)["file"].to_pylist()))
+    wrong = [f"{name}: in {count} shards" for name, count in done.items() if count != 1]
+    return wrong + [f"{images - len(done)} images are missing"] * (len(done) != images)
 
 
-def resident() -> float:
-    """Return the memory of this process in MB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+def run_job(folder: Path, source: str, threshold: float, **options: Any) -> bulk.BulkReport:
+    """Detect on two workers; the results are in `out`."""
+    return bulk.detect(
+        folder / "m.json",
+        [folder / source],
+        folder / "out",
+        pool=POOL,
+        score_threshold=threshold,
+        progress=False,
+        **options,
+    )
+
+
+def resident(pid: int) -> float:
+    """Return the memory of a process in MB; 0 if it has ended."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except OSError:
+        return 0.0
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 class Watch:
-    """Measures the memory of this process, and how much is done, while a job runs."""
+    """Measures the memory of this process, and how much is done, while a job runs.
+
+    Attributes:
+        samples: the files with results and the memory of this process in MB, over time.
+        worker: the most memory of a worker in MB.
+    """
 
     def __init__(self, out: Path) -> None:
-        self.samples: list[tuple[int, float]] = []  # (parts, MB)
+        self.samples: list[tuple[int, float]] = []
+        self.worker = 0.0
         self._out, self._stop = out, threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -109,8 +133,16 @@ class Watch:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._stop.wait(0.2):
-            self.samples.append((len(list(self._out.glob("part-*.parquet"))), resident()))
+        while not self._stop.wait(0.5):
+            parts = len(list(self._out.glob("part-*.parquet")))
+            self.samples.append((parts, resident(os.getpid())))
+            workers = victims(os.getpid(), "worker")
+            self.worker = max([self.worker, *map(resident, workers)])
+
+    @property
+    def peak(self) -> float:
+        """The most memory of this process in MB."""
+        return max(mb for _, mb in self.samples)
 
 
 def rate_of(out: Path, workers: int, images: int) -> float:
@@ -141,7 +173,7 @@ def check_rows(folder: Path, images: int) -> list[str]:
     broken = max(1, images // 100)
     threshold = build(folder, images, broken, width=0.125, side=300)
     detector = Detector.from_checkpoint(folder / "m.json", device="cpu")
-    mdssd_threads()
+    torch.set_num_threads(1)  # as each worker
     options = {"score_threshold": threshold, "draw": False, "progress": False, "workers": 1}
     detect(detector, [folder / "own"], folder / "warm", **options)
     began = time.perf_counter()
@@ -149,37 +181,24 @@ def check_rows(folder: Path, images: int) -> list[str]:
     alone = images / (time.perf_counter() - began)
     out = folder / "out"
     with Watch(out) as watch:
-        report = bulk.detect(
-            folder / "m.json",
-            [folder / "in"],
-            out,
-            pool=POOL,
-            score_threshold=threshold,
-            shard_images=64,
-            progress=False,
-        )
+        report = run_job(folder, "in", threshold, shard_images=64)
     rate = rate_of(out, 2, images)
     rows = rows_of(out)
     shards = watch.samples[-1][0]
     quarter = max(mb for done, mb in watch.samples if done <= shards // 4)
-    peak = max(mb for _, mb in watch.samples)
     print(f"{sum(map(len, rows.values()))} rows, {report.images} images, {report.failed} failed")
     print(f"local {alone:.1f} images/s, Ray {rate:.1f} ({rate / alone:.0%}), two processes each")
     print(f"with the start of Ray's processes {images / report.wall:.1f} images/s")
-    print(f"this process: {quarter:.0f} MB after a quarter of the shards, {peak:.0f} MB at most")
+    print(
+        f"this process: {quarter:.0f} MB after a quarter of the shards, {watch.peak:.0f} at most;"
+    )
+    print(f"each worker {watch.worker:.0f} MB at most")
     wrong = same_rows(local.images, rows)
     if dict(report.failures) != dict(local.failed) or len(local.failed) != broken:
         wrong.append("other failures")
     if sorted(rows) != sorted(map(str, (folder / "in").iterdir())):
         wrong.append("images are missing")
     return wrong
-
-
-def mdssd_threads() -> None:
-    """Let the local engine compute in one thread, as each worker does."""
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def descendants(pid: int) -> dict[int, str]:
@@ -236,11 +255,9 @@ def kill_once(folder: Path, kind: str, threshold: float) -> tuple[list[str], str
     while status != 0 and runs < 5:
         time.sleep(1)
         runs, status = runs + 1, start(folder, threshold).wait()
-    done = images_done(out)
     wrong = [] if status == 0 else [f"the last run ended with {status}"]
     wrong += [] if there else [f"there was no {kind} any more to kill"]
-    wrong += [f"{name}: in {count} shards" for name, count in done.items() if count != 1]
-    wrong += [f"{images - len(done)} images are missing"] * (len(done) != images)
+    wrong += not_once(out, images)
     errors = json.loads((out / "report.json").read_text())["failed"] if status == 0 else 0
     wrong += [f"{errors} images failed"] * bool(errors)
     return wrong, f"{kind} killed with {before} of {images // 10} shards done, {runs} runs"
@@ -278,48 +295,33 @@ def check_nodes(folder: Path, images: int) -> list[str]:
 
     thread = threading.Thread(target=remove)
     thread.start()
-    report = bulk.detect(
-        folder / "m.json",
-        [folder / "in"],
-        out,
-        pool=POOL,
-        score_threshold=threshold,
-        shard_images=10,
-        progress=False,
-    )
+    report = run_job(folder, "in", threshold, shard_images=10)
     thread.join()
     ray.shutdown()
     cluster.shutdown()
-    done = images_done(out)
     print(f"a node of two was lost with {lost[0]} of {images // 10} shards done; {report.images}")
-    wrong = [f"{name}: in {count} shards" for name, count in done.items() if count != 1]
-    return wrong + [f"{images - len(done)} images are missing"] * (len(done) != images)
+    return not_once(out, images)
 
 
 def check_raster(folder: Path, side: int) -> list[str]:
     """Compare a raster by windows on two workers with the local engine."""
     threshold = build(folder, 1, 0, width=0.03125, side=300)
     write_raster(folder / "raster.tif", side)
-    how = {"tile": "auto", "score_threshold": threshold, "max_detections": 20}
-    detector = Detector.from_checkpoint(folder / "m.json", device="cpu", **how)
-    mdssd_threads()
+    how: dict[str, Any] = {"tile": "auto", "max_detections": 20}
+    began = time.perf_counter()
+    with Watch(folder / "out") as watch:
+        report = run_job(folder, "raster.tif", threshold, **how)
+    together = time.perf_counter() - began
+    print(f"two workers {together:.0f} s with their start: {watch.worker:.0f} MB at most", end=", ")
+    print(f"this process {watch.peak:.0f} MB; the pixels {3 * side**2 / 1e6:.0f} MB", flush=True)
+    (rows,) = rows_of(folder / "out").values()
+    detector = Detector.from_checkpoint(
+        folder / "m.json", device="cpu", score_threshold=threshold, **how
+    )
+    torch.set_num_threads(1)
     began = time.perf_counter()
     (local,) = detector.stream([folder / "raster.tif"], workers=0)
-    alone = time.perf_counter() - began
-    out = folder / "out"
-    began = time.perf_counter()
-    report = bulk.detect(
-        folder / "m.json",
-        [folder / "raster.tif"],
-        out,
-        pool=POOL,
-        score_threshold=threshold,
-        progress=False,
-        tile="auto",
-        max_detections=20,
-    )
-    together = time.perf_counter() - began
-    (rows,) = rows_of(out).values()
+    print(f"one process {time.perf_counter() - began:.0f} s")
     want = local.found
     kept = want["scores"] >= threshold
     labels = want["labels"][kept].tolist()
@@ -328,7 +330,6 @@ def check_raster(folder: Path, side: int) -> list[str]:
     print(
         f"{rows[0]['tiles']} windows, {report.detections} detections, {len(labels)} by one process"
     )
-    print(f"one process {alone:.0f} s, two workers {together:.0f} s with their start")
     if [row["label"] for row in rows] != labels or own.shape != boxes.shape:
         return ["other detections"]
     most = float(np.abs(own - boxes).max()) if labels else 0.0
@@ -338,7 +339,7 @@ def check_raster(folder: Path, side: int) -> list[str]:
 
 def print_cost(checkpoint: str, photos: str) -> None:
     """Print the processor time per image of one thread, as a worker of Ray spends it."""
-    mdssd_threads()
+    torch.set_num_threads(1)
     keep_memory()
     detector = Detector.from_checkpoint(checkpoint, device="cpu")
     files = sorted(path for path in Path(photos).rglob("*.jpg"))[:72]
@@ -358,14 +359,13 @@ def write_raster(path: Path, side: int) -> None:
     block = np.random.default_rng(0).integers(0, 255, (3, 1000, 1000), np.uint8)
     profile = {"driver": "GTiff", "width": side, "height": side, "count": 3, "dtype": "uint8"}
     profile |= {"tiled": True, "blockxsize": 256, "blockysize": 256, "BIGTIFF": "YES"}
-    with rasterio.open(path, "w", **profile, photometric="RGB") as file:
-        for y, x in _corners(side):
+    with (
+        rasterio.Env(GDAL_CACHEMAX=64),  # MB
+        rasterio.open(path, "w", **profile, photometric="RGB") as file,
+    ):
+        for y, x in product(range(0, side, 1000), repeat=2):
             part = np.roll(block, (y // 7, x // 11), (1, 2))[:, : side - y, : side - x]
             file.write(part, window=Window(x, y, part.shape[2], part.shape[1]))
-
-
-def _corners(side: int) -> Iterator[tuple[int, int]]:
-    yield from ((y, x) for y in range(0, side, 1000) for x in range(0, side, 1000))
 
 
 def main() -> int:
@@ -381,16 +381,17 @@ def main() -> int:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     with tempfile.TemporaryDirectory() as name:
         folder, wrong = Path(name), list[str]()
-        if given.check == "cost":
-            print_cost(*given.inputs)
-        elif given.check == "rows":
-            wrong = check_rows(folder, given.images or 2000)
-        elif given.check == "kills":
-            wrong = check_kills(folder, given.images or 1000, given.times)
-        elif given.check == "nodes":
-            wrong = check_nodes(folder, given.images or 400)
-        else:
-            wrong = check_raster(folder, given.side)
+        match given.check:
+            case "cost":
+                print_cost(*given.inputs)
+            case "rows":
+                wrong = check_rows(folder, given.images or 2000)
+            case "kills":
+                wrong = check_kills(folder, given.images or 1000, given.times)
+            case "nodes":
+                wrong = check_nodes(folder, given.images or 400)
+            case "raster":
+                wrong = check_raster(folder, given.side)
     for line in wrong[:20]:
         print(f"wrong: {line}")
     return 1 if wrong else 0
