@@ -43,8 +43,7 @@ from mdssd.system.memory import keep_memory
 from mdssd.weights.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
-# The boxes of each image that pass the threshold, about.
-BOXES = 100
+BOXES = 100  # of each image that pass the threshold, about
 POOL = bulk.Pool(workers=2, device="cpu")
 
 
