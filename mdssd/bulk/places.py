@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import fnmatch
+import io
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from mdssd.data import DataError
-from mdssd.system.files import atomic_write, read_regular
+from mdssd.data.images import ImageLimits
+from mdssd.system.files import atomic_write, format_bytes, read_regular
 
 _MARK = "://"
 _MAGIC = "*?["
+# Settings that pyarrow takes behind an address of these storages.
+_SETTING = re.compile(r"^(?:s3|gs|gcs)://.*?[?&](endpoint_override|scheme|region|anonymous)=")
+# At an address so many bytes are read at a time, unless more are needed.
+_BUFFER = 1 << 20
+# How pyarrow names the reason that S3 gives for an answer of 403.
+_DENIED = "ACCESS_DENIED"
 
 
 def is_address(name: str) -> bool:
@@ -25,32 +34,52 @@ def is_address(name: str) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _file_system(root: str) -> Any:
-    """Return the file system of the addresses that begin with `root`, a scheme and a host."""
+def _file_system(root: str) -> tuple[Any, str]:
+    """Return the file system of the addresses that begin with `root`, and the path of `root` in it.
+
+    Args:
+        root: a scheme and a host, such as s3://bucket/.
+    """
     import pyarrow
     from pyarrow import fs
 
     try:
-        return fs.FileSystem.from_uri(root)[0]
+        system, path = fs.FileSystem.from_uri(root)
+        return system, path.rstrip("/")
     except (ValueError, NotImplementedError, pyarrow.ArrowException):
         pass  # pyarrow does not know the scheme; fsspec may
     try:
         import fsspec
 
-        return fs.PyFileSystem(fs.FSSpecHandler(fsspec.core.url_to_fs(root)[0]))
+        system, path = fsspec.core.url_to_fs(root)
+        return fs.PyFileSystem(fs.FSSpecHandler(system)), path.rstrip("/")
     except (ImportError, ValueError) as error:
         raise ValueError(f"detect: {root}: no file system for this address ({error})") from None
 
 
-def _at(address: str) -> tuple[Any, str]:
-    """Return the file system of an address, and the path in it."""
+def _root_of(address: str) -> tuple[str, Any, str]:
+    """Return how an address begins, the file system there, and the path of this beginning in it."""
+    if setting := _SETTING.search(address):
+        raise ValueError(
+            f"detect: {address}: expected an address without {setting[1]}=; every node takes such "
+            "settings from environment variables, as AWS_ENDPOINT_URL and AWS_DEFAULT_REGION"
+        )
     scheme, _, rest = address.partition(_MARK)
     host = "" if scheme in ("file", "local") else rest.partition("/")[0]
-    return _file_system(f"{scheme}{_MARK}{host}/"), rest
+    begin = f"{scheme}{_MARK}{host}"
+    return begin, *_file_system(f"{begin}/")
+
+
+def _at(address: str) -> tuple[Any, str]:
+    """Return the file system of an address, and the path in it."""
+    begin, system, base = _root_of(address)
+    return system, base + address[len(begin) :]
 
 
 def _within(address: str, path: str) -> str:
-    return f"{address.partition(_MARK)[0]}{_MARK}{path}"
+    """Return the address of another path in the file system of an address."""
+    begin, _, base = _root_of(address)
+    return begin + path[len(base) :]
 
 
 def open_parquet(name: str) -> Any:
@@ -74,21 +103,51 @@ def open_parquet(name: str) -> Any:
         raise DataError(f"{name}: is damaged, or no Parquet file ({reason})") from None
 
 
-def read_bytes(address: str) -> bytes:
-    """Return the content of a file at an address.
+def _open(address: str) -> Any:
+    """Open a file at an address as a `pyarrow.NativeFile`, in which one can seek.
 
     Raises:
         DataError: there is no such file, or it may not be read.
-        OSError: the storage cannot be reached.
+        OSError: the storage cannot be reached, or it accepts nothing from this user.
     """
     system, path = _at(address)
     try:
-        with system.open_input_stream(path) as file:
-            return bytes(file.read())
+        return system.open_input_file(path)
     except FileNotFoundError:
         raise DataError(f"{address}: no such file") from None
-    except PermissionError:
+    except OSError as error:
+        if not isinstance(error, PermissionError):
+            if _DENIED not in str(error):
+                raise
+            # S3 says the same of one file and of wrong credentials, which it refuses here too.
+            system.get_file_info(path.partition("/")[0])
         raise DataError(f"{address}: cannot be read (permission denied)") from None
+
+
+def open_file(address: str) -> BinaryIO:
+    """Open a file at an address, of which only what is needed is read; see `_open`."""
+    return cast(BinaryIO, io.BufferedReader(_open(address), _BUFFER))
+
+
+def read_bytes(address: str, limits: ImageLimits | None = None) -> bytes:
+    """Return the content of a file at an address.
+
+    Args:
+        address: the address.
+        limits: those of an image, which may have ten bytes for each pixel. None for any file.
+
+    Raises:
+        DataError: there is no such file, or it may not be read, or it has too many bytes.
+        OSError: the storage cannot be reached.
+    """
+    with _open(address) as file:
+        most = None if limits is None else 10 * limits.max_pixels
+        if most is not None and file.size() > most:
+            raise DataError(
+                f"{address}: has {format_bytes(file.size())}, expected at most "
+                f"{format_bytes(most)}; the limit is ten bytes for each pixel of --max-pixels"
+            )
+        return bytes(file.read())
 
 
 def find_files(address: str, *, recursive: bool) -> tuple[list[str], bool]:

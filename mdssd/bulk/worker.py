@@ -208,7 +208,8 @@ class Worker:
 
     def _fetch(self, part: Part) -> ImageFile | Failed:
         try:
-            return ImageFile(part.file, self._settings.upright, data=read_bytes(part.file))
+            data = read_bytes(part.file, self._settings.limits)
+            return ImageFile(part.file, self._settings.upright, data=data)
         except DataError as error:
             return Failed(part.file, str(error))
 

@@ -123,6 +123,20 @@ def test_an_unknown_scheme_is_named():
         find("nowhere://x/a.jpg")
 
 
+def test_a_package_that_an_address_needs_is_named(monkeypatch):
+    pytest.importorskip("fsspec", reason="fsspec, which comes with Ray, is not installed")
+    monkeypatch.setitem(sys.modules, "adlfs", None)  # importing it fails then
+    with pytest.raises(ValueError, match="az://x/: no file system for this address .*adlfs"):
+        find("az://x/a.jpg")
+
+
+def test_an_address_may_name_an_account_beside_the_container():
+    pytest.importorskip("pyarrow._azurefs", reason="this pyarrow was built without Azure")
+    top = "abfs://box@account.dfs.core.windows.net"
+    assert places._at(f"{top}/in/a.jpg")[1] == "box/in/a.jpg"
+    assert places._within(f"{top}/in/", "box/in/b.jpg") == f"{top}/in/b.jpg"
+
+
 def test_shards_and_their_plan():
     parts = [Part(IMAGE, f"{k}.jpg") for k in range(5)]
     parts += [Part(ROWS, "t.parquet", 0, 9), Part(ROWS, "t.parquet", 1, 2), Part(IMAGE, "z.jpg")]
