@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -83,13 +83,13 @@ def sized(pool: Pool, shards: int) -> Pool:
     return replace(pool, device=device, workers=workers)
 
 
-def start_record() -> Any:
+def start_record(before: Mapping[int, Mapping[int, int]] | None = None) -> Any:
     """Start the process with the `Record`, on this node, and return its handle."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(Record).remote()
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Record).remote(before)
 
 
 def summaries(

@@ -19,6 +19,7 @@ from mdssd import ops
 from mdssd.bulk.cluster import check_ray, running, sized, start_record, summaries
 from mdssd.bulk.places import Place, is_address
 from mdssd.bulk.plan import FAULT, Part, Shard, find_parts, into_shards, plan_bytes, read_plan
+from mdssd.bulk.record import BEGUN, read_begun
 from mdssd.bulk.report import BulkReport
 from mdssd.bulk.settings import Pool, Settings
 from mdssd.bulk.windows import Cutting, file_of, folder_of, is_part
@@ -108,6 +109,7 @@ def detect(
         _run(_remaining(place, shards, report), model, settings, report, progress)
     for part in {part.home: part for shard in shards for part in shard.parts if part.of}.values():
         place.remove(folder_of(part))
+    place.remove(BEGUN)
     place.write(_REPORT, report.to_json().encode())
     return report
 
@@ -148,7 +150,10 @@ def _run(
     if pool.device == "cpu":  # what is wrong with the runtime or the backend is said here
         with ops.backend(pool.backend) if pool.backend else nullcontext():
             Detector(deepcopy(model), device="cpu", **settings.detector)
-    record, began = start_record(), time.perf_counter()
+    place = Place(settings.out)
+    Place(f"{place.name}/{BEGUN}").create()
+    record = start_record(read_begun(place, {shard.number for shard in shards}))
+    began = time.perf_counter()
     arguments = (ray.put(model), replace(settings, pool=pool), record)
     with (
         progress_bar(

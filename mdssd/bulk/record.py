@@ -1,12 +1,21 @@
-"""The record of a bulk job: which shards and images have ended a process."""
+"""The record of a bulk job: which shards and images have ended a process.
+
+It is in the memory of one process. What a later run of the job has to know of it is in the folder
+of the results too, where each shard has a file from the time at which it begins.
+"""
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
+
+from mdssd.bulk.places import Place
 
 # An image is given up if so many processes have ended while they worked on it alone.
 TRIES = 2
+BEGUN = "_begun"  # the folder of these files; readers of Parquet pass over a name like this
 
 
 class Begun(NamedTuple):
@@ -15,20 +24,31 @@ class Begun(NamedTuple):
     Attributes:
         ending: whether the job is to end, so that no shard may begin.
         careful: whether a process has ended while it worked on the shard.
-        given_up: the images that no process may try any more; -1 stands for all at once.
+        tries: how many processes have ended while they worked on an image alone, by its place in
+            the shard; -1 stands for all images at once.
     """
 
     ending: bool
     careful: bool
-    given_up: list[int]
+    tries: dict[int, int]
+
+    @property
+    def given_up(self) -> list[int]:
+        """The images that no process may try any more."""
+        return [image for image, count in self.tries.items() if count >= TRIES]
 
 
 class Record:
-    """Counts in one process of the cluster which shards and images ended the others."""
+    """Counts in one process of the cluster which shards and images ended the others.
 
-    def __init__(self) -> None:
-        self._begun: set[int] = set()
+    Args:
+        before: the tries of the shards that had begun when an earlier run was killed, see `Begun`.
+    """
+
+    def __init__(self, before: Mapping[int, Mapping[int, int]] | None = None) -> None:
+        self._begun = set(before or ())
         self._tries: dict[int, Counter[int]] = defaultdict(Counter)
+        self._tries.update({shard: Counter(tries) for shard, tries in (before or {}).items()})
         self._joining: dict[int, int] = {}
         self._ending = False
 
@@ -36,13 +56,12 @@ class Record:
         careful = shard in self._begun
         if not self._ending:
             self._begun.add(shard)
-        tries = self._tries.get(shard, Counter())
-        given_up = [image for image, count in tries.items() if count >= TRIES]
-        return Begun(self._ending, careful, given_up)
+        return Begun(self._ending, careful, dict(self._tries.get(shard, {})))
 
-    def trying(self, shard: int, image: int) -> None:
-        """Note that a process begins with an image alone."""
+    def trying(self, shard: int, image: int) -> dict[int, int]:
+        """Note that a process begins with an image alone; return the tries of the shard."""
         self._tries[shard][image] += 1
+        return dict(self._tries[shard])
 
     def tried(self, shard: int, image: int) -> None:
         """Note that the process has survived it."""
@@ -59,3 +78,23 @@ class Record:
     def end(self) -> None:
         """Let no further shard begin."""
         self._ending = True
+
+
+def write_begun(place: Place, shard: int, tries: Mapping[int, int]) -> None:
+    """Write into the folder of the results that a process works on a shard."""
+    text = json.dumps(list(tries.items()))
+    Place(f"{place.name}/{BEGUN}").write(f"{shard:08}.json", text.encode())
+
+
+def read_begun(place: Place, shards: Collection[int]) -> dict[int, dict[int, int]]:
+    """Return the tries of those of the shards on which an earlier run has worked."""
+    folder = Place(f"{place.name}/{BEGUN}")
+    stems = (name.removesuffix(".json") for name in folder.names() if name.endswith(".json"))
+    there = (int(stem) for stem in stems if stem.isdigit())
+    return {
+        shard: {
+            int(image): int(count) for image, count in json.loads(folder.read(f"{shard:08}.json"))
+        }
+        for shard in there
+        if shard in shards
+    }

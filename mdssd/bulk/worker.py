@@ -16,7 +16,7 @@ import torch
 from mdssd import ops
 from mdssd.bulk.places import Place, is_address, open_parquet, read_bytes
 from mdssd.bulk.plan import FAULT, ROWS, Part, Shard, shard_of
-from mdssd.bulk.record import TRIES, Begun
+from mdssd.bulk.record import TRIES, Begun, write_begun
 from mdssd.bulk.rows import Rows
 from mdssd.bulk.settings import Settings
 from mdssd.bulk.windows import (
@@ -78,6 +78,7 @@ class Worker:
         begun = Begun(*self._get(self._record.begin.remote(shard.number)))
         if begun.ending:
             return {"shard": shard.number, "done": False}
+        write_begun(self._place, shard.number, begun.tries)
         began, used, before = time.perf_counter(), time.process_time(), dict(self._detector.timings)
         rows, failed, guesses = Rows(), [], Counter[str]()
         first: dict[str, str] = {}
@@ -150,15 +151,20 @@ class Worker:
                 name = image.file if isinstance(image, Failed) else name_of(image, "")
                 yield Failed(name, f"{name}: {_KILLED}")
             elif not isinstance(image, Failed):
-                self._get(self._record.trying.remote(shard.number, k))
+                self._trying(shard, k)
                 results = list(self._detector.stream([image], workers=0))
                 self._get(self._record.tried.remote(shard.number, k))
                 alone += results if _WHOLE in begun.given_up else []
         if _WHOLE in begun.given_up:
             yield from [*alone, *failed]
             return
-        self._get(self._record.trying.remote(shard.number, _WHOLE))
+        self._trying(shard, _WHOLE)
         yield from self._together(shard, sorted(ends))
+
+    def _trying(self, shard: Shard, image: int) -> None:
+        """Note that this process begins with an image alone, for it may be killed."""
+        tries = self._get(self._record.trying.remote(shard.number, image))
+        write_begun(self._place, shard.number, tries)
 
     def _raster(self, shard: Shard, begun: Begun) -> Iterator[Streamed]:
         """Detect in some windows of a raster; yield its result if they were the last."""
@@ -166,7 +172,7 @@ class Worker:
         place = Place(f"{self._place.name}/{folder_of(part)}")
         if file_of(part) not in set(place.names()):
             if begun.careful and not begun.given_up:
-                self._get(self._record.trying.remote(shard.number, 0))
+                self._trying(shard, 0)
             data = self._detector.find_apart(part) if not begun.given_up else killed(part)
             place.create()
             place.write(file_of(part), data)

@@ -12,7 +12,7 @@ from detection.test_raster_detection import DOTS, dots_of
 from mdssd.bulk.job import _remaining
 from mdssd.bulk.places import Place
 from mdssd.bulk.plan import IMAGE, WINDOWS, Part, find_parts, into_shards, plan_bytes, read_plan
-from mdssd.bulk.record import Record
+from mdssd.bulk.record import BEGUN, Record
 from mdssd.bulk.report import BulkReport
 from mdssd.bulk.settings import Settings
 from mdssd.bulk.windows import Cutting
@@ -43,7 +43,7 @@ def shards_of(raster, most=7):
 @pytest.fixture
 def start(tmp_path, monkeypatch):
     play_ray(monkeypatch)
-    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / BEGUN).mkdir(parents=True)
 
     def start(record):
         settings = Settings(str(tmp_path / "out"), HOW, 0.5, [1], LIMITS)

@@ -3,6 +3,7 @@
 import pickle
 import re
 import sys
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -23,8 +24,9 @@ from bulk.jobs import (
 
 from mdssd.bulk import job
 from mdssd.bulk.job import load_model
+from mdssd.bulk.places import Place
 from mdssd.bulk.plan import find_parts, into_shards
-from mdssd.bulk.record import Record
+from mdssd.bulk.record import BEGUN, Record, read_begun
 from mdssd.bulk.rows import COLUMNS
 from mdssd.bulk.settings import Pool, Settings
 from mdssd.bulk.stream import StreamWorker
@@ -44,7 +46,7 @@ def start(tmp_path, monkeypatch):
     """Return a function that starts a worker with its record; the results are in `out`."""
     play_ray(monkeypatch)
     out = tmp_path / "out"
-    out.mkdir()
+    (out / BEGUN).mkdir(parents=True)
     path = checkpoint(tmp_path)
 
     def start(record, **settings):
@@ -194,6 +196,31 @@ def test_two_images_that_kill_are_both_named(start, tmp_path, monkeypatch):
     assert sorted(rows) == sorted(map(str, files))
 
 
+@pytest.mark.parametrize("address", [False, True])
+def test_an_image_that_kills_the_whole_job_is_given_up_in_a_later_run(
+    start, tmp_path, monkeypatch, address
+):
+    """The counts in memory are lost each time, as an orchestrator starts the command again."""
+    files = photos(tmp_path / "in", 6)
+    place = Place(f"file://{tmp_path}/out" if address else str(tmp_path / "out"))
+    (shard,) = shards_of([tmp_path / "in"])
+    kills(monkeypatch, lambda images: any("0004" in image for image in images))
+    (tmp_path / "out" / BEGUN / "00000007.json").write_text("[[0, 2]]")  # another shard's
+    (tmp_path / "out" / BEGUN / "note.txt").write_text("")
+    known = []
+    while len(known) < 9:
+        known.append(read_begun(place, {0}))
+        with suppress(Died):
+            take(start(Record(known[-1])), shard)
+            break
+    # It dies once among the others, and twice alone.
+    assert known == [{}, {0: {}}, {0: {4: 1}}, {0: {4: 2}}]
+    rows = read_rows(tmp_path / "out")
+    assert [file for file in rows if rows[file][0]["error"]] == [str(files[4])]
+    assert sorted(rows) == sorted(map(str, files))
+    assert read_begun(place, {1}) == {}
+
+
 def test_images_that_kill_only_together_are_detected_alone(start, tmp_path, monkeypatch):
     photos(tmp_path / "in", 3)
     (shard,) = shards_of([tmp_path / "in"])
@@ -218,17 +245,17 @@ def test_after_the_end_no_shard_begins(start, tmp_path):
     record = Record()
     record.end()
     assert take(start(record), shard) == {"shard": 0, "done": False}
-    assert list((tmp_path / "out").iterdir()) == []
+    assert [path.name for path in (tmp_path / "out").rglob("*")] == [BEGUN]
 
 
 def test_a_fault_of_the_storage_is_said_by_the_summary(start, tmp_path):
     photos(tmp_path / "in", 2)
     (shard,) = shards_of([tmp_path / "in"])
     worker = start(Record())
-    (tmp_path / "out").rmdir()
+    (tmp_path / "out/part-00000000.parquet").mkdir()
     summary = take(worker, shard)
     assert summary["done"] is False
-    assert re.match("FileNotFoundError: .*part-00000000", summary["error"])
+    assert re.match("IsADirectoryError: .*part-00000000", summary["error"])
 
 
 @pytest.fixture
@@ -290,7 +317,7 @@ def int8(tmp_path):
 def test_int8_networks_travel_to_the_workers(int8, tmp_path, monkeypatch):
     play_ray(monkeypatch)
     photos(tmp_path / "in", 7)
-    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / BEGUN).mkdir(parents=True)
     model, how, _, pool = load_model(int8, {"batch_size": 4}, Pool())
     assert pool.device == "cpu"  # also on a cluster with GPUs
     settings = Settings(str(tmp_path / "out"), how, THRESHOLD, [1, 2], pool=pool)
