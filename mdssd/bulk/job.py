@@ -103,7 +103,9 @@ def detect(
     settings, report = Settings(*what), BulkReport(place.name)
     facts = {"checkpoint": _digest(checkpoint), **_facts(settings)}
     cut = Cutting(tiling, limits, upright, shard_images).parts if tiling else None
-    parts = partial(find_parts, sources, recursive=recursive, out=place.name, cut=cut)
+    parts = partial(
+        find_parts, sources, recursive=recursive, out=place.name, cut=cut, most=shard_images
+    )
     shards = _plan(place, facts, resume, parts, shard_images, report)
     with running(pool.address):
         _run(_remaining(place, shards, report), model, settings, report, progress)

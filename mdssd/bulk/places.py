@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, cast
 
 from mdssd.data import DataError
 from mdssd.data.images import ImageLimits
-from mdssd.system.files import atomic_write, format_bytes, read_regular
+from mdssd.system.files import atomic_write, format_bytes, open_regular, read_regular
 
 _MARK = "://"
 _MAGIC = "*?["
@@ -127,6 +127,23 @@ def _open(address: str) -> Any:
 def open_file(address: str) -> BinaryIO:
     """Open a file at an address, of which only what is needed is read; see `_open`."""
     return cast(BinaryIO, io.BufferedReader(_open(address), _BUFFER))
+
+
+def open_source(name: str) -> BinaryIO:
+    """Open a file by its path or its address.
+
+    Raises:
+        DataError: it is missing, or it may not be read.
+        OSError: the storage of an address cannot be reached.
+    """
+    if is_address(name):
+        return open_file(name)
+    try:
+        return open_regular(name)
+    except FileNotFoundError:
+        raise DataError(f"{name}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read ({error.strerror})") from None
 
 
 def read_bytes(address: str, limits: ImageLimits | None = None) -> bytes:

@@ -8,28 +8,38 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mdssd.bulk.places import find_files, is_address, open_parquet
+from mdssd.bulk.tars import TAR, TARS, contents, expanded
 from mdssd.data import DataError
 from mdssd.data.images import IMAGE_SUFFIXES
 from mdssd.detection.sources import STDIN, find_images
+from mdssd.system.text import plural
 
 _PARQUET = ".parquet"
 _TIFF = (".tif", ".tiff")
-IMAGE, ROWS, WINDOWS, FAULT = "image", "rows", "windows", "fault"
+IMAGE, ROWS, MEMBERS, WINDOWS, FAULT = "image", "rows", "members", "windows", "fault"
+# Files with these endings are opened for the plan, so many at once, as a storage may be slow.
+_OPENED = (_PARQUET, *TARS, *_TIFF)
+_OPENED_AT_ONCE, _WAITING = 16, 1000
 
 
 class Part(NamedTuple):
     """A part of a shard.
 
     Attributes:
-        kind: "image", a file; "rows", a row group of a Parquet file with images; "windows", some
-            windows of a raster; "fault", a source that names no image.
+        kind: "image", a file; "rows", a row group of a Parquet file with images; "members", some
+            images of a tar file; "windows", some windows of a raster; "fault", a source that names
+            no image.
         file: the path or address.
-        group: the number of the row group, or of the first window.
+        group: the number of the row group or of the first window, or the byte of the tar file at
+            which the first image begins.
         images: the number of images; a raster counts with its first windows.
         reason: why a source names no image.
         windows, of: the number of windows, and that of all windows of the raster.
@@ -74,6 +84,7 @@ def find_parts(
     recursive: bool,
     out: str,
     cut: Callable[[Part], list[Part]] | None = None,
+    most: int = 256,
 ) -> tuple[list[Part], list[str]]:
     """Find the images that the sources name.
 
@@ -82,6 +93,7 @@ def find_parts(
         recursive: whether the folders below a folder are searched too.
         out: a local folder that this search leaves out, because results are written there.
         cut: divides a TIFF file into parts; None leaves it whole.
+        most: the most images in a part of a tar file.
 
     Returns:
         The parts, in the order of the sources, each file once; and lines about what was left out.
@@ -89,41 +101,82 @@ def find_parts(
     names = [os.fspath(source) for source in sources]
     if STDIN in names:
         raise ValueError("detect: sources: standard input cannot be read on Ray; use @list.txt")
-    parts: dict[str, list[Part]] = {}
+    files: dict[str, Part] = {}
     left_out: list[str] = []
-    for name in names:
+    for name in chain.from_iterable(map(expanded, names)):
         if is_address(name):
             found = _at_address(name, recursive)
-        elif name.endswith(_PARQUET):
-            found = _parquet_files(name)
+        elif name.lower().endswith((_PARQUET, *TARS)):
+            found = _files_of(name)
         else:
             found = _on_disk(name, recursive, out, left_out)
         for part in found:
             key = os.path.realpath(part.file) if not is_address(part.file) else part.file
-            if key in parts:
-                continue
-            ending = os.path.splitext(part.file)[1].lower() if part.kind == IMAGE else ""
-            if ending == _PARQUET:
-                parts[key] = list(_row_groups(part.file))
-            elif ending in _TIFF and cut is not None and not is_address(part.file):
-                parts[key] = cut(part)
-            else:
-                parts[key] = [part]
-    return [part for each in parts.values() for part in each], left_out
+            files.setdefault(key, part)
+    others: Counter[str] = Counter()
+    parts: list[Part] = []
+    for inside, beside in _looked_into(files.values(), cut, most):
+        parts += inside
+        others += beside
+    if others:
+        ends = ", ".join(
+            f"{count:,} {end or 'without one'}" for end, count in others.most_common(5)
+        )
+        count = plural(others.total(), "member")
+        left_out.append(f"left out {count} of tar files by the ends of their names: {ends}")
+    return parts, left_out
+
+
+def _looked_into(
+    parts: Iterable[Part], cut: Callable[[Part], list[Part]] | None, most: int
+) -> Iterator[tuple[list[Part], Counter[str]]]:
+    """Yield the parts of each file, and how many members of a tar file are no images."""
+
+    def look(part: Part) -> tuple[list[Part], Counter[str]]:
+        name = part.file.lower()
+        if name.endswith(TARS):
+            return _members(part.file, most)
+        if name.endswith(_PARQUET):
+            return list(_row_groups(part.file)), Counter()
+        return [part] if cut is None else cut(part), Counter()
+
+    def opens(part: Part) -> bool:
+        ends = (_PARQUET, *TARS) if cut is None or is_address(part.file) else _OPENED
+        return part.kind == IMAGE and part.file.lower().endswith(ends)
+
+    waiting: deque[Any] = deque()
+    with ThreadPoolExecutor(_OPENED_AT_ONCE) as threads:
+        for part in parts:
+            waiting.append(threads.submit(look, part) if opens(part) else part)
+            if len(waiting) > _WAITING:
+                yield _result(waiting.popleft())
+        while waiting:
+            yield _result(waiting.popleft())
+
+
+def _result(waited: Any) -> tuple[list[Part], Counter[str]]:
+    return ([waited], Counter()) if isinstance(waited, Part) else waited.result()
 
 
 def _on_disk(name: str, recursive: bool, out: str, left_out: list[str]) -> Iterator[Part]:
-    tables = sorted(Path(name).glob(f"*{_PARQUET}")) if os.path.isdir(name) else []
+    tables = _tables_in(name)
     found = find_images([name], recursive=recursive, out=out)
-    yield from (Part(IMAGE, os.path.abspath(file)) for file in found.files)
-    yield from (Part(IMAGE, os.path.abspath(file)) for file in tables)
+    yield from (Part(IMAGE, os.path.abspath(file)) for file in (*found.files, *tables))
     if not tables:
         left_out += found.left_out
         yield from (Part(FAULT, source, reason=reason) for source, reason in found.failed)
 
 
-def _parquet_files(name: str) -> Iterator[Part]:
-    """Yield the Parquet files that a path or a pattern names."""
+def _tables_in(folder: str) -> list[str]:
+    """Return the Parquet and tar files in a folder, sorted; an empty list if it is no folder."""
+    if not os.path.isdir(folder):
+        return []
+    files = map(str, Path(folder).iterdir())
+    return sorted(file for file in files if file.lower().endswith((_PARQUET, TAR)))
+
+
+def _files_of(name: str) -> Iterator[Part]:
+    """Yield the Parquet or tar files that a path or a pattern names."""
     path = Path(name)
     if path.exists():
         yield Part(IMAGE, os.path.abspath(name))
@@ -137,11 +190,22 @@ def _parquet_files(name: str) -> Iterator[Part]:
 
 def _at_address(name: str, recursive: bool) -> Iterator[Part]:
     files, named = find_files(name, recursive=recursive)
-    endings = (*IMAGE_SUFFIXES, _PARQUET)
+    endings = (*IMAGE_SUFFIXES, _PARQUET, TAR)
     chosen = [file for file in files if named or file.lower().endswith(endings)]
     yield from (Part(IMAGE, file) for file in chosen)
     if not chosen:
-        yield Part(FAULT, name, reason=f"{name}: names no image and no Parquet file")
+        yield Part(FAULT, name, reason=f"{name}: names no image, no Parquet file and no tar file")
+
+
+def _members(file: str, most: int) -> tuple[list[Part], Counter[str]]:
+    """Return the parts of a tar file, and how many of its members are no images."""
+    inside = contents(file, most)
+    parts = [Part(MEMBERS, file, first, count) for first, count in inside.ranges]
+    if inside.fault is not None:
+        parts.append(Part(FAULT, file, reason=str(inside.fault)))
+    if not parts:
+        parts.append(Part(FAULT, file, reason=f"{file}: has no image"))
+    return parts, inside.others
 
 
 def _row_groups(file: str) -> Iterator[Part]:

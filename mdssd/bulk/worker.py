@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
@@ -15,10 +15,11 @@ import torch
 
 from mdssd import ops
 from mdssd.bulk.places import Place, is_address, open_parquet, read_bytes
-from mdssd.bulk.plan import FAULT, ROWS, Part, Shard, shard_of
+from mdssd.bulk.plan import FAULT, MEMBERS, ROWS, Part, Shard, shard_of
 from mdssd.bulk.record import TRIES, Begun, write_begun
 from mdssd.bulk.rows import Rows
 from mdssd.bulk.settings import Settings
+from mdssd.bulk.tars import read_images
 from mdssd.bulk.windows import (
     WindowDetector,
     file_of,
@@ -188,19 +189,22 @@ class Worker:
             failed: receives those that cannot be read.
         """
         for part in self._fetched(shard.parts):
-            for image in self._rows(part) if isinstance(part, Part) else [part]:
+            images: Iterable[Any] = [part]
+            if isinstance(part, Part):
+                images = self._rows(part) if part.kind == ROWS else self._members(part)
+            for image in images:
                 if isinstance(image, Failed):
                     failed.append(image)
                 yield image
 
     def _fetched(self, parts: Sequence[Part]) -> Iterator[Part | str | ImageFile | Failed]:
-        """Yield the images of parts, but parts of Parquet files as they are."""
+        """Yield the images of parts, but parts of Parquet and tar files as they are."""
         remaining = iter(parts)
         with ThreadPoolExecutor(_FETCHED_AHEAD) as threads:
             waiting: list[Any] = []
             while True:
                 for part in islice(remaining, _FETCHED_AHEAD - len(waiting)):
-                    remote = is_address(part.file) and part.kind not in (ROWS, FAULT)
+                    remote = is_address(part.file) and part.kind not in (ROWS, MEMBERS, FAULT)
                     waiting.append(threads.submit(self._fetch, part) if remote else part)
                 if not waiting:
                     return
@@ -210,7 +214,7 @@ class Worker:
                 elif first.kind == FAULT:
                     yield Failed(first.file, first.reason)
                 else:
-                    yield first if first.kind == ROWS else first.file
+                    yield first if first.kind in (ROWS, MEMBERS) else first.file
 
     def _fetch(self, part: Part) -> ImageFile | Failed:
         try:
@@ -218,6 +222,18 @@ class Worker:
             return ImageFile(part.file, self._settings.upright, data=data)
         except DataError as error:
             return Failed(part.file, str(error))
+
+    def _members(self, part: Part) -> Iterator[ImageFile | Failed]:
+        """Yield some images of a tar file."""
+        try:
+            images = read_images(part.file, part.group, part.images, self._settings.limits)
+            for name, data in images:
+                if isinstance(data, DataError):
+                    yield Failed(name, str(data))
+                else:
+                    yield ImageFile(name, self._settings.upright, data=data)
+        except DataError as error:
+            yield Failed(part.file, str(error))
 
     def _rows(self, part: Part) -> Iterator[ImageFile | Failed]:
         """Yield the images in a row group of a Parquet file."""
