@@ -66,8 +66,9 @@ def detect(
     Args:
         checkpoint: as in `Detector.from_checkpoint`. It is read here, and each node gets it once.
         sources: image files, folders, glob patterns, "@list.txt", Parquet files with a column of
-            image files, folders of such files; or addresses of pyarrow or fsspec, such as
-            "s3://bucket/photos/". All nodes must reach them under the same name.
+            image files, tar files of images such as "shards-{0000..0099}.tar", folders of such
+            files; or addresses of pyarrow or fsspec, such as "s3://bucket/photos/". All nodes must
+            reach them under the same name.
         out_dir: a folder or an address that all nodes reach. It receives `part-*.parquet`, the
             results; `job.json` and `plan.jsonl`, by which the job is continued; `report.json`.
         pool: the processes that detect.

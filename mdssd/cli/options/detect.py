@@ -153,7 +153,8 @@ def _add_ray(parser: argparse.ArgumentParser) -> None:
     ray = add_engine(
         parser,
         ", which write Parquet files and no pictures; IMAGE and DIR can then be addresses such as "
-        "s3://bucket/photos/, and IMAGE a Parquet file with a column of images",
+        "s3://bucket/photos/, and IMAGE a Parquet file with a column of images, or a tar file of "
+        "images such as 'shards-{0000..0099}.tar'",
     )
     ray.add_argument(
         "--resume",
