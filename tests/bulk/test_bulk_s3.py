@@ -88,7 +88,7 @@ def start(tmp_path, monkeypatch):
     def start(out, **settings):
         model, meta = load_checkpoint(path)
         detector = {"classes": meta["classes"], "mean": tuple(meta["mean"]), "batch_size": 4}
-        Place(str(out)).create()
+        Place(f"{out}/_begun").create()
         return Worker(
             model, Settings(str(out), detector, THRESHOLD, [1, 2], **settings), Handle(Record())
         )
@@ -158,8 +158,10 @@ def test_a_missing_and_a_denied_key_are_rows_but_wrong_credentials_end_the_job(
     stranger = start(f"{storage.bucket}/wrong")
     storage.check_keys(True)
     try:
+        with pytest.raises(OSError, match="ACCESS_DENIED"):
+            places.read_bytes(names[0])
         summary = take(stranger, shard)
-        assert summary["done"] is False and "ACCESS_DENIED" in summary["error"]
+        assert summary["done"] is False and "INVALID_ACCESS_KEY_ID" in summary["error"]
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", key["AccessKeyId"])
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", key["SecretAccessKey"])
         places._file_system.cache_clear()
