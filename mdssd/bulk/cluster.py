@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,16 +16,49 @@ from mdssd.bulk.record import Record
 from mdssd.bulk.settings import Pool
 
 _OBJECT_STORE = 500 << 20  # bytes, of a Ray that is started here
+_ANSWER = 10  # seconds within which the node at an address must answer
 _DEATHS_AT_START = 5  # so many processes in a row may die before they take a shard
 NEEDS = "detect: engine: 'ray' needs Ray: pip install 'mdssd[ray]'"
 
 
-def check_ray() -> None:
-    """Raise ImportError if Ray is not installed."""
+def check_ray(address: str | None) -> None:
+    """Raise ImportError if Ray is not installed; check the address unless Ray runs here."""
     try:
-        import ray.data  # noqa: F401
+        import ray.data
     except ImportError:
         raise ImportError(NEEDS) from None
+    if not ray.is_initialized():
+        check_address(address)
+
+
+def check_address(address: str | None) -> None:
+    """Check that something answers at the address of a cluster, for which Ray tries for minutes.
+
+    Raises:
+        ValueError: it is no address.
+        ConnectionError: nothing answers.
+    """
+    if address in (None, "auto"):
+        address = os.environ.get("RAY_ADDRESS") or address
+    if address in (None, "auto", "local"):
+        return
+    host, _, port = str(address).rpartition(":")
+    if "://" in str(address):
+        raise ValueError(
+            f"detect: ray_address: {address}: expected HOST:PORT or auto; Ray's client is not "
+            "supported: start the command on a node of the cluster, as `ray job submit` does"
+        )
+    if not (host and port.isdecimal() and int(port) < 1 << 16):
+        raise ValueError(f"detect: ray_address: expected HOST:PORT or auto, got {address!r}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER).close()
+    except OSError as error:
+        raise ConnectionError(_no_ray(address, error)) from None
+
+
+def _no_ray(address: str | None, error: Exception) -> str:
+    reason = str(error).strip().partition("\n")[0]
+    return f"detect: ray_address: {address}: no Ray there ({reason})"
 
 
 @contextmanager
@@ -44,6 +78,7 @@ def running(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address or os.environ.get("RAY_ADDRESS"):
+        os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")  # one try of 40 seconds
         options["address"] = address
     else:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -52,8 +87,9 @@ def running(address: str | None) -> Iterator[None]:
     try:
         ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ConnectionError(f"detect: ray_address: {address}: no Ray there ({reason})") from None
+        raise ConnectionError(
+            f"{_no_ray(address, error)}; a cluster with tokens needs RAY_AUTH_MODE=token"
+        ) from None
     try:
         yield
     finally:

@@ -95,7 +95,7 @@ def detect(
         ...     report = bulk.detect("runs/mine", [photos], "found", pool=bulk.Pool(workers=2))
         ...     print(report.table())
     """
-    check_ray()
+    check_ray(pool.address)
     _check_arguments(sources, score_threshold, shard_images)
     place = Place(_full(out_dir))
     model, how, tiling, pool = load_model(checkpoint, options, pool)

@@ -38,7 +38,7 @@ class RayStream:
         timings: dict[str, float],
         **options: Any,
     ) -> None:
-        check_ray()
+        check_ray(pool.address)
         self._checkpoint, self._pool, self._timings = checkpoint, pool, timings
         self._options = options
 

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import socket
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from bulk.jobs import checkpoint, image_table, jpeg, photos
 
 from mdssd import bulk, cli
 from mdssd.bulk import places
+from mdssd.bulk.cluster import check_address
 from mdssd.bulk.plan import (
     FAULT,
     IMAGE,
@@ -39,6 +41,35 @@ def test_without_ray_one_line_names_the_extra(tmp_path, monkeypatch, capsys):
     assert cli.main([*words[:1], str(model), *words[2:]]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("mdssd: error: ") and "mdssd[ray]" in lines[0]
+
+
+@pytest.mark.parametrize(
+    "address, reason",
+    [
+        ("127.0.0.1:{free}", "127.0.0.1:{free}: no Ray there \\(.*refused"),
+        ("no.such.host.invalid:6379", "no.such.host.invalid:6379: no Ray there"),
+        ("ray://head:10001", "ray://head:10001: expected HOST:PORT or auto; Ray's client is not"),
+        ("somewhere", "expected HOST:PORT or auto, got 'somewhere'"),
+        ("host:99999", "expected HOST:PORT or auto, got 'host:99999'"),
+        (":6379", "expected HOST:PORT or auto, got ':6379'"),
+    ],
+)
+def test_an_address_without_a_cluster_is_named(monkeypatch, address, reason):
+    with socket.socket() as one:  # nothing listens at its port
+        one.bind(("127.0.0.1", 0))
+        free = one.getsockname()[1]
+        address, reason = address.format(free=free), reason.format(free=free)
+        with pytest.raises((ValueError, ConnectionError), match=reason):
+            check_address(address)
+        monkeypatch.setenv("RAY_ADDRESS", address)  # which Ray prefers to auto
+        for asked in ("auto", None):
+            with pytest.raises((ValueError, ConnectionError), match=reason):
+                check_address(asked)
+        one.listen()
+        check_address(f"127.0.0.1:{free}")
+    monkeypatch.delenv("RAY_ADDRESS")
+    for asked in ("auto", "local", None):
+        check_address(asked)
 
 
 @pytest.mark.parametrize("option", ["--resume", "--ray-address=auto", "--actors=2", "--shard=256"])
