@@ -1,7 +1,8 @@
 """EfficientNet-Lite0, a trunk for processors without a GPU."""
 
-from typing import cast
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,6 +21,47 @@ _STAGES = (
 _MAPS = (2, 4, 10)
 
 
+class Float32Gradient(torch.autograd.Function):
+    """A convolution in the types of its arguments, whose gradient is computed in float32.
+
+    On a CPU, oneDNN takes three to nine times as long for the gradient of a depthwise convolution
+    of 4x4 or 5x5 in bfloat16 as in float32 (benchmarks/NOTES.md).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], groups: int
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.options = stride, padding, groups
+        return F.conv2d(x, weight, None, stride, padding, groups=groups)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        stride, padding, groups = ctx.options
+        of_x, of_weight, _ = torch.ops.aten.convolution_backward(
+            grad.float(),
+            x.float(),
+            weight.float(),
+            None,
+            stride,
+            padding,
+            [1, 1],
+            False,
+            [0, 0],
+            groups,
+            [*ctx.needs_input_grad[:2], False],
+        )
+        return (
+            None if of_x is None else of_x.to(x.dtype),
+            None if of_weight is None else of_weight.to(weight.dtype),
+            None,
+            None,
+            None,
+        )
+
+
 class SameConv2d(nn.Conv2d):
     """A convolution with TensorFlow's "SAME" padding: ceil(size / stride) outputs along each side.
 
@@ -33,9 +75,20 @@ class SameConv2d(nn.Conv2d):
             self._zeros(*sides)
             for sides in zip(x.shape[2:], self.kernel_size, self.stride, strict=True)
         )
-        weight = F.pad(self.weight, [width % 2, 0, height % 2, 0])
-        padding = (above + height % 2, left + width % 2)
+        weight, padding = self.weight, [above + height % 2, left + width % 2]
+        if height % 2 or width % 2:
+            weight = F.pad(weight, [width % 2, 0, height % 2, 0])
+        if self._trains_slowly(x):
+            return cast(
+                Tensor, Float32Gradient.apply(x, weight, [*self.stride], padding, self.groups)
+            )
         return F.conv2d(x, weight, self.bias, self.stride, padding, groups=self.groups)
+
+    def _trains_slowly(self, x: Tensor) -> bool:
+        """Return whether this is what `Float32Gradient` is for."""
+        device = x.device.type
+        narrow = device == "cpu" and torch.is_autocast_enabled(device)
+        return self.groups > 1 and self.bias is None and narrow and torch.is_grad_enabled()
 
     @staticmethod
     def _zeros(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -58,7 +111,7 @@ def _normalised(
     block.add_module(
         "conv",
         SameConv2d(in_channels, out_channels, kernel, stride, groups=groups, bias=False)
-        if stride > 1
+        if stride > 1 or kernel > 3
         else nn.Conv2d(
             in_channels, out_channels, kernel, padding=kernel // 2, groups=groups, bias=False
         ),

@@ -99,6 +99,25 @@ def test_every_parameter_gets_a_gradient(name):
         assert parameter.grad is not None and parameter.grad.isfinite().all(), parameter_name
 
 
+@pytest.mark.parametrize("kernel, stride", [(3, 2), (5, 2), (5, 1)])
+def test_gradients_of_narrow_depthwise_convolutions_are_those_of_float32(kernel, stride):
+    torch.manual_seed(0)
+    convolution = SameConv2d(3, 3, kernel, stride, groups=3, bias=False)
+    x = torch.randn(2, 3, 8, 8).bfloat16()
+    grad = torch.randn(2, 3, 8 // stride, 8 // stride).bfloat16()
+    narrow, wide = x.clone().requires_grad_(), x.float().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = convolution(narrow)
+    assert out.dtype == torch.bfloat16 and "Float32Gradient" in out.grad_fn.name()
+    weight = convolution.weight
+    (of_weight,) = torch.autograd.grad(out, weight, grad, retain_graph=True)
+    (of_x,) = torch.autograd.grad(out, narrow, grad)
+    wanted = torch.autograd.grad(convolution(wide), (wide, weight), grad.float())
+    assert torch.equal(of_x, wanted[0].bfloat16())
+    # Its weight is not rounded to bfloat16, and the sum over the map is one of float32.
+    torch.testing.assert_close(of_weight, wanted[1], rtol=1e-5, atol=1e-5)
+
+
 def test_depthwise_convolutions_start_by_their_number_of_inputs():
     torch.manual_seed(0)
     weight = lite("ssd300").trunk.blocks[10].depthwise.conv.weight
