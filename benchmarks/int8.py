@@ -53,12 +53,12 @@ def make_calls(
     """Return the calls to compare, by part and side, for as many threads as PyTorch has now."""
     photo = np.random.default_rng(0).integers(0, 256, (375, 500, 3), np.uint8)
     size: Any = networks[0].input_size
-    images = 60 * torch.randn(1, 3, size, size)
+    pixels = torch.randint(0, 256, (1, size, size, 3), dtype=torch.uint8)
     calls: dict[tuple[str, str], Callable[[], Any]] = {}
     for side, network in zip(SIDES, networks, strict=True):
         detector = mdssd.Detector(network, device="cpu", runtime="openvino", batch_size=1)
         runtime: Any = detector._runtime
-        calls["network", side] = partial(runtime._pipeline.network, images)
+        calls["network", side] = partial(runtime._pipeline.network, pixels)
         calls["photograph to boxes", side] = partial(detector, photo)
     for call in calls.values():
         call()

@@ -16,20 +16,25 @@ from mdssd.priors.maps import InputSize, width_height
 class OpenVINONetwork:
     """A model that OpenVINO runs on the CPU, with as many threads as PyTorch uses.
 
-    The model is converted in memory through torch.export, once for each number of images.
+    It takes pixels, uint8 [B, H, W, 3], and OpenVINO subtracts the mean as it reads them. It gives
+    loc and logits in float32, in memory that the next call overwrites. The model is converted in
+    memory through torch.export, once for each number of images.
 
     Args:
         model: the model, in float32, or a `QuantizedNetwork`.
-        dtype: torch.float32, or torch.bfloat16 to compute in that. Images, loc and logits are
-            float32 in either case.
+        mean: the mean of each channel, 0 to 255.
+        dtype: torch.float32, or torch.bfloat16 to compute in that.
 
     Raises:
         ImportError: OpenVINO is not installed.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(
+        self, model: nn.Module, mean: tuple[float, float, float], dtype: torch.dtype
+    ) -> None:
         openvino_core()  # raises if OpenVINO is missing
         self._model = model
+        self._mean = mean
         self._options = {
             "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -37,9 +42,9 @@ class OpenVINONetwork:
         }
         self._compiled: dict[int, Any] = {}
 
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        compiled = self._compiled.get(len(images)) or self._compile(len(images))
-        results = compiled(images.contiguous().numpy(), share_inputs=True)
+    def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        compiled = self._compiled.get(len(pixels)) or self._compile(len(pixels))
+        results = compiled(pixels.numpy(), share_inputs=True, share_outputs=True)
         return torch.from_numpy(results[0]), torch.from_numpy(results[1])
 
     def _compile(self, batch_size: int) -> Any:
@@ -49,9 +54,22 @@ class OpenVINONetwork:
             program = self._read(self._model.onnx, shape)
         else:
             program = self._convert(torch.zeros(shape))
+        program = self._from_pixels(program)
         compiled = openvino_core().compile_model(program, "CPU", self._options)
         self._compiled[batch_size] = compiled
         return compiled
+
+    def _from_pixels(self, program: Any) -> Any:
+        """Let a program that takes float32 [B, 3, H, W] take pixels instead."""
+        import openvino
+        from openvino.preprocess import PrePostProcessor
+
+        steps = PrePostProcessor(program)
+        images = steps.input()
+        images.tensor().set_element_type(openvino.Type.u8).set_layout(openvino.Layout("NHWC"))
+        images.preprocess().convert_element_type(openvino.Type.f32).mean([*self._mean])
+        images.model().set_layout(openvino.Layout("NCHW"))
+        return steps.build()
 
     @staticmethod
     def _read(onnx: bytes, shape: list[int]) -> Any:

@@ -23,7 +23,7 @@ from mdssd import ops
 from mdssd.data.preprocess import to_tensor
 from mdssd.priors.maps import InputSize, width_height
 
-# Images [B, 3, H, W] minus the mean -> loc [B, N, 4], logits [B, N, C].
+# Images [B, 3, H, W] minus the mean, or pixels -> loc [B, N, 4], logits [B, N, C].
 Network: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
 Pixels: TypeAlias = NDArray[np.uint8]
 
@@ -81,6 +81,7 @@ class Pipeline:
         mean: the mean of each channel, 0 to 255.
         input_size: side of the network's input, in pixels, or (width, height) if it is no square.
         dtype: the type of the network's input.
+        takes_pixels: whether the network takes uint8 [B, H, W, 3] and subtracts the mean itself.
     """
 
     network: Network
@@ -88,6 +89,7 @@ class Pipeline:
     mean: tuple[float, float, float]
     input_size: InputSize
     dtype: torch.dtype
+    takes_pixels: bool = False
 
     def __post_init__(self) -> None:
         # Made once: a CUDA graph cannot copy it to the device while it is captured.
@@ -100,8 +102,11 @@ class Pipeline:
     def network_input(self, pixels: Sequence[Pixels]) -> Tensor:
         """Return a batch [B, 3, H, W], channels last in memory, of images [H, W, 3].
 
-        On a GPU the images may have any size: the GPU resizes them.
+        On a GPU the images may have any size: the GPU resizes them. With `takes_pixels` the batch
+        is uint8 [B, H, W, 3].
         """
+        if self.takes_pixels:
+            return torch.from_numpy(np.stack(pixels))
         if self.device.type == "cpu":
             return to_tensor(np.stack(pixels), self.mean).to(self.dtype)
         return self.normalize(self.upload(pixels))

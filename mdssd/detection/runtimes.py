@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mdssd.detection.cuda_graphs import GraphRuntime
 from mdssd.detection.openvino import OpenVINONetwork
@@ -67,8 +68,9 @@ def make_runtime(
             how = {"mode": "max-autotune-no-cudagraphs"}
         network = _Padded(torch.compile(model, dynamic=False, **how), batch_size)
     elif name == "openvino":
-        network = _Padded(OpenVINONetwork(model, dtype), batch_size)
-    return NetworkRuntime(replace(pipeline, network=network), times)
+        network = _Padded(OpenVINONetwork(model, pipeline.mean, dtype), batch_size)
+    takes_pixels = name == "openvino"
+    return NetworkRuntime(replace(pipeline, network=network, takes_pixels=takes_pixels), times)
 
 
 class _Padded:
@@ -81,9 +83,6 @@ class _Padded:
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         count = len(images)
         if 1 < count < self.batch_size:
-            shape = (self.batch_size, *images.shape[1:])
-            padded = images.new_zeros(shape).to(memory_format=torch.channels_last)
-            padded[:count] = images
-            images = padded
+            images = F.pad(images, [0] * 7 + [self.batch_size - count])  # keeps channels last
         loc, logits = self.network(images)
         return loc[:count], logits[:count]
