@@ -22,7 +22,7 @@ from contextlib import redirect_stdout
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import mdssd
 from benchmarks.machine import ALLOCATOR, cpu_name, facts, run_before_others
 from benchmarks.turns import Side, Times, Turns, median, ratio
+from mdssd.data import Preprocess
 from mdssd.detection.export import quiet_exporters
 from mdssd.detection.onnx import network_proto
 from mdssd.detection.quantized import QuantizedNetwork
@@ -54,11 +55,16 @@ class Form(NamedTuple):
 
     def build(self) -> mdssd.models.SingleShotDetector:
         torch.manual_seed(0)
+        if self == SSDLITE:
+            from benchmarks.peers.ssdlite import SSDLite320
+
+            return cast(Any, SSDLite320(CLASSES)).eval()
         options: dict[str, Any] = {"trunk": self.trunk, "width": self.width, "light": self.light}
         return mdssd.create(self.model, CLASSES, batch_norm=self.width < 1, **options).eval()
 
 
 _LITE = "efficientnet_lite0"
+SSDLITE = Form("torchvision's ssdlite320", "mobilenet_v3_large", light=True)
 # The first of each size is the base of its ratios.
 FORMS = {
     300: (
@@ -118,7 +124,7 @@ def measure(forms: Sequence[Form], runtimes: Sequence[str], rounds: int) -> list
         model = form.build()
         fold_batch_norm(model)
         size = model.input_size
-        images = 60 * torch.randn(1, 3, size, size)
+        images = Preprocess(size)(photo)[None]
         leave_candidates(model, images)
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:
             model(images)
@@ -264,7 +270,10 @@ def main() -> None:
     runtimes = ["eager", *(["openvino"] if find_spec("openvino") else [])]
     if "openvino" in runtimes and all(map(find_spec, ("nncf", "onnxruntime", "onnxscript"))):
         runtimes.append("int8")
-    tables = {size: measure(FORMS[size], runtimes, options.rounds) for size in options.sizes}
+    forms: dict[int, tuple[Form, ...]] = {size: FORMS[size] for size in options.sizes}
+    if find_spec("torchvision") and 300 in forms:
+        forms[300] += (SSDLITE,)
+    tables = {size: measure(forms[size], runtimes, options.rounds) for size in forms}
     text = page(tables, runtimes, options.rounds)
     if options.out:
         with atomic_write(options.out) as file:
