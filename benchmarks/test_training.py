@@ -47,11 +47,12 @@ class _Step:
         way: _Way,
         device: str,
         dtype: torch.dtype = torch.float32,
+        **options: Any,
     ) -> None:
         torch.manual_seed(0)
         self.device, self.dtype = device, dtype
         build = getattr(mdssd, name)
-        self.model = build(_CLASSES, width=width, batch_norm=True).to(device)
+        self.model = build(_CLASSES, width=width, batch_norm=True, **options).to(device)
         self.model = self.model.to(memory_format=torch.channels_last)
         # The learning rate is so small that the loss does not change.
         self.sgd = torch.optim.SGD(self.model.parameters(), lr=1e-7, momentum=0.9)
@@ -104,17 +105,20 @@ _TYPES = {"mdssd, bfloat16": torch.bfloat16, "mdssd, float32": torch.float32}
 
 
 @pytest.mark.parametrize("sides", by_device(Sides("cpu", _TYPES), Sides("cuda", _TYPES)))
-def test_step_in_bfloat16(sides: Sides, measure: Callable[..., None]) -> None:
+@pytest.mark.parametrize("name", ["mdssd300", "light mdssd300"])
+def test_step_in_bfloat16(name: str, sides: Sides, measure: Callable[..., None]) -> None:
     """Train in bfloat16, as `mdssd train --amp bf16` does, and in float32."""
     device = sides.device
     width, batch = (1.0, 32) if device == "cuda" else (0.25, 8)
     if pretended():
         width, batch = 0.0625, 2
+    light = name.startswith("light")
+    form = {"trunk": "efficientnet_lite0", "light": True} if light else {}
     with ops.backend("reference"):
-        want = _Step("mdssd300", width, batch, _OURS, device)()
+        want = _Step("mdssd300", width, batch, _OURS, device, **form)()
 
     def prepare(peer: str, dtype: torch.dtype) -> _Step:
-        step = _Step("mdssd300", width, batch, _OURS, device, dtype)
+        step = _Step("mdssd300", width, batch, _OURS, device, dtype, **form)
         torch.testing.assert_close(step(), want, rtol=0.02, atol=0)
         return step
 
@@ -122,7 +126,7 @@ def test_step_in_bfloat16(sides: Sides, measure: Callable[..., None]) -> None:
         sides,
         prepare,
         op="training step in bfloat16",
-        row=f"mdssd300, width {width}, batch {batch}",
+        row=f"{name}, width {width}, batch {batch}",
         dtype=torch.bfloat16,
         shape=str([batch, 3, 300, 300]),
         images=batch,
