@@ -64,9 +64,16 @@ def test_larger_batch_scales_the_learning_rate_on_demand(tmp_path):
 
 @pytest.mark.parametrize(
     ("given", "lr"),
-    [({"batch_norm": False}, 0.001), ({"batch_norm": False, "lr": 0.1}, 0.1), ({}, 0.01)],
+    [
+        ({"batch_norm": False}, 0.001),
+        ({"batch_norm": False, "lr": 0.1}, 0.1),
+        ({}, 0.01),
+        ({"light": True}, 0.1),
+        ({"light": True, "lr": 0.02}, 0.02),
+        ({"light": True, "batch_norm": False}, 0.001),
+    ],
 )
-def test_learning_rate_depends_on_batch_normalisation(tmp_path, given, lr):
+def test_learning_rate_depends_on_the_form_of_the_model(tmp_path, given, lr):
     assert run_settings(given, tmp_path, resume=False).recipe["lr"] == pytest.approx(lr)
 
 

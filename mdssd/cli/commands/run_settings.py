@@ -46,6 +46,7 @@ _DATA_OPTIONS = (
 # The learning rate of the default recipe is meant for batch normalisation. Without that, as with
 # published weights of VGG16, the rate is that of the papers.
 _LR_WITHOUT_BATCH_NORM = 1e-3
+_LR_LIGHT = 0.1  # benchmarks/NOTES.md
 
 
 @dataclass
@@ -96,8 +97,12 @@ def _new_run(given: Mapping[str, Any]) -> RunSettings:
     model |= _resized(model, given)
     recipe.setdefault("schedule", "mdssd" if model["model"].startswith("mdssd") else "ssd")
     batch_norm = model.get("batch_norm", default_options(model["model"]).batch_norm)
-    if not ("recipe" in given or "lr" in given or batch_norm):
-        recipe["lr"] *= _LR_WITHOUT_BATCH_NORM / read_recipe(DEFAULT_RECIPE)["lr"]
+    if not ("recipe" in given or "lr" in given):
+        usual = read_recipe(DEFAULT_RECIPE)["lr"]
+        if not batch_norm:
+            recipe["lr"] *= _LR_WITHOUT_BATCH_NORM / usual
+        elif given.get("light"):  # not where a checkpoint is light, which has learnt already
+            recipe["lr"] *= _LR_LIGHT / usual
     data = _data_options(given)
     if "recipe" in given:
         data["recipe"] = given["recipe"]

@@ -303,7 +303,8 @@ def _add_optimiser_options(sgd: argparse._ArgumentGroup) -> None:
         "--lr",
         type=values.above_zero,
         metavar="R",
-        help="learning rate for the batch size (default 0.01, without batch normalisation 0.001)",
+        help="learning rate for the batch size (default 0.01, with --light 0.1, without batch "
+        "normalisation 0.001)",
     )
     sgd.add_argument(
         "--schedule",

@@ -1,0 +1,145 @@
+"""Compare the light form on ImageNet weights with VGG16 from scratch, in equal time of a core.
+
+    python -m benchmarks.light_accuracy --bccd DIR --cars DIR --pcb DIR --init lite0.safetensors
+
+Trains every run that is not finished, one after another, and resumes interrupted ones. Evaluates
+each run once on the test split, stores the results in docs/light-accuracy.json, and writes the
+table in docs/accuracy.md from them. `--only pcb-light-0` restricts this to single runs, and
+`--minutes` says how long each may take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import facts
+from mdssd import Detector
+from mdssd.data import open_dataset
+from mdssd.evaluation.evaluate import find_all
+from mdssd.evaluation.result import measure
+from mdssd.system.files import atomic_write
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs/light-accuracy.json"
+ACCURACY = ROOT / "docs/accuracy.md"
+MARKS = ("<!-- from benchmarks/light_accuracy.py -->", "<!-- end of light_accuracy.py -->")
+DATA = {"bccd": "BCCD", "cars": "KIT AIS", "pcb": "DeepPCB"}
+# The options of a form, its learning rate, and the iterations of 4 images for which one core of an
+# AMD EPYC with AVX-512 BF16 took a minute of processor time (benchmarks/NOTES.md).
+FORMS: dict[str, tuple[str, list[str], float, int]] = {
+    "vgg": ("VGG16, width 0.25, from scratch", ["--width", "0.25"], 0.03, 133),
+    "light": (
+        "light, EfficientNet-Lite0, ImageNet",
+        ["--width", "0.25", "--trunk", "efficientnet_lite0", "--light"],
+        0.1,
+        196,
+    ),
+}
+OPTIONS = "--amp bf16 --warmup 100 --threads 1 --workers 0 --no-check-images".split()
+FIGURES = {"voc07": "VOC07 AP", "coco": "COCO AP", "coco_small": "COCO AP small"}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    for data, title in DATA.items():
+        parser.add_argument(f"--{data}", type=Path, help=f"folder of {title}")
+    parser.add_argument("--init", type=Path, help="the weights that `make light-weights` writes")
+    parser.add_argument("--runs", type=Path, default=Path("runs/light"), help="folder of the runs")
+    parser.add_argument("--minutes", type=float, default=40, help="of one core, for each run")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", metavar="DATA-FORM-SEED", help="restrict to these")
+    options = parser.parse_args(argv)
+    for seed in options.seeds:
+        for data in DATA:
+            for form in FORMS:
+                name = f"{data}-{form}-{seed}"
+                folder: Path | None = getattr(options, data)
+                if (options.only and name not in options.only) or name in _results():
+                    continue
+                if folder is None or options.init is None:
+                    print(f"{name}: skipped, because --{data} or --init is not given")
+                    continue
+                run = options.runs / name
+                train(run, form, seed, folder, options.init, options.minutes)
+                _keep(name, evaluate(run, folder))
+    write_table()
+
+
+def train(run: Path, form: str, seed: int, folder: Path, init: Path, minutes: float) -> None:
+    """Start or resume a run, unless it is finished."""
+    last = run / "last.json"
+    if last.exists() and json.loads(last.read_text())["training"]["finished"]:
+        return
+    command: list[Any] = [sys.executable, "-m", "mdssd", "train", "--out", run]
+    if last.exists():
+        command.append("--resume")
+    else:
+        _, own, lr, a_minute = FORMS[form]
+        split = "trainval" if (folder / "ImageSets").is_dir() else "train"
+        command += ["--data", folder, "--split", split, "--seed", seed, "--lr", lr, *own, *OPTIONS]
+        command += ["--iterations", round(minutes * a_minute)]
+        command += ["--init", init] if form == "light" else []
+    subprocess.run([str(part) for part in command], check=True)
+
+
+def evaluate(run: Path, folder: Path) -> dict[str, Any]:
+    """Evaluate a finished run on its test split."""
+    detector = Detector.from_checkpoint(run, score_threshold=0.01)
+    dataset = open_dataset(
+        folder, split="test", classes=detector.classes, image_size=detector.input_size
+    )
+    result = measure(find_all(detector, dataset), dataset, list(detector.classes))
+    assert result.coco is not None
+    training = json.loads((run / "last.json").read_text())["training"]
+    return {
+        "voc07": result.voc07.mean_ap,
+        "coco": result.coco.figures["AP"],
+        "coco_small": result.coco.figures["AP_small"],
+        "iterations": training["step"],
+        "minutes": training["seconds"] / 60,
+        "machine": facts(),
+    }
+
+
+def write_table() -> None:
+    """Write the table in docs/accuracy.md."""
+    results = _results()
+    heads = ["data", "form", "iterations", *FIGURES.values()]
+    lines = [MARKS[0], f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for data, title in DATA.items():
+        for form, (text, *_) in FORMS.items():
+            runs = [run for name, run in results.items() if name.startswith(f"{data}-{form}-")]
+            if not runs:
+                continue
+            steps = sorted({run["iterations"] for run in runs})
+            cells = [title, text, ", ".join(f"{n:,}" for n in steps)]
+            for figure in FIGURES:
+                values = [run[figure] for run in runs]
+                each = ", ".join(f"{value:.3f}" for value in values)
+                cells.append(f"{statistics.mean(values):.3f} ({each})")
+            lines.append(f"| {' | '.join(cells)} |")
+    text = ACCURACY.read_text()
+    start, end = (text.index(mark) for mark in MARKS)
+    with atomic_write(ACCURACY) as file:
+        file.write(text[:start] + "\n".join([*lines, ""]) + text[end:])
+
+
+def _results() -> dict[str, Any]:
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
+def _keep(name: str, figures: dict[str, Any]) -> None:
+    with atomic_write(RESULTS) as file:
+        json.dump(dict(sorted({**_results(), name: figures}.items())), file, indent=1)
+        file.write("\n")
+
+
+if __name__ == "__main__":
+    main()
