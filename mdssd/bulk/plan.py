@@ -23,10 +23,9 @@ from mdssd.detection.sources import STDIN, find_images
 from mdssd.system.text import plural
 
 _PARQUET = ".parquet"
-_TIFF = (".tif", ".tiff")
+TIFF = (".tif", ".tiff")
 IMAGE, ROWS, MEMBERS, WINDOWS, FAULT = "image", "rows", "members", "windows", "fault"
-# Files with these endings are opened for the plan, so many at once, as a storage may be slow.
-_OPENED = (_PARQUET, *TARS, *_TIFF)
+# So many files are opened for the plan at once, as a storage may be slow.
 _OPENED_AT_ONCE, _WAITING = 16, 1000
 
 
@@ -141,7 +140,7 @@ def _looked_into(
         return [part] if cut is None else cut(part), Counter()
 
     def opens(part: Part) -> bool:
-        ends = (_PARQUET, *TARS) if cut is None or is_address(part.file) else _OPENED
+        ends = (_PARQUET, *TARS) if cut is None else (_PARQUET, *TARS, *TIFF)
         return part.kind == IMAGE and part.file.lower().endswith(ends)
 
     waiting: deque[Any] = deque()

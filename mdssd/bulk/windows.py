@@ -9,15 +9,17 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from mdssd.bulk.places import is_address, open_file
 from mdssd.bulk.plan import WINDOWS, Part
 from mdssd.data import DataError
-from mdssd.data.images import ImageLimits, read_header
+from mdssd.data.images import ImageLimits
 from mdssd.data.opened import check_rasterio
 from mdssd.data.rasters import Raster
 from mdssd.data.tiles import Tiling, Window
@@ -43,11 +45,12 @@ class Cutting(NamedTuple):
     def parts(self, part: Part) -> list[Part]:
         """Return the parts of a raster of many windows; of another image, the image itself."""
         try:
-            header = read_header(part.file)
+            image = image_at(part.file, self.upright)
+            header = image.header()
             if not self.limits.is_raster(header):
                 return [part]
             check_rasterio(header, self.limits, part.file)
-            with Raster(part.file, upright=self.upright) as raster:
+            with Raster(part.file, upright=self.upright, opener=image.opener) as raster:
                 total = self.tiling.count(*raster.shape[1::-1])
         except DataError:
             return [part]  # the process that reads it says why it cannot be read
@@ -95,7 +98,7 @@ class WindowDetector(Detector):
         self.tiling = SomeWindows(*shape, first=part.group, most=part.windows)
         self._apart = []
         try:
-            (result,) = self.stream([ImageFile(part.file, self.upright)], workers=0)
+            (result,) = self.stream([image_at(part.file, self.upright)], workers=0)
             return _to_bytes([found for _, found in self._apart], result)
         finally:
             self.tiling, self._apart = tiling, None
@@ -124,6 +127,12 @@ class WindowDetector(Detector):
             return super()._found(image)
         self._apart += image.found
         return no_detections()
+
+
+def image_at(file: str, upright: bool) -> ImageFile:
+    """Return an image file at a path or an address, of which only what is needed is read."""
+    opener = partial(open_file, file) if is_address(file) else None
+    return ImageFile(file, upright, opener=opener)
 
 
 def is_part(part: Part) -> bool:

@@ -15,7 +15,7 @@ import torch
 
 from mdssd import ops
 from mdssd.bulk.places import Place, is_address, open_parquet, read_bytes
-from mdssd.bulk.plan import FAULT, MEMBERS, ROWS, Part, Shard, shard_of
+from mdssd.bulk.plan import FAULT, MEMBERS, ROWS, TIFF, Part, Shard, shard_of
 from mdssd.bulk.record import TRIES, Begun, write_begun
 from mdssd.bulk.rows import Rows
 from mdssd.bulk.settings import Settings
@@ -24,6 +24,7 @@ from mdssd.bulk.windows import (
     WindowDetector,
     file_of,
     folder_of,
+    image_at,
     is_part,
     of_raster,
     unreadable,
@@ -218,6 +219,10 @@ class Worker:
 
     def _fetch(self, part: Part) -> ImageFile | Failed:
         try:
+            if self._detector.tiling is not None and part.file.lower().endswith(TIFF):
+                image = image_at(part.file, self._settings.upright)
+                if self._settings.limits.is_raster(image.header()):
+                    return image
             data = read_bytes(part.file, self._settings.limits)
             return ImageFile(part.file, self._settings.upright, data=data)
         except DataError as error:

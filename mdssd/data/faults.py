@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from mdssd.data.dataset import DataPart, DetectionDataset
 from mdssd.data.opened import check_file
-from mdssd.data.rasters import NEEDS
+from mdssd.data.raster_files import NEEDS
 from mdssd.data.reasons import grouped
 from mdssd.data.sample import DataError
 from mdssd.system.progress import progress_bar

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from mdssd.data.dataset import DetectionDataset
 from mdssd.data.image_headers import ImageHeader
 from mdssd.data.images import ImageLimits, read_header, read_image
-from mdssd.data.rasters import NEEDS, Raster, has_rasterio
+from mdssd.data.raster_files import NEEDS, has_rasterio
+from mdssd.data.rasters import Raster
 from mdssd.data.sample import DataError
 
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import threading
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
@@ -18,14 +14,11 @@ from PIL import Image, ImageFile
 from mdssd.data.decoders import shift_to_8_bits
 from mdssd.data.image_headers import open_with_pillow
 from mdssd.data.images import turned
+from mdssd.data.raster_files import RasterFile, has_rasterio
 from mdssd.data.sample import DataError
 from mdssd.data.tiff import read_tiff
 from mdssd.system.files import format_bytes, open_regular
 
-NEEDS = "needs rasterio: pip install 'mdssd[raster]'"
-# GDAL keeps decoded strips and blocks, so that those that several windows touch are decoded once:
-# 300 rows of RGB up to a width of 110,000 pixels.
-_CACHE = 96 << 20
 _MOST_BYTES = 256 << 20  # of a strip or block, which is decoded as a whole
 _CHUNK = 1 << 22  # pixels that are read at once where the whole file is
 _REDUCED = 4096  # pixels on the longer side of a reduced picture
@@ -37,7 +30,6 @@ _WHITE_IS_ZERO = 0
 # By how many bits the pixels of files of 16 bits are shifted, by path, size and time of change, for
 # files that are opened several times.
 _SHIFTS: dict[tuple[str, int, int], int] = {}
-_OPENING = threading.Lock()  # as warnings are set for all threads
 
 
 class Raster:
@@ -50,12 +42,14 @@ class Raster:
     Args:
         path: a TIFF or BigTIFF, in tiles or strips, with or without a pyramid.
         upright: whether to turn the picture as its orientation says.
+        opener: opens the file, if it is not at the path, which is then only its name.
 
     Attributes:
         shape: (height, width, 3), as of an array.
 
     Raises:
         DataError: rasterio is not installed, or the file cannot be read by windows.
+        OSError: what `opener` opens cannot be reached. Reading pixels raises it too.
 
     Example:
         >>> import importlib.util, tempfile
@@ -72,16 +66,22 @@ class Raster:
         (20, 40, 3)
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, upright: bool = True) -> None:
-        self._path = os.fspath(path)
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        upright: bool = True,
+        opener: Callable[[], BinaryIO] | None = None,
+    ) -> None:
+        self._source = RasterFile(path, opener)
         self._upright = upright
-        self._kind = _kind_of(self._path)
-        self._file = _open(self._path)
+        self._kind = _kind_of(self._source)
+        self._file = self._source.dataset()
         self._shift: int | None = None
         self._picture: NDArray[np.uint8] | None = None
         if fault := self._fault():
             self.close()
-            raise DataError(f"{self._path}: {fault}")
+            raise DataError(f"{self._source.name}: {fault}")
         self.shape = (*self._size(self._file)[::-1], 3)
 
     def __enter__(self) -> Raster:
@@ -109,13 +109,13 @@ class Raster:
         """Return a picture of the whole, whose longer side has at most 4096 pixels."""
         if self._picture is None:
             factor = -(-max(self.shape) // _REDUCED)
-            with _reading(self._path):
+            with self._source.reading():
                 levels = self._file.overviews(1)
             level = max((k for k, f in enumerate(levels) if f <= factor), default=None)
             if level is None:
                 self._picture = self._scaled(self._file, factor)
             else:
-                with _open(self._path, overview_level=level) as file:
+                with self._source.dataset(overview_level=level) as file:
                     self._picture = self._scaled(file, max(1, factor // levels[level]))
         return self._picture
 
@@ -158,7 +158,7 @@ class Raster:
 
     def _stored(self, file: Any, x: int, y: int, width: int, height: int) -> NDArray[Any]:
         """Return pixels [height, width, channels] as they are stored."""
-        with _reading(self._path):
+        with self._source.reading():
             window = ((y, y + height), (x, x + width))
             pixels = np.moveaxis(file.read(window=window), 0, 2)
         if pixels.dtype == np.uint16 and self._kind.photometric == _WHITE_IS_ZERO:
@@ -167,8 +167,7 @@ class Raster:
 
     def _find_shift(self) -> int:
         """Return by how many bits the pixels are shifted, which the largest decides."""
-        status = os.stat(self._path)
-        state = (self._path, status.st_size, status.st_mtime_ns)
+        state = self._source.state()
         if state not in _SHIFTS:
             largest = 0
             for chunk in self._parts():
@@ -241,15 +240,12 @@ class _Kind(NamedTuple):
         return np.asarray(part.convert("RGB"))
 
 
-def _kind_of(path: str) -> _Kind:
-    try:
-        with open_regular(path) as file:
-            tiff = read_tiff(file)
-            if tiff is None:
-                raise DataError(f"{path}: is not a TIFF image")
-            image = open_with_pillow(file, ("TIFF",))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+def _kind_of(source: RasterFile) -> _Kind:
+    with source.open() as file:
+        tiff = read_tiff(file)
+        if tiff is None:
+            raise DataError(f"{source.name}: is not a TIFF image")
+        image = open_with_pillow(file, ("TIFF",))
     orientation = tiff.orientation if 1 <= tiff.orientation <= 8 else 1
     how = (tiff.planar, orientation, tiff.photometric, tiff.compression)
     return _Kind(image, tiff.bits, tiff.channels, *how)
@@ -300,36 +296,6 @@ def stored_window(
     return (y, x, height, width) if orientation >= 5 else (x, y, width, height)
 
 
-def has_rasterio() -> bool:
-    """Return whether rasterio is installed."""
-    return importlib.util.find_spec("rasterio") is not None
-
-
-@contextmanager
-def _reading(path: str) -> Iterator[None]:
-    """Set what GDAL may do for the time of a block, whose errors become DataErrors."""
-    import rasterio
-
-    # It neither looks for files beside the image, nor keeps more in memory.
-    options = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_CACHEMAX": _CACHE}
-    try:
-        with rasterio.Env(**options):
-            yield
-    except Exception as error:  # rasterio passes on many types
-        reason = error.__cause__ or error
-        raise DataError(f"{path}: cannot be read by windows ({reason})") from None
-
-
-def _open(path: str, **options: Any) -> Any:
-    try:
-        import rasterio
-    except ImportError:
-        raise DataError(f"{path}: reading it by windows {NEEDS}") from None
-    with _reading(path), _OPENING, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about a missing georeference
-        return rasterio.open(os.path.abspath(path), driver="GTiff", **options)
-
-
 def map_coordinates(
     path: str | os.PathLike[str], *, upright: bool = True
 ) -> Callable[[Any], list[list[float]]] | None:
@@ -357,10 +323,10 @@ def map_coordinates(
         return None
     import rasterio.warp
 
-    name = os.fspath(path)
+    source = RasterFile(path)
     try:
-        turns = _kind_of(name).orientation if upright else 1
-        with _open(name) as file:
+        turns = _kind_of(source).orientation if upright else 1
+        with source.dataset() as file:
             crs, size = file.crs, (file.width, file.height)
             a, b, c, d, e, f = file.transform[:6]
     except DataError:  # it can be read, but not by rasterio
@@ -370,7 +336,7 @@ def map_coordinates(
     def place(points: Any) -> list[list[float]]:
         stored = [stored_window((x, y, 0, 0), size, turns)[:2] for x, y in points]
         there = [(a * x + b * y + c, d * x + e * y + f) for x, y in stored]
-        with _reading(name):
+        with source.reading():
             across, up = rasterio.warp.transform(crs, "EPSG:4326", *zip(*there, strict=True))
         return [[round(lon, 8), round(lat, 8)] for lon, lat in zip(across, up, strict=True)]
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mdssd.data.rasters import NEEDS, has_rasterio, is_georeferenced
+from mdssd.data.raster_files import NEEDS, has_rasterio
+from mdssd.data.rasters import is_georeferenced
 from mdssd.detection.coco_results import read_coco_ids
 from mdssd.detection.detector import STAGES, Detector
 from mdssd.detection.image_files import ImageFiles

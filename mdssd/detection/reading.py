@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -37,12 +37,29 @@ class ImageFile:
             the pixels as stored.
         limits: which files are accepted; None for the limits of the detector.
         data: the file's bytes, if it has none that could be read; the path is then only its name.
+        opener: opens the file for reading bytes, if it is not at the path, which is then only its
+            name. It is called in the process of the detector alone.
     """
 
     path: str | os.PathLike[str]
     upright: bool = True
     limits: ImageLimits | None = None
     data: bytes | None = None
+    opener: Callable[[], BinaryIO] | None = None
+
+    def header(self) -> ImageHeader:
+        """Return the header of the file.
+
+        Raises:
+            DataError: it cannot be read, or is not an image.
+        """
+        name = os.fspath(self.path)
+        if self.data is not None:
+            return parse_header(io.BytesIO(self.data), name)
+        if self.opener is None:
+            return read_header(name)
+        with self.opener() as file:
+            return parse_header(file, name)
 
 
 Image: TypeAlias = "NDArray[np.uint8] | str | os.PathLike[str] | ImageFile | bytes | Pillow.Image"
@@ -96,7 +113,6 @@ class Large:
     """A large image, which a worker leaves to the main process, by its name in messages."""
 
     name: str
-    guess: str
 
 
 @dataclass(frozen=True)
@@ -112,11 +128,13 @@ class Reader:
     upright: bool = True
 
     def __call__(self, source: Image, name: str) -> ReadImage | Large:
+        if isinstance(source, ImageFile) and source.opener is not None:
+            return Large(name)
         header = self._header(source, name)
         guess = header.guess if header else ""
         large = header is not None and header.width * header.height > _LARGE
         if header and (large or self._is_raster(source, header)):
-            return Large(name, guess)
+            return Large(name)
         return self._read(source, name, self.with_images)._replace(guess=guess)
 
     def finish(
@@ -126,7 +144,7 @@ class Reader:
         for source, read in items:
             if isinstance(read, Large):
                 try:
-                    finished = self.now(source, read.name)._replace(guess=read.guess)
+                    finished = self.now(source, read.name)
                 except DataError as error:
                     yield source, error
                 else:
@@ -138,12 +156,13 @@ class Reader:
     def now(self, source: Image, name: str) -> ReadImage:
         """Read an image of any size, in this process."""
         header = self._header(source, name)
+        guess = header.guess if header else ""
         if header and self._is_raster(source, header):
             file = _as_file(source)  # type: ignore[arg-type]
             upright = file.upright if isinstance(source, ImageFile) else self.upright
-            raster = Raster(file.path, upright=upright)
-            return ReadImage(raster.shape[:2], NOTHING, None, name, raster=raster)
-        return self._read(source, name, False)._replace(large=name)
+            raster = Raster(file.path, upright=upright, opener=file.opener)
+            return ReadImage(raster.shape[:2], NOTHING, None, name, guess, raster)
+        return self._read(source, name, False)._replace(large=name, guess=guess)
 
     def _header(self, source: Image, name: str) -> ImageHeader | None:
         """Return the header of an encoded image that can be read; None for an array."""
@@ -181,10 +200,7 @@ def _header(
     elif isinstance(source, (str, os.PathLike, ImageFile)):
         file = _as_file(source)
         limits = file.limits or limits
-        if file.data is None:
-            header = read_header(file.path)
-        else:
-            header = parse_header(io.BytesIO(file.data), name)
+        header = file.header()
     else:
         return None, limits
     return header, limits
@@ -216,6 +232,9 @@ def read_pixels(
         limits = source.limits or limits
         if source.data is not None:
             return decode_image(source.data, name, upright=source.upright, limits=limits)
+        if source.opener is not None:
+            with source.opener() as file:
+                return decode_image(file.read(), name, upright=source.upright, limits=limits)
         return read_image(source.path, upright=source.upright, limits=limits)
     if isinstance(source, (str, os.PathLike)):
         return read_image(source, upright=upright, limits=limits)

@@ -1,6 +1,7 @@
 """Rasters that are divided among the processes of a bulk job. Nothing here needs Ray."""
 
 import importlib.util
+import io
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from data.tiff_writer import write_tiff
 from detection.marks import Marks
 from detection.test_raster_detection import DOTS, dots_of
 
+from mdssd.bulk import places
 from mdssd.bulk.job import _remaining
 from mdssd.bulk.places import Place
 from mdssd.bulk.plan import IMAGE, WINDOWS, Part, find_parts, into_shards, plan_bytes, read_plan
@@ -79,16 +81,19 @@ def test_the_windows_of_a_raster_are_shards_of_their_own(raster, tmp_path):
     assert [part for shard in mixed for part in shard.parts if part.kind == IMAGE] == images * 2
 
 
-@pytest.mark.parametrize("order", [1, -1])
-def test_the_detections_are_those_of_the_whole(raster, tmp_path, start, order):
+@pytest.mark.parametrize("scheme", ["", "file://"])
+@pytest.mark.parametrize("order, most", [(1, 7), (-1, 7), (1, 1000)])
+def test_the_detections_are_those_of_the_whole(raster, tmp_path, start, order, most, scheme):
     want = whole(raster)
     assert len(want["labels"]) == len(DOTS)
-    record, shards = Record(), shards_of(raster)
+    record, shards = Record(), shards_of(f"{scheme}{raster}", most)
+    assert (len(shards) > 1) == (most == 7)
     two = [start(record), start(record)]
     summaries = [take(two[k % 2], shard) for k, shard in enumerate(shards[::order])]
     assert [summary["images"] for summary in summaries] == [0] * (len(shards) - 1) + [1]
     ((file, rows),) = read_rows(tmp_path / "out").items()
-    assert file == str(raster) and {row["tiles"] for row in rows} == {shards[0].parts[0].of}
+    assert file == f"{scheme}{raster}"
+    assert {row["tiles"] for row in rows} == {Detector(Marks(), **HOW).tiling.count(160, 120)}
     labels, numbers = boxes(rows)
     assert labels == want["labels"].tolist()
     assert np.array_equal(numbers[:, 1:], want["boxes"].numpy())
@@ -122,16 +127,51 @@ def test_two_processes_that_finish_together_count_a_raster_once(raster, tmp_path
     assert images == [0] * (len(shards) - 1) + [1]
 
 
-def test_a_raster_with_damage_is_one_row_with_the_reason(raster, tmp_path, start):
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_raster_with_damage_is_one_row_with_the_reason(raster, tmp_path, start, scheme):
     data = bytearray(raster.read_bytes())
-    shards = shards_of(raster)
+    shards = shards_of(f"{scheme}{raster}")
     raster.write_bytes(data[: len(data) * 2 // 3])
     worker = start(Record())
     failed = [failure for shard in shards for failure in take(worker, shard)["failed"]]
     ((file, reason),) = failed
-    assert file == str(raster) and reason.startswith(str(raster))
+    assert file == f"{scheme}{raster}" and reason.startswith(file)
     ((row,),) = read_rows(tmp_path / "out").values()
     assert row["error"] == reason and row["label"] is None
+
+
+def test_a_storage_that_stops_within_a_raster_ends_the_shard(raster, start, monkeypatch):
+    """The raster is not damaged, so a later run takes the shard again."""
+    shards = shards_of(f"file://{raster}")
+    worker = start(Record())
+    assert take(worker, shards[0])["done"]
+    plain, opened = places._open, []
+
+    class Stops(io.RawIOBase):
+        """A file of a storage that answers while the header is read, and no longer."""
+
+        def __init__(self, address):
+            self._file = plain(address)
+            self.seek, self.tell = self._file.seek, self._file.tell
+            opened.append(address)
+
+        readable = seekable = lambda self: True
+
+        def readinto(self, buffer):
+            if len(opened) > 2:
+                raise OSError("AWS Error NETWORK_CONNECTION")
+            return self._file.readinto(buffer)
+
+    monkeypatch.setattr(places, "_open", Stops)
+    summary = take(worker, shards[1])
+    assert summary == {
+        "shard": 1,
+        "done": False,
+        "error": "OSError: AWS Error NETWORK_CONNECTION",
+    }
+    monkeypatch.undo()
+    play_ray(monkeypatch)
+    assert take(worker, shards[1])["done"]
 
 
 def test_windows_that_kill_are_named_as_the_raster(raster, tmp_path, start):

@@ -1,7 +1,9 @@
 """TIFF files that are read by windows: the same pixels as those of the whole file."""
 
 import importlib.util
+import io
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -47,6 +49,72 @@ def check_windows(path, want, upright=True):
             part = raster[y : y + height, x : x + width]
             assert np.array_equal(part, want[y : y + height, x : x + width])
             assert part.flags.c_contiguous and part.dtype == np.uint8
+
+
+class Counted(io.FileIO):
+    """A file that counts the bytes that are read, and fails behind `most`."""
+
+    count, most, made = 0, 1 << 40, []
+
+    def __init__(self, path):
+        super().__init__(path)
+        Counted.made.append(self)
+
+    def readinto(self, buffer):
+        count = super().readinto(buffer)
+        Counted.count += count
+        if Counted.count > Counted.most:
+            raise ConnectionResetError("the storage is gone")
+        return count
+
+    def read(self, size=-1):
+        buffer = bytearray(size)
+        return bytes(buffer[: self.readinto(buffer)])
+
+
+@pytest.fixture
+def opener(monkeypatch):
+    """Return a function that returns one which opens a path; `Counted` counts."""
+    monkeypatch.setattr(Counted, "count", 0)
+    monkeypatch.setattr(Counted, "made", [])
+    return lambda path: partial(Counted, path)
+
+
+@needs_rasterio
+@pytest.mark.parametrize("image", [noise(3), noise(1, np.uint16, 4096)], ids=["rgb", "16 bits"])
+def test_a_function_may_open_the_file(image, tmp_path, opener):
+    path = tmp_path / "a.tif"
+    write(path, image, tile=32, tags=[(274, "H", [6])])
+    want = read_image(path, upright=True)
+    with Raster("s3://a b/?x=*#1.tif", opener=opener(path)) as one:
+        with Raster("s3://a b/?x=*#1.tif", opener=opener(path)) as two:
+            for raster in (one, two, one):
+                assert np.array_equal(raster[0:93, 0:71], want)
+            two.check()
+        assert np.array_equal(one.reduced(), want)
+    assert all(file.closed for file in Counted.made)
+
+
+@needs_rasterio
+def test_of_an_opened_file_only_the_windows_are_read(tmp_path, opener):
+    path = tmp_path / "a.tif"
+    image = np.random.default_rng(0).integers(0, 255, (1024, 1024, 3), np.uint8)
+    write_tiff(path, (1024, 1024), blocks_of(image), tile=64)
+    with Raster("a.tif", opener=opener(path)) as raster:
+        assert np.array_equal(raster[100:120, 200:220], image[100:120, 200:220])
+    assert 0 < Counted.count < path.stat().st_size // 20
+
+
+@needs_rasterio
+def test_a_function_whose_file_fails_is_no_damage(tmp_path, opener, monkeypatch):
+    path = tmp_path / "a.tif"
+    write(path, noise(3), tile=32)
+    with Raster("a.tif", opener=opener(path)) as raster:
+        monkeypatch.setattr(Counted, "most", Counted.count)
+        with pytest.raises(ConnectionResetError, match="the storage is gone"):
+            raster[0:70, 0:70]
+        monkeypatch.undo()
+        assert raster[0:70, 0:70].shape == (70, 70, 3)
 
 
 @needs_rasterio
