@@ -12,6 +12,7 @@ from collections import Counter
 import pyarrow.parquet
 import pytest
 from bulk.jobs import THRESHOLD, Handle, checkpoint, jpeg, photos, play_ray, read_rows, take
+from bulk.test_bulk_tars import samples, write_tar
 
 from mdssd.bulk import places
 from mdssd.bulk.places import Place
@@ -192,6 +193,21 @@ def test_a_server_that_stops_ends_the_shard_which_is_taken_again(storage, start)
     storage.start()
     assert take(worker, shards[1])["done"]
     assert sorted(rows_at(out)) == [f"{k}.jpg" for k in range(8)]
+
+
+def test_images_in_a_tar_file(storage, start, tmp_path):
+    tar = write_tar(tmp_path / "a-01.tar", samples(10)).read_bytes()
+    storage.put("in/a-01.tar", tar)
+    storage.put("in/a-02.tar", tar[: len(tar) // 2])
+    shards = shards_of(f"{storage.bucket}/in/a-{{01..02}}.tar")
+    out = f"{storage.bucket}/found"
+    summaries = [take(start(out), shard) for shard in shards]
+    rows = rows_at(out)
+    assert sum(summary["images"] for summary in summaries) + 1 == len(rows)
+    assert {f"a-01.tar#{k:05}.jpg" for k in range(10)} < set(rows)
+    assert rows["a-02.tar#00000.jpg"] == rows["a-01.tar#00000.jpg"]
+    (fault,) = rows["a-02.tar"]
+    assert fault["error"].startswith(f"{storage.bucket}/in/a-02.tar")
 
 
 def test_an_object_of_too_many_bytes_is_refused_before_it_is_read(storage):
