@@ -33,6 +33,7 @@ from mdssd.detection.runtimes import check_runtime
 from mdssd.models.folding import fold_batch_norm
 from mdssd.system.progress import progress_bar
 from mdssd.system.stop import Interrupted, StopRequest, Terminated
+from mdssd.system.text import some
 from mdssd.weights.checkpoint_json import find_checkpoint, read_meta
 
 _JOB, _PLAN, _REPORT = "job.json", "plan.jsonl", "report.json"
@@ -232,7 +233,7 @@ def _plan(
         )
     parts, report.left_out = find()
     if all(part.kind == FAULT for part in parts):
-        reasons = "; ".join(part.reason for part in parts) or "no source was given"
+        reasons = some([part.reason for part in parts]) or "no source was given"
         raise ValueError(f"detect: no image found: {reasons}")
     shards = into_shards(parts, shard_images)
     place.create()

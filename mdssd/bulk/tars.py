@@ -155,10 +155,10 @@ def _members(file: BinaryIO, name: str, first: int) -> Iterator[tarfile.TarInfo]
         DataError: it is damaged there, which is only found behind the members before.
     """
     length = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    start = file.read(8)
+    file.seek(first)
+    start = file.read(8)  # of a member its name, unless the file is compressed
     kind = next((kind for mark, kind in _STARTS.items() if start.startswith(mark)), None)
-    if kind is not None:
+    if kind is not None and first == 0:
         raise DataError(
             f"{name}: is compressed by {kind}, expected a plain tar file, in which each image can "
             "be reached; unpack it"
