@@ -145,12 +145,15 @@ def _looked_into(
 
     waiting: deque[Any] = deque()
     with ThreadPoolExecutor(_OPENED_AT_ONCE) as threads:
-        for part in parts:
-            waiting.append(threads.submit(look, part) if opens(part) else part)
-            if len(waiting) > _WAITING:
+        try:
+            for part in parts:
+                waiting.append(threads.submit(look, part) if opens(part) else part)
+                if len(waiting) > _WAITING:
+                    yield _result(waiting.popleft())
+            while waiting:
                 yield _result(waiting.popleft())
-        while waiting:
-            yield _result(waiting.popleft())
+        finally:  # after an error, or Ctrl-C, no further file is opened
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _result(waited: Any) -> tuple[list[Part], Counter[str]]:

@@ -9,6 +9,7 @@ import pytest
 from bulk.jobs import THRESHOLD, Handle, checkpoint, images_once, jpeg, play_ray, read_rows, take
 from bulk.test_bulk_worker import kills, until_done
 
+from mdssd.bulk import plan
 from mdssd.bulk.plan import FAULT, MEMBERS, find_parts, into_shards
 from mdssd.bulk.record import Record
 from mdssd.bulk.settings import Settings
@@ -134,6 +135,26 @@ def test_sources(tmp_path, monkeypatch):
     for wrong in ("{2..1}.tar", "{0..99999999999}.tar"):
         with pytest.raises(ValueError, match="expected a range that ends behind its beginning"):
             find(wrong)
+
+
+def test_a_storage_that_stops_ends_the_search(tmp_path, monkeypatch):
+    opened = []
+
+    def stop(file, most):
+        opened.append(file)
+        raise OSError("the storage is gone")
+
+    monkeypatch.setattr(plan, "contents", stop)
+    monkeypatch.setattr(plan, "_WAITING", 20)
+    with pytest.raises(OSError, match="the storage is gone"):
+        find("{0..999}.tar", f"file://{write_tar(tmp_path / 'a.tar', samples(1))}")
+    assert opened == [f"file://{tmp_path}/a.tar"]
+    opened.clear()
+    for k in range(500):
+        (tmp_path / f"{k}.tar").touch()
+    with pytest.raises(OSError, match="the storage is gone"):
+        find(tmp_path)
+    assert 0 < len(opened) <= 21
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
