@@ -125,7 +125,7 @@ def start_record(before: Mapping[int, Mapping[int, int]] | None = None) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(Record).remote(before)
+    return ray.remote(Record).options(num_cpus=0, scheduling_strategy=here).remote(before)
 
 
 def summaries(
@@ -165,7 +165,7 @@ def taken(
     from ray.exceptions import RayError
 
     with _settings(DataContext.get_current(), ordered):
-        rows = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        rows = ray.data.from_items(list(items), override_num_blocks=len(items)).map_batches(
             worker,
             batch_size=1,
             fn_constructor_args=tuple(arguments),

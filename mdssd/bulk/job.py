@@ -109,8 +109,9 @@ def detect(
         find_parts, sources, recursive=recursive, out=place.name, cut=cut, most=shard_images
     )
     shards = _plan(place, facts, resume, parts, shard_images, report)
-    with running(pool.address):
-        _run(_remaining(place, shards, report), model, settings, report, progress)
+    if remaining := _remaining(place, shards, report):
+        with running(pool.address):
+            _run(remaining, model, settings, report, progress)
     for part in {part.home: part for shard in shards for part in shard.parts if part.of}.values():
         place.remove(folder_of(part))
     place.remove(BEGUN)
@@ -172,7 +173,7 @@ def _run(
         for line in report.left_out if progress else ():
             bar.write(line)
         ended, fault = False, ""
-        for summary in summaries(shards, Worker, arguments, pool) if shards else ():
+        for summary in summaries(shards, Worker, arguments, pool):
             if summary["done"]:
                 reasons = report.add(summary)
                 for reason in reasons if progress else ():

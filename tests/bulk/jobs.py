@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +15,7 @@ import torch
 from PIL import Image
 
 import mdssd
+from mdssd import bulk
 from mdssd.bulk.plan import shard_text
 from mdssd.weights.checkpoint import save_checkpoint
 
@@ -97,3 +100,29 @@ class Handle:
 def take(worker, shard):
     (summary,) = worker({"shard": np.array([shard_text(shard)])})["summary"]
     return json.loads(summary)
+
+
+@contextmanager
+def local_ray(**options):
+    """Let a Ray of two processes run in the block."""
+    import ray
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # the other tests would starve them
+    ray.init(
+        address="local",
+        num_cpus=2,
+        object_store_memory=500 << 20,
+        include_dashboard=False,
+        log_to_driver=False,
+        **options,
+    )
+    yield
+    ray.shutdown()
+
+
+def run(folder, out, workers=2, **options):
+    """Detect on a Ray that runs, in the images of the folder `in`."""
+    pool = bulk.Pool(workers=workers, device="cpu")
+    settings = {"pool": pool, "score_threshold": THRESHOLD, "progress": False, **options}
+    return bulk.detect(folder / "m.json", [folder / "in"], out, **settings)
