@@ -74,7 +74,7 @@ def test_a_job_has_the_rows_of_the_local_engine_and_can_be_continued(
 
 
 def test_sigterm_lets_the_shards_under_way_be_finished(two_processes, tmp_path):
-    files = photos(tmp_path / "in", 200)
+    files = photos(tmp_path / "in", 80)
     checkpoint(tmp_path)
     out = tmp_path / "out"
 
@@ -89,10 +89,10 @@ def test_sigterm_lets_the_shards_under_way_be_finished(two_processes, tmp_path):
         run(tmp_path, out, 1, shard_images=2)
     thread.join()
     done = images_once(out)
-    assert 0 < len(done) < 200
-    assert ended.value.note == f"{len(done)} of 200 images done; --resume continues"
+    assert 0 < len(done) < 80
+    assert ended.value.note == f"{len(done)} of 80 images done; --resume continues"
     report = run(tmp_path, out, 1, shard_images=2, resume=True)
-    assert report.before == len(done) and report.done == 200
+    assert report.before == len(done) and report.done == 80
     assert images_once(out) == sorted(map(str, files))
 
 
