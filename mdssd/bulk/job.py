@@ -157,7 +157,7 @@ def _run(
             Detector(deepcopy(model), device="cpu", **settings.detector)
     place = Place(settings.out)
     Place(f"{place.name}/{BEGUN}").create()
-    record = start_record(read_begun(place, {shard.number for shard in shards}))
+    record = start_record(read_begun(place, [shard.number for shard in shards]))
     began = time.perf_counter()
     arguments = (ray.put(model), replace(settings, pool=pool), record)
     with (

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import NamedTuple
 
 from mdssd.bulk.places import Place
@@ -83,18 +84,23 @@ class Record:
 def write_begun(place: Place, shard: int, tries: Mapping[int, int]) -> None:
     """Write into the folder of the results that a process works on a shard."""
     text = json.dumps(list(tries.items()))
-    Place(f"{place.name}/{BEGUN}").write(f"{shard:08}.json", text.encode())
+    Place(f"{place.name}/{BEGUN}").write(_file_of(shard), text.encode())
 
 
-def read_begun(place: Place, shards: Collection[int]) -> dict[int, dict[int, int]]:
-    """Return the tries of those of the shards on which an earlier run has worked."""
+def read_begun(place: Place, shards: Iterable[int]) -> dict[int, dict[int, int]]:
+    """Return the tries of those of the shards on which an earlier run has worked.
+
+    A storage that is no object store may hold a file whose writing was cut short; it has no tries.
+    """
     folder = Place(f"{place.name}/{BEGUN}")
-    stems = (name.removesuffix(".json") for name in folder.names() if name.endswith(".json"))
-    there = (int(stem) for stem in stems if stem.isdigit())
-    return {
-        shard: {
-            int(image): int(count) for image, count in json.loads(folder.read(f"{shard:08}.json"))
-        }
-        for shard in there
-        if shard in shards
-    }
+    there = set(folder.names())
+    found: dict[int, dict[int, int]] = {}
+    for shard in (shard for shard in shards if _file_of(shard) in there):
+        found[shard] = {}
+        with suppress(ValueError):
+            found[shard] = dict(json.loads(folder.read(_file_of(shard))))
+    return found
+
+
+def _file_of(shard: int) -> str:
+    return f"{shard:08}.json"

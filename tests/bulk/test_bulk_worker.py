@@ -207,9 +207,11 @@ def test_an_image_that_kills_the_whole_job_is_given_up_in_a_later_run(
     kills(monkeypatch, lambda images: any("0004" in image for image in images))
     (tmp_path / "out" / BEGUN / "00000007.json").write_text("[[0, 2]]")  # another shard's
     (tmp_path / "out" / BEGUN / "note.txt").write_text("")
+    (tmp_path / "out" / BEGUN / "00000008.json").write_text("[[3, ")  # its writing was cut short
+    assert read_begun(place, [7, 8, 9]) == {7: {0: 2}, 8: {}}
     known = []
     while len(known) < 9:
-        known.append(read_begun(place, {0}))
+        known.append(read_begun(place, [0]))
         with suppress(Died):
             take(start(Record(known[-1])), shard)
             break
@@ -218,7 +220,7 @@ def test_an_image_that_kills_the_whole_job_is_given_up_in_a_later_run(
     rows = read_rows(tmp_path / "out")
     assert [file for file in rows if rows[file][0]["error"]] == [str(files[4])]
     assert sorted(rows) == sorted(map(str, files))
-    assert read_begun(place, {1}) == {}
+    assert read_begun(place, [1]) == {}
 
 
 def test_images_that_kill_only_together_are_detected_alone(start, tmp_path, monkeypatch):
