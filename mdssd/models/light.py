@@ -73,15 +73,16 @@ class Enlarge(nn.Module):
 
 
 class LightFusion(nn.Module):
-    """MDSSD's `FusionModule` from depthwise and 1x1 convolutions.
+    """MDSSD's `FusionModule` from depthwise and 1x1 convolutions, apart from one 3x3 convolution.
 
-    low:  3x3 depthwise -> 1x1 -> L2Norm
+    low:  3x3 convolution -> L2Norm
     high: [1x1, twice as large, 3x3 depthwise] x 3 -> L2Norm
     sum -> ReLU -> 3x3 depthwise -> 1x1
 
     low [B, low_channels, H, W] and high [B, high_channels, T, U] become [B, out_channels, H, W];
     `size` is (H, W). The 1x1 convolutions of the high map come before it is enlarged, which is a
-    quarter of the work.
+    quarter of the work. The low map has few channels but all detail: with a depthwise and a 1x1
+    convolution there, small objects are learnt much later (benchmarks/NOTES.md).
     """
 
     def __init__(
@@ -93,9 +94,8 @@ class LightFusion(nn.Module):
         size: tuple[int, int],
     ) -> None:
         super().__init__()
-        self.low = nn.Sequential(
-            depthwise(low_channels), pointwise(low_channels, out_channels, relu=False)
-        )
+        low = nn.Conv2d(low_channels, out_channels, 3, padding=1, bias=False)
+        self.low = _normalised(low, relu=False)
         self.high = nn.Sequential(
             pointwise(high_channels, middle_channels),
             Enlarge(),

@@ -64,9 +64,11 @@ def test_maps_channels_and_priors_stay(name, trunk):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_only_depthwise_convolutions_look_around(name):
+def test_only_depthwise_convolutions_look_around_but_for_those_of_the_low_maps(name):
     with torch.device("meta"):
         found = convolutions(light(name, width=1))
+    low = [where for where in found if where.endswith(".low.conv")]
+    assert [found.pop(where).kernel_size for where in low] == [(3, 3)] * (3 * ("mdssd" in name))
     for where, convolution in found.items():
         depthwise = convolution.groups == convolution.in_channels == convolution.out_channels
         assert depthwise or convolution.kernel_size == (1, 1), where
