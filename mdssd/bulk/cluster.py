@@ -57,8 +57,11 @@ def check_address(address: str | None) -> None:
 
 
 def _no_ray(address: str | None, error: Exception) -> str:
-    reason = str(error).strip().partition("\n")[0]
-    return f"detect: ray_address: {address}: no Ray there ({reason})"
+    return f"detect: ray_address: {address}: no Ray there ({_reason(error)})"
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 @contextmanager
@@ -77,7 +80,8 @@ def running(address: str | None) -> Iterator[None]:
     # Otherwise Ray writes a line of advice to its own developers for each process that it starts.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if address or os.environ.get("RAY_ADDRESS"):
+    joins = bool(address or os.environ.get("RAY_ADDRESS"))
+    if joins:
         os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")  # one try of 40 seconds
         options["address"] = address
     else:
@@ -86,7 +90,10 @@ def running(address: str | None) -> Iterator[None]:
         options |= {"object_store_memory": _OBJECT_STORE}
     try:
         ray.init(**options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray has no type of its own for a start that fails
+        ray.shutdown()
+        if not joins:
+            raise ConnectionError(f"detect: engine: Ray did not start ({_reason(error)})") from None
         raise ConnectionError(
             f"{_no_ray(address, error)}; a cluster with tokens needs RAY_AUTH_MODE=token"
         ) from None

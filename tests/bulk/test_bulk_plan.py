@@ -5,6 +5,7 @@ import shlex
 import socket
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -12,7 +13,7 @@ from bulk.jobs import checkpoint, image_table, jpeg, photos
 
 from mdssd import bulk, cli
 from mdssd.bulk import places
-from mdssd.bulk.cluster import check_address
+from mdssd.bulk.cluster import check_address, running
 from mdssd.bulk.plan import (
     FAULT,
     IMAGE,
@@ -83,6 +84,20 @@ def test_options_of_files_are_refused_on_ray(tmp_path, capsys, option):
     words = ["detect", "m.json", "a.jpg", "--out", str(tmp_path / "out"), "--engine", "ray"]
     assert cli.main([*words, option]) == 2
     assert "is for --engine local" in capsys.readouterr().err
+
+
+def test_a_ray_that_does_not_start_is_one_line(monkeypatch):
+    def init(**options):
+        raise Exception("The current node timed out during startup.\nAnd a second line.")
+
+    ray = SimpleNamespace(is_initialized=lambda: False, init=init, shutdown=lambda: None)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ConnectionError) as caught, running(None):
+        pass
+    assert str(caught.value) == (
+        "detect: engine: Ray did not start (The current node timed out during startup.)"
+    )
 
 
 def test_sources_on_disk(tmp_path, monkeypatch):
