@@ -3,9 +3,8 @@
     python -m benchmarks.light_accuracy --bccd DIR --cars DIR --pcb DIR --init lite0.safetensors
 
 Trains every run that is not finished, one after another, and resumes interrupted ones. Evaluates
-each run once on the test split, stores the results in docs/light-accuracy.json, and writes the
-table in docs/accuracy.md from them. `--only pcb-light-0` restricts this to single runs, and
-`--minutes` says how long each may take.
+each run once on the test split, stores the results in `--runs`, and prints a table of them.
+`--only pcb-light-0` restricts this to single runs, and `--minutes` says how long each may take.
 """
 
 from __future__ import annotations
@@ -13,24 +12,18 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import facts
-from benchmarks.small_objects import of_class
+from benchmarks.small_objects import of_class, start_or_resume
 from mdssd import Detector
 from mdssd.data import open_dataset
 from mdssd.evaluation.evaluate import find_all
 from mdssd.evaluation.result import measure
 from mdssd.system.files import atomic_write
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "docs/light-accuracy.json"
-ACCURACY = ROOT / "docs/accuracy.md"
-MARKS = ("<!-- from benchmarks/light_accuracy.py -->", "<!-- end of light_accuracy.py -->")
 DATA = {"bccd": "BCCD", "cars": "KIT AIS, cars", "pcb": "DeepPCB"}
 CLASS = {"cars": "car"}  # the only class that is evaluated, as the others are too rare to be learnt
 # The options of a form, its learning rate, and the iterations of 4 images for which one core of an
@@ -58,37 +51,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", metavar="DATA-FORM-SEED", help="restrict to these")
     options = parser.parse_args(argv)
+    store = options.runs / "results.json"
     for seed in options.seeds:
         for data in DATA:
             for form in FORMS:
                 name = f"{data}-{form}-{seed}"
                 folder: Path | None = getattr(options, data)
-                if (options.only and name not in options.only) or name in _results():
+                if (options.only and name not in options.only) or name in _results(store):
                     continue
                 if folder is None or options.init is None:
                     print(f"{name}: skipped, because --{data} or --init is not given")
                     continue
                 run = options.runs / name
                 train(run, form, seed, folder, options.init, options.minutes)
-                _keep(name, evaluate(run, folder, CLASS.get(data)))
-    write_table()
+                results = {**_results(store), name: evaluate(run, folder, CLASS.get(data))}
+                with atomic_write(store) as file:
+                    json.dump(dict(sorted(results.items())), file, indent=1)
+    print("\n".join(table(_results(store))))
 
 
 def train(run: Path, form: str, seed: int, folder: Path, init: Path, minutes: float) -> None:
     """Start or resume a run, unless it is finished."""
-    last = run / "last.json"
-    if last.exists() and json.loads(last.read_text())["training"]["finished"]:
-        return
-    command: list[Any] = [sys.executable, "-m", "mdssd", "train", "--out", run]
-    if last.exists():
-        command.append("--resume")
-    else:
-        _, own, lr, a_minute = FORMS[form]
-        split = "trainval" if (folder / "ImageSets").is_dir() else "train"
-        command += ["--data", folder, "--split", split, "--seed", seed, "--lr", lr, *own, *OPTIONS]
-        command += ["--iterations", round(minutes * a_minute)]
-        command += ["--init", init] if form == "light" else []
-    subprocess.run([str(part) for part in command], check=True)
+    _, own, lr, a_minute = FORMS[form]
+    split = "trainval" if (folder / "ImageSets").is_dir() else "train"
+    new = ["--data", folder, "--split", split, "--seed", seed, "--lr", lr, *own, *OPTIONS]
+    new += ["--iterations", round(minutes * a_minute)]
+    start_or_resume(run, new + (["--init", init] if form == "light" else []))
 
 
 def evaluate(run: Path, folder: Path, only: str | None) -> dict[str, Any]:
@@ -113,11 +101,10 @@ def evaluate(run: Path, folder: Path, only: str | None) -> dict[str, Any]:
     }
 
 
-def write_table() -> None:
-    """Write the table in docs/accuracy.md."""
-    results = _results()
+def table(results: dict[str, Any]) -> list[str]:
+    """Return the lines of a table in Markdown."""
     heads = ["data", "form", "iterations", *FIGURES.values()]
-    lines = [MARKS[0], f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for data, title in DATA.items():
         for form, (text, *_) in FORMS.items():
             runs = [run for name, run in results.items() if name.startswith(f"{data}-{form}-")]
@@ -130,20 +117,11 @@ def write_table() -> None:
                 each = ", ".join(f"{value:.3f}" for value in values)
                 cells.append(f"{statistics.mean(values):.3f} ({each})")
             lines.append(f"| {' | '.join(cells)} |")
-    text = ACCURACY.read_text()
-    start, end = (text.index(mark) for mark in MARKS)
-    with atomic_write(ACCURACY) as file:
-        file.write(text[:start] + "\n".join([*lines, ""]) + text[end:])
+    return lines
 
 
-def _results() -> dict[str, Any]:
-    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-
-
-def _keep(name: str, figures: dict[str, Any]) -> None:
-    with atomic_write(RESULTS) as file:
-        json.dump(dict(sorted({**_results(), name: figures}.items())), file, indent=1)
-        file.write("\n")
+def _results(store: Path) -> dict[str, Any]:
+    return json.loads(store.read_text()) if store.exists() else {}
 
 
 if __name__ == "__main__":

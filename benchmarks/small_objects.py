@@ -119,20 +119,22 @@ def train(
     options: argparse.Namespace,
 ) -> None:
     """Start or resume a run, unless it is finished."""
+    lr = options.lr or LR[data]
+    source = ["--scenes", SCENES] if folder is None else ["--data", folder]
+    name, _, scales = model.partition("+")
+    new = ["--model", name, "--width", options.width, "--seed", seed]
+    new += ["--epochs", EPOCHS[data], "--lr", lr]
+    new += [*OPTIONS, *source, *(["--prior-scales", scales] if scales else [])]
+    start_or_resume(run, new, ["--threads", options.threads, "--device", options.device])
+
+
+def start_or_resume(run: Path, new: Sequence[Any], always: Sequence[Any] = ()) -> None:
+    """Train unless the run is finished, with the options `always`, and `new` at its beginning."""
     last = run / "last.json"
     if last.exists() and json.loads(last.read_text())["training"]["finished"]:
         return
-    command = [sys.executable, "-m", "mdssd", "train", "--out", run]
-    command += ["--threads", options.threads, "--device", options.device]
-    if last.exists():
-        command.append("--resume")
-    else:
-        lr = options.lr or LR[data]
-        source = ["--scenes", SCENES] if folder is None else ["--data", folder]
-        name, _, scales = model.partition("+")
-        command += ["--model", name, "--width", options.width, "--seed", seed]
-        command += ["--epochs", EPOCHS[data], "--lr", lr]
-        command += [*OPTIONS, *source, *(["--prior-scales", scales] if scales else [])]
+    command = [sys.executable, "-m", "mdssd", "train", "--out", run, *always]
+    command += ["--resume"] if last.exists() else new
     subprocess.run([str(part) for part in command], check=True)
 
 

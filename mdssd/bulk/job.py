@@ -152,7 +152,7 @@ def _run(
 
     pool = sized(settings.pool, len(shards))
     report.workers = pool.workers or 0
-    if pool.device == "cpu":  # what is wrong with the runtime or the backend is said here
+    if pool.device == "cpu":  # errors of the runtime and the backend belong here
         with ops.backend(pool.backend) if pool.backend else nullcontext():
             Detector(deepcopy(model), device="cpu", **settings.detector)
     place = Place(settings.out)
