@@ -16,12 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import facts
-from benchmarks.small_objects import of_class, start_or_resume
-from mdssd import Detector
-from mdssd.data import open_dataset
-from mdssd.evaluation.evaluate import find_all
-from mdssd.evaluation.result import measure
+from benchmarks.small_objects import evaluate, start_or_resume
 from mdssd.system.files import atomic_write
 
 DATA = {"bccd": "BCCD", "cars": "KIT AIS, cars", "pcb": "DeepPCB"}
@@ -64,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                     continue
                 run = options.runs / name
                 train(run, form, seed, folder, options.init, options.minutes)
-                results = {**_results(store), name: evaluate(run, folder, CLASS.get(data))}
+                figures = evaluate(run, folder, CLASS.get(data), "cpu")
+                results = {**_results(store), name: figures}
                 with atomic_write(store) as file:
                     json.dump(dict(sorted(results.items())), file, indent=1)
     print("\n".join(table(_results(store))))
@@ -77,28 +73,6 @@ def train(run: Path, form: str, seed: int, folder: Path, init: Path, minutes: fl
     new = ["--data", folder, "--split", split, "--seed", seed, "--lr", lr, *own, *OPTIONS]
     new += ["--iterations", round(minutes * a_minute)]
     start_or_resume(run, new + (["--init", init] if form == "light" else []))
-
-
-def evaluate(run: Path, folder: Path, only: str | None) -> dict[str, Any]:
-    """Evaluate a finished run on its test split, on all classes or only one."""
-    detector = Detector.from_checkpoint(run, score_threshold=0.01)
-    dataset = open_dataset(
-        folder, split="test", classes=detector.classes, image_size=detector.input_size
-    )
-    found, classes = find_all(detector, dataset), list(detector.classes)
-    if only is not None:
-        found, classes = of_class(found, classes.index(only) + 1), [only]
-    result = measure(found, dataset, classes)
-    assert result.coco is not None
-    training = json.loads((run / "last.json").read_text())["training"]
-    return {
-        "voc07": result.voc07.mean_ap,
-        "coco": result.coco.figures["AP"],
-        "coco_small": result.coco.figures["AP_small"],
-        "iterations": training["step"],
-        "minutes": training["seconds"] / 60,
-        "machine": facts(),
-    }
 
 
 def table(results: dict[str, Any]) -> list[str]:

@@ -149,7 +149,7 @@ def evaluate(run: Path, folder: Path | None, only: str | None, device: str) -> d
     )
     found, classes = find_all(detector, dataset), list(detector.classes)
     if only is not None:
-        found, classes = of_class(found, classes.index(only) + 1), [only]
+        found, classes = _of_class(found, classes.index(only) + 1), [only]
     result = measure(found, dataset, classes)
     assert result.coco is not None
     training = json.loads((run / "last.json").read_text())["training"]
@@ -164,7 +164,7 @@ def evaluate(run: Path, folder: Path | None, only: str | None, device: str) -> d
     }
 
 
-def of_class(found: EvalData, label: int) -> EvalData:
+def _of_class(found: EvalData, label: int) -> EvalData:
     """Keep only the boxes with this label, and change it to 1."""
 
     def kept(one: dict[str, Any]) -> dict[str, Any]:

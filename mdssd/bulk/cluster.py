@@ -187,7 +187,7 @@ def taken(
         )
         try:
             yield from rows.iter_rows()
-        except RayError as error:  # of many lines, the last of which may be an exception's
+        except RayError as error:  # its text has many lines; the last may name an exception
             lines = str(error).strip().splitlines() or [type(error).__name__]
             reason = lines[-1] if "Error: " in lines[-1] else lines[0]
             raise OSError(f"a process of Ray ended: {reason}") from None

@@ -125,7 +125,7 @@ def _open(address: str) -> Any:
 
 
 def open_file(address: str) -> BinaryIO:
-    """Open a file at an address, of which only what is needed is read; see `_open`."""
+    """Open a file at an address. Reading fetches only the parts that are needed; see `_open`."""
     return cast(BinaryIO, io.BufferedReader(_open(address), _BUFFER))
 
 

@@ -63,7 +63,7 @@ class Contents(NamedTuple):
     Attributes:
         ranges: for each range of images, where its first one begins, and how many it has.
         others: how many members are no images, by the ends of their names.
-        fault: what is damaged, or None. The images before it are in the ranges.
+        fault: the error of a damaged file, or None. The images before it are in the ranges.
     """
 
     ranges: list[tuple[int, int]]
@@ -156,7 +156,7 @@ def _members(file: BinaryIO, name: str, first: int) -> Iterator[tarfile.TarInfo]
     """
     length = file.seek(0, os.SEEK_END)
     file.seek(first)
-    start = file.read(8)  # of a member its name, unless the file is compressed
+    start = file.read(8)  # the name of a member, unless the file is compressed
     kind = next((kind for mark, kind in _STARTS.items() if start.startswith(mark)), None)
     if kind is not None and first == 0:
         raise DataError(

@@ -130,7 +130,7 @@ class WindowDetector(Detector):
 
 
 def image_at(file: str, upright: bool) -> ImageFile:
-    """Return an image file at a path or an address, of which only what is needed is read."""
+    """Return an image file at a path or an address. Only the parts that are needed are read."""
     opener = partial(open_file, file) if is_address(file) else None
     return ImageFile(file, upright, opener=opener)
 

@@ -85,7 +85,7 @@ class SameConv2d(nn.Conv2d):
         return F.conv2d(x, weight, self.bias, self.stride, padding, groups=self.groups)
 
     def _trains_slowly(self, x: Tensor) -> bool:
-        """Return whether this is what `Float32Gradient` is for."""
+        """Return whether the gradient is one that `Float32Gradient` computes faster."""
         device = x.device.type
         narrow = device == "cpu" and torch.is_autocast_enabled(device)
         return self.groups > 1 and self.bias is None and narrow and torch.is_grad_enabled()
