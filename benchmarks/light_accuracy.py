@@ -5,6 +5,7 @@
 Trains every run that is not finished, one after another, and resumes interrupted ones. Evaluates
 each run once on the test split, stores the results in `--runs`, and prints a table of them.
 `--only pcb-light-0` restricts this to single runs, and `--minutes` says how long each may take.
+`--forms vgg float32` compares VGG16 in bfloat16 with as many iterations in float32.
 """
 
 from __future__ import annotations
@@ -22,17 +23,19 @@ from mdssd.system.files import atomic_write
 DATA = {"bccd": "BCCD", "cars": "KIT AIS, cars", "pcb": "DeepPCB"}
 CLASS = {"cars": "car"}  # the only class that is evaluated, as the others are too rare to be learnt
 # The options of a form, its learning rate, and the iterations of 4 images for which one core of an
-# AMD EPYC with AVX-512 BF16 took a minute of processor time (benchmarks/NOTES.md).
+# AMD EPYC with AVX-512 BF16 took a minute of processor time, in bfloat16 (benchmarks/NOTES.md).
 FORMS: dict[str, tuple[str, list[str], float, int]] = {
-    "vgg": ("VGG16, width 0.25, from scratch", ["--width", "0.25"], 0.03, 133),
+    "vgg": ("VGG16, width 0.25, from scratch", ["--amp", "bf16"], 0.03, 133),
     "light": (
         "light, EfficientNet-Lite0, ImageNet",
-        ["--width", "0.25", "--trunk", "efficientnet_lite0", "--light"],
+        ["--amp", "bf16", "--trunk", "efficientnet_lite0", "--light"],
         0.1,
         196,
     ),
+    "float32": ("VGG16, width 0.25, from scratch, in float32", [], 0.03, 133),
 }
-OPTIONS = "--amp bf16 --warmup 100 --threads 1 --workers 0 --no-check-images".split()
+OPTIONS = "--width 0.25 --warmup 100 --no-check-images".split()
+MACHINE = "--threads 1 --workers 0".split()  # of a resumed run as well
 FIGURES = {"voc07": "VOC07 AP", "coco": "COCO AP", "coco_small": "COCO AP small"}
 
 
@@ -44,12 +47,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/light"), help="folder of the runs")
     parser.add_argument("--minutes", type=float, default=40, help="of one core, for each run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=["vgg", "light"])
     parser.add_argument("--only", nargs="+", metavar="DATA-FORM-SEED", help="restrict to these")
     options = parser.parse_args(argv)
     store = options.runs / "results.json"
     for seed in options.seeds:
         for data in DATA:
-            for form in FORMS:
+            for form in options.forms:
                 name = f"{data}-{form}-{seed}"
                 folder: Path | None = getattr(options, data)
                 if (options.only and name not in options.only) or name in _results(store):
@@ -72,7 +76,7 @@ def train(run: Path, form: str, seed: int, folder: Path, init: Path, minutes: fl
     split = "trainval" if (folder / "ImageSets").is_dir() else "train"
     new = ["--data", folder, "--split", split, "--seed", seed, "--lr", lr, *own, *OPTIONS]
     new += ["--iterations", round(minutes * a_minute)]
-    start_or_resume(run, new + (["--init", init] if form == "light" else []))
+    start_or_resume(run, new + (["--init", init] if form == "light" else []), MACHINE)
 
 
 def table(results: dict[str, Any]) -> list[str]:
