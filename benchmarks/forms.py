@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import logging
 import os
+import statistics
 import sys
 import textwrap
 import time
@@ -31,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mdssd
 from benchmarks.machine import ALLOCATOR, cpu_name, facts, run_before_others
+from benchmarks.stored import ROOT
 from benchmarks.turns import Side, Times, Turns, median, ratio
 from mdssd.data import Preprocess
 from mdssd.detection.export import quiet_exporters
@@ -41,6 +44,9 @@ from mdssd.system.files import atomic_write
 
 CLASSES = 21
 CANDIDATES = 1500  # scores above 0.01 in an image, as in a trained network
+# What `python -m benchmarks.light_accuracy` stored, and the names of its data in the tables.
+ACCURACY = ROOT / "docs/light-accuracy.json"
+DATA = {"bccd": "BCCD", "cars": "KIT AIS, cars", "pcb": "DeepPCB"}
 STREAM = 0.02  # seconds of untimed calls before a timed one, as in a stream of images
 # Threads that wait must not spin: on two cores they would take them from the other runtime.
 ENVIRONMENT = {**ALLOCATOR, "OMP_WAIT_POLICY": "passive"}
@@ -141,7 +147,23 @@ def measure(forms: Sequence[Form], runtimes: Sequence[str], rounds: int) -> list
             sides[form, runtime] = Side(call, partial(_in_a_stream, call))
     turns = Turns(sides, rounds=rounds)  # type: ignore[arg-type]
     turns.run()
-    return [_row(form, forms[0], *costs[form], runtimes, turns.times) for form in forms]
+    return [
+        _row(form, forms[0], *costs[form], runtimes, turns.times) + accuracy(form) for form in forms
+    ]
+
+
+def accuracy(form: Form) -> list[str]:
+    """Return COCO AP on each of DATA: the mean of the seeds, and their number in brackets."""
+    stored = json.loads(ACCURACY.read_text()) if ACCURACY.exists() else {}
+    cells = []
+    for data in DATA:
+        found = [
+            run["coco"]
+            for run in stored.values()
+            if (run["data"], Form(*run["form"]), run["amp"]) == (data, form, "bf16")
+        ]
+        cells.append(f"{statistics.mean(found):.3f} ({len(found)})" if found else "-")
+    return cells
 
 
 @contextmanager
@@ -188,6 +210,7 @@ def page(tables: dict[int, list[list[str]]], runtimes: Sequence[str], rounds: in
     head += [text for name in names for text in (f"{name}, ms", "times as fast")]
     if "int8" in runtimes:
         head.append("int8 to OpenVINO")
+    head += [f"AP, {name}" for name in DATA.values()]
     text = [
         "# Forms of the networks",
         "<!-- from benchmarks/forms.py -->",
@@ -208,9 +231,12 @@ def page(tables: dict[int, list[list[str]]], runtimes: Sequence[str], rounds: in
         `python -m benchmarks.forms`.""",
     ]
     if "int8" in runtimes:
-        text.append("""In the columns "int8" all layers compute in [int8](int8.md), in OpenVINO. The
-            last column is the median of the rounds' ratios of OpenVINO in float32 to int8: how many
-            times as fast int8 is.""")
+        text.append("""In the columns "int8" all layers compute in [int8](int8.md), in OpenVINO.
+            "int8 to OpenVINO" is the median of the rounds' ratios of OpenVINO in float32 to int8:
+            how many times as fast int8 is.""")
+    text.append("""AP is COCO AP on a test split after eight minutes of training on one core, as
+        [accuracy.md](accuracy.md#the-light-form-against-vgg16) describes it: the mean of the seeds,
+        and their number in brackets. Forms with a "-" have not been trained.""")
     text = [textwrap.fill(" ".join(part.split()), 110) for part in text]
     for size, rows in tables.items():
         text += [f"## Inputs of {size} x {size}", _markdown(head, rows)]

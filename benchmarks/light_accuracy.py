@@ -15,26 +15,46 @@ import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from benchmarks.forms import DATA, Form
 from benchmarks.small_objects import evaluate, start_or_resume
 from mdssd.system.files import atomic_write
 
-DATA = {"bccd": "BCCD", "cars": "KIT AIS, cars", "pcb": "DeepPCB"}
 CLASS = {"cars": "car"}  # the only class that is evaluated, as the others are too rare to be learnt
-# The options of a form, its learning rate, and the iterations of 4 images for which one core of an
-# AMD EPYC with AVX-512 BF16 took a minute of processor time, in bfloat16 (benchmarks/NOTES.md).
-FORMS: dict[str, tuple[str, list[str], float, int]] = {
-    "vgg": ("VGG16, width 0.25, from scratch", ["--amp", "bf16"], 0.03, 133),
-    "light": (
-        "light, EfficientNet-Lite0, ImageNet",
-        ["--amp", "bf16", "--trunk", "efficientnet_lite0", "--light"],
-        0.1,
-        196,
+
+
+class Training(NamedTuple):
+    """How a form is trained.
+
+    Attributes:
+        a_minute: iterations of 4 images for which one core of an AMD EPYC with AVX-512 BF16 took a
+            minute of processor time, in bfloat16 (benchmarks/NOTES.md).
+    """
+
+    title: str
+    form: Form
+    lr: float
+    a_minute: int
+    amp: str = "bf16"
+
+
+_VGG = Form("mdssd300", width=0.25)
+_LITE0 = "efficientnet_lite0"
+FORMS = {
+    "vgg": Training("VGG16, width 0.25, from scratch", _VGG, 0.03, 133),
+    "light": Training(
+        "light, EfficientNet-Lite0, ImageNet", Form("mdssd300", _LITE0, 0.25, True), 0.1, 196
     ),
-    "float32": ("VGG16, width 0.25, from scratch, in float32", [], 0.03, 133),
+    "vgg_light": Training(
+        "light, VGG16, width 0.25, from scratch", _VGG._replace(light=True), 0.1, 178
+    ),
+    "lite0": Training("EfficientNet-Lite0, ImageNet", Form("mdssd300", _LITE0, 0.25), 0.05, 134),
+    "ssd_light": Training(
+        "SSD300, light, EfficientNet-Lite0, ImageNet", Form("ssd300", _LITE0, 0.25, True), 0.1, 259
+    ),
+    "float32": Training("VGG16, width 0.25, from scratch, in float32", _VGG, 0.03, 133, amp="none"),
 }
-OPTIONS = "--width 0.25 --warmup 100 --no-check-images".split()
 MACHINE = "--threads 1 --workers 0".split()  # of a resumed run as well
 FIGURES = {"voc07": "VOC07 AP", "coco": "COCO AP", "coco_small": "COCO AP small"}
 
@@ -53,30 +73,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     store = options.runs / "results.json"
     for seed in options.seeds:
         for data in DATA:
-            for form in options.forms:
+            for form, how in FORMS.items():
                 name = f"{data}-{form}-{seed}"
                 folder: Path | None = getattr(options, data)
-                if (options.only and name not in options.only) or name in _results(store):
+                wanted = name in options.only if options.only else form in options.forms
+                if not wanted or name in _results(store):
                     continue
                 if folder is None or options.init is None:
                     print(f"{name}: skipped, because --{data} or --init is not given")
                     continue
                 run = options.runs / name
-                train(run, form, seed, folder, options.init, options.minutes)
+                train(run, how, seed, folder, options.init, options.minutes)
                 figures = evaluate(run, folder, CLASS.get(data), "cpu")
+                figures |= {"data": data, "form": how.form, "amp": how.amp}
                 results = {**_results(store), name: figures}
                 with atomic_write(store) as file:
                     json.dump(dict(sorted(results.items())), file, indent=1)
     print("\n".join(table(_results(store))))
 
 
-def train(run: Path, form: str, seed: int, folder: Path, init: Path, minutes: float) -> None:
+def train(run: Path, how: Training, seed: int, folder: Path, init: Path, minutes: float) -> None:
     """Start or resume a run, unless it is finished."""
-    _, own, lr, a_minute = FORMS[form]
+    model, trunk, width, light = how.form
     split = "trainval" if (folder / "ImageSets").is_dir() else "train"
-    new = ["--data", folder, "--split", split, "--seed", seed, "--lr", lr, *own, *OPTIONS]
-    new += ["--iterations", round(minutes * a_minute)]
-    start_or_resume(run, new + (["--init", init] if form == "light" else []), MACHINE)
+    new = ["--data", folder, "--split", split, "--no-check-images", "--seed", seed]
+    new += ["--model", model, "--trunk", trunk, "--width", width, *(["--light"] if light else [])]
+    new += ["--amp", how.amp, "--lr", how.lr, "--warmup", 100]
+    new += ["--iterations", round(minutes * how.a_minute)]
+    start_or_resume(run, new + (["--init", init] if trunk == _LITE0 else []), MACHINE)
 
 
 def table(results: dict[str, Any]) -> list[str]:
@@ -84,12 +108,12 @@ def table(results: dict[str, Any]) -> list[str]:
     heads = ["data", "form", "iterations", *FIGURES.values()]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for data, title in DATA.items():
-        for form, (text, *_) in FORMS.items():
+        for form, how in FORMS.items():
             runs = [run for name, run in results.items() if name.startswith(f"{data}-{form}-")]
             if not runs:
                 continue
             steps = sorted({run["iterations"] for run in runs})
-            cells = [title, text, ", ".join(f"{n:,}" for n in steps)]
+            cells = [title, how.title, ", ".join(f"{n:,}" for n in steps)]
             for figure in FIGURES:
                 values = [run[figure] for run in runs]
                 each = ", ".join(f"{value:.3f}" for value in values)
