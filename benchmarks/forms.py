@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import mdssd
-from benchmarks.machine import ALLOCATOR, cpu_name, facts, run_before_others
+from benchmarks.machine import ALLOCATOR, allocator_set, cpu_name, facts, run_before_others
 from benchmarks.stored import ROOT
 from benchmarks.turns import Side, Times, Turns, median, ratio
 from mdssd.data import Preprocess
@@ -48,8 +48,6 @@ CANDIDATES = 1500  # scores above 0.01 in an image, as in a trained network
 ACCURACY = ROOT / "docs/light-accuracy.json"
 DATA = {"bccd": "BCCD", "cars": "KIT AIS, cars", "pcb": "DeepPCB"}
 STREAM = 0.02  # seconds of untimed calls before a timed one, as in a stream of images
-# Threads that wait must not spin: on two cores they would take them from the other runtime.
-ENVIRONMENT = {**ALLOCATOR, "OMP_WAIT_POLICY": "passive"}
 
 
 class Form(NamedTuple):
@@ -297,10 +295,9 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", choices=FORMS, default=list(FORMS))
     parser.add_argument("--parts", action="store_true", help="print where light MDSSD300's time is")
     options = parser.parse_args()
-    if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
-        # glibc and OpenMP read their settings when a process starts.
+    if not allocator_set():  # glibc reads its settings when a process starts
         command = [sys.executable, "-m", "benchmarks.forms", *sys.argv[1:]]
-        os.execve(sys.executable, command, {**os.environ, **ENVIRONMENT})
+        os.execve(sys.executable, command, {**os.environ, **ALLOCATOR})
     run_before_others()
     torch.set_num_threads(2)
     if options.parts:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mdssd import ops
 from mdssd.data.preprocess import to_tensor
+from mdssd.ops._threads import on_one_thread
 from mdssd.priors.maps import InputSize, width_height
 
 # Images [B, 3, H, W] minus the mean, or pixels -> loc [B, N, 4], logits [B, N, C].
@@ -123,7 +124,8 @@ class Pipeline:
 
     def detections(self, loc: Tensor, logits: Tensor, limits: DetectionLimits) -> ops.Detections:
         """Turn the network's output into detections, on the device."""
-        return ops.detection_output(loc, logits, self.priors, **asdict(limits))
+        with on_one_thread() if self.takes_pixels else nullcontext():  # OpenVINO wants the others
+            return ops.detection_output(loc, logits, self.priors, **asdict(limits))
 
 
 def from_pixels(image: Pixels) -> Tensor:

@@ -1,17 +1,21 @@
 """Every runtime of Detector returns the detections of "eager" or says why it cannot run."""
 
 import sys
+import threading
 
 import numpy as np
 import pytest
 import torch
 
-from mdssd import cli, mdssd300, ssd300
+from mdssd import cli, mdssd300, ops, ssd300
 from mdssd.detection import openvino
 from mdssd.detection.cuda_graphs import Graphs, fitting_size
 from mdssd.detection.detector import Detector
 from mdssd.detection.runtime import from_pixels
 from mdssd.names import RUNTIMES
+from mdssd.ops._modules import native
+from mdssd.ops._threads import cpu_threads, on_one_thread
+from mdssd.ops.native import detection_output
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
 # The scores of 10 detections differ by more than rounding errors, so their order is certain.
@@ -57,6 +61,42 @@ def test_openvino_returns_the_detections_of_eager(counts):
     # The second batch has two images and is filled up to three.
     results = list(other.stream(images(5), workers=0))
     assert_same_detections([result.found for result in results], expected, 1e-5)
+
+
+@pytest.mark.parametrize("runtime", ["eager", "openvino"])
+def test_beside_openvino_detection_output_stays_on_one_thread(runtime, monkeypatch):
+    if runtime == "openvino":
+        pytest.importorskip("openvino", reason="openvino is not installed")
+    threads = []
+
+    class Native:
+        @staticmethod
+        def detection_output_cpu(*arguments):
+            threads.append(arguments[-1])
+            return native.detection_output_cpu(*arguments)
+
+    monkeypatch.setattr(detection_output, "native", Native)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    detector = Detector(model(), runtime=runtime, **OPTIONS)
+    with ops.backend("cpp"):
+        detector(images(3))
+    assert threads == [1 if runtime == "openvino" else 3]
+
+
+def test_one_thread_holds_for_the_block_and_the_calling_thread(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    elsewhere = []
+    with on_one_thread():
+        with on_one_thread():
+            assert cpu_threads() == 1
+        assert cpu_threads() == 1
+        other = threading.Thread(target=lambda: elsewhere.append(cpu_threads()))
+        other.start()
+        other.join()
+    assert cpu_threads() == 3 and elsewhere == [3]
+    with pytest.raises(KeyError), on_one_thread():
+        raise KeyError
+    assert cpu_threads() == 3
 
 
 def test_compile_returns_the_detections_of_eager():

@@ -12,6 +12,7 @@ from mdssd.ops._modules import native
 from mdssd.ops._results import new_detections
 from mdssd.ops._settings import DetectionOutputSettings
 from mdssd.ops._tensors import aligned, dtype_code, widened
+from mdssd.ops._threads import cpu_threads
 from mdssd.ops.reference import detection_output as reference
 
 
@@ -31,7 +32,7 @@ def detection_output_cpp(
         settings,
         *result,
         dtype_code(loc),
-        torch.get_num_threads(),
+        cpu_threads(),
     )
     return result
 
