@@ -234,8 +234,9 @@ def page(tables: dict[int, list[list[str]]], runtimes: Sequence[str], rounds: in
             how many times as fast int8 is.""")
     text.append("""AP is COCO AP on a test split after eight minutes of training on one core, as
         [accuracy.md](accuracy.md#the-light-form-against-vgg16) describes it: the mean of the seeds,
-        and their number in brackets. Forms with a "-" have not been trained.""")
-    text = [textwrap.fill(" ".join(part.split()), 110) for part in text]
+        and their number in brackets. A "-" stands for a form that was not trained on these
+        data.""")
+    text = [textwrap.fill(" ".join(part.split()), 110, break_on_hyphens=False) for part in text]
     for size, rows in tables.items():
         text += [f"## Inputs of {size} x {size}", _markdown(head, rows)]
     return "\n\n".join(text) + "\n"

@@ -55,7 +55,8 @@ FORMS = {
     ),
     "float32": Training("VGG16, width 0.25, from scratch, in float32", _VGG, 0.03, 133, amp="none"),
 }
-MACHINE = "--threads 1 --workers 0".split()  # of a resumed run as well
+# `mdssd train --resume` does not remember these, so that every start has to pass them.
+MACHINE = "--threads 1 --workers 0".split()
 FIGURES = {"voc07": "VOC07 AP", "coco": "COCO AP", "coco_small": "COCO AP small"}
 
 
