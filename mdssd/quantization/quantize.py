@@ -282,7 +282,7 @@ class _Job:
             self.known[digest] = found
             more = "" if self.ap - ap <= self.max_drop else "; one more layer becomes float32"
             with contextlib.redirect_stdout(self.stdout):  # which `_quiet` hides from NNCF
-                self.report(f"int8: COCO AP {ap:.4f}{more}")
+                self.report(f"int8, before the weights are stored: COCO AP {ap:.4f}{more}")
         else:
             bar = self.ranking or progress_bar(desc="compare layers", visible=self.progress)
             bar.update()

@@ -100,6 +100,11 @@ class QuantizeResult:
             f"{self.before.seconds / self.after.seconds:.2f} times as fast, "
             f"{self.before.size / self.after.size:.2f} times smaller",
         ]
+        if self.drop > self.max_drop:
+            lines.append(
+                "More is lost than was allowed, because the layers were chosen before the last "
+                "rounding of their weights. A smaller max_drop keeps more layers in float32."
+            )
         return "\n".join(map(printable, lines))
 
     def to_dict(self) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 import json
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +14,12 @@ from mdssd.data import DetectionDataset, Sample, SyntheticScenes
 from mdssd.data.dataset import DataPart
 from mdssd.detection.detector import Detector
 from mdssd.detection.quantized import load_network
+from mdssd.evaluation.evaluate import find_all
+from mdssd.evaluation.result import measure
 from mdssd.quantization import quantize as module
 from mdssd.quantization.calibration import Inputs
 from mdssd.quantization.quantize import check_packages, quantize
+from mdssd.quantization.result import NetworkFacts, QuantizeResult
 from mdssd.weights.checkpoint import save_checkpoint
 
 CLASSES = SyntheticScenes(1).classes
@@ -84,7 +89,7 @@ def test_the_command_writes_a_checkpoint_and_prints_both_sides(checkpoint, tmp_p
     assert cli.main([*map(str, words)]) == 0
     text = capsys.readouterr().out
     assert "float32: COCO AP 0." in text and f"written: {out}.json" in text
-    assert "35 layers in int8, 0 in float32\n" in text
+    assert "35 layers in int8, 0 in float32\n" in text and "More is lost" not in text
     heads = "AP AP50 small medium large file latency".split()
     assert any(line.split() == heads for line in text.splitlines())
     meta = json.loads(out.with_suffix(".json").read_text())
@@ -130,6 +135,16 @@ def test_layers_that_cost_too_much_stay_in_float32(checkpoint, tmp_path, monkeyp
     network = onnx.load_from_string(load_network(result.path)[0].onnx)
     assert len(module._int8_nodes(network)) == len(result.int8_layers)
     assert max(asked) == 3
+
+
+def test_the_table_says_if_the_stored_network_has_lost_too_much():
+    scenes = SyntheticScenes(2)
+    detector = Detector(small_model(), classes=CLASSES, mean=MEAN)
+    figures = measure(find_all(detector, scenes, workers=0), scenes, CLASSES)
+    facts = NetworkFacts(figures, 1000, 0.1)
+    result = QuantizeResult(Path("a.json"), facts, facts, ["conv"], [], 0.0, 1)
+    assert result.drop == 0 and "More is lost" not in result.table()
+    assert "More is lost than was allowed" in replace(result, max_drop=-0.001).table()
 
 
 # --- wrong input ---------------------------------------------------------------------------------
