@@ -53,6 +53,24 @@ FORMS = {
     "ssd_light": Training(
         "SSD300, light, EfficientNet-Lite0, ImageNet", Form("ssd300", _LITE0, 0.25, True), 0.1, 259
     ),
+    "light_half": Training(
+        "light, width 0.5, EfficientNet-Lite0, ImageNet",
+        Form("mdssd300", _LITE0, 0.5, True),
+        0.1,
+        152,
+    ),
+    "light_512": Training(
+        "MDSSD512, light, EfficientNet-Lite0, ImageNet",
+        Form("mdssd512", _LITE0, 0.25, True),
+        0.1,
+        74,
+    ),
+    "ssd_vgg": Training(
+        "SSD300, VGG16, width 0.25, from scratch", Form("ssd300", width=0.25), 0.03, 267
+    ),
+    "ssd_lite0": Training(
+        "SSD300, EfficientNet-Lite0, ImageNet", Form("ssd300", _LITE0, 0.25), 0.05, 262
+    ),
     "float32": Training("VGG16, width 0.25, from scratch, in float32", _VGG, 0.03, 133, amp="none"),
 }
 # `mdssd train --resume` does not remember these, so that every start has to pass them.
