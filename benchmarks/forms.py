@@ -44,6 +44,7 @@ from mdssd.system.files import atomic_write
 
 CLASSES = 21
 CANDIDATES = 1500  # scores above 0.01 in an image, as in a trained network
+PAGE = ROOT / "docs/forms.md"
 # What `python -m benchmarks.light_accuracy` stored, and the names of its data in the tables.
 ACCURACY = ROOT / "docs/light-accuracy.json"
 DATA = {"bccd": "BCCD", "cars": "KIT AIS, cars", "pcb": "DeepPCB"}
@@ -157,11 +158,25 @@ def accuracy(form: Form) -> list[str]:
     for data in DATA:
         found = [
             run["coco"]
-            for run in stored.values()
-            if (run["data"], Form(*run["form"]), run["amp"]) == (data, form, "bf16")
+            for name, run in stored.items()
+            if "@" not in name
+            and (run["data"], Form(*run["form"]), run["amp"]) == (data, form, "bf16")
         ]
         cells.append(f"{statistics.mean(found):.3f} ({len(found)})" if found else "-")
     return cells
+
+
+def write_accuracy() -> None:
+    """Replace the columns of AP in docs/forms.md by the stored figures."""
+    forms = {tuple(_cells(form)): form for size in FORMS.values() for form in size}
+    lines = []
+    for line in PAGE.read_text().splitlines():
+        cells = line.strip("| ").split(" | ")
+        if form := forms.get(tuple(cells[:4])):
+            line = f"| {' | '.join(cells[: -len(DATA)] + accuracy(form))} |"
+        lines.append(line)
+    with atomic_write(PAGE) as file:
+        file.write("\n".join(lines) + "\n")
 
 
 @contextmanager
@@ -174,6 +189,10 @@ def _in_a_stream(call: Callable[[], Any]) -> Iterator[None]:
     yield
 
 
+def _cells(form: Form) -> list[str]:
+    return [form.model, form.trunk, f"{form.width:g}", "light" if form.light else "full"]
+
+
 def _row(
     form: Form,
     base: Form,
@@ -183,7 +202,7 @@ def _row(
     runtimes: Sequence[str],
     times: Any,
 ) -> list[str]:
-    row = [form.model, form.trunk, f"{form.width:g}", "light" if form.light else "full"]
+    row = _cells(form)
     row += [f"{parameters / 1e6:.2f}", f"{macs / 1e9:.2f}", f"{1e3 * processor:.1f}"]
     for runtime in runtimes:
         own: Times = times[form, runtime]

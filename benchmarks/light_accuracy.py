@@ -5,7 +5,9 @@
 Trains every run that is not finished, one after another, and resumes interrupted ones. Evaluates
 each run once on the test split, stores the results in `--runs`, and prints a table of them.
 `--only pcb-light-0` restricts this to single runs, and `--minutes` says how long each may take.
-`--forms vgg float32` compares VGG16 in bfloat16 with as many iterations in float32.
+`--forms vgg float32` compares VGG16 in bfloat16 with as many iterations in float32. `--write` adds
+the results to docs/light-accuracy.json, and writes the table of docs/accuracy.md and the columns
+of AP in docs/forms.md.
 """
 
 from __future__ import annotations
@@ -14,13 +16,18 @@ import argparse
 import json
 import statistics
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.forms import DATA, Form
+from benchmarks.forms import ACCURACY, DATA, Form, write_accuracy
 from benchmarks.small_objects import evaluate, start_or_resume
+from benchmarks.stored import ROOT, write_between
 from mdssd.system.files import atomic_write
 
+PAGE = ROOT / "docs/accuracy.md"
+MARKS = ("<!-- from benchmarks/light_accuracy.py -->", "<!-- end -->")
+MINUTES = 8.0
 CLASS = {"cars": "car"}  # the only class that is evaluated, as the others are too rare to be learnt
 
 
@@ -84,10 +91,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{data}", type=Path, help=f"folder of {title}")
     parser.add_argument("--init", type=Path, help="the weights that `make light-weights` writes")
     parser.add_argument("--runs", type=Path, default=Path("runs/light"), help="folder of the runs")
-    parser.add_argument("--minutes", type=float, default=40, help="of one core, for each run")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="of one core, for each run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=["vgg", "light"])
     parser.add_argument("--only", nargs="+", metavar="DATA-FORM-SEED", help="restrict to these")
+    parser.add_argument("--write", action="store_true", help="store the results in docs/")
     options = parser.parse_args(argv)
     store = options.runs / "results.json"
     for seed in options.seeds:
@@ -96,6 +104,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 name = f"{data}-{form}-{seed}"
                 folder: Path | None = getattr(options, data)
                 wanted = name in options.only if options.only else form in options.forms
+                if options.minutes != MINUTES:
+                    name += f"@{options.minutes:g}"
                 if not wanted or name in _results(store):
                     continue
                 if folder is None or options.init is None:
@@ -105,9 +115,11 @@ def main(argv: Sequence[str] | None = None) -> None:
                 train(run, how, seed, folder, options.init, options.minutes)
                 figures = evaluate(run, folder, CLASS.get(data), "cpu")
                 figures |= {"data": data, "form": how.form, "amp": how.amp}
-                results = {**_results(store), name: figures}
-                with atomic_write(store) as file:
-                    json.dump(dict(sorted(results.items())), file, indent=1)
+                _add(store, {name: figures})
+    if options.write:
+        _add(ACCURACY, _results(store))
+        write_between(PAGE, MARKS, table(_results(ACCURACY)))
+        write_accuracy()
     print("\n".join(table(_results(store))))
 
 
@@ -124,21 +136,30 @@ def train(run: Path, how: Training, seed: int, folder: Path, init: Path, minutes
 
 def table(results: dict[str, Any]) -> list[str]:
     """Return the lines of a table in Markdown."""
-    heads = ["data", "form", "iterations", *FIGURES.values()]
+    heads = ["data", "form", "minutes", "iterations", *FIGURES.values()]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for data, title in DATA.items():
-        for form, how in FORMS.items():
-            runs = [run for name, run in results.items() if name.startswith(f"{data}-{form}-")]
-            if not runs:
-                continue
-            steps = sorted({run["iterations"] for run in runs})
-            cells = [title, how.title, ", ".join(f"{n:,}" for n in steps)]
+    groups: dict[tuple[str, str, str], list[Any]] = {}
+    for name, run in results.items():
+        data, form, rest = name.split("-")
+        minutes = rest.partition("@")[2] or f"{MINUTES:g}"
+        groups.setdefault((minutes, data, form), []).append(run)
+    for key in product(sorted({key[0] for key in groups}, key=float), DATA, FORMS):
+        if runs := groups.get(key):
+            minutes, data, form = key
+            steps = ", ".join(f"{n:,}" for n in sorted({run["iterations"] for run in runs}))
+            cells = [DATA[data], FORMS[form].title, minutes, steps]
             for figure in FIGURES:
                 values = [run[figure] for run in runs]
                 each = ", ".join(f"{value:.3f}" for value in values)
-                cells.append(f"{statistics.mean(values):.3f} ({each})")
+                cells.append(f"{statistics.mean(values):.3f} ({each})" if values[1:] else each)
             lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _add(store: Path, results: dict[str, Any]) -> None:
+    with atomic_write(store) as file:
+        json.dump(dict(sorted((_results(store) | results).items())), file, indent=1)
+        file.write("\n")
 
 
 def _results(store: Path) -> dict[str, Any]:

@@ -26,6 +26,7 @@ import torch
 
 import mdssd
 from benchmarks.machine import facts
+from benchmarks.stored import write_between
 from mdssd import Detector, ops
 from mdssd.data import SyntheticScenes
 from mdssd.evaluation.evaluate import find_all
@@ -200,11 +201,7 @@ def write(figures: Mapping[str, Mapping[str, Any]]) -> None:
     with atomic_write(RESULTS) as file:
         json.dump(dict(sorted(figures.items())), file, indent=1, allow_nan=False)
         file.write("\n")
-    text = PAGE.read_text()
-    start = text.index(MARKS[0])
-    end = text.index(MARKS[1], start)
-    with atomic_write(PAGE) as file:
-        file.write("\n".join([text[:start] + MARKS[0], *table(figures), text[end:]]))
+    write_between(PAGE, MARKS, table(figures))
 
 
 def table(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:

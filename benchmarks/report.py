@@ -26,7 +26,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
-from benchmarks.stored import ROOT, Row, Run, add, keep, load, newest, number, refuse_pretended
+from benchmarks.stored import (
+    ROOT,
+    Row,
+    Run,
+    add,
+    keep,
+    load,
+    newest,
+    number,
+    refuse_pretended,
+    write_between,
+)
 from mdssd.system.files import atomic_write
 
 ALIKE = 1.15  # ratios of two runs that differ by at most this factor are alike
@@ -495,13 +506,13 @@ def write(paths: Sequence[Path], folder: Path) -> Path:
 
 def write_readme(run: Run, readme: Path) -> bool:
     """Replace what stands between `README_MARKS`; return whether the page has these lines."""
-    text = readme.read_text() if readme.exists() else "\n".join([*README_MARKS, ""])
     refuse_pretended(run.about, readme.parent)
+    if not readme.exists():
+        readme.write_text("\n".join([*README_MARKS, ""]))
+    text = readme.read_text()
     if not all(mark in text for mark in README_MARKS):
         return False
-    start, end = (text.index(mark) for mark in README_MARKS)
-    with atomic_write(readme) as file:
-        file.write("\n".join([text[:start] + README_MARKS[0], *short_table(run), ""]) + text[end:])
+    write_between(readme, README_MARKS, short_table(run))
     return True
 
 

@@ -28,6 +28,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.machine import facts
 from benchmarks.report import OTHERS, OURS, save
+from benchmarks.stored import write_between
 from mdssd import Detector
 from mdssd.data import DetectionDataset, open_dataset
 from mdssd.evaluation.evaluate import find_all
@@ -196,11 +197,7 @@ def write_page() -> None:
     everything = _results()
     results = {name: run for name, run in everything.items() if "@" not in name}
     draw(results)
-    text = ACCURACY.read_text()
-    start, end = (text.index(mark) for mark in MARKS)
-    table = "\n".join([MARKS[0], *_summary(results), ""])
-    with atomic_write(ACCURACY) as file:
-        file.write(text[:start] + table + text[end:])
+    write_between(ACCURACY, MARKS, _summary(results))
     lines = [
         "# MDSSD against SSD on small objects",
         "",

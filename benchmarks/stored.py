@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -172,3 +173,12 @@ def number(value: float) -> str:
         return "0" if value == 0 else str(value)
     digits = max(0, 2 - math.floor(math.log10(value)))
     return f"{value:,.{digits}f}"
+
+
+def write_between(page: Path, marks: tuple[str, str], lines: Sequence[str]) -> None:
+    """Replace the lines between two marks of a page; the marks stay."""
+    text = page.read_text()
+    start = text.index(marks[0]) + len(marks[0])
+    end = text.index(marks[1], start)
+    with atomic_write(page) as file:
+        file.write(text[:start] + "\n".join(["", *lines, ""]) + text[end:])
