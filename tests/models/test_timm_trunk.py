@@ -76,6 +76,61 @@ def test_weights_of_timm_fill_the_trunk(timm, name, tmp_path):
         torch.testing.assert_close(x, sizes[tuple(x.shape)], rtol=1e-4, atol=1e-4)
 
 
+def downloads(timm, monkeypatch, result):
+    """Replace the download of timm by the call of `result` with a name."""
+    create = timm.create_model
+    monkeypatch.setattr(
+        timm,
+        "create_model",
+        lambda name, pretrained=False, **options: (
+            result(name) if pretrained and not options else create(name, pretrained, **options)
+        ),
+    )
+    return create
+
+
+def test_the_word_timm_stands_for_the_weights_that_timm_downloads(timm, monkeypatch, tmp_path):
+    torch.manual_seed(0)
+    source = timm.create_model(NAME)
+    create = downloads(timm, monkeypatch, lambda name: source if name == NAME else create(name))
+    from_timm, from_file = make(init="timm"), make(init=source.state_dict())
+    for name, tensor in from_timm.trunk.state_dict().items():
+        assert torch.equal(tensor, from_file.trunk.state_dict()[name]), name
+    assert from_timm.loaded == from_file.loaded
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "timm").mkdir()  # which would be a checkpoint's folder: ./timm
+    options = "--model ssd300 --scenes 2 --batch-size 2 --iterations 1 --lr 1e-9 --workers 0"
+    words = ["train", *options.split(), "--trunk", NAME, "--width", "0.0625", "--init", "timm"]
+    assert main([*words, "--out", "run"]) == 0
+    trained = load_checkpoint(tmp_path / "run")[0]
+    got = trained.trunk.state_dict()["network.conv1.weight"]
+    torch.testing.assert_close(got, source.state_dict()["conv1.weight"], rtol=0, atol=1e-6)
+
+
+def test_weights_that_cannot_be_downloaded(timm, monkeypatch, capsys, tmp_path):
+    def fails(name):
+        raise RuntimeError("no network\nmore lines")
+
+    downloads(timm, monkeypatch, fails)
+    words = f"train --scenes 2 --workers 0 --trunk {NAME} --init timm --out {tmp_path / 'run'}"
+    assert main(words.split()) != 0
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "timm: no weights of resnet18 could be had" in error and error.endswith(": no network")
+    assert "more lines" not in error and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("trunk", [[], ["--trunk", "efficientnet_lite0"]])
+def test_the_word_timm_needs_a_trunk_of_timm(trunk, capsys, tmp_path):
+    words = ["train", "--scenes", "2", *trunk, "--init", "timm", "--out", str(tmp_path / "run")]
+    assert main(words) != 0
+    error = capsys.readouterr().err.strip()
+    got = trunk[1] if trunk else "vgg16"
+    assert error.endswith(f"--init timm: expected --trunk with a network of timm, got {got}")
+    with pytest.raises(ValueError, match="trunk is a network of timm, got VGG16"):
+        mdssd.ssd300(2, width=0.0625, init="timm")
+
+
 def test_weights_that_do_not_fit(timm):
     weights = timm.create_model("resnet18").state_dict()
     with pytest.raises(ValueError, match="of timm's resnet34 must have shape .* got none"):

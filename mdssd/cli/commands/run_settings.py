@@ -11,7 +11,7 @@ from typing import Any
 from mdssd.cli.commands.shared import check_needs_tile
 from mdssd.cli.options.train import EPOCHS, WARMUP_FROM_SCRATCH
 from mdssd.models.build import default_options, with_input_size
-from mdssd.names import AUTO_PRIORS
+from mdssd.names import AUTO_PRIORS, TRUNKS
 from mdssd.training.recipe_files import (
     DEFAULT_RECIPE,
     LENGTHS,
@@ -23,6 +23,7 @@ from mdssd.training.recipe_files import (
 from mdssd.training.settings import WINDOW_SETTINGS, Recipe
 from mdssd.weights.checkpoint_json import CheckpointError, find_checkpoint, read_meta
 from mdssd.weights.pretrained import is_checkpoint
+from mdssd.weights.timm_weights import TIMM
 
 _OF_RECIPE = re.compile(r"^Recipe: (\w+):")
 
@@ -126,10 +127,13 @@ def _start_options(given: Mapping[str, Any]) -> dict[str, Any]:
     fit every width: the other options remain the default recipe's.
     """
     path, model = given["init"], given.get("model")
-    if not Path(path).exists():
+    trunk = given.get("trunk", "vgg16")
+    if path == TIMM and trunk in TRUNKS:
+        raise ValueError(f"--init {TIMM}: expected --trunk with a network of timm, got {trunk}")
+    if path != TIMM and not Path(path).exists():
         raise FileNotFoundError(f"--init: {path}: no such file or folder")
-    if not is_checkpoint(Path(path)):
-        if given.get("trunk", "vgg16") not in ("vgg16", "resnet101"):
+    if path == TIMM or not is_checkpoint(Path(path)):
+        if trunk not in ("vgg16", "resnet101"):
             default = read_recipe(DEFAULT_RECIPE)
             return {name: default[name] for name in MODEL_OPTIONS if name in default}
         return {"prior_scales": AUTO_PRIORS}

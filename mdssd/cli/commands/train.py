@@ -28,6 +28,7 @@ from mdssd.training.settings import Recipe
 from mdssd.training.state import TrainState
 from mdssd.weights.checkpoint_json import read_meta
 from mdssd.weights.pretrained import is_checkpoint, load_pretrained
+from mdssd.weights.timm_weights import TIMM
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -163,7 +164,7 @@ def load_start(model: SingleShotDetector, path: str, classes: Sequence[str] | No
     except ValueError as error:
         own, fits = model.options, default_options(model.name)
         same = (own.width, own.batch_norm) == (fits.width, fits.batch_norm)
-        if same or is_checkpoint(Path(path)):
+        if same or path == TIMM or is_checkpoint(Path(path)):
             raise
         norm = "--batch-norm" if fits.batch_norm else "--no-batch-norm"
         raise ValueError(f"--init: {error}; with --width 1 {norm} the model fits") from None

@@ -113,9 +113,9 @@ def _add_common_options(common: argparse._ArgumentGroup) -> None:
     common.add_argument(
         "--init",
         metavar="FILE",
-        help="start from this file: ImageNet weights of the trunk, a published SSD (see "
-        "`mdssd convert --help`) or a checkpoint; tensors that fit by name and shape are loaded. "
-        "By default the model has the checkpoint's options, and for other files its paper's",
+        help="start from this file: ImageNet weights of the trunk (timm: those that timm downloads "
+        "for its networks), a published SSD (see `mdssd convert --help`) or a checkpoint. By "
+        "default the model has the checkpoint's options, and for other files its paper's",
     )
     common.add_argument(
         "--recipe",
