@@ -232,7 +232,9 @@ def page(tables: dict[int, list[list[str]]], runtimes: Sequence[str], rounds: in
         "# Forms of the networks",
         "<!-- from benchmarks/forms.py -->",
         f"""Time from an image of 500 x 375 in memory to its boxes, with `Detector`, in float32 on
-        {torch.get_num_threads()} threads of {cpu_name()}, with {" and ".join(packages.values())}.
+        {torch.get_num_threads()} threads of {cpu_name()}, with {" and ".join(packages.values())},
+        in an environment with torchvision, so that these versions can differ from those of
+        constraints.txt.
         Every time is the median of {rounds} rounds, with the least in brackets. A round times every
         side once, in a new order, after at least {1e3 * STREAM:.0f} ms of untimed calls of the same
         side, as in a stream of images. "Times as fast" is the median of the rounds' ratios to the

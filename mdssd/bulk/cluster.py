@@ -14,6 +14,7 @@ from typing import Any
 from mdssd.bulk.plan import Shard, shard_text
 from mdssd.bulk.record import Record
 from mdssd.bulk.settings import Pool
+from mdssd.system.text import first_line
 
 _OBJECT_STORE = 500 << 20  # bytes, of a Ray that is started here
 _ANSWER = 10  # seconds within which the node at an address must answer
@@ -57,11 +58,7 @@ def check_address(address: str | None) -> None:
 
 
 def _no_ray(address: str | None, error: Exception) -> str:
-    return f"detect: ray_address: {address}: no Ray there ({_reason(error)})"
-
-
-def _reason(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+    return f"detect: ray_address: {address}: no Ray there ({first_line(error)})"
 
 
 @contextmanager
@@ -93,7 +90,9 @@ def running(address: str | None) -> Iterator[None]:
     except Exception as error:  # Ray has no type of its own for a start that fails
         ray.shutdown()
         if not joins:
-            raise ConnectionError(f"detect: engine: Ray did not start ({_reason(error)})") from None
+            raise ConnectionError(
+                f"detect: engine: Ray did not start ({first_line(error)})"
+            ) from None
         raise ConnectionError(
             f"{_no_ray(address, error)}; a cluster with tokens needs RAY_AUTH_MODE=token"
         ) from None

@@ -98,7 +98,7 @@ class MDSSD(SingleShotDetector):
         super().__init__(input_size, options)
         width, batch_norm = options.width, options.batch_norm
         low, middle, high = trunk_channels(options.trunk, width)
-        self.trunk = make_trunk(options.trunk, width, batch_norm)
+        self.trunk = make_trunk(options.trunk, width, batch_norm, input_size)
         c256, c512, c1024 = (scaled(c, width) for c in (256, 512, 1024))
         layers = self.prior_layers(input_size, options.prior_scales)
         self.extras: nn.Module

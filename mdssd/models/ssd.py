@@ -36,7 +36,7 @@ class SSD(SingleShotDetector):
         super().__init__(input_size, options)
         width, batch_norm = options.width, options.batch_norm
         _, middle, high = trunk_channels(options.trunk, width)
-        self.trunk = make_trunk(options.trunk, width, batch_norm)
+        self.trunk = make_trunk(options.trunk, width, batch_norm, input_size)
         self.extras = (
             LightExtraLayers(high, input_size, width)
             if options.light

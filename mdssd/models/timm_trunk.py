@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from mdssd.models.vgg import MEAN_RGB
 from mdssd.names import TRUNKS
+from mdssd.system.text import first_line
 
 STRIDES = (4, 8, 16)
 _EXPECTED = f"one of {', '.join(TRUNKS)}, or a network of timm"
@@ -23,7 +25,7 @@ def check_timm(where: str, name: object) -> None:
         name: the name of the trunk.
 
     Raises:
-        ValueError: it has none, or timm is not installed.
+        ValueError: it has none, or timm cannot be imported.
 
     Example:
         >>> from mdssd.models.timm_trunk import check_timm
@@ -38,9 +40,12 @@ def check_timm(where: str, name: object) -> None:
         raise ValueError(message)
     try:
         import timm
-    except ImportError:
+    except Exception as error:  # a torchvision that does not fit raises a RuntimeError
+        missing = isinstance(error, ImportError) and error.name == "timm"
+        reason = "is not installed" if missing else f"cannot be imported ({first_line(error)})"
         raise ValueError(
-            f"{message}, and timm is not installed: pip install 'mdssd[timm]'"
+            f"{message}, and timm {reason}; it needs the torchvision that fits "
+            f"torch {torch.__version__}: see docs/install.md"
         ) from None
     if not timm.is_model(name):
         raise ValueError(message)
@@ -83,8 +88,9 @@ def _maps(name: str) -> tuple[tuple[int, ...], tuple[int, int, int]]:
         with torch.device("meta"):
             info = timm.create_model(name, features_only=True, pretrained=False).feature_info
     except (AttributeError, RuntimeError, TypeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"trunk: timm makes no feature maps of {name!r}: {reason}") from None
+        raise ValueError(
+            f"trunk: timm makes no feature maps of {name!r}: {first_line(error)}"
+        ) from None
     strides, channels = list(info.reduction()), info.channels()
     if any(strides.count(stride) != 1 for stride in STRIDES):
         raise ValueError(
@@ -94,6 +100,36 @@ def _maps(name: str) -> tuple[tuple[int, ...], tuple[int, int, int]]:
     indices = tuple(strides.index(stride) for stride in STRIDES)
     low, middle, high = (channels[k] for k in indices)
     return indices, (low, middle, high)
+
+
+@lru_cache
+def check_maps(name: str, height: int, width: int) -> None:
+    """Check that the maps of a network of timm fit images of this size.
+
+    Raises:
+        ValueError: the network takes images of another size only, or rounds the sizes of its maps
+            down.
+    """
+    with torch.device("meta"):
+        try:
+            maps = timm_network(name).eval()(torch.zeros(1, 3, height, width))
+        except AssertionError as error:  # of a network for a single size
+            raise ValueError(
+                f"trunk {name!r} cannot take images of {width} x {height}: {first_line(error)}"
+            ) from None
+        except (NotImplementedError, RuntimeError):  # which the device meta cannot compute
+            return
+    _check_sizes(name, (height, width), maps)
+
+
+def _check_sizes(name: str, size: Sequence[int], maps: Sequence[Tensor]) -> None:
+    for x, stride in zip(maps, STRIDES, strict=True):
+        expected = [-(-side // stride) for side in size]
+        if list(x.shape[2:]) != expected:
+            raise ValueError(
+                f"trunk {name!r}: expected a map of {expected} cells for images of {list(size)}, "
+                f"got {list(x.shape[2:])}; choose an input size that is a multiple of 32"
+            )
 
 
 class TimmTrunk(nn.Module):
@@ -123,13 +159,6 @@ class TimmTrunk(nn.Module):
             ValueError: the network rounds the sizes of its maps down, so they do not fit.
         """
         maps = self.network(images * self.scale + self.shift)
-        for x, stride in zip(maps, STRIDES, strict=True):
-            expected = [-(-side // stride) for side in images.shape[2:]]
-            if list(x.shape[2:]) != expected:
-                raise ValueError(
-                    f"trunk {self.name!r}: expected a map of {expected} cells for images of "
-                    f"{list(images.shape[2:])}, got {list(x.shape[2:])}; choose an input size "
-                    "that is a multiple of 32"
-                )
+        _check_sizes(self.name, images.shape[2:], maps)
         low, middle, high = maps
         return low, middle, high

@@ -33,6 +33,7 @@ from mdssd.quantization.calibration import Inputs, sources
 from mdssd.quantization.result import NetworkFacts, QuantizeResult
 from mdssd.system.files import writable_folder
 from mdssd.system.progress import progress_bar
+from mdssd.system.text import first_line
 from mdssd.weights.checkpoint import load_checkpoint, save_checkpoint
 from mdssd.weights.convert import json_path
 
@@ -54,6 +55,7 @@ def quantize(
     images: int = 300,
     batch_size: int = 8,
     workers: int | None = None,
+    allow_faults: bool = False,
     report: Callable[[str], object] | None = None,
     **options: Any,
 ) -> QuantizeResult:
@@ -74,6 +76,8 @@ def quantize(
         images: the most inputs of the network to calibrate with.
         batch_size: how many validation images go through the network at once.
         workers: processes that read images, as in `Detector.stream`.
+        allow_faults: leave out images of `validation` that cannot be read and its objects of
+            classes that the checkpoint lacks, as `evaluate` does.
         report: is called with a line about each step; it also switches progress bars on.
         options: keywords of `Detector` that say what the network sees: `tile` and its relatives.
 
@@ -83,9 +87,11 @@ def quantize(
     Raises:
         ImportError: a package of the extra int8 is not installed.
         CheckpointError: there is no checkpoint, or it is of an int8 network already.
+        TypeError: `calibration` or `validation` is no `DetectionDataset`, or there is no such
+            option.
         ValueError: an argument is out of range, a data set is empty, `validation` has no objects
-            of the checkpoint's classes, or no layer can be in int8 within `max_drop`. Nothing is
-            written then.
+            of the checkpoint's classes, or other ones and `allow_faults` is not set, or no layer
+            can be in int8 within `max_drop`. Nothing is written then.
         OSError: `out` exists or cannot be written.
 
     Example:
@@ -95,18 +101,26 @@ def quantize(
             ...
         ValueError: quantize: max_drop: expected a number from 0 to 1, got -1
     """
-    if not 0 <= max_drop <= 1:
-        raise ValueError(f"quantize: max_drop: expected a number from 0 to 1, got {max_drop}")
+    if (
+        isinstance(max_drop, bool)
+        or not isinstance(max_drop, int | float)
+        or not 0 <= max_drop <= 1
+    ):
+        raise ValueError(f"quantize: max_drop: expected a number from 0 to 1, got {max_drop!r}")
     if isinstance(images, bool) or not isinstance(images, int) or images < 1:
         raise ValueError(f"quantize: images: expected an int of 1 or more, got {images!r}")
+    for name, dataset in (("calibration", calibration), ("validation", validation)):
+        if not isinstance(dataset, DetectionDataset):
+            kind = type(dataset).__name__
+            raise TypeError(f"quantize: {name}: expected a DetectionDataset, got {kind}")
+        if not len(dataset):
+            raise ValueError(f"quantize: {name}: expected images, {dataset.name} has none")
     path = new_checkpoint(out)
     check_packages()
     model, meta = load_checkpoint(checkpoint)
-    for name, dataset in (("calibration", calibration), ("validation", validation)):
-        if not len(dataset):
-            raise ValueError(f"quantize: {name}: expected images, {dataset.name} has none")
     fold_batch_norm(model)
-    job = _Job(model, meta, validation, max_drop, batch_size, workers, report, options)
+    how = {"workers": workers, "allow_faults": allow_faults}
+    job = _Job(model, meta, validation, max_drop, batch_size, how, report, options)
     with quiet_exporters():
         return job.run(path, calibration, images)
 
@@ -153,12 +167,12 @@ class _Job:
         validation: DetectionDataset,
         max_drop: float,
         batch_size: int,
-        workers: int | None,
+        how: dict[str, Any],
         report: Callable[[str], object] | None,
         options: dict[str, Any],
     ) -> None:
         self.model, self.meta, self.validation = model, meta, validation
-        self.workers, self.progress = workers, report is not None
+        self.how, self.progress = how, report is not None  # how: workers and allow_faults
         self.report = report or (lambda line: None)
         facts = {"classes": meta["classes"], "mean": tuple(meta["mean"])}
         self.options = {**options, **facts, "device": "cpu", "runtime": "openvino"}
@@ -182,7 +196,7 @@ class _Job:
             )
         self.report(f"float32: COCO AP {self.ap:.4f}")
         options = {k: v for k, v in self.options.items() if k != "runtime"}
-        inputs = Inputs(self.model, calibration, images, workers=self.workers, **options)
+        inputs = Inputs(self.model, calibration, images, workers=self.how["workers"], **options)
         quantized = self.quantized(proto, inputs)
         network = quantized.SerializeToString()
         in_int8 = _int8_nodes(quantized)
@@ -220,10 +234,9 @@ class _Job:
         except ImportError:
             raise
         except Exception as error:  # PyTorch raises many kinds, with many lines
-            reason = str(error).strip().partition("\n")[0]
             raise ValueError(
                 f"quantize: {self.model.name} with trunk {self.model.options.trunk} cannot be "
-                f"written as ONNX: {reason}"
+                f"written as ONNX: {first_line(error)}"
             ) from error
 
     def detector(self, model: SingleShotDetector | QuantizedNetwork) -> Detector:
@@ -235,7 +248,7 @@ class _Job:
             dataset,
             batch_size=self.batch_size,
             progress=self.progress and visible,
-            workers=self.workers,
+            **self.how,
         )
 
     def measure(self, detector: Detector, found: EvalData) -> EvalResult:

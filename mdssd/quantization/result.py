@@ -96,7 +96,8 @@ class QuantizeResult:
             *_aligned(sizes),
             "",
             layers,
-            f"COCO AP lost: {self.drop:.4f}, at most {self.max_drop:g} was allowed; "
+            f"COCO AP {'lost' if self.drop >= 0 else 'gained'}: {abs(self.drop):.4f}, a loss of at "
+            f"most {self.max_drop:g} was allowed; "
             f"{self.before.seconds / self.after.seconds:.2f} times as fast, "
             f"{self.before.size / self.after.size:.2f} times smaller",
         ]

@@ -38,6 +38,17 @@ def some(names: Sequence[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + more
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, or its kind if it has none.
+
+    Example:
+        >>> from mdssd.system.text import first_line
+        >>> first_line(OSError("disk full\\nmore")), first_line(AssertionError())
+        ('disk full', 'AssertionError')
+    """
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def printable(line: str) -> str:
     r"""Return a line in which control characters are escapes, such as \x1b and \n.
 

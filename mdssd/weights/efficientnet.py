@@ -54,8 +54,8 @@ def load_efficientnet_lite0(
     trunk = getattr(model, "trunk", None)
     if not isinstance(trunk, EfficientNetLite0):
         raise ValueError(
-            f"{where}: {source} holds EfficientNet-Lite0; model must be made with "
-            f"trunk='efficientnet_lite0', got {type(trunk).__name__}"
+            f"{where}: {source} holds EfficientNet-Lite0; expected a model with the trunk "
+            f"efficientnet_lite0, got {type(trunk).__name__}"
         )
     own = trunk.state_dict()
     new = {}

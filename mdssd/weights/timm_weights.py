@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mdssd.models.timm_trunk import TimmTrunk, timm_network
+from mdssd.system.text import first_line
 from mdssd.weights.checkpoint_tensors import fault_of
 
 TIMM = "timm"  # instead of a file: the weights that timm downloads
@@ -35,10 +36,9 @@ def download_timm(model: nn.Module) -> dict[str, Tensor]:
     try:
         return dict(timm.create_model(trunk.name, pretrained=True).state_dict())
     except Exception as error:  # timm and the client of the hub raise many kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise OSError(
             f"load_pretrained: {TIMM}: no weights of {trunk.name} could be had, a file of them can "
-            f"take their place: {reason}"
+            f"take their place: {first_line(error)}"
         ) from error
 
 

@@ -30,7 +30,18 @@ def test_without_timm_one_line_says_what_to_install(monkeypatch, capsys, tmp_pat
     assert main(["train", *options.split()]) != 0
     error = capsys.readouterr().err.strip()
     assert error.count("\n") == 0
-    assert "trunk must be one of vgg16" in error and "pip install 'mdssd[timm]'" in error
+    assert "trunk must be one of vgg16" in error and "timm is not installed" in error
+
+
+def test_a_timm_that_cannot_be_imported_says_why(monkeypatch, tmp_path):
+    (tmp_path / "timm.py").write_text("raise RuntimeError('operator nms does not exist\\nmore')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    with pytest.raises(
+        ValueError, match=r"got 'resnet18', and timm cannot be imported \(oper.* ex"
+    ) as e:
+        make()
+    assert "more" not in str(e.value) and f"torch {torch.__version__}" in str(e.value)
 
 
 @pytest.mark.parametrize("name", [NAME, "mobilenetv3_small_050", "tf_efficientnet_lite0"])
@@ -154,7 +165,15 @@ def test_bad_networks(timm, name, message):
 
 def test_a_network_that_rounds_down_names_the_sizes(timm):
     with pytest.raises(ValueError, match=r"trunk 'vgg11': expected a map of \[38, 38\]"):
-        make("ssd300", trunk="vgg11").eval()(torch.zeros(1, 3, 300, 300))
+        make("ssd300", trunk="vgg11")
+    with pytest.raises(ValueError, match=r"trunk 'vgg11': expected a map of \[38, 38\]"):
+        TimmTrunk("vgg11").eval()(torch.zeros(1, 3, 300, 300))
+
+
+def test_a_network_of_a_single_input_size_names_it(timm):
+    message = "trunk 'swin_tiny_patch4_window7_224' cannot take images of 300 x 300: .*224"
+    with pytest.raises(ValueError, match=message):
+        make("ssd300", trunk="swin_tiny_patch4_window7_224")
 
 
 def test_training(timm, tmp_path):

@@ -144,6 +144,7 @@ def test_the_table_says_if_the_stored_network_has_lost_too_much():
     facts = NetworkFacts(figures, 1000, 0.1)
     result = QuantizeResult(Path("a.json"), facts, facts, ["conv"], [], 0.0, 1)
     assert result.drop == 0 and "More is lost" not in result.table()
+    assert "COCO AP lost: 0.0000, a loss of at most 0 was allowed" in result.table()
     assert "More is lost than was allowed" in replace(result, max_drop=-0.001).table()
 
 
@@ -205,6 +206,26 @@ def test_wrong_options_are_one_line(checkpoint, tmp_path, monkeypatch, capsys, w
     assert [path.name for path in tmp_path.iterdir()] == ["taken.json"]
 
 
+def test_tiles_of_the_training_are_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("mdssd.cli.commands.quantize.check_packages", lambda: None)
+    extra = {"recipe": {"tile": 200, "tile_scale": 2.0}}
+    save_checkpoint(tmp_path / "a.json", small_model(), classes=CLASSES, mean=MEAN, extra=extra)
+    words = [
+        "quantize",
+        str(tmp_path / "a.json"),
+        "--data",
+        "nowhere",
+        "--out",
+        str(tmp_path / "b"),
+    ]
+    for more in ([], ["--tile", "200"]):
+        assert cli.main([*words, *more]) == 2
+        line = (
+            "the checkpoint was trained on tiles; --tile 200 --tile-scale 2 shows it images as in"
+        )
+        assert (line in capsys.readouterr().out) != bool(more)
+
+
 def test_wrong_arguments_are_named(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "check_packages", lambda: None)
     scenes = SyntheticScenes(2)
@@ -213,6 +234,7 @@ def test_wrong_arguments_are_named(checkpoint, tmp_path, monkeypatch):
     for wrong, message in (
         ({"max_drop": -0.1}, "max_drop: expected a number from 0 to 1, got -0.1"),
         ({"max_drop": float("nan")}, "max_drop: expected a number"),
+        ({"max_drop": "0.1"}, "max_drop: expected a number from 0 to 1, got '0.1'"),
         ({"images": 0}, "images: expected an int of 1 or more, got 0"),
         ({"calibration": DataPart(scenes, [])}, "calibration: expected images"),
         ({"validation": DataPart(scenes, [])}, "validation: expected images"),
@@ -224,6 +246,13 @@ def test_wrong_arguments_are_named(checkpoint, tmp_path, monkeypatch):
     other.classes = [f"other {name}" for name in other.classes]
     with pytest.raises(ValueError, match="has objects of classes that the checkpoint lacks"):
         quantize(checkpoint, out, calibration=scenes, validation=other)
+    with pytest.raises(ValueError, match="expected objects to measure AP"):
+        quantize(checkpoint, out, calibration=scenes, validation=other, allow_faults=True)
+    for name in data:
+        with pytest.raises(
+            TypeError, match=f"quantize: {name}: expected a DetectionDataset, got str"
+        ):
+            quantize(checkpoint, out, **{**data, name: "folder"})
     network = b"of an int8 network"
 
     def fail(model):

@@ -84,6 +84,11 @@ def test_model_that_starts_from_a_checkpoint_has_its_options(tmp_path):
     config = source.config()
     assert config.pop("num_classes") == 3 and settings.model == config
     assert settings.recipe["lr"] == 0.01
+    light = ssd300(3, width=0.0625, batch_norm=True, light=True)
+    save_checkpoint(tmp_path / "light.json", light, classes=["a", "b"], mean=MEAN_RGB, extra={})
+    for given in ({}, {"light": True}):  # it has learnt already
+        given["init"] = str(tmp_path / "light.json")
+        assert run_settings(given, tmp_path, resume=False).recipe["lr"] == 0.01
     given = {"init": str(tmp_path), "model": "mdssd300", "prior_scales": "auto"}
     settings = run_settings(given, tmp_path, resume=False)
     assert settings.model == {**config, "model": "mdssd300", "prior_scales": "auto"}
@@ -99,14 +104,28 @@ def test_model_that_starts_from_published_weights_fits_them(tmp_path):
         run_settings({"init": str(tmp_path / "none.pth")}, tmp_path, resume=False)
 
 
-def test_model_that_does_not_fit_published_weights_says_which_options_do(capsys, tmp_path):
+@pytest.mark.parametrize("fits", [True, False])
+def test_model_that_does_not_fit_published_weights_says_which_options_do(
+    capsys, tmp_path, monkeypatch, fits
+):
+    def load(model, path, **others):
+        if not (fits and model.options.width == 1 and not model.options.batch_norm):
+            raise ValueError("of another shape")
+
+    monkeypatch.setattr("mdssd.cli.commands.train.load_pretrained", load)
     path = tmp_path / "vgg16.pth"
-    torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, path)
+    path.write_bytes(b"not read")
     options = [*TINY, "--batch-norm", "--scenes", 2, "--iterations", 1, "--out", tmp_path / "run"]
     status, _, err = run(capsys, *options, "--init", path)
-    assert status == 2 and err.count("\n") == 1
-    assert err.startswith("mdssd: error: --init: ")
-    assert err.endswith("; with --width 1 --no-batch-norm the model fits\n")
+    more = "; with --width 1 --no-batch-norm the model fits" if fits else ""
+    start = "--init: " if fits else ""
+    assert status == 2 and err == f"mdssd: error: {start}of another shape{more}\n"
+
+
+def test_the_model_is_checked_before_the_data_are_read(capsys, tmp_path):
+    options = ["--data", tmp_path / "nowhere", "--out", tmp_path / "run"]
+    status, _, err = run(capsys, *options, "--trunk", "no_such_network")
+    assert status == 2 and "trunk must be one of" in err and "nowhere" not in err
 
 
 # --- priors from the data ------------------------------------------------------------------------

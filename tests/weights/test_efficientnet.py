@@ -100,7 +100,7 @@ def test_weights_that_do_not_fit(weights, change, message):
 
 
 def test_another_trunk(weights):
-    with pytest.raises(ValueError, match="made with trunk='efficientnet_lite0', got VGG16"):
+    with pytest.raises(ValueError, match="the trunk efficientnet_lite0, got VGG16"):
         load_pretrained(mdssd.ssd300(3, width=0.0625), weights)
 
 

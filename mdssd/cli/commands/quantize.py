@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from mdssd.cli.commands.shared import machine, open_data, show, tile_options
+from mdssd.cli.commands.shared import machine, open_data, show, tile_options, trained_on_tiles
 from mdssd.data import DetectionDataset
 from mdssd.quantization.quantize import check_packages, new_checkpoint, quantize
 from mdssd.system.memory import keep_memory
@@ -20,6 +20,8 @@ def run(arguments: argparse.Namespace) -> int:
         check_packages()
         meta = read_meta(find_checkpoint(arguments.checkpoint))
         tiles = tile_options(given)
+        if arguments.tile is None and (line := trained_on_tiles(arguments.checkpoint)):
+            show(line)
         result = quantize(
             arguments.checkpoint,
             arguments.out,
@@ -29,6 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
             images=arguments.images,
             batch_size=arguments.batch_size,
             workers=arguments.workers,
+            allow_faults=given.get("allow_faults", False),
             report=show,
             **tiles,
         )

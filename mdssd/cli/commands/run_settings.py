@@ -102,7 +102,7 @@ def _new_run(given: Mapping[str, Any]) -> RunSettings:
         usual = read_recipe(DEFAULT_RECIPE)["lr"]
         if not batch_norm:
             recipe["lr"] *= _LR_WITHOUT_BATCH_NORM / usual
-        elif given.get("light"):  # not where a checkpoint is light, which has learnt already
+        elif given.get("light") and not file.get("light"):  # a light checkpoint has learnt already
             recipe["lr"] *= _LR_LIGHT / usual
     data = _data_options(given)
     if "recipe" in given:

@@ -175,7 +175,7 @@ def tile_options(given: Mapping[str, Any]) -> dict[str, Any]:
 def detector_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of a `Detector` other than its checkpoint and device."""
     tiles = tile_options(vars(arguments))
-    if arguments.tile is None and is_main() and (line := _trained_on_tiles(arguments.checkpoint)):
+    if arguments.tile is None and is_main() and (line := trained_on_tiles(arguments.checkpoint)):
         show(line)
     return {
         **tiles,
@@ -185,7 +185,7 @@ def detector_options(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _trained_on_tiles(checkpoint: str) -> str:
+def trained_on_tiles(checkpoint: str) -> str:
     """Return a line about the tiles that a checkpoint was trained on; "" if there were none."""
     training = read_meta(find_checkpoint(checkpoint)).get("training") or {}
     recipe = training.get("recipe")

@@ -67,6 +67,7 @@ def _run(given: Mapping[str, Any], out_dir: Path, resume: bool, device: str) -> 
     """Open the data, make the model, train it, and print what came of it."""
     main = distributed.is_main()
     settings = run_settings(given, out_dir, resume=resume)
+    _check_model(settings)
     dataset, eval_dataset = _open_both(settings)
     moved = ""
     if settings.before is not None:
@@ -121,6 +122,15 @@ def _open_both(settings: RunSettings) -> tuple[DetectionDataset, DetectionDatase
     return dataset, open_data(eval_options, train=False, classes=dataset.classes, **how)
 
 
+def _check_model(settings: RunSettings) -> None:
+    """Check the options of the model before the data are read, which may take long."""
+    config = {**settings.model, "num_classes": 2}
+    if config.get("prior_scales") == AUTO_PRIORS:
+        del config["prior_scales"]
+    with torch.device("meta"):
+        build(config)
+
+
 def _make_model(
     settings: RunSettings, dataset: DetectionDataset, device: str
 ) -> SingleShotDetector:
@@ -166,6 +176,11 @@ def load_start(model: SingleShotDetector, path: str, classes: Sequence[str] | No
         same = (own.width, own.batch_norm) == (fits.width, fits.batch_norm)
         if same or path == TIMM or is_checkpoint(Path(path)):
             raise
+        fitting = {**model.config(), "width": fits.width, "batch_norm": fits.batch_norm}
+        try:
+            load_pretrained(build(fitting), path)
+        except ValueError:
+            raise error from None
         norm = "--batch-norm" if fits.batch_norm else "--no-batch-norm"
         raise ValueError(f"--init: {error}; with --width 1 {norm} the model fits") from None
     line = f"{len(loaded.taken)} of {len(model.state_dict())} tensors start from {path}"
