@@ -27,7 +27,7 @@ def lite(name="mdssd300", **options):
 @pytest.mark.parametrize("trunk", TRUNKS)
 def test_maps_of_strides_4_8_and_16(trunk, width=0.25):
     with torch.device("meta"):
-        network = make_trunk(trunk, width, batch_norm=True)
+        network = make_trunk(trunk, width, batch_norm=True, input_size=300)
     channels = trunk_channels(trunk, width)
     for size in (300, 288, 416, 1024):
         maps = network(torch.empty(1, 3, size, 320, device="meta"))

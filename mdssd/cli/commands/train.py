@@ -180,7 +180,7 @@ def load_start(model: SingleShotDetector, path: str, classes: Sequence[str] | No
         try:
             load_pretrained(build(fitting), path)
         except ValueError:
-            raise error from None
+            raise ValueError(f"--init: {error}") from None
         norm = "--batch-norm" if fits.batch_norm else "--no-batch-norm"
         raise ValueError(f"--init: {error}; with --width 1 {norm} the model fits") from None
     line = f"{len(loaded.taken)} of {len(model.state_dict())} tensors start from {path}"
