@@ -109,7 +109,8 @@ def quantize(
         raise ValueError(f"quantize: max_drop: expected a number from 0 to 1, got {max_drop!r}")
     if isinstance(images, bool) or not isinstance(images, int) or images < 1:
         raise ValueError(f"quantize: images: expected an int of 1 or more, got {images!r}")
-    for name, dataset in (("calibration", calibration), ("validation", validation)):
+    given: dict[str, Any] = {"calibration": calibration, "validation": validation}
+    for name, dataset in given.items():
         if not isinstance(dataset, DetectionDataset):
             kind = type(dataset).__name__
             raise TypeError(f"quantize: {name}: expected a DetectionDataset, got {kind}")
