@@ -67,8 +67,9 @@ $(TEST_STAMP): $(SOURCES) | $(BIN)/python
 	$(PIP_INSTALL) --editable '.[test,dev]'
 	touch $(STAMP) $@
 
+# passive, as in the command mdssd: a thread that spins is slow where another program has its core.
 demo: $(STAMP)
-	$(BIN)/python demo/demo.py
+	OMP_WAIT_POLICY=passive $(BIN)/python demo/demo.py
 
 demo-checkpoint: $(STAMP)
 	$(BIN)/python demo/train.py
