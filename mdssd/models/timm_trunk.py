@@ -113,11 +113,11 @@ def check_maps(name: str, height: int, width: int) -> None:
     with torch.device("meta"):
         try:
             maps = timm_network(name).eval()(torch.zeros(1, 3, height, width))
-        except AssertionError as error:  # of a network for a single size
+        except AssertionError as error:  # Some networks accept only a single size.
             raise ValueError(
                 f"trunk {name!r} cannot take images of {width} x {height}: {first_line(error)}"
             ) from None
-        except (NotImplementedError, RuntimeError):  # which the device meta cannot compute
+        except (NotImplementedError, RuntimeError):  # The device meta lacks an operator.
             return
     _check_sizes(name, (height, width), maps)
 
