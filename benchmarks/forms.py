@@ -69,7 +69,7 @@ class Form(NamedTuple):
         return mdssd.create(self.model, CLASSES, batch_norm=self.width < 1, **options).eval()
 
 
-_LITE = "efficientnet_lite0"
+LITE0 = "efficientnet_lite0"
 SSDLITE = Form("torchvision's ssdlite320", "mobilenet_v3_large", light=True)
 # The first of each size is the base of its ratios.
 FORMS = {
@@ -78,20 +78,20 @@ FORMS = {
         Form("mdssd300", width=0.25),
         Form("mdssd300", width=0.25, light=True),
         Form("mdssd300", "resnet101", 0.25),
-        Form("mdssd300", _LITE, 0.25),
-        Form("mdssd300", _LITE, 0.25, True),
-        Form("mdssd300", _LITE, 0.5, True),
+        Form("mdssd300", LITE0, 0.25),
+        Form("mdssd300", LITE0, 0.25, True),
+        Form("mdssd300", LITE0, 0.5, True),
         Form("ssd300"),
         Form("ssd300", width=0.25),
-        Form("ssd300", _LITE, 0.25),
-        Form("ssd300", _LITE, 0.25, True),
+        Form("ssd300", LITE0, 0.25),
+        Form("ssd300", LITE0, 0.25, True),
     ),
     512: (
         Form("mdssd512"),
         Form("mdssd512", width=0.25),
-        Form("mdssd512", _LITE, 0.25),
-        Form("mdssd512", _LITE, 0.25, True),
-        Form("ssd512", _LITE, 0.25, True),
+        Form("mdssd512", LITE0, 0.25),
+        Form("mdssd512", LITE0, 0.25, True),
+        Form("ssd512", LITE0, 0.25, True),
     ),
 }
 
@@ -152,15 +152,20 @@ def measure(forms: Sequence[Form], runtimes: Sequence[str], rounds: int) -> list
 
 
 def accuracy(form: Form) -> list[str]:
-    """Return COCO AP on each of DATA: the mean of the seeds, and their number in brackets."""
+    """Return COCO AP on each of DATA: the mean of the seeds, and their number in brackets.
+
+    EfficientNet-Lite0 is counted from ImageNet's weights, and other trunks from scratch.
+    """
     stored = json.loads(ACCURACY.read_text()) if ACCURACY.exists() else {}
+    usual = (form, "bf16", form.trunk == LITE0)
     cells = []
     for data in DATA:
         found = [
             run["coco"]
             for name, run in stored.items()
             if "@" not in name
-            and (run["data"], Form(*run["form"]), run["amp"]) == (data, form, "bf16")
+            and run["data"] == data
+            and (Form(*run["form"]), run["amp"], run["imagenet"]) == usual
         ]
         cells.append(f"{statistics.mean(found):.3f} ({len(found)})" if found else "-")
     return cells
@@ -323,7 +328,7 @@ def main() -> None:
     run_before_others()
     torch.set_num_threads(2)
     if options.parts:
-        print("\n".join(parts(Form("mdssd300", _LITE, 0.25, True))))
+        print("\n".join(parts(Form("mdssd300", LITE0, 0.25, True))))
         return
     runtimes = ["eager", *(["openvino"] if find_spec("openvino") else [])]
     if "openvino" in runtimes and all(map(find_spec, ("nncf", "onnxruntime", "onnxscript"))):

@@ -20,7 +20,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.forms import ACCURACY, DATA, Form, write_accuracy
+from benchmarks.forms import ACCURACY, DATA, LITE0, Form, write_accuracy
 from benchmarks.small_objects import evaluate, start_or_resume
 from benchmarks.stored import ROOT, write_between
 from mdssd.system.files import atomic_write
@@ -37,48 +37,60 @@ class Training(NamedTuple):
     Attributes:
         a_minute: iterations of 4 images for which one core of an AMD EPYC with AVX-512 BF16 took a
             minute of processor time, in bfloat16 (benchmarks/NOTES.md).
+        imagenet: whether the trunk starts from the weights of `--init`.
     """
 
     title: str
     form: Form
     lr: float
     a_minute: int
+    imagenet: bool = True
     amp: str = "bf16"
 
 
 _VGG = Form("mdssd300", width=0.25)
-_LITE0 = "efficientnet_lite0"
+_LIGHT = Form("mdssd300", LITE0, 0.25, light=True)
 FORMS = {
-    "vgg": Training("VGG16, width 0.25, from scratch", _VGG, 0.03, 133),
-    "light": Training(
-        "light, EfficientNet-Lite0, ImageNet", Form("mdssd300", _LITE0, 0.25, True), 0.1, 196
+    "vgg": Training("VGG16, width 0.25, from scratch", _VGG, 0.03, 133, imagenet=False),
+    "light": Training("light, EfficientNet-Lite0, ImageNet", _LIGHT, 0.1, 196),
+    "light_scratch": Training(
+        "light, EfficientNet-Lite0, from scratch", _LIGHT, 0.1, 196, imagenet=False
     ),
     "vgg_light": Training(
-        "light, VGG16, width 0.25, from scratch", _VGG._replace(light=True), 0.1, 178
+        "light, VGG16, width 0.25, from scratch",
+        _VGG._replace(light=True),
+        0.1,
+        178,
+        imagenet=False,
     ),
-    "lite0": Training("EfficientNet-Lite0, ImageNet", Form("mdssd300", _LITE0, 0.25), 0.05, 134),
+    "lite0": Training("EfficientNet-Lite0, ImageNet", _LIGHT._replace(light=False), 0.05, 134),
     "ssd_light": Training(
-        "SSD300, light, EfficientNet-Lite0, ImageNet", Form("ssd300", _LITE0, 0.25, True), 0.1, 259
+        "SSD300, light, EfficientNet-Lite0, ImageNet", _LIGHT._replace(model="ssd300"), 0.1, 259
     ),
     "light_half": Training(
-        "light, width 0.5, EfficientNet-Lite0, ImageNet",
-        Form("mdssd300", _LITE0, 0.5, True),
-        0.1,
-        152,
+        "light, width 0.5, EfficientNet-Lite0, ImageNet", _LIGHT._replace(width=0.5), 0.1, 152
     ),
     "light_512": Training(
-        "MDSSD512, light, EfficientNet-Lite0, ImageNet",
-        Form("mdssd512", _LITE0, 0.25, True),
-        0.1,
-        74,
+        "MDSSD512, light, EfficientNet-Lite0, ImageNet", _LIGHT._replace(model="mdssd512"), 0.1, 74
     ),
     "ssd_vgg": Training(
-        "SSD300, VGG16, width 0.25, from scratch", Form("ssd300", width=0.25), 0.03, 267
+        "SSD300, VGG16, width 0.25, from scratch",
+        Form("ssd300", width=0.25),
+        0.03,
+        267,
+        imagenet=False,
     ),
     "ssd_lite0": Training(
-        "SSD300, EfficientNet-Lite0, ImageNet", Form("ssd300", _LITE0, 0.25), 0.05, 262
+        "SSD300, EfficientNet-Lite0, ImageNet", Form("ssd300", LITE0, 0.25), 0.05, 262
     ),
-    "float32": Training("VGG16, width 0.25, from scratch, in float32", _VGG, 0.03, 133, amp="none"),
+    "float32": Training(
+        "VGG16, width 0.25, from scratch, in float32",
+        _VGG,
+        0.03,
+        133,
+        imagenet=False,
+        amp="none",
+    ),
 }
 # `mdssd train --resume` does not remember these, so that every start has to pass them.
 MACHINE = "--threads 1 --workers 0".split()
@@ -115,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 train(run, how, seed, folder, options.init, options.minutes)
                 figures = evaluate(run, folder, CLASS.get(data), "cpu")
                 figures |= {"data": data, "form": how.form, "amp": how.amp}
+                figures["imagenet"] = how.imagenet
                 _add(store, {name: figures})
     if options.write:
         _add(ACCURACY, _results(store))
@@ -131,7 +144,7 @@ def train(run: Path, how: Training, seed: int, folder: Path, init: Path, minutes
     new += ["--model", model, "--trunk", trunk, "--width", width, *(["--light"] if light else [])]
     new += ["--amp", how.amp, "--lr", how.lr, "--warmup", 100]
     new += ["--iterations", round(minutes * how.a_minute)]
-    start_or_resume(run, new + (["--init", init] if trunk == _LITE0 else []), MACHINE)
+    start_or_resume(run, new + (["--init", init] if how.imagenet else []), MACHINE)
 
 
 def table(results: dict[str, Any]) -> list[str]:

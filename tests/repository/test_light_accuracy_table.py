@@ -9,13 +9,15 @@ from benchmarks.light_accuracy import FORMS
 def run(form, coco, iterations):
     how = FORMS[form]
     figures = {"voc07": 0.5, "coco": coco, "coco_small": 0.25, "iterations": iterations}
-    return {**figures, "data": "pcb", "form": how.form, "amp": how.amp}
+    how_trained = {"form": how.form, "amp": how.amp, "imagenet": how.imagenet}
+    return {**figures, "data": "pcb", **how_trained}
 
 
 RUNS = {
     "pcb-light-0": run("light", 0.5, 1568),
     "pcb-light-1": run("light", 0.6, 1568),
     "pcb-light-0@40": run("light", 0.75, 7840),
+    "pcb-light_scratch-0": run("light_scratch", 0.2, 1568),
     "pcb-float32-0": run("float32", 0.9, 1064),
 }
 
@@ -24,9 +26,10 @@ def test_runs_of_other_lengths_have_rows_of_their_own():
     head, line, *rows = light_accuracy.table(RUNS)
     assert head.count("|") == line.count("|")
     cells = [row.strip("| ").split(" | ")[1:] for row in rows]
-    assert [row[0] for row in cells] == [FORMS[n].title for n in ("light", "float32", "light")]
+    order = ("light", "light_scratch", "float32", "light")
+    assert [row[0] for row in cells] == [FORMS[form].title for form in order]
     assert cells[0][1:5] == ["8", "1,568", "0.500 (0.500, 0.500)", "0.550 (0.500, 0.600)"]
-    assert cells[2][1:] == ["40", "7,840", "0.500", "0.750", "0.250"]
+    assert cells[3][1:] == ["40", "7,840", "0.500", "0.750", "0.250"]
 
 
 def test_the_pages_get_the_stored_figures(tmp_path, monkeypatch, capsys):
@@ -46,7 +49,7 @@ def test_the_pages_get_the_stored_figures(tmp_path, monkeypatch, capsys):
     table = "\n".join(light_accuracy.table(RUNS))
     assert accuracy.read_text() == f"before\n{start}\n{table}\n{end}\nafter\n"
     assert capsys.readouterr().out == table + "\n"
-    assert page.read_text() == (  # eight minutes in bfloat16 only
+    assert page.read_text() == (  # eight minutes in bfloat16, with ImageNet's weights
         "text\n| mdssd300 | efficientnet_lite0 | 0.25 | light | 1.36 | - | - | 0.550 (2) |\n"
         "| mdssd300 | vgg16 | 0.25 | full | 5.65 | - | - | - |\n"
     )
