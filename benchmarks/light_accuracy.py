@@ -83,6 +83,26 @@ FORMS = {
     "ssd_lite0": Training(
         "SSD300, EfficientNet-Lite0, ImageNet", Form("ssd300", LITE0, 0.25), 0.05, 262
     ),
+    "resnet101": Training(
+        "ResNet101, width 0.25, from scratch",
+        _VGG._replace(trunk="resnet101"),
+        0.03,
+        153,
+        imagenet=False,
+    ),
+    "vgg_512": Training(
+        "MDSSD512, VGG16, width 0.25, from scratch",
+        _VGG._replace(model="mdssd512"),
+        0.03,
+        62,
+        imagenet=False,
+    ),
+    "lite0_512": Training(
+        "MDSSD512, EfficientNet-Lite0, ImageNet", Form("mdssd512", LITE0, 0.25), 0.05, 62
+    ),
+    "ssd512_light": Training(
+        "SSD512, light, EfficientNet-Lite0, ImageNet", _LIGHT._replace(model="ssd512"), 0.1, 106
+    ),
     "float32": Training(
         "VGG16, width 0.25, from scratch, in float32",
         _VGG,
