@@ -140,8 +140,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                     name += f"@{options.minutes:g}"
                 if not wanted or name in _results(store):
                     continue
-                if folder is None or options.init is None:
-                    print(f"{name}: skipped, because --{data} or --init is not given")
+                if folder is None or (how.imagenet and options.init is None):
+                    missing = data if folder is None else "init"
+                    print(f"{name}: skipped, because --{missing} is not given")
                     continue
                 run = options.runs / name
                 train(run, how, seed, folder, options.init, options.minutes)
@@ -156,7 +157,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("\n".join(table(_results(store))))
 
 
-def train(run: Path, how: Training, seed: int, folder: Path, init: Path, minutes: float) -> None:
+def train(
+    run: Path, how: Training, seed: int, folder: Path, init: Path | None, minutes: float
+) -> None:
     """Start or resume a run, unless it is finished."""
     model, trunk, width, light = how.form
     split = "trainval" if (folder / "ImageSets").is_dir() else "train"

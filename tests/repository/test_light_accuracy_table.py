@@ -53,3 +53,15 @@ def test_the_pages_get_the_stored_figures(tmp_path, monkeypatch, capsys):
         "text\n| mdssd300 | efficientnet_lite0 | 0.25 | light | 1.36 | - | - | 0.550 (2) |\n"
         "| mdssd300 | vgg16 | 0.25 | full | 5.65 | - | - | - |\n"
     )
+
+
+def test_only_forms_on_imagenet_weights_need_them(tmp_path, monkeypatch, capsys):
+    trained = []
+    monkeypatch.setattr(light_accuracy, "train", lambda run, *rest: trained.append(run.name))
+    monkeypatch.setattr(light_accuracy, "evaluate", lambda *_: run("light_scratch", 0.5, 1568))
+    options = ["--pcb", str(tmp_path), "--runs", str(tmp_path), "--seeds", "0"]
+    light_accuracy.main([*options, "--forms", "light", "light_scratch"])
+    lines = capsys.readouterr().out.splitlines()
+    assert trained == ["pcb-light_scratch-0"]
+    assert "pcb-light-0: skipped, because --init is not given" in lines
+    assert "cars-light_scratch-0: skipped, because --cars is not given" in lines
