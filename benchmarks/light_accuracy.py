@@ -3,7 +3,8 @@
     python -m benchmarks.light_accuracy --bccd DIR --cars DIR --pcb DIR --init lite0.safetensors
 
 Trains every run that is not finished, one after another, and resumes interrupted ones. Evaluates
-each run once on the test split, stores the results in `--runs`, and prints a table of them.
+each run once on the test split and once on the images that it was trained on, stores the results
+in `--runs`, and prints a table of them.
 `--only pcb-light-0` restricts this to single runs, and `--minutes` says how long each may take.
 `--forms vgg float32` compares VGG16 in bfloat16 with as many iterations in float32. `--write` adds
 the results to docs/light-accuracy.json, and writes the table of docs/accuracy.md and the columns
@@ -114,7 +115,12 @@ FORMS = {
 }
 # `mdssd train --resume` does not remember these, so that every start has to pass them.
 MACHINE = "--threads 1 --workers 0".split()
-FIGURES = {"voc07": "VOC07 AP", "coco": "COCO AP", "coco_small": "COCO AP small"}
+FIGURES = {
+    "voc07": "VOC07 AP",
+    "coco": "COCO AP",
+    "coco_small": "COCO AP small",
+    "coco_train": "COCO AP, training images",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -147,6 +153,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 run = options.runs / name
                 train(run, how, seed, folder, options.init, options.minutes)
                 figures = evaluate(run, folder, CLASS.get(data), "cpu")
+                known = evaluate(run, folder, CLASS.get(data), "cpu", _training_split(folder))
+                figures["coco_train"] = known["coco"]
                 figures |= {"data": data, "form": how.form, "amp": how.amp}
                 figures["imagenet"] = how.imagenet
                 _add(store, {name: figures})
@@ -162,12 +170,16 @@ def train(
 ) -> None:
     """Start or resume a run, unless it is finished."""
     model, trunk, width, light = how.form
-    split = "trainval" if (folder / "ImageSets").is_dir() else "train"
-    new = ["--data", folder, "--split", split, "--no-check-images", "--seed", seed]
+    new = ["--data", folder, "--split", _training_split(folder), "--no-check-images"]
+    new += ["--seed", seed]
     new += ["--model", model, "--trunk", trunk, "--width", width, *(["--light"] if light else [])]
     new += ["--amp", how.amp, "--lr", how.lr, "--warmup", 100]
     new += ["--iterations", round(minutes * how.a_minute)]
     start_or_resume(run, new + (["--init", init] if how.imagenet else []), MACHINE)
+
+
+def _training_split(folder: Path) -> str:
+    return "trainval" if (folder / "ImageSets").is_dir() else "train"
 
 
 def table(results: dict[str, Any]) -> list[str]:

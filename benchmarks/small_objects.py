@@ -139,12 +139,14 @@ def start_or_resume(run: Path, new: Sequence[Any], always: Sequence[Any] = ()) -
     subprocess.run([str(part) for part in command], check=True)
 
 
-def evaluate(run: Path, folder: Path | None, only: str | None, device: str) -> dict[str, Any]:
-    """Evaluate a finished run on its test split, on all classes or only one."""
+def evaluate(
+    run: Path, folder: Path | None, only: str | None, device: str, split: str = "test"
+) -> dict[str, Any]:
+    """Evaluate a finished run on a split of its data, on all classes or only one."""
     detector = Detector.from_checkpoint(run, device=device, score_threshold=0.01)
     dataset: DetectionDataset = open_dataset(
         folder,
-        split="test",
+        split=split,
         classes=detector.classes if folder else None,
         image_size=detector.input_size,
     )
